@@ -1,0 +1,57 @@
+"""The names that a configuration may use, each with the import string of the class that it stands for.
+
+A new preconditioner, model, path, autoencoder or dataset is one new file, one line here and one entry in a
+configuration. The table holds strings, so the plan can read it (and a class's options) without importing torch,
+and a change to one class does not touch the fingerprint of the others.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from precfm.errors import PrecfmError
+
+REGISTRY: dict[str, dict[str, str]] = {
+    "preconditioners": {
+        "none": "precfm.preconditioners.identity:Identity",
+        "scalar": "precfm.preconditioners.scalar:Scalar",
+        "per_channel": "precfm.preconditioners.per_channel:PerChannel",
+        "whitening": "precfm.preconditioners.whitening:Whitening",
+        "class_whitening": "precfm.preconditioners.class_whitening:ClassWhitening",
+        "normalizing_flow": "precfm.preconditioners.normalizing_flow:NormalizingFlow",
+    },
+    "models": {
+        "mlp": "precfm.models.mlp:MLPVelocity",
+    },
+    "paths": {
+        "linear": "precfm.paths:LinearPath",
+        "variance_preserving": "precfm.paths:VariancePreservingPath",
+    },
+    "autoencoders": {
+        "conv_vae": "precfm.autoencoders.conv_vae:ConvVAE",
+    },
+    "datasets": {
+        "mnist5k": "precfm.datasets.mnist5k:MNIST5k",
+        "mnist": "precfm.datasets.mnist:MNIST",
+    },
+    "figures": {},
+    "tables": {},
+}
+
+
+def import_string(room: str, name: str) -> str:
+    """The import string `module:attribute` behind a registered name.
+
+    Raises:
+        PrecfmError: the room has no such name.
+    """
+    try:
+        return REGISTRY[room][name]
+    except KeyError:
+        known = ", ".join(sorted(REGISTRY[room]))
+        raise PrecfmError(f"{room}: '{name}' is not registered; known are {known}") from None
+
+
+def load(room: str, name: str) -> Any:
+    """The class or function that a registered name stands for."""
+    module, attribute = import_string(room, name).split(":")
+    return getattr(import_module(module), attribute)
