@@ -1,0 +1,363 @@
+"""Artifacts: immutable folders with a checksum for every file, built under a lock and put in place whole.
+
+An artifact lives at `results/<experiment>/<kind>/<label>-<key>/` and is complete if and only if it holds
+`artifact.json`. A job works in a part-folder that is renamed when it is finished, so neither a kill, a full disk
+nor a second run over the same folder can leave a half-written artifact behind.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from precfm.errors import PrecfmError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+RESULTS = Path("results")
+RECORD = "artifact.json"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One artifact as the plan wants it.
+
+    Attributes:
+        kind: which sort of artifact, such as `flows`.
+        label: a readable name; not part of the key.
+        key: short hash of everything that decides the artifact's content.
+        params: all parameters, as plain data.
+        parents: for each role, the ids `kind/label-key` of the artifacts that are read.
+        fingerprint: of the code that makes it.
+        experiment: the experiment whose folder holds it.
+        device: where it is made, `cpu` or `cuda`; not part of the key.
+    """
+
+    kind: str
+    label: str
+    key: str
+    params: Mapping[str, Any]
+    parents: Mapping[str, tuple[str, ...]]
+    fingerprint: str
+    experiment: str
+    device: str = "cpu"
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Node":
+        """The inverse of `to_json`."""
+        return cls(**{**data, "parents": {role: tuple(ids) for role, ids in data["parents"].items()}})
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return f"{self.label}-{self.key}"
+
+    @property
+    def id(self) -> str:
+        """Kind and folder name."""
+        return f"{self.kind}/{self.name}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the artifact lives."""
+        return RESULTS / self.experiment / self.id
+
+    @property
+    def exists(self) -> bool:
+        """Whether the artifact is complete."""
+        return (self.folder / RECORD).is_file()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for a job in another process."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact, for reading. Every file is checked against its checksum before it is used."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> "Artifact":
+        """Open the artifact in a folder.
+
+        Raises:
+            PrecfmError: there is none, or its record is no valid JSON.
+        """
+        try:
+            return cls(folder, json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise PrecfmError(f"{folder}: no complete artifact there; run `make reproduce` to make it") from None
+        except ValueError as error:
+            raise PrecfmError(f"{folder / RECORD}: damaged ({error}); {_REMEDY}") from None
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """The parameters that it was made with."""
+        params: Mapping[str, Any] = self.record["params"]
+        return params
+
+    @property
+    def key(self) -> str:
+        """Its content key."""
+        return str(self.record["key"])
+
+    def path(self, name: str) -> Path:
+        """The path of a payload file, once its checksum is found right.
+
+        Raises:
+            PrecfmError: the file is missing, unknown or damaged.
+        """
+        file = self.folder / name
+        expected = self.record["files"].get(name)
+        if expected is None:
+            raise PrecfmError(f"{file}: not part of this artifact, which holds {', '.join(self.record['files'])}")
+        try:
+            found = file_sha256(file)
+        except OSError as error:
+            raise PrecfmError(f"{file}: {error.strerror or error}; {_REMEDY}") from None
+        if found != expected["sha256"]:
+            raise PrecfmError(f"{file}: damaged (checksum {found[:12]}, expected {expected['sha256'][:12]}); {_REMEDY}")
+        return file
+
+    def verified(self) -> Path:
+        """The folder, once every payload file is found right."""
+        for name in self.record["files"]:
+            self.path(name)
+        return self.folder
+
+    def tensors(self, name: str) -> dict[str, "Tensor"]:
+        """A safetensors file as a mapping of tensors."""
+        from safetensors.torch import load_file
+
+        tensors: dict[str, Tensor] = load_file(self.path(name))
+        return tensors
+
+    def frame(self, name: str) -> "pd.DataFrame":
+        """A CSV file as a data frame."""
+        import pandas as pd
+
+        return pd.read_csv(self.path(name))
+
+    def json(self, name: str) -> Any:
+        """A JSON file as plain data."""
+        return json.loads(self.path(name).read_text(encoding="utf-8"))
+
+
+_REMEDY = "delete this folder and run the same command again, which makes it anew"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a script sees of the artifact that it makes.
+
+    Attributes:
+        node: the artifact as planned.
+        folder: where to write the payload.
+        scratch: where to keep what a killed run needs to go on; emptied when the artifact is finished.
+    """
+
+    node: Node
+    folder: Path
+    scratch: Path
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """The parameters of the artifact."""
+        return self.node.params
+
+    def parents(self, role: str) -> list[Artifact]:
+        """The artifacts that stand in a role; none where the plan gives none."""
+        base = RESULTS / self.node.experiment
+        return [Artifact.open(base / parent) for parent in self.node.parents.get(role, ())]
+
+    def parent(self, role: str) -> Artifact:
+        """The one artifact that stands in a role."""
+        (artifact,) = self.parents(role)
+        return artifact
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write plain data as JSON; NaN and infinity are refused."""
+        (self.folder / name).write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+    def write_frame(self, name: str, frame: "pd.DataFrame") -> None:
+        """Write a data frame as CSV; floats keep all their digits."""
+        frame.to_csv(self.folder / name, index=False, lineterminator="\n")
+
+    def write_tensors(self, name: str, tensors: Mapping[str, "Tensor"]) -> None:
+        """Write tensors as one safetensors file."""
+        from safetensors.torch import save_file
+
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, self.folder / name)
+
+
+Make = Callable[[Job], None]
+
+
+def build(node: Node, make: Make) -> bool:
+    """Make an artifact unless it exists.
+
+    Args:
+        node: the artifact as planned.
+        make: writes the payload into the job's folder.
+
+    Returns:
+        Whether it was made now.
+
+    Raises:
+        PrecfmError: a mistake that a user can mend, disk and permissions included.
+    """
+    work = RESULTS / ".work"
+    name = f"{node.kind}-{node.key}"
+    try:
+        (work / "locks").mkdir(parents=True, exist_ok=True)
+        with FileLock(work / "locks" / f"{name}.lock"):
+            if node.exists or adopt(node):
+                return False
+            scratch = work / "scratch" / name
+            part = work / "parts" / f"{name}.part-{socket.gethostname()}-{os.getpid()}"
+            for folder in (part, scratch):
+                folder.mkdir(parents=True, exist_ok=True)
+            try:
+                make(Job(node, part, scratch))
+                _finish(node, part)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
+            return True
+    except OSError as error:
+        raise PrecfmError(
+            f"{error.filename or node.folder}: {error.strerror or error}; free space and write permission are "
+            "needed; what was already made is kept"
+        ) from error
+
+
+def adopt(node: Node) -> bool:
+    """Take an equal artifact from the attic (moved) or from another experiment (copied) if there is one.
+
+    Returns:
+        Whether the artifact is now in place.
+    """
+    places = (RESULTS / ".attic", *sorted(path for path in RESULTS.glob("[!.]*") if path.is_dir()))
+    for place in places:
+        for folder in sorted((place / node.kind).glob(f"*-{node.key}")):
+            if folder == node.folder or not (folder / RECORD).is_file():
+                continue
+            if place.name == ".attic":
+                _put(folder, node.folder)
+            else:
+                copy = RESULTS / ".work" / "parts" / f"{node.kind}-{node.key}.copy-{socket.gethostname()}-{os.getpid()}"
+                shutil.rmtree(copy, ignore_errors=True)
+                shutil.copytree(Artifact.open(folder).verified(), copy)
+                _put(copy, node.folder)
+            return True
+    return False
+
+
+def _put(source: Path, target: Path) -> None:
+    """Move a finished folder into place with one rename; what lies there without a record is rubbish."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():  # Snakemake's empty folder, or the remains of an incomplete pull
+        shutil.rmtree(target)
+    source.rename(target)
+
+
+def _finish(node: Node, part: Path) -> None:
+    """Write the record and move the folder into place."""
+    files = {
+        str(path.relative_to(part)): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(part.rglob("*"))
+        if path.is_file()
+    }
+    record = {
+        "kind": node.kind,
+        "key": node.key,
+        "params": node.params,
+        "parents": {role: [_without_label(parent) for parent in ids] for role, ids in node.parents.items()},
+        "fingerprint": node.fingerprint,
+        "files": files,
+        "made_on": made_on(node.device),
+    }
+    with (part / RECORD).open("w", encoding="utf-8") as file:
+        json.dump(record, file, indent=1, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    _put(part, node.folder)
+
+
+def _without_label(parent_id: str) -> str:
+    kind, name = parent_id.split("/")
+    return f"{kind}/{name.rsplit('-', 1)[1]}"
+
+
+def made_on(device: str) -> dict[str, Any]:
+    """What may change the bytes from machine to machine; constant on one machine."""
+    import torch
+
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def file_sha256(file: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def messages_to(log: Path) -> Iterator[None]:
+    """Send standard output and error of a job to its log file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        kept = [(descriptor, os.dup(descriptor)) for descriptor in (1, 2)]
+        try:
+            for descriptor, _ in kept:
+                os.dup2(file.fileno(), descriptor)
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for descriptor, copy in kept:
+                os.dup2(copy, descriptor)
+                os.close(copy)
+
+
+def run_rule(make: Make, snakemake: Any) -> None:
+    """Entry point of a script under Snakemake: build the node that the rule asks for.
+
+    A user's mistake is told in one line on standard error, and kept beside the log for the end of the run.
+    """
+    import torch
+
+    node = Node.from_json(snakemake.params.node)
+    torch.set_num_threads(snakemake.threads)
+    log = Path(snakemake.log[0])
+    complaint = log.with_suffix(".error")
+    complaint.unlink(missing_ok=True)
+    try:
+        with messages_to(log):
+            build(node, make)
+    except PrecfmError as error:
+        sentence = f"precfm: {node.id}: {error}"
+        complaint.write_text(sentence + "\n", encoding="utf-8")
+        sys.exit(sentence)

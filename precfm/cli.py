@@ -1,0 +1,144 @@
+"""The command line: `precfm VERB`. Reads arguments, calls the library, prints; nothing else."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from precfm.errors import PrecfmError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Preconditioned flow matching: pipeline and library.")
+data_app = typer.Typer(no_args_is_help=True, help="Raw data: fetch it, or register your own.")
+app.add_typer(data_app, name="data")
+
+ExperimentName = Annotated[str, typer.Argument(help="An experiment: the name of a file in config/.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence on standard error and exit code 1."""
+    try:
+        app()
+    except PrecfmError as error:
+        sys.exit(f"precfm: {error}")
+
+
+@app.command("ls")
+def list_artifacts(
+    experiment: ExperimentName,
+    kind: Annotated[str | None, typer.Option(help="Only this kind.")] = None,
+    missing: Annotated[bool, typer.Option("--missing", help="Only what does not exist yet.")] = False,
+) -> None:
+    """List the artifacts of a plan: + exists, - is still to be made."""
+    from precfm.plan import load_plan
+
+    for node in load_plan(experiment).nodes.values():
+        if kind in (None, node.kind) and not (missing and node.exists):
+            typer.echo(f"{'+' if node.exists else '-'} {node.id}")
+
+
+@app.command()
+def make(
+    experiment: ExperimentName,
+    ids: Annotated[list[str] | None, typer.Argument(help="Kinds, or KIND/LABEL-KEY; default: everything.")] = None,
+) -> None:
+    """Make artifacts in order, without Snakemake: for machines that have only the library."""
+    from precfm.plan import KINDS, SCRIPTS, load_plan
+
+    plan = load_plan(experiment)
+    wanted = [node for node in plan.nodes.values() if not ids or node.kind in ids or node.id in ids]
+    for name in ids or []:
+        if name not in KINDS:
+            plan.node(name)
+    os.environ.setdefault("OMP_NUM_THREADS", str(plan.experiment.threads))
+    import torch
+
+    from precfm.artifacts import build
+
+    torch.set_num_threads(plan.experiment.threads)
+    for count, node in enumerate(wanted, start=1):
+        spec = importlib.util.spec_from_file_location("precfm_script", SCRIPTS / KINDS[node.kind])
+        assert spec is not None
+        assert spec.loader is not None
+        script = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(script)
+        try:
+            made = build(node, script.make)
+        except PrecfmError as error:
+            raise PrecfmError(f"{node.id}: {error}") from error
+        typer.echo(f"[{count}/{len(wanted)}] {'made' if made else 'kept'} {node.id}")
+    if not ids:
+        from precfm.store import publish
+
+        publish(plan)
+
+
+@app.command()
+def tidy(experiment: ExperimentName) -> None:
+    """Move what the plan no longer wants to the attic, and fetch back what it wants again."""
+    from precfm.plan import load_plan
+    from precfm.store import summary
+    from precfm.store import tidy as tidy_results
+
+    plan = load_plan(experiment)
+    left, returned = tidy_results(plan)
+    wanted, existing = (sum(column) for column in list(zip(*summary(plan), strict=True))[1:])
+    typer.echo(
+        f"{experiment}: {wanted} artifacts, {existing} exist "
+        f"({len(left)} moved to the attic, {len(returned)} fetched back or copied)"
+    )
+
+
+@app.command("gc")
+def garbage() -> None:
+    """Empty the attic and remove the remains of abandoned jobs."""
+    from precfm.config import CONFIG_FOLDER
+    from precfm.plan import load_plan
+    from precfm.store import collect_garbage
+
+    names = [file.stem for file in sorted(CONFIG_FOLDER.glob("*.yaml")) if file.stem != "claims"]
+    typer.echo(f"freed {collect_garbage(load_plan(name) for name in names) / 1e6:.1f} MB")
+
+
+@app.command()
+def claims() -> None:
+    """Merge the verdicts of all published experiments into results/claims.json and results/claims.md."""
+    from precfm.artifacts import RESULTS
+    from precfm.report.claims import merge_claims
+    from precfm.store import recorded_experiments
+
+    import json
+
+    files = [RESULTS / name / "claims.json" for name in recorded_experiments()]
+    if not files:
+        raise PrecfmError(f"{RESULTS}: holds no published claims; run `make reproduce` first")
+    as_json, as_markdown = merge_claims([json.loads(file.read_text(encoding="utf-8")) for file in files])
+    (RESULTS / "claims.json").write_text(as_json, encoding="utf-8")
+    (RESULTS / "claims.md").write_text(as_markdown, encoding="utf-8")
+    typer.echo(f"{RESULTS / 'claims.md'}: verdicts of {', '.join(file.parent.name for file in files)}")
+
+
+@data_app.command("fetch")
+def fetch_data(name: Annotated[str, typer.Argument(help="A source in data/sources.yaml.")]) -> None:
+    """Bring the raw files of a source to data/raw/NAME and check them."""
+    from precfm.datasets.sources import fetch
+    from precfm.plan import SOURCES
+
+    mirror = os.environ.get("PRECFM_MIRROR")
+    for line in fetch(name, Path("data/raw") / name, sources_file=SOURCES, mirror=Path(mirror) if mirror else None):
+        typer.echo(line)
+
+
+@data_app.command("add")
+def add_data(
+    name: Annotated[str, typer.Argument(help="A new name for the source.")],
+    path: Annotated[Path, typer.Argument(help="A folder or zip file of images, one folder per class.")],
+) -> None:
+    """Register your own images: write their checksums into data/sources.yaml."""
+    from precfm.datasets.sources import add_source
+    from precfm.plan import SOURCES
+
+    add_source(name, path, SOURCES)
+    typer.echo(f"{name}: registered in {SOURCES}; use it as `source: {{name: imagefolder, ...}}` in a config")

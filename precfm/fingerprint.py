@@ -1,0 +1,115 @@
+"""Fingerprints of code: what a script and the rooms of precfm that it needs *do*, not how they are written down.
+
+A fingerprint hashes syntax trees without docstrings, comments and formatting. It walks the fields of the trees and
+skips empty ones, because `ast.dump` and `ast.unparse` differ between Python versions; the same source has the same
+fingerprint under Python 3.11, 3.12 and 3.13. Nothing is imported.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+
+# These rooms decide what is made and where it is kept, never what is in it.
+WITHOUT_EFFECT = frozenset(
+    {
+        "precfm",
+        "precfm.artifacts",
+        "precfm.cli",
+        "precfm.config",
+        "precfm.errors",
+        "precfm.fingerprint",
+        "precfm.options",
+        "precfm.plan",
+        "precfm.progress",
+        "precfm.registry",
+        "precfm.store",
+    }
+)
+
+
+def fingerprint(script: Path, modules: Iterable[str] = ()) -> str:
+    """The fingerprint of a script together with every precfm module that it needs, transitively.
+
+    Args:
+        script: the script's file.
+        modules: further modules that the script loads by name, such as a registry's entry.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    pending = [*imports(script), *modules]
+    needed: set[str] = set()
+    while pending:
+        module = pending.pop()
+        if module in needed or module in WITHOUT_EFFECT:
+            continue
+        needed.add(module)
+        pending.extend(imports(module_file(module)))
+    parts = [syntax_hash(script), *(f"{name}:{syntax_hash(module_file(name))}" for name in sorted(needed))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def module_file(module: str) -> Path:
+    """The source file of a module of precfm."""
+    base = PACKAGE.joinpath(*module.split(".")[1:])
+    package = base / "__init__.py"
+    return package if package.is_file() else base.with_suffix(".py")
+
+
+@cache
+def imports(file: Path) -> tuple[str, ...]:
+    """The modules of precfm that a file imports anywhere, inside functions too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names if alias.name.split(".")[0] == "precfm")
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "precfm":
+            found.add(node.module)
+            members = (f"{node.module}.{alias.name}" for alias in node.names)
+            found.update(member for member in members if module_file(member).is_file())
+    return tuple(sorted(found))
+
+
+@cache
+def syntax_hash(file: Path) -> str:
+    """The hash of one file's syntax tree, without docstrings, comments and formatting."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    digest = hashlib.sha256()
+    for token in _tokens(tree):
+        digest.update(token.encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _tokens(node: object) -> Iterator[str]:
+    """A tree as a sequence of words; empty fields leave no trace, since new Pythons add such fields."""
+    if isinstance(node, ast.AST):
+        yield f"({type(node).__name__}"
+        for name, value in _fields(node):
+            if value is None or value == []:
+                continue
+            yield f".{name}"
+            yield from _tokens(value)
+        yield ")"
+    elif isinstance(node, list):
+        yield "["
+        for item in node:
+            yield from _tokens(item)
+        yield "]"
+    else:
+        yield f"{type(node).__name__}={node!r}"
+
+
+def _fields(node: ast.AST) -> Iterator[tuple[str, object]]:
+    documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    for name, value in ast.iter_fields(node):
+        if isinstance(node, ast.Constant) and name == "kind":  # u"x" is "x"
+            continue
+        if documented and name == "body" and ast.get_docstring(node, clean=False) is not None:  # type: ignore[arg-type]
+            yield name, value[1:]
+        else:
+            yield name, value

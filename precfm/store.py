@@ -1,0 +1,140 @@
+"""The results folder as a whole: what leaves a plan goes to the attic, what is finished is published.
+
+    results/<experiment>/<kind>/     artifacts of the plan, versioned by DVC
+    results/<experiment>/tables/ ... products with plain names, in git
+    results/<experiment>/records/    logs, times, stamps: whatever changes from run to run
+    results/.attic/                  artifacts that no plan wants at present
+    results/.work/                   locks, part-folders and scratch of running jobs
+"""
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from precfm.artifacts import RESULTS, Artifact, Node, adopt
+from precfm.plan import KINDS, Plan
+
+PRODUCTS = {"table_files": "tables", "figure_files": "figures", "verdicts": ""}
+
+
+def tidy(plan: Plan) -> tuple[list[str], list[str]]:
+    """Bring an experiment's folder in line with its plan, without making anything.
+
+    Args:
+        plan: what the experiment wants.
+
+    Returns:
+        Ids of the artifacts that went to the attic, and of those that came back or were copied from elsewhere.
+    """
+    home = RESULTS / plan.experiment.name
+    left = []
+    for kind in KINDS:
+        (home / kind).mkdir(parents=True, exist_ok=True)
+        for folder in sorted((home / kind).iterdir()):
+            if f"{kind}/{folder.name}" not in plan.nodes:
+                to_attic(folder, kind)
+                left.append(f"{kind}/{folder.name}")
+    returned = [node.id for node in plan.nodes.values() if not node.exists and adopt(node)]
+    return left, returned
+
+
+def to_attic(folder: Path, kind: str) -> None:
+    """Move one artifact out of DVC's sight; it comes back when a plan wants it again."""
+    target = RESULTS / ".attic" / kind / folder.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        shutil.rmtree(target)
+    folder.rename(target)
+
+
+def collect_garbage(plans: Iterable[Plan]) -> int:
+    """Empty the attic and remove the remains of jobs that no plan will go on with.
+
+    Returns:
+        The number of bytes freed.
+    """
+    wanted = {f"{node.kind}-{node.key}" for plan in plans for node in plan.nodes.values()}
+    work = RESULTS / ".work"
+    doomed = [
+        RESULTS / ".attic",
+        *sorted(work.glob("parts/*")),
+        *(folder for folder in sorted(work.glob("scratch/*")) if folder.name not in wanted),
+    ]
+    freed = 0
+    for folder in doomed:
+        freed += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        shutil.rmtree(folder, ignore_errors=True)
+    return freed
+
+
+def publish(plan: Plan) -> None:
+    """Copy the products to their plain names and write the manifest of the whole experiment.
+
+    Artifacts that are not on this machine (a partial pull) keep what the last manifest said of them.
+    """
+    home = RESULTS / plan.experiment.name
+    for kind, name in PRODUCTS.items():
+        target = home / name
+        kept = set()
+        target.mkdir(parents=True, exist_ok=True)
+        for node in plan.of(kind):
+            artifact = Artifact.open(node.folder)
+            for file in artifact.record["files"]:
+                shutil.copyfile(artifact.path(file), target / file)
+                kept.add(target / file)
+        if name:
+            for stale in set(target.iterdir()) - kept:
+                stale.unlink()
+    (home / "manifest.json").write_text(json.dumps(_manifest(plan), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    _publish_times(home, plan)
+
+
+def _manifest(plan: Plan) -> dict[str, Any]:
+    file = RESULTS / plan.experiment.name / "manifest.json"
+    before = json.loads(file.read_text(encoding="utf-8"))["artifacts"] if file.is_file() else {}
+    return {
+        "experiment": plan.experiment.name,
+        "key": plan.key,
+        "artifacts": {node.id: _entry(node, before.get(node.id)) for node in plan.nodes.values()},
+    }
+
+
+def _entry(node: Node, before: dict[str, Any] | None) -> dict[str, Any]:
+    if not node.exists and before:
+        return before
+    files = Artifact.open(node.folder).record["files"] if node.exists else None
+    return {
+        "params": node.params,
+        "parents": {role: list(ids) for role, ids in node.parents.items()},
+        "fingerprint": node.fingerprint,
+        "files": files,
+    }
+
+
+def _publish_times(home: Path, plan: Plan) -> None:
+    """Wall time per job, from Snakemake's benchmark files; it never enters a deterministic artifact."""
+    import pandas as pd
+
+    rows = []
+    for node in plan.nodes.values():
+        file = home / "records" / "benchmarks" / node.kind / f"{node.name}.tsv"
+        if file.is_file():
+            times = pd.read_csv(file, sep="\t").iloc[-1]
+            rows.append({"kind": node.kind, "artifact": node.name, "seconds": times["s"], "max_rss_mb": times["max_rss"]})
+    if rows:
+        (home / "records").mkdir(exist_ok=True)
+        pd.DataFrame(rows).to_csv(home / "records" / "wall_time.csv", index=False)
+
+
+def summary(plan: Plan) -> list[tuple[str, int, int]]:
+    """For every kind: how many artifacts the plan wants, and how many exist."""
+    return [(kind, len(nodes), sum(node.exists for node in nodes)) for kind in KINDS if (nodes := plan.of(kind))]
+
+
+def recorded_experiments() -> list[str]:
+    """Experiments that have published claims here."""
+    return sorted(path.parent.name for path in RESULTS.glob("[!.]*/claims.json"))
+
+
