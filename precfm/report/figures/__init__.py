@@ -1,0 +1,1 @@
+"""One module per figure; each has `draw(frames, images)`; `style` holds what they share."""

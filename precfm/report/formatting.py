@@ -1,0 +1,248 @@
+"""A printed table: blocks of formatted cells with caption and notes, as Markdown and LaTeX; numbers as text."""
+
+import math
+import re
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from precfm.report.statistics import Estimate
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a printed table whose columns are comparable from row to row.
+
+    Attributes:
+        title: what all its rows share (data set, feature space).
+        cells: formatted text; the first column names the row.
+        note: its protocol, printed below it.
+    """
+
+    title: str
+    cells: pd.DataFrame
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as numbers and as it is printed.
+
+    Attributes:
+        data: tidy numbers, one row per number; this becomes the CSV file.
+        blocks: the printed parts.
+        caption: one paragraph: what it shows, how many seeds, which intervals.
+        notes: further remarks, printed as a list below the last block.
+    """
+
+    data: pd.DataFrame
+    blocks: list[Block]
+    caption: str
+    notes: list[str] = field(default_factory=list)
+
+
+def number_text(value: float, digits: int = 3) -> str:
+    """A number with the given significant digits; powers of ten outside 1e-3 to 1e5.
+
+    Example:
+        >>> number_text(123.456), number_text(0.5), number_text(75123.0), number_text(1.2e7), number_text(-0.0004)
+        ('123', '0.500', '75,123', '1.20×10⁷', '−4.00×10⁻⁴')
+    """
+    if math.isnan(value):
+        return MISSING
+    if math.isinf(value):
+        return "−∞" if value < 0 else "∞"
+    if value == 0:
+        return "0"
+    sign = "−" if value < 0 else ""
+    mantissa, exponent = f"{abs(value):.{digits - 1}e}".split("e")
+    power = int(exponent)
+    if not -3 <= power < 5:
+        return f"{sign}{mantissa}×10{_superscript(power)}"
+    decimals = max(0, digits - 1 - power)
+    return f"{sign}{abs(value):,.{decimals}f}"
+
+
+def _superscript(power: int) -> str:
+    return str(power).translate(str.maketrans(_PLAIN, _SUPERSCRIPTS))
+
+
+def count_text(value: float) -> str:
+    """A whole number with separators, or a power of ten if it is long.
+
+    Example:
+        >>> count_text(12345), count_text(3.2e12)
+        ('12,345', '3.20×10¹²')
+    """
+    if math.isnan(value):
+        return MISSING
+    return f"{int(value):,}" if abs(value) < 1e7 else number_text(value)
+
+
+def estimate_text(estimate: Estimate, *, multiplicative: bool = False) -> str:
+    """A mean with its interval: `1.57 ± 0.15`, or `2.77 [2.11, 3.64]` for one taken on the log scale.
+
+    The digits follow the width of the interval; without an interval the number stands alone.
+
+    Example:
+        >>> estimate_text(Estimate(1.5678, 1.4178, 1.7178, 5)), estimate_text(Estimate(3.14159, 3.0, 3.3, 5))
+        ('1.57 ± 0.15', '3.14 ± 0.15')
+        >>> estimate_text(Estimate(2.772, 2.11, 3.64, 5), multiplicative=True)
+        '2.77 [2.11, 3.64]'
+    """
+    value, low, high = estimate.value, estimate.low, estimate.high
+    if math.isnan(value):
+        return MISSING
+    if math.isnan(low) or math.isnan(high):
+        return number_text(value)
+    if multiplicative:
+        return f"{number_text(value)} [{number_text(low)}, {number_text(high)}]"
+    half = (high - low) / 2
+    if half <= 1e-12 * abs(value):
+        return f"{number_text(value)} ± 0"
+    size = max(abs(value), half)
+    if not 1e-3 <= size < 1e5:
+        power = math.floor(math.log10(size))
+        scaled = Estimate(value / 10**power, low / 10**power, high / 10**power, estimate.n)
+        return f"({estimate_text(scaled)})×10{_superscript(power)}"
+    decimals = min(max(0, 1 - math.floor(math.log10(half))), max(0, 4 - math.floor(math.log10(size))))
+    sign = "−" if value < 0 and round(value, decimals) != 0 else ""
+    return f"{sign}{abs(value):,.{decimals}f} ± {half:,.{decimals}f}"
+
+
+def interval_text(low: float, high: float) -> str:
+    """An interval in brackets; a dash if there is none."""
+    return MISSING if math.isnan(low) or math.isnan(high) else f"[{number_text(low)}, {number_text(high)}]"
+
+
+def p_text(p: float) -> str:
+    """A p-value.
+
+    Example:
+        >>> p_text(0.0312), p_text(0.0000123), p_text(float("nan"))
+        ('0.031', '< 0.001', '–')
+    """
+    if math.isnan(p):
+        return MISSING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def seeds_text(counts: pd.Series) -> str:
+    """How many seeds, in words: "5 training seeds", or a range if rows differ."""
+    low, high = int(counts.min()), int(counts.max())
+    if low == high:
+        return f"{high} training seed" + ("" if high == 1 else "s")
+    return f"{low} to {high} training seeds"
+
+
+def markdown_cells(cells: pd.DataFrame) -> str:
+    """The cells as a Markdown table, names to the left and numbers to the right."""
+    columns = [_markdown(str(column)) for column in cells.columns]
+    lines = [
+        "| " + " | ".join(columns) + " |",
+        "| --- |" + " ---: |" * (len(columns) - 1),
+        *("| " + " | ".join(map(_markdown, map(str, row))) + " |" for row in cells.itertuples(index=False)),
+    ]
+    return "\n".join(lines)
+
+
+def _markdown(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def markdown(table: Table, command: str) -> str:
+    """The table as a Markdown document: caption, blocks with their protocol, notes, the command that makes it."""
+    parts = [f"{table.caption} Made by `{command}`."]
+    for block in table.blocks:
+        parts.append(f"**{block.title}**")
+        parts.append(markdown_cells(block.cells))
+        if block.note:
+            parts.append(block.note)
+    if table.notes:
+        parts.append("\n".join(f"- {note}" for note in table.notes))
+    return "\n\n".join(parts) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "−": "$-$",
+    "–": "--",
+    "∞": r"$\infty$",
+    "→": r"$\to$",
+    "↓": r"$\downarrow$",
+    "↑": r"$\uparrow$",
+    "κ": r"$\kappa$",
+    "λ": r"$\lambda$",
+    "Σ": r"$\Sigma$",
+    "é": r"\'e",
+    "ₜ": "$_t$",
+    "₁": "$_1$",
+    "½": r"$\frac{1}{2}$",
+}
+_SUPERSCRIPTS = "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"
+_PLAIN = "-0123456789"
+
+
+def latex_text(text: str) -> str:
+    """Text with everything escaped that LaTeX would read otherwise; backticks become typewriter.
+
+    Example:
+        >>> latex_text("1.2×10⁻⁴ & `a_b`")
+        '1.2$\\\\times$10$^{-4}$ \\\\& \\\\texttt{a\\\\_b}'
+    """
+    pieces = text.split("`")
+    escaped = [_escaped(piece) for piece in pieces]
+    return "".join(rf"\texttt{{{piece}}}" if i % 2 else piece for i, piece in enumerate(escaped))
+
+
+def _escaped(text: str) -> str:
+    plain = "".join(_LATEX.get(character, character) for character in text)
+    return re.sub(
+        f"[{_SUPERSCRIPTS}]+",
+        lambda run: "$^{" + run.group().translate(str.maketrans(_SUPERSCRIPTS, _PLAIN)) + "}$",
+        plain,
+    )
+
+
+def latex(table: Table, name: str, command: str) -> str:
+    """The table as a LaTeX float (package booktabs): one tabular per block, label `tab:<name>`."""
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        r"\begin{table}[p]",
+        r"\centering\small",
+        rf"\caption{{{latex_text(table.caption)} Made by {latex_text(f'`{command}`')}.}}",
+        rf"\label{{tab:{name}}}",
+    ]
+    for block in table.blocks:
+        columns = [latex_text(str(column)) for column in block.cells.columns]
+        lines += [
+            "",
+            rf"\medskip\textbf{{{latex_text(block.title)}}}\par\smallskip",
+            rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
+            r"\toprule",
+            " & ".join(columns) + r" \\",
+            r"\midrule",
+            *(
+                " & ".join(latex_text(str(cell)) for cell in row) + r" \\"
+                for row in block.cells.itertuples(index=False)
+            ),
+            r"\bottomrule",
+            r"\end{tabular}\par",
+        ]
+        if block.note:
+            lines.append(rf"{{\footnotesize {latex_text(block.note)}\par}}")
+    if table.notes:
+        lines += ["", r"\begin{itemize}\footnotesize"]
+        lines += [rf"\item {latex_text(note)}" for note in table.notes]
+        lines.append(r"\end{itemize}")
+    return "\n".join([*lines, r"\end{table}", ""])

@@ -1,0 +1,196 @@
+"""Which numbers a table, a figure or a verdict is made of: columns, final checkpoints, seeds, pairs."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from precfm.errors import PrecfmError
+from precfm.report.vocabulary import is_flow
+
+Frames = Mapping[str, pd.DataFrame]
+
+# Two numbers may be compared only if all of these are equal.
+PROTOCOL = ("n_real", "n_generated", "reference", "extractor")
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "records": (
+        "dataset",
+        "method",
+        "seed",
+        "step",
+        "metric",
+        "space",
+        "value",
+        "n_real",
+        "n_generated",
+        "reference",
+        "evaluation_seed",
+        "extractor",
+    ),
+    "spectra": (
+        "dataset",
+        "method",
+        "seed",
+        "scope",
+        "space",
+        "index",
+        "eigenvalue",
+        "decoder_sensitivity",
+    ),
+    "path_conditioning": (
+        "dataset",
+        "method",
+        "seed",
+        "scope",
+        "t",
+        "condition_number",
+        "effective_rank",
+    ),
+    "recovery": ("dataset", "method", "seed", "step", "index", "eigenvalue", "ratio"),
+    "preconditioners": (
+        "dataset",
+        "method",
+        "seed",
+        "num_parameters",
+        "flops_per_fit",
+        "residual_condition_number",
+        "round_trip_error",
+        "tail_round_trip_error",
+        "notes",
+    ),
+    "history": ("dataset", "method", "seed", "step", "loss"),
+    "theory_statistics": ("claim", "statistic", "value", "low", "high", "n", "note"),
+}
+
+
+class LeftOutError(Exception):
+    """An experiment has nothing for this table or figure; the message is the reason, to be shown in its place."""
+
+
+def frame(frames: Frames, name: str) -> pd.DataFrame:
+    """The frame of that name, with its columns checked; an absent one is an empty one.
+
+    Args:
+        frames: data frames by name.
+        name: one of `COLUMNS`.
+
+    Raises:
+        PrecfmError: a column is missing.
+    """
+    found = frames.get(name)
+    if found is None or found.empty:
+        return pd.DataFrame({column: pd.Series(dtype="object") for column in COLUMNS[name]})
+    missing = [column for column in COLUMNS[name] if column not in found.columns]
+    if missing:
+        raise PrecfmError(
+            f"{name}: column '{missing[0]}' is missing; the frame needs {', '.join(COLUMNS[name])}"
+        )
+    return found
+
+
+def needed(frames: Frames, name: str) -> pd.DataFrame:
+    """The frame of that name, for an item that makes no sense without it.
+
+    Raises:
+        LeftOutError: the frame is empty.
+        PrecfmError: a column is missing.
+    """
+    found = frame(frames, name)
+    if found.empty:
+        raise LeftOutError(f"this experiment has no rows of {name.replace('_', ' ')}")
+    return found
+
+
+def per_seed(records: pd.DataFrame) -> pd.DataFrame:
+    """One value per training seed: the mean over evaluation seeds, everything else equal.
+
+    Missing extractors (latent spaces have none) are written "none", so that they group like any other name.
+
+    Raises:
+        PrecfmError: a value is not finite.
+    """
+    values = records.copy()
+    values["value"] = values["value"].astype(float)
+    bad = values[~np.isfinite(values["value"])]
+    if not bad.empty:
+        row = bad.iloc[0]
+        raise PrecfmError(
+            f"records: {row['metric']} of {row['method']}, seed {row['seed']}, step {row['step']} is "
+            f"{row['value']}; every record must be finite"
+        )
+    values["extractor"] = values["extractor"].fillna("none").replace("", "none").astype(str)
+    keys = [column for column in COLUMNS["records"] if column not in ("value", "evaluation_seed")]
+    return values.groupby(keys, as_index=False, sort=True)["value"].mean()
+
+
+def final_steps(rows: pd.DataFrame) -> pd.Series:
+    """The final checkpoint of each method: the last step that all of its seeds reached.
+
+    So a method whose first seeds were trained for longer is still compared at the step where all seeds are.
+
+    Args:
+        rows: with columns dataset, method, seed, step.
+
+    Returns:
+        Steps, indexed by (dataset, method).
+    """
+    steps = {}
+    for key, of_method in rows.groupby(["dataset", "method"]):
+        reached = of_method.groupby("step")["seed"].nunique()
+        steps[key] = int(reached[reached == of_method["seed"].nunique()].index.max())
+    index = pd.MultiIndex.from_tuples(list(steps), names=["dataset", "method"])
+    return pd.Series(list(steps.values()), index=index, dtype="int64")
+
+
+def at_final(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each method's final checkpoint."""
+    if rows.empty:
+        return rows
+    final = final_steps(rows)
+    keys = pd.MultiIndex.from_frame(rows[["dataset", "method"]])
+    return rows[rows["step"].to_numpy() == final.reindex(keys).to_numpy()]
+
+
+def pair(values: pd.DataFrame, method: str, baseline: str, keys: Sequence[str]) -> pd.DataFrame:
+    """Values of a method beside those of a baseline with the same seed and the same protocol.
+
+    Both are taken at the same checkpoint, the last that all their seeds share; only if they share none (a
+    baseline trained for more steps to match the FLOPs) each at its own final one.
+
+    Args:
+        values: one value per seed, with columns method, seed, value, `keys`, and step if there are checkpoints.
+        method: the method.
+        baseline: what it is compared with.
+        keys: the columns that must agree beside the seed.
+
+    Returns:
+        Columns `keys`, seed, value, value_baseline, and step (of the method) if there are checkpoints.
+    """
+    ours, theirs = values[values["method"] == method], values[values["method"] == baseline]
+    if "step" in values.columns:
+        both = pd.concat([ours, theirs])
+        reached = both.groupby(["dataset", "step"])[["method", "seed"]].apply(
+            lambda rows: len(rows.drop_duplicates())
+        )
+        everybody = both.groupby("dataset")[["method", "seed"]].apply(
+            lambda rows: len(rows.drop_duplicates())
+        )
+        shared = reached[reached == everybody.reindex(reached.index, level="dataset")]
+        common = shared.reset_index().groupby("dataset")["step"].max() if not shared.empty else {}
+        selected = []
+        for rows in (ours, theirs):
+            last = at_final(rows)
+            same = rows[rows["step"] == rows["dataset"].map(common)] if len(common) else rows.iloc[:0]
+            alone = last[~last["dataset"].isin(same["dataset"])]
+            selected.append(pd.concat([same, alone]))
+        ours, theirs = selected
+    on = [*keys, "seed"]
+    merged = ours.merge(theirs[[*on, "value"]], on=on, suffixes=("", "_baseline"))
+    columns = [*on, "value", "value_baseline", *(["step"] if "step" in values.columns else [])]
+    return merged[columns].sort_values(on, ignore_index=True)
+
+
+def lowest_quartile(index: pd.Series, count: int) -> pd.Series:
+    """Which directions belong to the lowest quartile: the first ceil(count / 4), 0 being the smallest eigenvalue."""
+    return index < -(-count // 4)

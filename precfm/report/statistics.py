@@ -1,0 +1,157 @@
+"""The statistics behind every interval and verdict: t intervals over seeds, paired differences, Holm, Spearman."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+CONFIDENCE = 0.95
+INDICATIVE_BELOW = 5  # seeds: with fewer, a comparison is at most indicative
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its confidence interval.
+
+    Attributes:
+        value: the estimate.
+        low: lower end of the interval; NaN if one observation leaves no interval.
+        high: upper end of the interval.
+        n: how many independent observations it rests on.
+        p: two-sided p-value against the null value; NaN where there is no test.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    p: float = math.nan
+
+
+def t_estimate(values: ArrayLike, *, null: float = 0.0, confidence: float = CONFIDENCE) -> Estimate:
+    """Mean of independent values with Student's t interval and the two-sided test against `null`.
+
+    Values that do not vary at all (a closed-form preconditioner on the same data) give an interval of width zero.
+
+    Args:
+        values: shape (n,), finite.
+        null: the mean under the null hypothesis.
+        confidence: coverage of the interval.
+
+    Example:
+        >>> t_estimate([1.0, 2.0, 3.0])
+        Estimate(value=2.0, low=-0.484..., high=4.484..., n=3, p=0.0741...)
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    n = sample.size
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    mean = float(sample.mean())
+    if n == 1:
+        return Estimate(mean, math.nan, math.nan, 1)
+    error = float(sample.std(ddof=1)) / math.sqrt(n)
+    if error <= 1e-12 * max(abs(mean), abs(null)):
+        return Estimate(mean, mean, mean, n, p=1.0 if math.isclose(mean, null, abs_tol=1e-12) else 0.0)
+    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * error
+    p = 2 * float(stats.t.sf(abs(mean - null) / error, n - 1))
+    return Estimate(mean, mean - half, mean + half, n, p)
+
+
+def geometric_estimate(values: ArrayLike, *, confidence: float = CONFIDENCE) -> Estimate:
+    """Geometric mean with the t interval of the logarithms: for ratios and condition numbers.
+
+    Args:
+        values: shape (n,), positive.
+        confidence: coverage of the interval.
+    """
+    logs = t_estimate(np.log(np.asarray(values, dtype=np.float64)), confidence=confidence)
+    return Estimate(math.exp(logs.value), math.exp(logs.low), math.exp(logs.high), logs.n, logs.p)
+
+
+def smallest_resolvable(
+    differences: ArrayLike, *, confidence: float = CONFIDENCE, power: float = 0.8
+) -> float:
+    """The true mean difference that a paired t test of this size would find with the stated power.
+
+    (t_{1 - alpha/2} + t_{power}) s / sqrt(n), both quantiles with n - 1 degrees of freedom and s the standard
+    deviation of the paired differences: the reader's guard against taking "not significant" for "no effect".
+
+    Args:
+        differences: shape (n,), paired differences; fewer than two give NaN.
+        confidence: one minus the two-sided level of the test.
+        power: probability of finding that difference.
+
+    References:
+        Cohen, Statistical Power Analysis for the Behavioral Sciences (1988), chapter 2.
+    """
+    sample = np.asarray(differences, dtype=np.float64)
+    n = sample.size
+    if n < 2:
+        return math.nan
+    quantiles = stats.t.ppf(0.5 + confidence / 2, n - 1) + stats.t.ppf(power, n - 1)
+    return float(quantiles * sample.std(ddof=1) / math.sqrt(n))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment; NaN entries (no test was possible) stay NaN and do not count.
+
+    References:
+        Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6 (1979).
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    adjusted = [math.nan] * len(p_values)
+    tested = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    running = 0.0
+    for rank, (p, i) in enumerate(tested):
+        running = max(running, min(1.0, (len(tested) - rank) * p))
+        adjusted[i] = running
+    return adjusted
+
+
+def rank_correlation(x: ArrayLike, y: ArrayLike, *, confidence: float = CONFIDENCE) -> Estimate:
+    """Spearman's rank correlation with the Fisher-z interval of Bonett and Wright.
+
+    A perfect correlation is taken half of the smallest possible step inside, since the interval would have no
+    width at exactly one.
+
+    Args:
+        x: shape (n,).
+        y: shape (n,).
+        confidence: coverage of the interval.
+
+    Returns:
+        The correlation; interval and p-value are NaN for fewer than four points, and all is NaN if either
+        variable is constant.
+
+    References:
+        Bonett and Wright, Sample size requirements for estimating Pearson, Kendall and Spearman correlations,
+        Psychometrika 65 (2000).
+    """
+    ranks_x, ranks_y = stats.rankdata(np.asarray(x)), stats.rankdata(np.asarray(y))
+    n = ranks_x.size
+    if n < 2 or np.ptp(ranks_x) == 0 or np.ptp(ranks_y) == 0:
+        return Estimate(math.nan, math.nan, math.nan, n)
+    value = float(np.corrcoef(ranks_x, ranks_y)[0, 1])
+    value = max(-1.0, min(1.0, value))
+    if n < 4:
+        return Estimate(value, math.nan, math.nan, n)
+    limit = 1 - 6 / (n * (n**2 - 1))
+    inside = max(-limit, min(limit, value))
+    centre, error = math.atanh(inside), math.sqrt((1 + inside**2 / 2) / (n - 3))
+    half = float(stats.norm.ppf(0.5 + confidence / 2)) * error
+    p = 2 * float(stats.norm.sf(abs(centre) / error))
+    return Estimate(value, math.tanh(centre - half), max(value, math.tanh(centre + half)), n, p)
+
+
+def slope(x: ArrayLike, y: ArrayLike) -> float:
+    """Least-squares slope of y against x, both of shape (n,); NaN for fewer than two distinct x."""
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    centred = x - x.mean() if x.size else x
+    spread = float(centred @ centred)
+    return float(centred @ y) / spread if spread > 0 else math.nan

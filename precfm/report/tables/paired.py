@@ -1,0 +1,118 @@
+"""The paired table: each method minus the unpreconditioned flow, seed by seed."""
+
+import pandas as pd
+
+from precfm.report.formatting import Block, Table, estimate_text, number_text, p_text, seeds_text
+from precfm.report.selection import PROTOCOL, Frames, LeftOutError, needed, pair, per_seed
+from precfm.report.statistics import INDICATIVE_BELOW, Estimate, holm, smallest_resolvable, t_estimate
+from precfm.report.vocabulary import (
+    in_order,
+    is_flow,
+    method_label,
+    metric_text,
+    metrics_in_order,
+    space_label,
+    spaces_in_order,
+)
+
+BASELINE = "none"
+_KEYS = ["dataset", "metric", "space", *PROTOCOL]
+
+
+def tidy(frames: Frames) -> pd.DataFrame:
+    """Paired differences to the baseline at the last checkpoint that both share.
+
+    Metrics whose best value is 1 are left out: a difference of such ratios has no good direction, and the table
+    has their logarithmic errors instead.
+
+    Args:
+        frames: needs `records`.
+
+    Returns:
+        Columns dataset, method, baseline, step, metric, space, value (mean of method minus baseline), low, high,
+        n, p (paired t test), p_holm (within this table), resolvable (smallest true difference found with 80%
+        power), indicative (fewer than five seeds), and the protocol.
+
+    Raises:
+        LeftOutError: there are no records, or no seed in which both a method and the baseline were trained.
+    """
+    records = per_seed(needed(frames, "records"))
+    values = records[records["method"].map(is_flow)]
+    values = values[values["metric"].map(lambda metric: metric_text(metric).better != "one")]
+    rows = []
+    for method in in_order(values["method"]):
+        if method == BASELINE:
+            continue
+        for key, group in pair(values, method, BASELINE, _KEYS).groupby(_KEYS, sort=True):
+            differences = group["value"] - group["value_baseline"]
+            estimate = t_estimate(differences)
+            rows.append(
+                {
+                    **dict(zip(_KEYS, key, strict=True)),
+                    "method": method,
+                    "baseline": BASELINE,
+                    "step": int(group["step"].max()),
+                    "value": estimate.value,
+                    "low": estimate.low,
+                    "high": estimate.high,
+                    "n": estimate.n,
+                    "p": estimate.p,
+                    "resolvable": smallest_resolvable(differences),
+                    "indicative": estimate.n < INDICATIVE_BELOW,
+                }
+            )
+    if not rows:
+        raise LeftOutError(
+            f"no training seed has both the method '{BASELINE}' and another one at a shared checkpoint"
+        )
+    data = pd.DataFrame(rows)
+    data["p_holm"] = holm(data["p"].tolist())
+    front = ["dataset", "method", "baseline", "step", "metric", "space", "value", "low", "high", "n"]
+    return data[[*front, "p", "p_holm", "resolvable", "indicative", *PROTOCOL]]
+
+
+def build(frames: Frames) -> Table:
+    """The paired table as it is printed: one block per data set, feature space and extractor."""
+    data = tidy(frames)
+    blocks = []
+    for dataset in sorted(data["dataset"].unique()):
+        of_dataset = data[data["dataset"] == dataset]
+        for space in spaces_in_order(of_dataset["space"]):
+            of_space = of_dataset[of_dataset["space"] == space]
+            for extractor, rows in of_space.groupby("extractor", sort=True):
+                title = f"{dataset}: {space_label(space)}, method minus {method_label(BASELINE)}"
+                blocks.append(Block(title, _cells(rows), f"Extractor `{extractor}`."))
+    caption = (
+        f"Differences to the flow without preconditioning, paired by training seed ({seeds_text(data['n'])}): "
+        "mean, 95% t interval and two-sided p of the paired t test, then p adjusted by Holm over all "
+        f"{int(data['p'].notna().sum())} tests of this table. The last column is the smallest true difference "
+        "that such a test finds with 80% power: a smaller one cannot be told from zero here. Negative is better "
+        "under ↓, positive under ↑."
+    )
+    notes = []
+    if data["indicative"].any():
+        notes.append(f"* fewer than {INDICATIVE_BELOW} seeds: indicative at most.")
+    return Table(data, blocks, caption, notes)
+
+
+def _cells(rows: pd.DataFrame) -> pd.DataFrame:
+    lines = []
+    for metric in metrics_in_order(rows["metric"]):
+        of_metric = rows[rows["metric"] == metric].set_index("method")
+        for method in in_order(of_metric.index):
+            row = of_metric.loc[method]
+            lines.append(
+                {
+                    "metric": metric_text(metric).head,
+                    "method": method_label(method),
+                    "steps": f"{int(row['step']):,}",
+                    "seeds": f"{int(row['n'])}{'*' if row['indicative'] else ''}",
+                    "difference": estimate_text(
+                        Estimate(row["value"], row["low"], row["high"], int(row["n"]))
+                    ),
+                    "p": p_text(row["p"]),
+                    "p (Holm)": p_text(row["p_holm"]),
+                    "resolvable": number_text(row["resolvable"], digits=2),
+                }
+            )
+    return pd.DataFrame(lines)

@@ -1,0 +1,134 @@
+"""How methods, metrics and spaces are written for a reader, and in which order they appear everywhere."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+FLOOR = "floor"
+ALONE = "alone:"
+MATCHED = {"-P": "same parameters", "-F": "same training FLOPs"}
+
+# The order of every table and legend: from no preconditioning to the most expressive one.
+_METHOD_ORDER = ("none", "scalar", "per_channel", "whitening", "class_whitening", "normalizing_flow")
+_METHOD_LABELS = {
+    "none": "none",
+    "scalar": "scalar",
+    "per_channel": "per-channel",
+    "whitening": "whitening",
+    "class_whitening": "class whitening",
+    "normalizing_flow": "normalizing flow",
+}
+
+
+@dataclass(frozen=True)
+class MetricText:
+    """How one metric is written.
+
+    Attributes:
+        label: its name in a table head or on an axis, with its symbol if it has one.
+        better: which values are better.
+        multiplicative: a ratio, averaged and given an interval on the log scale.
+    """
+
+    label: str
+    better: Literal["lower", "higher", "one", "unknown"]
+    multiplicative: bool = False
+
+    @property
+    def head(self) -> str:
+        """The label with an arrow to the better values."""
+        return self.label + {"lower": " ↓", "higher": " ↑", "one": " → 1", "unknown": ""}[self.better]
+
+
+_METRICS = {
+    "frechet": MetricText("Fréchet distance", "lower"),
+    "kid": MetricText("KID", "lower"),
+    "mmd_rbf": MetricText("MMD (RBF)", "lower"),
+    "precision": MetricText("precision", "higher"),
+    "recall": MetricText("recall", "higher"),
+    "eigenvalue_ratio_low": MetricText("low eigenvalue ratio", "one", multiplicative=True),
+    "eigenvalue_log_error_low": MetricText("low |ln ratio|", "lower"),
+    "eigenvalue_log_error": MetricText("mean |ln ratio|", "lower"),
+}
+
+_SPACES = {
+    "classifier-0": "features of classifier 0",
+    "classifier-1": "features of classifier 1",
+    "latent": "latent coordinates",
+    "latent-whitened": "whitened latent coordinates",
+}
+
+
+def metric_text(metric: str) -> MetricText:
+    """How a metric is written; one that is not known here is written by its own name."""
+    return _METRICS.get(metric, MetricText(metric.replace("_", " "), "unknown"))
+
+
+def space_label(space: str) -> str:
+    """How a space in which a metric is measured is written."""
+    return _SPACES.get(space, space)
+
+
+def split_matched(method: str) -> tuple[str, str]:
+    """A method's name without, and the suffix of, a compute-matched baseline.
+
+    Example:
+        >>> split_matched("whitening-F"), split_matched("whitening")
+        (('whitening', '-F'), ('whitening', ''))
+    """
+    for suffix in MATCHED:
+        if method.endswith(suffix):
+            return method.removesuffix(suffix), suffix
+    return method, ""
+
+
+def is_flow(method: str) -> bool:
+    """Whether a row is a trained flow, not the floor and not a preconditioner alone."""
+    return method != FLOOR and not method.startswith(ALONE)
+
+
+def method_label(method: str) -> str:
+    """How a method is written.
+
+    Example:
+        >>> method_label("class_whitening"), method_label("alone:whitening"), method_label("whitening-P")
+        ('class whitening', 'whitening alone', 'none, parameters as whitening')
+    """
+    if method == FLOOR:
+        return "floor (train split)"
+    if method.startswith(ALONE):
+        return f"{method_label(method.removeprefix(ALONE))} alone"
+    base, suffix = split_matched(method)
+    label = _METHOD_LABELS.get(base, base.replace("_", " "))
+    matched = {"": label, "-P": f"none, parameters as {label}", "-F": f"none, FLOPs as {label}"}
+    return matched[suffix]
+
+
+def in_order(methods: Iterable[str]) -> list[str]:
+    """The methods without repetition, in the order of every table and legend.
+
+    Known ones first, others by name; a matched baseline after its method; then preconditioners alone, the floor.
+
+    Example:
+        >>> in_order(["floor", "whitening-P", "ours", "alone:none", "whitening", "none"])
+        ['none', 'whitening', 'whitening-P', 'ours', 'alone:none', 'floor']
+    """
+
+    def rank(method: str) -> tuple[bool, bool, int, str, str]:
+        base, suffix = split_matched(method.removeprefix(ALONE))
+        place = _METHOD_ORDER.index(base) if base in _METHOD_ORDER else len(_METHOD_ORDER)
+        return method == FLOOR, method.startswith(ALONE), place, base, suffix
+
+    return sorted(set(methods), key=rank)
+
+
+def metrics_in_order(metrics: Iterable[str]) -> list[str]:
+    """The metrics without repetition: known ones in the order above, others by name."""
+    known = list(_METRICS)
+    return sorted(set(metrics), key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def spaces_in_order(spaces: Iterable[str]) -> list[str]:
+    """The spaces without repetition: known ones in the order above, others by name."""
+    known = list(_SPACES)
+    return sorted(set(spaces), key=lambda name: (known.index(name) if name in known else len(known), name))
