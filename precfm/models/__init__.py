@@ -1,0 +1,1 @@
+"""Velocity networks, one file each: `model(x_t, t, labels) -> velocity`."""
