@@ -1,0 +1,1 @@
+"""Distances between a generated and a real set, computed on feature matrices, each with its protocol."""

@@ -1,0 +1,219 @@
+"""Nearest neighbours in blocks: fast float32 products find the candidates, exact distances decide.
+
+The distance of two rows is, everywhere in this module, the float64 sum of the squares of their difference. Matrix
+products only propose; wherever rounding could change an answer the rows are examined again in float64, so results
+do not depend on the order of rows, on block sizes or on the device.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+_FOLDS = 32  # columns of a block that are compared at once before any is looked at singly
+_BLOCK = 2048
+_SPARE = 2  # candidates beyond the k wanted, so that a gap to the next one can certify them
+_FAR = 1e30
+
+
+class Blocks:
+    """Rows of a feature set as factors of squared distances, block by block.
+
+    A left block times a right block (transposed) is the matrix of squared distances: the norms travel as two
+    extra columns, so no pass over the matrix adds them. Blocks are padded with points that are far from all.
+
+    Args:
+        features: shape (n, dim).
+        centre: shape (dim,), subtracted from every row: small norms, small rounding errors.
+        keep: hold the blocks in memory, float32, instead of making each anew.
+        size: rows of a block, a multiple of the number of folds.
+    """
+
+    def __init__(self, features: Tensor, centre: Tensor, *, keep: bool, size: int = _BLOCK) -> None:
+        self.features, self.centre, self.size = features, centre.to(features.dtype), size
+        self.starts = range(0, len(features), size)
+        self.norms = torch.empty(len(features), device=features.device)
+        for start in self.starts:
+            rows = self._centred(start)
+            self.norms[start : start + size] = rows.square().sum(1)
+        self._kept = [self._make(start) for start in self.starts] if keep else None
+
+    def _centred(self, start: int) -> Tensor:
+        return (self.features[start : start + self.size] - self.centre).to(torch.float32)
+
+    def _make(self, start: int) -> Tensor:
+        rows = self._centred(start)
+        padded = math.ceil(len(rows) / _FOLDS) * _FOLDS
+        block = torch.zeros(padded, rows.shape[1] + 2, device=rows.device)
+        block[: len(rows), :-2] = rows
+        block[:, -2] = 1.0
+        block[: len(rows), -1] = self.norms[start : start + self.size]
+        block[len(rows) :, -1] = _FAR
+        return block
+
+    def right(self, start: int) -> Tensor:
+        """Columns (c, 1, |c|^2) of the block that begins at a row."""
+        return self._make(start) if self._kept is None else self._kept[start // self.size]
+
+    def left(self, start: int) -> Tensor:
+        """Columns (-2 c, |c|^2, 1) of the block that begins at a row."""
+        block = self._make(start)
+        norms = block[:, -1].clone()
+        block[:, :-2] *= -2.0
+        block[:, -1] = 1.0
+        block[:, -2] = norms
+        return block
+
+
+def rounding(dim: int, device: torch.device) -> float:
+    """Error of a squared distance that comes from a matrix product, relative to the sum of the two squared norms.
+
+    Eight times the random walk of dim rounding errors, in the precision that products are set to.
+    """
+    precision = torch.get_float32_matmul_precision()
+    unit = {"highest": 2.0**-24, "high": 2.0**-11}.get(precision, 2.0**-8)
+    if device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
+        unit = max(unit, 2.0**-11)
+    return 8.0 * math.sqrt(dim + 2) * unit
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """Float64 squared distances between matching rows of x and y, shape (..., dim) -> (...)."""
+    return (x.to(torch.float64) - y.to(torch.float64)).square().sum(-1)
+
+
+class _Best:
+    """The smallest values seen so far for each of n rows, with their columns."""
+
+    def __init__(self, n: int, count: int, device: torch.device) -> None:
+        self.values = torch.full((n, count), math.inf, device=device)
+        self.columns = torch.zeros((n, count), dtype=torch.int64, device=device)
+
+    def offer(self, start: int, block: Tensor, offset: int, *, by_column: bool = False) -> None:
+        """Take a block of distances: its rows (or columns) begin at `start`, the others at `offset`."""
+        count = self.values.shape[1]
+        others = block.shape[0 if by_column else 1]
+        stride = others // _FOLDS
+        # Smallest of the entries g, g + stride, g + 2 stride, ...: the `count` smallest entries of a row lie in the
+        # `count` groups with the smallest minima.
+        if by_column:
+            groups = block.view(_FOLDS, stride, -1).amin(0).T
+        else:
+            groups = block.view(-1, _FOLDS, stride).amin(1)
+        n = min(len(groups), len(self.values) - start)
+        rows = (groups[:n].amin(1) < self.values[start : start + n, -1]).nonzero()[:, 0]
+        if not len(rows):
+            return
+        chosen = groups[rows].topk(min(count, stride), largest=False, sorted=False).indices
+        folds = stride * torch.arange(_FOLDS, device=block.device)
+        members = (chosen[:, :, None] + folds).flatten(1)
+        values = block[members, rows[:, None]] if by_column else block[rows[:, None], members]
+        merged = torch.cat([self.values[start + rows], values], dim=1)
+        columns = torch.cat([self.columns[start + rows], members + offset], dim=1)
+        best = merged.topk(count, largest=False)
+        self.values[start + rows] = best.values
+        self.columns[start + rows] = columns.gather(1, best.indices)
+
+
+def nearest(
+    queries: Tensor, base: Tensor | None, k: int, *, memory_budget: int = 2**30
+) -> tuple[Tensor, Tensor]:
+    """The k nearest rows of a base for each query.
+
+    Args:
+        queries: shape (n, dim).
+        base: shape (m, dim), m >= k; None for the queries themselves, each without itself.
+        k: number of neighbours.
+        memory_budget: bytes that may be taken beside the features.
+
+    Returns:
+        Squared distances in increasing order, float64, and rows of the base, int64; both of shape (n, k).
+    """
+    other = queries if base is None else base
+    centre = other.mean(0, dtype=torch.float64)
+    count = min(k + _SPARE, len(other) - (base is None))
+    best = _Best(len(queries), count, queries.device)
+    right = Blocks(other, centre, keep=_fits(other, memory_budget))
+    left = right if base is None else Blocks(queries, centre, keep=False)
+    for i in left.starts:
+        rows = left.left(i)
+        for j in right.starts:
+            if base is None and j < i:
+                continue
+            block = rows @ right.right(j).T
+            if base is None and i == j:
+                block.fill_diagonal_(_FAR)
+            best.offer(i, block, j)
+            if base is None and i != j:
+                best.offer(j, block, i, by_column=True)
+    return _settled(queries, base, other, left, right, best, k, memory_budget)
+
+
+def _settled(
+    queries: Tensor,
+    base: Tensor | None,
+    other: Tensor,
+    left: Blocks,
+    right: Blocks,
+    best: _Best,
+    k: int,
+    budget: int,
+) -> tuple[Tensor, Tensor]:
+    """Exact distances of the candidates; rows whose candidates are not certain are searched again in float64."""
+    n, dim = queries.shape
+    count = best.values.shape[1]
+    distances = torch.empty((n, count), dtype=torch.float64, device=queries.device)
+    step = max(1, budget // (32 * count * dim))
+    for start in range(0, n, step):
+        part = slice(start, start + step)
+        distances[part] = squared_distances(queries[part, None, :], other[best.columns[part]])
+    order = _by_distance_then_row(distances, best.columns)
+    distances, columns = distances.gather(1, order), best.columns.gather(1, order)
+    if count == len(other) - (base is None):
+        return distances[:, :k], columns[:, :k]
+    # A row that is no candidate lies at least at the last candidate's approximate distance, less the rounding
+    # error; rows with a norm above |x| + d are farther than d whatever rounding does.
+    norm = left.norms.to(torch.float64).sqrt()
+    reach = norm.square() + (norm + distances[:, k - 1].sqrt()).square()
+    error = rounding(dim, queries.device) * reach
+    doubtful = (best.values[:, -1].to(torch.float64) - error <= distances[:, k - 1]).nonzero()[:, 0]
+    for rows in doubtful.split(256):
+        distances[rows, :k], columns[rows, :k] = _nearest_exactly(
+            queries, other, rows, k, base is None, budget
+        )
+    return distances[:, :k], columns[:, :k]
+
+
+def _nearest_exactly(
+    queries: Tensor, other: Tensor, rows: Tensor, k: int, same: bool, budget: int
+) -> tuple[Tensor, Tensor]:
+    values = torch.full((len(rows), 0), math.inf, dtype=torch.float64, device=queries.device)
+    columns = torch.zeros((len(rows), 0), dtype=torch.int64, device=queries.device)
+    for start, block in exact_blocks(queries[rows], other, budget):
+        if same:
+            inside = (rows >= start) & (rows < start + block.shape[1])
+            block[inside.nonzero()[:, 0], rows[inside] - start] = math.inf
+        merged = torch.cat([values, block], dim=1)
+        numbers = torch.arange(start, start + block.shape[1], device=queries.device).expand(len(rows), -1)
+        all_columns = torch.cat([columns, numbers], dim=1)
+        order = _by_distance_then_row(merged, all_columns)[:, :k]
+        values, columns = merged.gather(1, order), all_columns.gather(1, order)
+    return values, columns
+
+
+def exact_blocks(queries: Tensor, base: Tensor, budget: int) -> Iterator[tuple[int, Tensor]]:
+    """Squared distances in float64 of a few queries to a base, as (first row of the base, shape (q, block))."""
+    step = max(1, budget // (32 * max(1, len(queries)) * queries.shape[1]))
+    for start in range(0, len(base), step):
+        yield start, squared_distances(queries[:, None, :], base[None, start : start + step])
+
+
+def _by_distance_then_row(distances: Tensor, rows: Tensor) -> Tensor:
+    """Order that sorts by distance and, among equal ones, by row: ties do not depend on how they were found."""
+    by_row = rows.argsort(dim=1, stable=True)
+    return by_row.gather(1, distances.gather(1, by_row).argsort(dim=1, stable=True))
+
+
+def _fits(features: Tensor, memory_budget: int) -> bool:
+    return 4 * len(features) * (features.shape[1] + 2) <= memory_budget // 2

@@ -1,0 +1,85 @@
+"""A small classifier of 28 x 28 grey images, trained here and then frozen: its penultimate layer gives features."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from precfm.errors import PrecfmError
+
+
+class DigitClassifier(nn.Module):
+    """Three strided convolutions and two linear layers; `features` is what stands before the last one.
+
+    Args:
+        num_classes: number of classes.
+        channels: colour channels of the images.
+        image_size: height and width of the images, a multiple of 4.
+        width: channels of the first convolution; the second and third have twice as many.
+        feature_dim: width of the penultimate layer.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        *,
+        channels: int = 1,
+        image_size: int = 28,
+        width: int = 16,
+        feature_dim: int = 64,
+    ) -> None:
+        super().__init__()
+        if image_size % 4:
+            raise PrecfmError(f"image_size: {image_size} is not a multiple of 4")
+        self.num_classes, self.image_size, self.feature_dim = num_classes, image_size, feature_dim
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1),
+            nn.GELU(),
+        )
+        # GELU after the features keeps every one of them alive, so their covariance is not singular as with ReLU.
+        self.project = nn.Linear(2 * width * (image_size // 4) ** 2, feature_dim)
+        self.head = nn.Linear(feature_dim, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Penultimate features, shape (batch, feature_dim), of images of shape (batch, channels, size, size)."""
+        hidden = self.convolutions(2.0 * images - 1.0)
+        features: Tensor = functional.gelu(self.project(hidden.flatten(1)))
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, shape (batch, num_classes), of images in [0, 1], shape (batch, channels, size, size)."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+def classifier_loss(module: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
+    """Cross entropy of a mini-batch (images, labels): the loss function that `precfm.training.train` expects.
+
+    Args:
+        module: a `DigitClassifier`.
+        batch: images in [0, 1] of shape (batch, channels, size, size) and int64 labels of shape (batch,).
+        generator: source of randomness of the step; moves each mini-batch by up to two pixels, so that the
+            classifier does not depend on exact positions.
+
+    Returns:
+        Scalar tensor.
+    """
+    images, labels = batch
+    down, right = torch.randint(-2, 3, (2,), generator=generator, device=generator.device).tolist()
+    return functional.cross_entropy(module(torch.roll(images, (down, right), dims=(-2, -1))), labels)
+
+
+@torch.no_grad()
+def accuracy(module: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 1000) -> float:
+    """Share of images of shape (n, channels, size, size) whose most likely class is their label, in [0, 1]."""
+    was_training = module.training
+    module.eval()
+    correct = sum(
+        int((module(x).argmax(1) == y).sum())
+        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    )
+    module.train(was_training)
+    return correct / len(images)
