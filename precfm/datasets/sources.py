@@ -1,0 +1,197 @@
+"""Fetching data: from a mirror folder or the source's own origins, and kept only if the checksum agrees."""
+
+import hashlib
+import secrets
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from typing import BinaryIO
+
+from precfm.datasets.manifest import (
+    Origin,
+    SourceFile,
+    SourceManifest,
+    add_source,
+    file_sha256,
+    source_manifest,
+)
+from precfm.datasets.origins import Mirror, OriginError, open_file
+from precfm.errors import PrecfmError
+from precfm.progress import progress_bar
+
+__all__ = ["Fetched", "SourceFile", "SourceManifest", "add_source", "fetch", "source_manifest"]
+
+BLOCK = 2**20
+NAMED = 3  # files that an error names
+_UNREADABLE = (OriginError, OSError, EOFError, HTTPException, tarfile.TarError, zlib.error)
+_Opener = Callable[[SourceFile], AbstractContextManager[BinaryIO]]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What happened to one file.
+
+    Attributes:
+        file: its name.
+        origin: where it came from; "kept" if it was there already.
+        refused: the origins that failed before, each with the reason.
+    """
+
+    file: str
+    origin: str
+    refused: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        refused = f" (refused before: {'; '.join(self.refused)})" if self.refused else ""
+        return f"{self.file}: {self.origin}{refused}"
+
+
+def fetch(name: str, folder: Path, *, sources_file: Path, mirror: Path | None = None) -> list[Fetched]:
+    """Bring a source's files into a folder, each checked against its SHA-256.
+
+    A file that is there and intact is kept. Any other is looked for by checksum below the mirror folder, then
+    taken from the source's own origins in turn; whatever is wrong or truncated is refused and the next origin
+    tried. A file appears under its name only when it is complete and right.
+
+    Args:
+        name: the source.
+        folder: where its files shall lie.
+        sources_file: data/sources.yaml.
+        mirror: a folder to search first (the environment variable PRECFM_MIRROR), or None.
+
+    Returns:
+        What happened to each file, in the order of the manifest.
+
+    Raises:
+        PrecfmError: there is no such source, a file could not be had anywhere, or the folder cannot be
+        written.
+    """
+    manifest = source_manifest(name, sources_file)
+    done = {
+        file.name: Fetched(file.name, "kept")
+        for file in manifest.files
+        if _is_intact(folder / file.name, file)
+    }
+    refused: dict[str, list[str]] = {file.name: [] for file in manifest.files}
+    missing = [file for file in manifest.files if file.name not in done]
+    if missing:
+        with (
+            tempfile.TemporaryDirectory(prefix="precfm-") as workspace,
+            progress_bar(sum(file.bytes for file in missing), f"fetching {name}") as progress,
+        ):
+            for origin, opener in _openers(manifest, tuple(missing), sources_file, mirror, Path(workspace)):
+                for file in [file for file in missing if file.name not in done]:
+                    try:
+                        with opener(file) as stream:
+                            _place(stream, file, folder / file.name)
+                    except _UNREADABLE as error:
+                        refused[file.name].append(f"{origin.replace('{file}', file.name)}: {_reason(error)}")
+                    else:
+                        done[file.name] = Fetched(
+                            file.name, origin.replace("{file}", file.name), tuple(refused[file.name])
+                        )
+                        progress.update(file.bytes)
+    lost = [file for file in manifest.files if file.name not in done]
+    if lost:
+        raise PrecfmError(_nowhere(manifest, lost, refused, folder))
+    return [done[file.name] for file in manifest.files]
+
+
+def _openers(
+    manifest: SourceManifest,
+    missing: tuple[SourceFile, ...],
+    sources_file: Path,
+    mirror: Path | None,
+    workspace: Path,
+) -> Iterator[tuple[str, _Opener]]:
+    """The places to look, each with its description, in the order of trying."""
+    if mirror is not None:
+        yield f"PRECFM_MIRROR={mirror}", _mirror_opener(mirror, missing)
+    for origin in manifest.origins:
+        place = str(sources_file.parent / origin.place) if origin.kind == "folder" else origin.place
+        yield f"{origin.kind} {place}", partial(open_file, Origin(origin.kind, place), workspace=workspace)
+
+
+def _mirror_opener(mirror: Path, missing: tuple[SourceFile, ...]) -> _Opener:
+    if mirror.is_dir():
+        return Mirror(mirror, missing).open
+
+    def refuse(file: SourceFile) -> AbstractContextManager[BinaryIO]:
+        raise OriginError("is not a folder")
+
+    return refuse
+
+
+def _is_intact(path: Path, file: SourceFile) -> bool:
+    return path.is_file() and path.stat().st_size == file.bytes and file_sha256(path) == file.sha256
+
+
+def _place(stream: BinaryIO, file: SourceFile, target: Path) -> None:
+    """Copy a stream to a file, which appears only when its size and checksum are right.
+
+    Raises:
+        OriginError: the bytes are not the file's.
+        PrecfmError: they could not be written.
+    """
+    part = target.with_name(f".{target.name}.part-{secrets.token_hex(4)}")
+    digest, size = hashlib.sha256(), 0
+    try:
+        with _writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            output = part.open("xb")
+        with output:
+            while block := stream.read(min(BLOCK, file.bytes + 1 - size)):
+                digest.update(block)
+                size += len(block)
+                with _writing(target):
+                    output.write(block)
+        if size != file.bytes:
+            found = f"truncated at {size}" if size < file.bytes else "longer than"
+            raise OriginError(
+                f"{found} of {file.bytes} bytes" if size < file.bytes else f"{found} {file.bytes} bytes"
+            )
+        if digest.hexdigest() != file.sha256:
+            raise OriginError(
+                f"wrong checksum, SHA-256 {digest.hexdigest()[:12]}... instead of {file.sha256[:12]}..."
+            )
+        with _writing(target):
+            part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Tell failures of our own disk from those of an origin: another origin would not help."""
+    try:
+        yield
+    except OSError as error:
+        raise PrecfmError(
+            f"{target}: cannot be written ({error.strerror}); free space or mend the permissions"
+        ) from None
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, EOFError):
+        return "truncated"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _nowhere(
+    manifest: SourceManifest, lost: list[SourceFile], refused: dict[str, list[str]], folder: Path
+) -> str:
+    names = ", ".join(file.name for file in lost[:NAMED]) + (
+        f" and {len(lost) - NAMED} more" if lost[NAMED:] else ""
+    )
+    tried = "; ".join(refused[lost[0].name]) or "no origin is known"
+    return (
+        f"data source '{manifest.name}': {names} could not be had (tried for {lost[0].name}: {tried}); "
+        f"set PRECFM_MIRROR to a folder that holds the missing files, or put them into {folder} "
+        f"(their SHA-256 are in data/sources.yaml)"
+    )
