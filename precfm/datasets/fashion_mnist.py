@@ -22,8 +22,6 @@ class FashionMNIST:
         algorithms", https://arxiv.org/abs/1708.07747
     """
 
-    SOURCE = "fashion_mnist"
-
     def __init__(self, *, resolution: Literal[28, 32] = 28) -> None:
         self.resolution = resolution
 

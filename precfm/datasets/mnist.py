@@ -24,8 +24,6 @@ class MNIST:
         LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998.
     """
 
-    SOURCE = "mnist"
-
     def __init__(self, *, resolution: Literal[28, 32] = 28) -> None:
         self.resolution = resolution
 

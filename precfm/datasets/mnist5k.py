@@ -20,8 +20,6 @@ class MNIST5k:
         resolution: 28, or 32 for a black margin of two pixels.
     """
 
-    SOURCE = "mnist5k"
-
     def __init__(self, *, resolution: Literal[28, 32] = 28) -> None:
         self.resolution = resolution
 

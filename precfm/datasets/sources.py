@@ -12,6 +12,7 @@ from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import BinaryIO
+from urllib.error import HTTPError, URLError
 
 from precfm.datasets.manifest import (
     Origin,
@@ -180,6 +181,8 @@ def _writing(target: Path) -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     if isinstance(error, EOFError):
         return "truncated"
+    if isinstance(error, URLError) and not isinstance(error, HTTPError):
+        return f"no connection, {error.reason}"
     return " ".join(str(error).split()) or type(error).__name__
 
 
