@@ -8,10 +8,11 @@ Setting and assumptions, everywhere in this module:
   d.
 * y is the velocity alpha_t' x1 + sigma_t' x0, or the denoising-score target -x0 / sigma_t.
 
-Sigma_t = alpha_t^2 Sigma_1 + sigma_t^2 I has the eigenvectors q_i of Sigma_1, and so have all matrices here: a problem
-is a set of numbers per direction i. First and second moments are all that the risk and gradient descent see,
-so those hold for any law of x1; the noise of stochastic gradients (fourth moments) and "the best linear field
-is the best field" need Gaussian data. All tensors are float64; leading axes `...` are a batch of problems.
+Sigma_t = alpha_t^2 Sigma_1 + sigma_t^2 I has the eigenvectors q_i of Sigma_1, and so have all matrices here:
+a problem is a set of numbers per direction i. First and second moments are all that the risk and gradient
+descent see, so those hold for any law of x1; the noise of stochastic gradients (fourth moments) and "the best
+linear field is the best field" need Gaussian data. All tensors are float64; leading axes `...` are a batch of
+problems.
 
 References:
     Preconditioned (Score and) Flow Matching (Ahamed et al., 2026), https://arxiv.org/abs/2603.02337
@@ -167,9 +168,10 @@ def descent_excess(variance: Tensor, errors: Tensor, learning_rate: Tensor | flo
 def steps_to_fraction(variance: Tensor, learning_rate: Tensor | float, fraction: float) -> Tensor:
     """Steps k until a direction's excess risk is a fraction f of its start: (1 - 2 eta lambda)^(2k) = f.
 
-    For eta = 1 / (2 lambda_max) and the slowest direction this is close to kappa log(1/f) / 2, hence the slope
-    one of claim C2. It counts *relative* accuracy of the *slowest direction*. To an absolute accuracy, or in
-    the total, a direction of small variance may need no step at all, because its excess risk starts small.
+    For eta = 1 / (2 lambda_max) and the slowest direction this is close to kappa log(1/f) / 2, hence the
+    slope one of claim C2. It counts *relative* accuracy of the *slowest direction*. To an absolute accuracy,
+    or in the total, a direction of small variance may need no step at all, because its excess risk starts
+    small.
 
     Args:
         variance: lambda, any shape.
@@ -326,12 +328,14 @@ def stochastic_is_stable(variance: Tensor, learning_rate: Tensor | float, batch_
 def preconditioned_errors(variance: Tensor, errors: Tensor) -> Tensor:
     """Squared errors in the coordinates z = Sigma_t^(-1/2) x: claim C3.
 
-    Writing A x = B z with B = A Sigma_t^(1/2), the inputs z have covariance I and the error is E Sigma_t^(1/2),
-    whose squared columns are lambda_i || E q_i ||^2. Descent on B has `variance` one everywhere: every
-    direction contracts by (1 - 2 eta), and the excess risks at the start are the same numbers as before.
+    Writing A x = B z with B = A Sigma_t^(1/2), the inputs z have covariance I and the error is E
+    Sigma_t^(1/2), whose squared columns are lambda_i || E q_i ||^2. Descent on B has `variance` one
+    everywhere: every direction contracts by (1 - 2 eta), and the excess risks at the start are the same
+    numbers as before.
 
     P = Sigma_t^(-1/2) depends on t, so it is no single map of the data. The map x1 -> Sigma_1^(-1/2) x1 gives
-    Sigma_t = (alpha_t^2 + sigma_t^2) I for all t at once: kappa one, rate (1 - 2 eta (alpha_t^2 + sigma_t^2)).
+    Sigma_t = (alpha_t^2 + sigma_t^2) I for all t at once: kappa one, rate (1 - 2 eta (alpha_t^2 +
+    sigma_t^2)).
 
     Args:
         variance: lambda_i, shape (..., dim).
