@@ -166,9 +166,9 @@ class _Builder:
         encoded = {"encode": spec.encode, "seed": spec.seed}
         latents = self.plan.add("latents", label, encoded, {"data": data, "autoencoder": autoencoder})
         features = self.plan.add(
-            "features", label, {}, {"data": data, "classifiers": judges, "latents": latents}
+            "features", label, {}, {"data": data, "classifiers": tuple(judges), "latents": latents}
         )
-        shared = {"latents": latents, "autoencoder": autoencoder, "classifiers": judges, "features": features}
+        shared = {"latents": latents, "autoencoder": autoencoder, "classifiers": tuple(judges), "features": features}
         self._report("latents", latents, dataset=label)
         self._evaluate(label, "floor", 0, {"source": "train"}, {"latents": latents}, shared)
         for name, method in self.experiment.methods.items():

@@ -29,12 +29,27 @@ REGISTRY: dict[str, dict[str, str]] = {
     "autoencoders": {
         "conv_vae": "precfm.autoencoders.conv_vae:ConvVAE",
     },
+    "extractors": {
+        "digit_classifier": "precfm.metrics.extractors.classifier:DigitClassifier",
+    },
     "datasets": {
         "mnist5k": "precfm.datasets.mnist5k:MNIST5k",
         "mnist": "precfm.datasets.mnist:MNIST",
     },
-    "figures": {},
-    "tables": {},
+    "figures": {
+        "spectra": "precfm.report.figures.spectra:draw",
+        "path_conditioning": "precfm.report.figures.path_conditioning:draw",
+        "metrics_vs_steps": "precfm.report.figures.metrics_vs_steps:draw",
+        "recovery": "precfm.report.figures.recovery:draw",
+        "sample_grids": "precfm.report.figures.sample_grids:draw",
+    },
+    "tables": {
+        "metrics": "precfm.report.tables.metrics:build",
+        "paired": "precfm.report.tables.paired:build",
+        "conditioning": "precfm.report.tables.conditioning:build",
+        "recovery": "precfm.report.tables.recovery:build",
+        "training": "precfm.report.tables.training:build",
+    },
 }
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from precfm.artifacts import RESULTS, Artifact, Node, adopt
+from precfm.errors import PrecfmError
 from precfm.plan import KINDS, Plan
 
 PRODUCTS = {"table_files": "tables", "figure_files": "figures", "verdicts": ""}
@@ -133,8 +134,18 @@ def summary(plan: Plan) -> list[tuple[str, int, int]]:
     return [(kind, len(nodes), sum(node.exists for node in nodes)) for kind in KINDS if (nodes := plan.of(kind))]
 
 
-def recorded_experiments() -> list[str]:
-    """Experiments that have published claims here."""
-    return sorted(path.parent.name for path in RESULTS.glob("[!.]*/claims.json"))
+def collect_claims() -> list[str]:
+    """Merge the verdicts of all published experiments into `results/claims.json` and `results/claims.md`.
 
+    Returns:
+        The experiments whose verdicts were merged.
+    """
+    from precfm.report.claims import merge_claims
 
+    files = sorted(RESULTS.glob("[!.]*/claims.json"))
+    if not files:
+        raise PrecfmError(f"{RESULTS}: holds no published claims; run `make reproduce` first")
+    as_json, as_markdown = merge_claims([json.loads(file.read_text(encoding="utf-8")) for file in files])
+    (RESULTS / "claims.json").write_text(as_json, encoding="utf-8")
+    (RESULTS / "claims.md").write_text(as_markdown, encoding="utf-8")
+    return [file.parent.name for file in files]

@@ -1,0 +1,42 @@
+# Two commands: `make reproduce` and `make test`. Everything else is a variation of them.
+EXPERIMENT ?= quick
+CORES ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+PYTHON ?= python3
+BIN := .venv/bin
+export DVC_NO_ANALYTICS = 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: reproduce pull test test-slow format benchmarks install clean-results
+
+reproduce: .venv/installed
+	@$(BIN)/python workflow_scripts/reproduce.py $(EXPERIMENT) --cores $(CORES)
+
+pull: .venv/installed
+	@$(BIN)/python workflow_scripts/pull.py $(EXPERIMENT)
+
+install: .venv/installed
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "precfm: Python %d.%d found; 3.11, 3.12 or 3.13 is needed (make PYTHON=python3.12 ...)" % v)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n $(CORES)
+
+test-slow: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile rules
+
+benchmarks: .venv/installed
+	$(BIN)/python benchmarks/run.py

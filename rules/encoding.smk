@@ -1,0 +1,93 @@
+"""From images to latents, and the frozen judges of image quality."""
+
+
+rule classifiers:
+    input:
+        parents("classifiers"),
+    output:
+        f"{HOME}/classifiers/{{name}}/artifact.json",
+    log:
+        f"{RECORDS}/logs/classifiers/{{name}}.log",
+    benchmark:
+        f"{RECORDS}/benchmarks/classifiers/{{name}}.tsv"
+    params:
+        node=node("classifiers"),
+    threads: PLAN.experiment.threads
+    resources:
+        gpu=gpus,
+    script:
+        "../workflow_scripts/classifier.py"
+
+
+rule classifiers_all:
+    input:
+        artifacts("classifiers"),
+
+
+rule autoencoders:
+    input:
+        parents("autoencoders"),
+    output:
+        f"{HOME}/autoencoders/{{name}}/artifact.json",
+    log:
+        f"{RECORDS}/logs/autoencoders/{{name}}.log",
+    benchmark:
+        f"{RECORDS}/benchmarks/autoencoders/{{name}}.tsv"
+    params:
+        node=node("autoencoders"),
+    threads: PLAN.experiment.threads
+    resources:
+        gpu=gpus,
+    script:
+        "../workflow_scripts/autoencoder.py"
+
+
+rule autoencoders_all:
+    input:
+        artifacts("autoencoders"),
+
+
+rule latents:
+    input:
+        parents("latents"),
+    output:
+        f"{HOME}/latents/{{name}}/artifact.json",
+    log:
+        f"{RECORDS}/logs/latents/{{name}}.log",
+    benchmark:
+        f"{RECORDS}/benchmarks/latents/{{name}}.tsv"
+    params:
+        node=node("latents"),
+    threads: PLAN.experiment.threads
+    resources:
+        gpu=gpus,
+    script:
+        "../workflow_scripts/latents.py"
+
+
+rule latents_all:
+    input:
+        artifacts("latents"),
+
+
+rule features:
+    input:
+        parents("features"),
+    output:
+        f"{HOME}/features/{{name}}/artifact.json",
+    log:
+        f"{RECORDS}/logs/features/{{name}}.log",
+    benchmark:
+        f"{RECORDS}/benchmarks/features/{{name}}.tsv"
+    params:
+        node=node("features"),
+    threads: PLAN.experiment.threads
+    resources:
+        gpu=gpus,
+    script:
+        "../workflow_scripts/features.py"
+
+
+rule features_all:
+    input:
+        artifacts("features"),

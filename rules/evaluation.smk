@@ -1,0 +1,24 @@
+"""Metrics of the samples against the held-out split."""
+
+
+rule evaluations:
+    input:
+        parents("evaluations"),
+    output:
+        f"{HOME}/evaluations/{{name}}/artifact.json",
+    log:
+        f"{RECORDS}/logs/evaluations/{{name}}.log",
+    benchmark:
+        f"{RECORDS}/benchmarks/evaluations/{{name}}.tsv"
+    params:
+        node=node("evaluations"),
+    threads: PLAN.experiment.threads
+    resources:
+        gpu=gpus,
+    script:
+        "../workflow_scripts/evaluation.py"
+
+
+rule evaluations_all:
+    input:
+        artifacts("evaluations"),

@@ -1,0 +1,22 @@
+"""Controlled experiments with closed forms."""
+
+
+rule theory:
+    input:
+        parents("theory"),
+    output:
+        f"{HOME}/theory/{{name}}/artifact.json",
+    log:
+        f"{RECORDS}/logs/theory/{{name}}.log",
+    benchmark:
+        f"{RECORDS}/benchmarks/theory/{{name}}.tsv"
+    params:
+        node=node("theory"),
+    threads: PLAN.experiment.threads
+    script:
+        "../workflow_scripts/theory.py"
+
+
+rule theory_all:
+    input:
+        artifacts("theory"),

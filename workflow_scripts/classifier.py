@@ -1,0 +1,31 @@
+"""Kind `classifiers`: train one frozen judge, a feature extractor for the metrics of image quality."""
+
+from precfm.artifacts import Job, run_rule
+from precfm.metrics.extractors.classifier import accuracy, classifier_loss
+from precfm.networks import new_network, save_network
+from precfm.training import TrainingOptions, train
+
+
+def make(job: Job) -> None:
+    """Train on the train split; record the accuracy there and on the validation split."""
+    data, params, device = job.parent("data"), job.params, job.node.device
+    about = data.json("about.json")
+    channels, image_size, _ = about["image_shape"]
+    shape = {"channels": channels, "image_size": image_size, "num_classes": len(about["class_names"])}
+    model, description = new_network("extractors", params["model"], params["seed"], **shape)
+    model.to(device)
+    splits = {}
+    for split in ("train", "validation"):
+        tensors = data.tensors(f"{split}.safetensors")
+        splits[split] = (tensors["images"].to(device) / 255, tensors["labels"].to(device))
+    options = TrainingOptions(**params["training"])
+    result = train(
+        model, classifier_loss, splits["train"], options, seed=params["seed"], scratch=job.scratch, name="classifier"
+    )
+    save_network(model, description, job.folder)
+    job.write_json("accuracy.json", {split: accuracy(model, *tensors) for split, tensors in splits.items()})
+    job.write_frame("history.csv", result.history)
+
+
+if "snakemake" in globals():
+    run_rule(make, snakemake)

@@ -1,0 +1,38 @@
+"""Kind `diagnostics`: what a preconditioner does to the spectrum, to the path, and how well it closes."""
+
+from precfm.artifacts import Job, run_rule
+from precfm.conditioning import path_frame, spectrum_frame
+from precfm.diagnostics import round_trip_error, tail_round_trip_error
+from precfm.preconditioners.base import load
+from precfm.registry import load as load_class
+from precfm.spectra import condition_number, covariance
+
+
+def make(job: Job) -> None:
+    """Measure on the held-out split; the residual condition number also on validation, for selection."""
+    latents = job.parent("latents")
+    preconditioner = load(job.parent("preconditioner").verified())
+    path = load_class("paths", job.params["path"]["name"])()
+    x, labels, z = {}, {}, {}
+    for split in ("validation", "heldout"):
+        tensors = latents.tensors(f"{split}.safetensors")
+        x[split], labels[split] = tensors["latents"], tensors["labels"]
+        z[split] = preconditioner.forward(x[split], labels[split])
+    job.write_frame("spectrum.csv", spectrum_frame(z["heldout"], labels["heldout"], "flow"))
+    job.write_frame("path_conditioning.csv", path_frame(z["heldout"], labels["heldout"], path))
+    job.write_json(
+        "preconditioner.json",
+        {
+            "num_parameters": preconditioner.num_parameters,
+            "flops_per_fit": preconditioner.flops_per_fit,
+            "residual_condition_number": condition_number(covariance(z["heldout"])),
+            "validation_condition_number": condition_number(covariance(z["validation"])),
+            "round_trip_error": round_trip_error(preconditioner, x["heldout"], labels["heldout"]),
+            "tail_round_trip_error": tail_round_trip_error(preconditioner, x["heldout"], labels["heldout"]),
+            "notes": " ".join(preconditioner.notes),
+        },
+    )
+
+
+if "snakemake" in globals():
+    run_rule(make, snakemake)

@@ -1,0 +1,61 @@
+"""Kind `evaluations`: every metric of every checkpoint's samples against the held-out split."""
+
+from functools import partial
+
+import pandas as pd
+import torch
+
+from precfm.artifacts import Job, run_rule
+from precfm.autoencoders.conv_vae import decode_latents
+from precfm.diagnostics import eigenvalue_recovery
+from precfm.metrics.evaluate import METRICS, evaluate_features
+from precfm.metrics.extractors.classifier import extract
+from precfm.metrics.values import records
+from precfm.networks import load_network
+from precfm.preconditioners.whitening import Whitening
+
+GRID = 40  # decoded samples that are kept to be looked at
+
+
+def make(job: Job) -> None:
+    """Write the metric records, the recovery of each eigendirection, and a grid of decoded samples."""
+    samples = job.parent("samples").tensors("samples.safetensors")
+    labels = samples.pop("labels")
+    decode = partial(decode_latents, load_network(job.parent("autoencoder").verified(), job.node.device))
+    judges = {
+        f"classifier-{index}": (load_network(artifact.verified(), job.node.device), artifact.key)
+        for index, artifact in enumerate(job.parents("classifiers"))
+    }
+    reference = job.parent("features").tensors("features.safetensors")
+    whitening = Whitening().fit(job.parent("latents").tensors("train.safetensors")["latents"])
+    reference["latent-whitened"] = whitening.forward(reference["latent"])
+
+    options, tables, recovered = job.params["evaluation"], [], []
+    last = max(samples)
+    for step, latents in samples.items():
+        images = decode(latents)
+        generated = {name: (extract(network, images), name, key) for name, (network, key) in judges.items()}
+        generated["latent"] = (latents, "identity", "")
+        generated["latent-whitened"] = (whitening.forward(latents), "identity", "")
+        full = options["precision_recall"] == "all" or step == last
+        number = int(step.removeprefix("step-"))
+        for space, (features, extractor, extractor_hash) in generated.items():
+            values = evaluate_features(
+                features,
+                reference[space],
+                metrics=METRICS if full else METRICS[:1],
+                k=options["neighbours"],
+                seed=options["seed"],
+                extractor=extractor,
+                extractor_hash=extractor_hash,
+            )
+            tables.append(records(values).assign(step=number, space=space))
+        recovery = eigenvalue_recovery(latents, reference["latent"])
+    grid = (decode(samples[last][:GRID]) * 255).round().to(torch.uint8)
+    job.write_tensors("grid.safetensors", {"images": grid, "labels": labels[:GRID]})
+    job.write_frame("records.csv", pd.concat(tables, ignore_index=True))
+    job.write_frame("recovery.csv", pd.concat(recovered, ignore_index=True))
+
+
+if "snakemake" in globals():
+    run_rule(make, snakemake)

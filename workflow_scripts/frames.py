@@ -1,0 +1,58 @@
+"""Kind `frames`: collect what all artifacts of an experiment say into long tables, one row per number."""
+
+from collections.abc import Callable, Iterable
+
+import pandas as pd
+
+from precfm.artifacts import Artifact, Job, run_rule
+
+HISTORY_POINTS = 200
+
+
+def make(job: Job) -> None:
+    """Write one CSV per frame, and one file with the sample grids of every method's first seed."""
+    told = {role: list(zip(job.parents(role), about, strict=True)) for role, about in job.params["about"].items()}
+    evaluations, diagnostics = told.get("evaluations", []), told.get("diagnostics", [])
+    frames = {
+        "records": gather(evaluations, lambda artifact: artifact.frame("records.csv")),
+        "recovery": gather(evaluations, lambda artifact: artifact.frame("recovery.csv")),
+        "spectra": gather(
+            [(artifact, {**about, "method": "none", "seed": 0}) for artifact, about in told.get("latents", [])],
+            lambda artifact: artifact.frame("spectrum.csv"),
+        ),
+        "path_conditioning": gather(diagnostics, lambda artifact: artifact.frame("path_conditioning.csv")),
+        "preconditioners": gather(diagnostics, lambda artifact: pd.DataFrame([artifact.json("preconditioner.json")])),
+        "history": gather(told.get("flows", []), lambda artifact: thinned(artifact.frame("history.csv"))),
+    }
+    flow_spectra = gather(diagnostics, lambda artifact: artifact.frame("spectrum.csv"))
+    frames["spectra"] = pd.concat([frames["spectra"], flow_spectra], ignore_index=True)
+    for name, frame in frames.items():
+        if not frame.empty:
+            job.write_frame(f"{name}.csv", frame)
+    grids = {}
+    for artifact, about in evaluations:
+        grids.setdefault(f"{about['dataset']}/{about['method']}", artifact.tensors("grid.safetensors")["images"])
+    if grids:
+        job.write_tensors("grids.safetensors", grids)
+    job.write_json("names.json", sorted(name for name, frame in frames.items() if not frame.empty))
+
+
+def gather(told: Iterable[tuple[Artifact, dict]], read: Callable[[Artifact], pd.DataFrame]) -> pd.DataFrame:
+    """One table from many artifacts; what each stands for comes first."""
+    parts = []
+    for artifact, about in told:
+        frame = read(artifact)
+        for position, (column, value) in enumerate(about.items()):
+            frame.insert(position, column, value)
+        parts.append(frame)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def thinned(history: pd.DataFrame) -> pd.DataFrame:
+    """The loss in at most `HISTORY_POINTS` rows, each the mean over its steps."""
+    block = (history["step"] - 1) * HISTORY_POINTS // len(history)
+    return history.groupby(block).agg({"step": "last", "loss": "mean"}).reset_index(drop=True)
+
+
+if "snakemake" in globals():
+    run_rule(make, snakemake)

@@ -1,0 +1,25 @@
+"""Kind `preconditioners`: fit the invertible map from data space to the space of the flow."""
+
+from precfm.artifacts import Job, run_rule
+from precfm.preconditioners.base import save
+from precfm.registry import load
+
+
+def make(job: Job) -> None:
+    """Fit on the train split; learned maps stop early on the validation split."""
+    latents, spec = job.parent("latents"), job.params["preconditioner"]
+    train, validation = (latents.tensors(f"{split}.safetensors") for split in ("train", "validation"))
+    options = {name: value for name, value in spec.items() if name != "name"}
+    preconditioner = load("preconditioners", spec["name"])(**options)
+    preconditioner.fit(
+        train["latents"].to(job.node.device),
+        train["labels"].to(job.node.device),
+        validation=(validation["latents"].to(job.node.device), validation["labels"].to(job.node.device)),
+        seed=job.params["seed"],
+        scratch=job.scratch,
+    )
+    save(preconditioner, job.folder)
+
+
+if "snakemake" in globals():
+    run_rule(make, snakemake)

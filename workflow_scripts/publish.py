@@ -1,0 +1,18 @@
+"""Last step: copy the products to their plain names, write the manifest, and keep exactly one stamp."""
+
+import sys
+from pathlib import Path
+
+from precfm.artifacts import messages_to
+from precfm.errors import PrecfmError
+from precfm.plan import load_plan
+from precfm.store import publish
+
+if "snakemake" in globals():
+    for stamp in Path(snakemake.params.records).glob("published-*"):
+        stamp.unlink()
+    try:
+        with messages_to(Path(snakemake.log[0])):
+            publish(load_plan(snakemake.params.experiment))
+    except PrecfmError as error:
+        sys.exit(f"precfm: publish: {error}")

@@ -1,0 +1,88 @@
+"""Behind `make reproduce`: tidy the results, let Snakemake make what is missing, let DVC record it.
+
+Snakemake with the plan is the only judge of what must run. DVC is asked to record only when the plan, the results
+or the ledger have changed since it was last asked.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from precfm.artifacts import RESULTS
+from precfm.config import Experiment
+from precfm.errors import PrecfmError
+from precfm.plan import KINDS, Plan, load_plan
+from precfm.store import collect_claims, tidy
+
+PARAMS = Path("params.yaml")
+HEADER = "# What the ledger holds; `make reproduce EXPERIMENT=x` adds x when it is first recorded.\n"
+BIN = Path(sys.executable).parent
+
+
+def main(
+    experiment: Annotated[str, typer.Argument(help="The name of a file in config/.")] = "quick",
+    target: Annotated[str, typer.Option(help="A Snakemake target; other than `everything` records nothing.")] = "everything",
+    cores: Annotated[int, typer.Option(help="Jobs at a time.")] = os.cpu_count() or 1,
+) -> None:
+    """Make an experiment, or one of its kinds, and say where the products are."""
+    plan = load_plan(experiment)
+    try:
+        left, returned = tidy(plan)
+    except OSError as error:
+        raise PrecfmError(f"{error.filename}: {error.strerror}; free space and write permission are needed") from error
+    if left or returned:
+        print(f"{experiment}: {len(left)} artifacts moved to the attic, {len(returned)} fetched back or copied")
+    run_snakemake(plan, target, cores)
+    if target == "everything":
+        record(plan.experiment)
+        collect_claims()
+        announce(experiment)
+
+
+def run_snakemake(plan: Plan, target: str, cores: int) -> None:
+    """Run Snakemake; if it fails, repeat in one line each what the failed jobs said."""
+    records = RESULTS / plan.experiment.name / "records"
+    for old in records.glob("logs/*/*.error"):
+        old.unlink()
+    threads = {name: str(plan.experiment.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    command = [str(BIN / "snakemake"), "--workflow-profile", "profiles/default", "--cores", str(cores)]
+    command += ["--config", f"experiment={plan.experiment.name}", "--", target]
+    done = subprocess.run(command, env={**os.environ, **threads, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"})
+    if done.returncode:
+        said = [file.read_text(encoding="utf-8").strip() for file in sorted(records.glob("logs/*/*.error"))]
+        sys.exit("\n".join(said) or f"precfm: {plan.experiment.name}: not finished; the same command goes on")
+
+
+def record(experiment: Experiment) -> None:
+    """Let DVC record and store the artifacts; list the experiment and its sources in params.yaml first."""
+    held = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+    sources = {dataset.source.name for dataset in experiment.datasets.values()}
+    wanted = {
+        "experiments": sorted({*held["experiments"], experiment.name}),
+        "sources": sorted({*held["sources"], *(name for name in sources if (Path("data/raw") / name).is_dir())}),
+    }
+    if wanted != held:
+        PARAMS.write_text(HEADER + yaml.safe_dump(wanted, default_flow_style=None), encoding="utf-8")
+    stages = [f"{kind}@{experiment.name}" for kind in (*KINDS, "publish")]
+    stages += [f"raw@{name}" for name in sorted(sources & set(wanted["sources"]))]
+    dvc = [str(BIN / "dvc"), "commit", "--quiet", "--force", *stages]
+    if subprocess.run(dvc, env={**os.environ, "DVC_NO_ANALYTICS": "1"}).returncode:
+        sys.exit(f"precfm: {experiment.name}: everything is made, but DVC could not record it (see above)")
+
+
+def announce(experiment: str) -> None:
+    """Say where the products are."""
+    home = RESULTS / experiment
+    print(f"\n{experiment}: done\n  tables    {home}/tables/\n  figures   {home}/figures/\n  verdicts  {home}/claims.md")
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except PrecfmError as error:
+        sys.exit(f"precfm: {error}")

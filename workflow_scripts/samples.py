@@ -1,0 +1,45 @@
+"""Kind `samples`: draw latents from a flow, from a preconditioner alone, or from the train split (the floor)."""
+
+import torch
+
+from precfm.artifacts import Job, run_rule
+from precfm.networks import load_network
+from precfm.preconditioners.base import load
+from precfm.sampling import evaluation_labels, evaluation_noise, integrate
+
+
+def make(job: Job) -> None:
+    """Write labels and, for every checkpoint, samples in data space; labels and noise are the same for all."""
+    latents, options, device = job.parent("latents"), job.params["sampling"], job.node.device
+    n, seed = options["n"], options["seed"]
+    train = latents.tensors("train.safetensors")
+    if job.params["source"] == "train":
+        chosen = torch.arange(len(train["labels"]))[:n]
+        samples, labels = {"step-000000": train["latents"][chosen]}, train["labels"][chosen]
+    else:
+        labels = evaluation_labels(n, train["labels"], seed)
+        noise = evaluation_noise(n, train["latents"].shape[1], seed).to(device)
+        preconditioner = load(job.parent("preconditioner").verified()).to(device)
+        samples = {
+            step: preconditioner.inverse(z, labels.to(device)).cpu()
+            for step, z in draw(job, noise, labels.to(device)).items()
+        }
+    job.write_tensors("samples.safetensors", {**samples, "labels": labels})
+
+
+def draw(job: Job, noise: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Samples in the space of the flow, by checkpoint; noise itself stands for a preconditioner alone."""
+    if job.params["source"] == "preconditioner":
+        return {"step-000000": noise}
+    options, flow = job.params["sampling"], job.parent("flow")
+    flow.verified()
+    return {
+        folder.name: integrate(
+            load_network(folder, job.node.device), noise, labels, solver=options["solver"], steps=options["steps"]
+        )
+        for folder in sorted(flow.folder.glob("step-*"))
+    }
+
+
+if "snakemake" in globals():
+    run_rule(make, snakemake)

@@ -1,0 +1,18 @@
+"""Kind `verdicts`: what the experiment says about every claim of the paper."""
+
+from precfm.artifacts import Job, run_rule
+from precfm.report.claims import evaluate_claims, parse_claims, write_claims
+
+
+def make(job: Job) -> None:
+    """Write the verdicts as JSON and Markdown."""
+    frames, about = job.parent("frames"), job.params["about"]
+    tables = {name: frames.frame(f"{name}.csv") for name in frames.json("names.json")}
+    verdicts = evaluate_claims(parse_claims(job.params["claims"]), tables, about["experiment"])
+    as_json, as_markdown = write_claims(verdicts)
+    (job.folder / "claims.json").write_text(as_json, encoding="utf-8")
+    (job.folder / "claims.md").write_text(as_markdown, encoding="utf-8")
+
+
+if "snakemake" in globals():
+    run_rule(make, snakemake)
