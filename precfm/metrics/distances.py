@@ -1,8 +1,8 @@
 """Nearest neighbours in blocks: fast float32 products find the candidates, exact distances decide.
 
-The distance of two rows is, everywhere in this module, the float64 sum of the squares of their difference. Matrix
-products only propose; wherever rounding could change an answer the rows are examined again in float64, so results
-do not depend on the order of rows, on block sizes or on the device.
+The distance of two rows is, everywhere in this module, the float64 sum of the squares of their difference.
+Matrix products only propose; wherever rounding could change an answer the rows are examined again in
+float64, so results do not depend on the order of rows, on block sizes or on the device.
 """
 
 import math
@@ -67,7 +67,7 @@ class Blocks:
 
 
 def rounding(dim: int, device: torch.device) -> float:
-    """Error of a squared distance that comes from a matrix product, relative to the sum of the two squared norms.
+    """Error of a squared distance out of a matrix product, relative to the sum of the two squared norms.
 
     Eight times the random walk of dim rounding errors, in the precision that products are set to.
     """
@@ -95,8 +95,8 @@ class _Best:
         count = self.values.shape[1]
         others = block.shape[0 if by_column else 1]
         stride = others // _FOLDS
-        # Smallest of the entries g, g + stride, g + 2 stride, ...: the `count` smallest entries of a row lie in the
-        # `count` groups with the smallest minima.
+        # Group g holds the entries g, g + stride, g + 2 stride, ...; the `count` smallest entries of a row
+        # lie in the `count` groups with the smallest minima.
         if by_column:
             groups = block.view(_FOLDS, stride, -1).amin(0).T
         else:
@@ -134,7 +134,7 @@ def nearest(
     centre = other.mean(0, dtype=torch.float64)
     count = min(k + _SPARE, len(other) - (base is None))
     best = _Best(len(queries), count, queries.device)
-    right = Blocks(other, centre, keep=_fits(other, memory_budget))
+    right = Blocks(other, centre, keep=fits(other, memory_budget))
     left = right if base is None else Blocks(queries, centre, keep=False)
     for i in left.starts:
         rows = left.left(i)
@@ -160,7 +160,7 @@ def _settled(
     k: int,
     budget: int,
 ) -> tuple[Tensor, Tensor]:
-    """Exact distances of the candidates; rows whose candidates are not certain are searched again in float64."""
+    """Exact distances of the candidates; rows whose candidates are not certain are searched in float64."""
     n, dim = queries.shape
     count = best.values.shape[1]
     distances = torch.empty((n, count), dtype=torch.float64, device=queries.device)
@@ -178,7 +178,7 @@ def _settled(
     reach = norm.square() + (norm + distances[:, k - 1].sqrt()).square()
     error = rounding(dim, queries.device) * reach
     doubtful = (best.values[:, -1].to(torch.float64) - error <= distances[:, k - 1]).nonzero()[:, 0]
-    for rows in doubtful.split(256):
+    for rows in torch.split(doubtful, 256):
         distances[rows, :k], columns[rows, :k] = _nearest_exactly(
             queries, other, rows, k, base is None, budget
         )
@@ -203,17 +203,18 @@ def _nearest_exactly(
 
 
 def exact_blocks(queries: Tensor, base: Tensor, budget: int) -> Iterator[tuple[int, Tensor]]:
-    """Squared distances in float64 of a few queries to a base, as (first row of the base, shape (q, block))."""
+    """Squared distances in float64 of a few queries to a base: (first row of the base, shape (q, block))."""
     step = max(1, budget // (32 * max(1, len(queries)) * queries.shape[1]))
     for start in range(0, len(base), step):
         yield start, squared_distances(queries[:, None, :], base[None, start : start + step])
 
 
 def _by_distance_then_row(distances: Tensor, rows: Tensor) -> Tensor:
-    """Order that sorts by distance and, among equal ones, by row: ties do not depend on how they were found."""
+    """Order that sorts by distance and, among equal ones, by row, however they were found."""
     by_row = rows.argsort(dim=1, stable=True)
     return by_row.gather(1, distances.gather(1, by_row).argsort(dim=1, stable=True))
 
 
-def _fits(features: Tensor, memory_budget: int) -> bool:
+def fits(features: Tensor, memory_budget: int) -> bool:
+    """Whether a float32 copy of the features takes at most half of a budget of bytes."""
     return 4 * len(features) * (features.shape[1] + 2) <= memory_budget // 2

@@ -70,8 +70,8 @@ def evaluate_features(
             values.append(_frechet(x, y, few_samples, memory_budget, protocol))
         elif name == "kid":
             result = kernels.kid(x, y, memory_budget=memory_budget)
-            settings = (("kernel", "polynomial"), ("degree", 3), ("pairs", "all"))
-            values.append(_value(name, result.value, protocol, settings, result.standard_error))
+            cubic = (("kernel", "polynomial"), ("degree", 3), ("pairs", "all"))
+            values.append(_value(name, result.value, protocol, cubic, result.standard_error))
         elif name == "mmd_rbf":
             width = kernels.median_distance(y) if bandwidth is None else bandwidth
             result = kernels.mmd_rbf(x, y, bandwidth=width, memory_budget=memory_budget)
@@ -115,7 +115,7 @@ def evaluate_per_class(
                 f"{name}: shape {tuple(labels.shape)}; ({len(features)},) is needed, one per row"
             )
     values = []
-    for label in torch.cat([first, second]).unique().tolist():
+    for label in torch.unique(torch.cat([first, second])).tolist():
         try:
             of_class = evaluate_features(x[first == label], y[second == label], **options)  # type: ignore[arg-type]
         except PrecfmError as error:
@@ -130,7 +130,8 @@ def _frechet(
     value = frechet.frechet_distance(x, y, few_samples=few_samples, memory_budget=memory_budget)
     result = _value("frechet", value, protocol, (("dim", x.shape[1]),), None)
     if min(len(x), len(y)) <= x.shape[1]:
-        note = f"{min(len(x), len(y))} samples in {x.shape[1]} dimensions: biased upwards, not comparable across sizes"
+        fewest = min(len(x), len(y))
+        note = f"{fewest} samples in {x.shape[1]} dimensions: biased upwards, not comparable across sizes"
         result = replace(result, notes=(note,))
     return result
 

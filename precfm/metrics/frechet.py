@@ -1,8 +1,8 @@
 """Frechet distance between the Gaussian fits of two feature sets, in float64 and in symmetric form.
 
-With factors cov_a = A A^T and cov_b = B B^T the cross term is tr sqrt(cov_a cov_b) = sum of the singular values of
-A^T B: symmetric, real, and defined for singular covariances, so no imaginary part is ever discarded. Where a set
-has fewer samples than dimensions its centred features are the factor and no (dim, dim) matrix is made.
+With factors cov_a = A A^T and cov_b = B B^T the cross term tr sqrt(cov_a cov_b) is the sum of the singular
+values of A^T B: symmetric, real, and defined for singular covariances, so no imaginary part is ever discarded.
+Where a set has fewer samples than dimensions its centred features are the factor and no (dim, dim) matrix is made.
 
 References:
     Dowson and Landau, The Frechet distance between multivariate normal distributions, 1982.
@@ -66,7 +66,7 @@ def mean_and_covariance(features: Features, *, memory_budget: int = 2**28) -> tu
     mean = _mean(x, rows)
     covariance = torch.zeros(dim, dim, dtype=torch.float64, device=x.device)
     starts = range(0, dim, _COLUMNS)
-    for block in x.split(rows):
+    for block in torch.split(x, rows):
         centred = block.to(torch.float64) - mean
         panels = {start: centred[:, start : start + _COLUMNS].contiguous() for start in starts}
         for i in starts:
@@ -97,13 +97,15 @@ def covariance_factor(covariance: Tensor) -> Tensor:
     Returns:
         Shape (dim, rank).
     """
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(covariance)
     diagonal = factor.diagonal()
     if int(info) == 0 and float(diagonal.min()) > 1e-7 * float(diagonal.max()):
         return factor
     values, vectors = torch.linalg.eigh(covariance)
     keep = values > 0
-    return vectors[:, keep] * values[keep].sqrt()
+    factor = vectors[:, keep] * values[keep].sqrt()
+    return factor
 
 
 def frechet_from_moments(first: Moments, second: Moments) -> float:
@@ -153,9 +155,9 @@ def frechet_distance(
     for name, features in (("generated", x), ("reference", y)):
         if few_samples == "refuse" and len(features) <= features.shape[1]:
             raise PrecfmError(
-                f"{name}: {len(features)} samples in {features.shape[1]} dimensions give a singular covariance and a "
-                "Frechet distance that measures the sample size; take more samples, fewer components or the KID, or "
-                "say few_samples='allow'"
+                f"{name}: {len(features)} samples in {features.shape[1]} dimensions give a singular covariance "
+                "and a Frechet distance that measures the sample size; take more samples, fewer components or "
+                "the KID, or say few_samples='allow'"
             )
     return frechet_from_moments(
         moments(x, memory_budget=memory_budget), moments(y, memory_budget=memory_budget)
@@ -195,7 +197,7 @@ def _without_mean(centred: Tensor) -> Tensor:
 
 def _mean(x: Tensor, rows: int) -> Tensor:
     total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-    for block in x.split(rows):
+    for block in torch.split(x, rows):
         total += block.sum(dim=0, dtype=torch.float64)
     return total / len(x)
 

@@ -37,7 +37,7 @@ class Discrepancy:
 
 
 def polynomial_kernel(degree: int = 3, gamma: float | None = None, offset: float = 1.0) -> Kernel:
-    """k(x, y) = (gamma x.y + offset)^degree; gamma = 1 / dim where None. The defaults are those of the KID."""
+    """k(x, y) = (gamma x.y + offset)^degree, gamma = 1 / dim where None; the defaults are the KID's."""
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         scale = 1.0 / x.shape[1] if gamma is None else gamma
@@ -118,7 +118,7 @@ def mmd(
 
 
 def kid(generated: Features, reference: Features, *, memory_budget: int = 2**28) -> Discrepancy:
-    """Kernel distance with the cubic kernel of the KID over all pairs (no subsets: less variance, no randomness)."""
+    """Discrepancy of the KID's cubic kernel over all pairs: less variance than subsets, no randomness."""
     return mmd(generated, reference, polynomial_kernel(), memory_budget=memory_budget)
 
 
@@ -172,8 +172,8 @@ def kid_over_subsets(
         kernel: the cubic kernel of the KID where None.
 
     Returns:
-        Mean, standard deviation between subsets (of the population, as published), and the standard error that
-        this would be if subsets were disjoint; they overlap, so it is a lower bound.
+        Mean, standard deviation between subsets (of the population, as published), and the standard error of
+        the mean if subsets were disjoint; they overlap, so it is a lower bound.
     """
     x, y = feature_pair(generated, reference)
     function = polynomial_kernel() if kernel is None else kernel
@@ -200,7 +200,7 @@ def _block_size(memory_budget: int) -> int:
 
 
 def _within(x: Tensor, kernel: Kernel, memory_budget: int) -> tuple[Tensor, Tensor]:
-    """Row sums (n,) and sum of squares of a kernel matrix without its diagonal; each pair is computed once."""
+    """Row sums (n,) and sum of squares of a kernel matrix without its diagonal; each pair once."""
     size = _block_size(memory_budget)
     x = x.cpu() if x.device.type == "mps" else x
     rows = torch.zeros(len(x), dtype=torch.float64, device=x.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from precfm.errors import PrecfmError
 from precfm.metrics.checks import Features, feature_matrix, feature_pair
-from precfm.metrics.distances import Blocks, _fits, exact_blocks, nearest, rounding
+from precfm.metrics.distances import Blocks, exact_blocks, fits, nearest, rounding
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _margins(
     """
     centre = y.mean(0, dtype=torch.float64)
     left = Blocks(x, centre, keep=False)
-    right = Blocks(y, centre, keep=_fits(y, memory_budget))
+    right = Blocks(y, centre, keep=fits(y, memory_budget))
     margin_x = torch.full((len(x),), torch.inf, device=x.device)
     margin_y = torch.full((len(y),), torch.inf, device=y.device)
     float_x, float_y = radii_x.to(torch.float32), radii_y.to(torch.float32)
@@ -119,7 +119,7 @@ def _decided(
 ) -> Tensor:
     """Which rows of x lie in a ball around a row of y; where rounding leaves a doubt, by exact distances."""
     inside = margin <= 0
-    for rows in (margin.abs() <= error).nonzero()[:, 0].split(256):
+    for rows in torch.split((margin.abs() <= error).nonzero()[:, 0], 256):
         found = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
         for start, block in exact_blocks(x[rows], y, memory_budget):
             found |= (block <= radii[start : start + block.shape[1]]).any(1)

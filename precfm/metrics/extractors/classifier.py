@@ -1,10 +1,13 @@
-"""A small classifier of 28 x 28 grey images, trained here and then frozen: its penultimate layer gives features."""
+"""A small classifier of grey images, trained here and then frozen: its penultimate layer gives features."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from precfm.errors import PrecfmError
+from precfm.metrics.extractors.base import extract
+
+__all__ = ["DigitClassifier", "accuracy", "classifier_loss", "extract"]
 
 
 class DigitClassifier(nn.Module):
@@ -39,12 +42,12 @@ class DigitClassifier(nn.Module):
             nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1),
             nn.GELU(),
         )
-        # GELU after the features keeps every one of them alive, so their covariance is not singular as with ReLU.
+        # GELU keeps every feature alive, so that their covariance is not singular as it is after ReLU.
         self.project = nn.Linear(2 * width * (image_size // 4) ** 2, feature_dim)
         self.head = nn.Linear(feature_dim, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Penultimate features, shape (batch, feature_dim), of images of shape (batch, channels, size, size)."""
+        """Penultimate features, (batch, feature_dim), of images in [0, 1], (batch, channels, size, size)."""
         hidden = self.convolutions(2.0 * images - 1.0)
         features: Tensor = functional.gelu(self.project(hidden.flatten(1)))
         return features
@@ -74,12 +77,10 @@ def classifier_loss(module: nn.Module, batch: tuple[Tensor, ...], generator: tor
 
 @torch.no_grad()
 def accuracy(module: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 1000) -> float:
-    """Share of images of shape (n, channels, size, size) whose most likely class is their label, in [0, 1]."""
+    """Share of images, shape (n, channels, size, size), whose most likely class is their label."""
     was_training = module.training
     module.eval()
-    correct = sum(
-        int((module(x).argmax(1) == y).sum())
-        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)
-    )
+    batches = zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True)
+    correct = torch.stack([(module(x).argmax(1) == y).sum() for x, y in batches])
     module.train(was_training)
-    return correct / len(images)
+    return float(correct.sum()) / len(images)
