@@ -1,0 +1,140 @@
+"""Configurations: what is right is read, what is wrong is refused in one sentence that says how to mend it."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from precfm.config import load_experiment, merge, plain, read_yaml
+from precfm.errors import PrecfmError
+from precfm.options import Neutral, Strict, class_constant, options_of
+
+CONFIG = Path(__file__).parent.parent / "config"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for file in CONFIG.glob("*.yaml"):
+        (tmp_path / file.name).write_text(file.read_text())
+    return tmp_path
+
+
+def changed(folder, change, base="smoke"):
+    (folder / "mine.yaml").write_text(yaml.safe_dump({"extends": base, **change}))
+    return load_experiment("mine", folder)
+
+
+@pytest.mark.parametrize("file", sorted(CONFIG.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_configuration_that_ships_is_valid(file):
+    if file.stem != "claims":
+        assert load_experiment(file.stem, CONFIG).name == file.stem
+
+
+def test_extending_merges_replaces_and_removes(folder):
+    experiment = changed(folder, {"methods": {"whitening": None}, "flow": {"training": {"learning_rate": 5e-4}}})
+    assert "whitening" not in experiment.methods
+    assert experiment.methods["none"].flow.training.learning_rate == 5e-4
+    assert experiment.methods["none"].flow.training.steps == load_experiment("smoke", folder).methods["none"].flow.training.steps
+
+
+def test_a_component_of_another_name_does_not_inherit_options():
+    assert merge({"name": "mlp", "width": 256}, {"name": "unet", "depth": 2}) == {"name": "unet", "depth": 2}
+    assert merge({"name": "mlp", "width": 256}, {"width": 32}) == {"name": "mlp", "width": 32}
+
+
+def test_a_method_may_change_its_own_flow_only(folder):
+    wide = {"preconditioner": {"name": "none"}, "flow": {"model": {"width": 64}}}
+    experiment = changed(folder, {"methods": {"wide": wide}})
+    assert experiment.methods["wide"].flow.model.options.width == 64
+    assert experiment.methods["none"].flow.model.options.width == 32
+
+
+def test_a_sweep_becomes_one_method_per_value(folder):
+    sweep = {"preconditioner": {"name": "whitening"}, "sweep": {"preconditioner.exponent": [0.25, 0.5]}}
+    experiment = changed(folder, {"methods": {"tempered": sweep}})
+    assert experiment.methods["tempered-exponent=0.25"].preconditioner.options.exponent == 0.25
+    assert experiment.methods["tempered-exponent=0.5"].preconditioner.options.exponent == 0.5
+    assert "tempered" not in experiment.methods
+
+
+def test_numbers_like_1e_minus_3_are_numbers(folder):
+    (folder / "mine.yaml").write_text("extends: smoke\nflow: {training: {learning_rate: 1e-3}}\n")
+    assert load_experiment("mine", folder).methods["none"].flow.training.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"colour": 3}, ["mine.yaml", "colour", "no such field"]),
+        ({"sampling": {"stepz": 3}}, ["sampling.stepz", "no such field"]),
+        ({"sampling": {"n": "many"}}, ["sampling.n", "'many'", "integer"]),
+        ({"sampling": {"n": 0}}, ["sampling.n", "greater than 0"]),
+        ({"sampling": {"solver": "magic"}}, ["sampling.solver", "'midpoint'"]),
+        ({"methods": {"x": {"preconditioner": {"name": "magic"}}}}, ["methods.x", "'magic'", "whitening"]),
+        ({"methods": {"x": {"preconditioner": {"name": "whitening", "shrink": 1}}}}, ["shrink", "no such field"]),
+        ({"methods": {"x": {}}}, ["methods.x.preconditioner", "missing"]),
+        ({"methods": {"a b": {"preconditioner": {"name": "none"}}}}, ["'a b'", "letters"]),
+        ({"flow": {"training": {"checkpoints": [10, 900]}}}, ["checkpoints", "900", "60"]),
+        ({"flow": {"model": {"name": "mlp", "width": 1.5}}}, ["width", "integer"]),
+        ({"baseline": "nobody"}, ["baseline", "'nobody'", "none"]),
+        ({"seeds": [1, 1]}, ["seeds", "[1, 1]"]),
+        ({"evaluation": {"neighbours": 400}}, ["neighbours", "400"]),
+        ({"datasets": {"mnist5k": {"train": -5}}}, ["datasets.mnist5k.train", "-5"]),
+        ({"datasets": {"mnist5k": {"source": {"name": "imagenet"}}}}, ["imagenet", "mnist5k"]),
+        ({"classifiers": None}, ["classifiers"]),
+        ({"device": "tpu"}, ["device", "'cpu'"]),
+        ({"extends": "nothing"}, ["nothing.yaml", "no such file", "quick"]),
+    ],
+)
+def test_a_wrong_configuration_is_refused_in_one_sentence(folder, change, words):
+    with pytest.raises(PrecfmError) as caught:
+        changed(folder, change)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    for word in words:
+        assert word in sentence
+
+
+@pytest.mark.parametrize(("text", "words"), [("a: [", "no valid YAML"), ("- 1", "mapping")])
+def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, words):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(PrecfmError, match=words):
+        load_experiment("mine", tmp_path)
+
+
+def test_a_circle_of_extensions_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: b")
+    (tmp_path / "b.yaml").write_text("extends: a")
+    with pytest.raises(PrecfmError, match="circle"):
+        load_experiment("a", tmp_path)
+
+
+def test_a_missing_file_names_those_that_exist():
+    with pytest.raises(PrecfmError, match="quick"):
+        read_yaml(CONFIG / "absent.yaml")
+
+
+def test_options_are_those_of_the_class():
+    options = options_of("precfm.models.mlp:MLPVelocity", frozenset({"num_classes"}))
+    assert set(options.model_fields) == {"width", "depth", "time_features"}
+    assert options().width == 256
+
+
+def test_a_class_says_whether_its_fit_uses_the_seed():
+    assert class_constant("precfm.preconditioners.normalizing_flow:NormalizingFlow", "uses_seed", False) is True
+    assert class_constant("precfm.preconditioners.whitening:Whitening", "uses_seed", False) is False
+
+
+def test_a_neutral_value_leaves_no_trace_in_a_key():
+    from typing import Annotated
+
+    class Before(Strict):
+        width: int = 3
+
+    class After(Strict):
+        width: int = 3
+        dropout: Annotated[float, Neutral(0.0)] = 0.0
+
+    assert plain(After(), for_key=True) == plain(Before(), for_key=True)
+    assert plain(After(dropout=0.1), for_key=True) == {"width": 3, "dropout": 0.1}
+    assert plain(After()) == {"width": 3, "dropout": 0.0}

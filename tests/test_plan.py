@@ -1,0 +1,120 @@
+"""The plan: keys change exactly downstream of what changes, and of nothing else."""
+
+import subprocess
+import sys
+
+import pytest
+
+from precfm.errors import PrecfmError
+from precfm.plan import KINDS, SCRIPTS, load_plan
+
+
+def changed_ids(before, after):
+    return {node_id for node_id in after.nodes if node_id not in before.nodes}
+
+
+def kinds(ids):
+    return {node_id.split("/")[0] for node_id in ids}
+
+
+REPORTS = {"frames", "table_files", "figure_files", "verdicts"}
+
+
+def test_a_plan_is_deterministic(planned):
+    assert planned().nodes.keys() == planned().nodes.keys()
+    assert planned().key == planned().key
+
+
+def test_parents_come_before_children_and_exist(planned):
+    seen = set()
+    for node in planned().nodes.values():
+        for ids in node.parents.values():
+            assert seen.issuperset(ids)
+        seen.add(node.id)
+    assert kinds(seen) | {"theory"} == set(KINDS)
+
+
+def test_a_changed_parameter_of_one_method_changes_that_method_alone(planned):
+    before = planned()
+    after = planned({"methods": {"whitening": {"preconditioner": {"exponent": 0.25}}}})
+    changed = changed_ids(before, after)
+    assert kinds(changed) == {"preconditioners", "diagnostics", "flows", "samples", "evaluations"} | REPORTS
+    assert all("-whitening" in node_id for node_id in changed if node_id.split("/")[0] not in REPORTS)
+
+
+def test_a_changed_metric_option_leaves_flows_and_samples(planned):
+    changed = changed_ids(planned(), planned({"evaluation": {"neighbours": 5}}))
+    assert kinds(changed) == {"evaluations"} | REPORTS
+
+
+def test_a_changed_seed_of_the_autoencoder_changes_all_that_lies_below(planned):
+    changed = kinds(changed_ids(planned(), planned({"autoencoders": {"L16": {"seed": 7}}})))
+    assert "classifiers" not in changed
+    assert "data" not in changed
+    assert {"autoencoders", "latents", "features", "flows"} <= changed
+
+
+def test_a_further_seed_keeps_what_exists(planned):
+    before, after = planned(), planned({"seeds": [0, 1, 2]})
+    kept = {node_id for node_id in before.nodes if node_id.split("/")[0] not in REPORTS}
+    assert kept < after.nodes.keys()
+    assert len(after.of("flows")) == len(before.of("flows")) * 3 // 2
+
+
+def test_a_renamed_method_keeps_its_keys(planned):
+    before = planned()
+    renamed = planned({"methods": {"whitening": None, "white": {"preconditioner": {"name": "whitening"}}}})
+    assert {node.key for node in before.of("flows")} == {node.key for node in renamed.of("flows")}
+
+
+def test_a_device_is_no_part_of_the_key(planned):
+    assert planned({"device": "cuda"}).nodes.keys() == planned().nodes.keys()
+
+
+def test_a_changed_source_checksum_changes_everything_made_from_it(planned, project):
+    before = planned()
+    file = project / "data/sources.yaml"
+    checksum = before.of("data")[0].params["checksum"]
+    file.write_text(file.read_text().replace(checksum, checksum[::-1]))
+    try:
+        after = planned()
+    except PrecfmError as error:
+        assert "mnist5k" in str(error)  # a manifest that contradicts itself is refused
+    else:
+        assert not before.nodes.keys() & {node.id for node in after.of("flows")}
+
+
+def test_fits_without_randomness_are_shared_between_seeds(planned):
+    labels = [node.label for node in planned().of("preconditioners")]
+    assert len([label for label in labels if "-whitening" in label]) == 1
+    assert len([label for label in labels if "normalizing_flow" in label]) == 2
+
+
+def test_equal_methods_are_one_artifact(planned):
+    twin = planned({"methods": {"twin": {"preconditioner": {"name": "whitening"}}}})
+    assert len(twin.of("flows")) == len(planned().of("flows"))
+
+
+def test_a_node_that_does_not_exist_is_refused(planned):
+    with pytest.raises(PrecfmError, match="precfm ls mine"):
+        planned().node("flows/nobody-123")
+
+
+def test_every_script_exists():
+    assert all((SCRIPTS / script).is_file() for script in KINDS.values())
+
+
+def test_planning_needs_no_torch(project):
+    code = "import sys; from precfm.plan import load_plan; load_plan('smoke'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_plan_of_thousands_is_made(planned):
+    plan = planned({"seeds": list(range(300))})
+    assert len(plan.nodes) > 3000
+
+
+def test_every_experiment_that_ships_has_a_plan(project):
+    for file in (project / "config").glob("*.yaml"):
+        if file.stem != "claims":
+            assert load_plan(file.stem).nodes
