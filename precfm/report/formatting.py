@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -81,35 +82,57 @@ def count_text(value: float) -> str:
     return f"{int(value):,}" if abs(value) < 1e7 else number_text(value)
 
 
-def estimate_text(estimate: Estimate, *, multiplicative: bool = False) -> str:
-    """A mean with its interval: `1.57 ± 0.15`, or `2.77 [2.11, 3.64]` for one taken on the log scale.
+def estimate_texts(estimates: Sequence[Estimate], *, multiplicative: bool = False) -> list[str]:
+    """Means with their intervals for one column: `1.57 ± 0.15`, or `2.77 [2.11, 3.64]` on the log scale.
 
-    The digits follow the width of the interval; without an interval the number stands alone.
+    The whole column has the decimals, and for very small or large numbers the power of ten, that its narrower
+    intervals ask for. A mean without an interval stands alone.
 
     Example:
-        >>> estimate_text(Estimate(1.5678, 1.4178, 1.7178, 5)), estimate_text(Estimate(3.14159, 3.0, 3.3, 5))
-        ('1.57 ± 0.15', '3.14 ± 0.15')
-        >>> estimate_text(Estimate(2.772, 2.11, 3.64, 5), multiplicative=True)
-        '2.77 [2.11, 3.64]'
+        >>> estimate_texts([Estimate(1.5678, 1.4178, 1.7178, 5), Estimate(12.0, 11.8, 12.2, 5)])
+        ['1.57 ± 0.15', '12.00 ± 0.20']
+        >>> estimate_texts([Estimate(2.772, 2.11, 3.64, 5)], multiplicative=True)
+        ['2.77 [2.11, 3.64]']
+        >>> estimate_texts([Estimate(-1.1e-4, -1.8e-4, -0.4e-4, 5), Estimate(2e-5, -1e-5, 5e-5, 5)])
+        ['(−1.10 ± 0.70)×10⁻⁴', '(0.20 ± 0.30)×10⁻⁴']
     """
-    value, low, high = estimate.value, estimate.low, estimate.high
+    if multiplicative:
+        return [_bracketed(estimate) for estimate in estimates]
+    halves = [(estimate.high - estimate.low) / 2 for estimate in estimates]
+    widths = sorted(half for half in halves if half > 0)  # NaN is not
+    if not widths:
+        return [number_text(estimate.value) for estimate in estimates]
+    size = max(*(abs(estimate.value) for estimate in estimates if not math.isnan(estimate.value)), widths[0])
+    power = 0 if 1e-3 <= size < 1e5 else math.floor(math.log10(size))
+    narrow = widths[(len(widths) - 1) // 4] / 10**power
+    decimals = min(max(0, 1 - math.floor(math.log10(narrow))), 5)
+    return [
+        _plus_minus(estimate.value / 10**power, half / 10**power, decimals, power)
+        for estimate, half in zip(estimates, halves, strict=True)
+    ]
+
+
+def _plus_minus(value: float, half: float, decimals: int, power: int) -> str:
     if math.isnan(value):
         return MISSING
-    if math.isnan(low) or math.isnan(high):
-        return number_text(value)
-    if multiplicative:
-        return f"{number_text(value)} [{number_text(low)}, {number_text(high)}]"
-    half = (high - low) / 2
-    if half <= 1e-12 * abs(value):
-        return f"{number_text(value)} ± 0"
-    size = max(abs(value), half)
-    if not 1e-3 <= size < 1e5:
-        power = math.floor(math.log10(size))
-        scaled = Estimate(value / 10**power, low / 10**power, high / 10**power, estimate.n)
-        return f"({estimate_text(scaled)})×10{_superscript(power)}"
-    decimals = min(max(0, 1 - math.floor(math.log10(half))), max(0, 4 - math.floor(math.log10(size))))
     sign = "−" if value < 0 and round(value, decimals) != 0 else ""
-    return f"{sign}{abs(value):,.{decimals}f} ± {half:,.{decimals}f}"
+    text = f"{sign}{abs(value):,.{decimals}f}"
+    if not math.isnan(half):
+        text += f" ± {half:,.{decimals}f}"
+    if not power:
+        return text
+    return f"({text})×10{_superscript(power)}" if "±" in text else f"{text}×10{_superscript(power)}"
+
+
+def _bracketed(estimate: Estimate) -> str:
+    known = not (math.isnan(estimate.low) or math.isnan(estimate.high))
+    return number_text(estimate.value) + (f" {interval_text(estimate.low, estimate.high)}" if known else "")
+
+
+def estimates_of(rows: pd.DataFrame) -> list[Estimate]:
+    """The estimates in the columns value, low, high and n of a tidy table."""
+    columns = (rows[name].astype(float) for name in ("value", "low", "high", "n"))
+    return [Estimate(value, low, high, int(n)) for value, low, high, n in zip(*columns, strict=True)]
 
 
 def interval_text(low: float, high: float) -> str:

@@ -12,6 +12,8 @@ Frames = Mapping[str, pd.DataFrame]
 
 # Two numbers may be compared only if all of these are equal.
 PROTOCOL = ("n_real", "n_generated", "reference", "extractor")
+ALL = "all"  # the scope of all classes together
+NO_EXTRACTOR = "none"  # how a latent space, which needs none, is written
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "records": (
@@ -105,7 +107,7 @@ def needed(frames: Frames, name: str) -> pd.DataFrame:
 def per_seed(records: pd.DataFrame) -> pd.DataFrame:
     """One value per training seed: the mean over evaluation seeds, everything else equal.
 
-    Missing extractors (latent spaces have none) are written "none", so that they group like any other name.
+    A missing extractor becomes `NO_EXTRACTOR`, so that it groups like any other name.
 
     Raises:
         PrecfmError: a value is not finite.
@@ -119,7 +121,7 @@ def per_seed(records: pd.DataFrame) -> pd.DataFrame:
             f"records: {row['metric']} of {row['method']}, seed {row['seed']}, step {row['step']} is "
             f"{row['value']}; every record must be finite"
         )
-    values["extractor"] = values["extractor"].fillna("none").replace("", "none").astype(str)
+    values["extractor"] = values["extractor"].fillna(NO_EXTRACTOR).replace("", NO_EXTRACTOR).astype(str)
     keys = [column for column in COLUMNS["records"] if column not in ("value", "evaluation_seed")]
     return values.groupby(keys, as_index=False, sort=True)["value"].mean()
 
@@ -191,6 +193,6 @@ def pair(values: pd.DataFrame, method: str, baseline: str, keys: Sequence[str]) 
     return merged[columns].sort_values(on, ignore_index=True)
 
 
-def lowest_quartile(index: pd.Series, count: int) -> pd.Series:
-    """Which directions belong to the lowest quartile: the first ceil(count / 4), 0 being the smallest eigenvalue."""
-    return index < -(-count // 4)
+def lowest_quartile_count(directions: int) -> int:
+    """How many directions are the lowest quartile: a quarter of them, rounded up."""
+    return -(-directions // 4)

@@ -4,9 +4,17 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from precfm.report.formatting import Block, Table, count_text, estimate_text, seeds_text
-from precfm.report.selection import PROTOCOL, Frames, at_final, needed, per_seed
-from precfm.report.statistics import Estimate, geometric_estimate, t_estimate
+from precfm.report.formatting import (
+    MISSING,
+    Block,
+    Table,
+    count_text,
+    estimate_texts,
+    estimates_of,
+    seeds_text,
+)
+from precfm.report.selection import NO_EXTRACTOR, PROTOCOL, Frames, at_final, needed, per_seed
+from precfm.report.statistics import geometric_estimate, t_estimate
 from precfm.report.vocabulary import (
     FLOOR,
     in_order,
@@ -76,22 +84,23 @@ def build(frames: Frames) -> Table:
 
 
 def _block(dataset: str, space: str, rows: pd.DataFrame) -> Block:
-    metrics = metrics_in_order(rows["metric"])
+    methods = in_order(rows["method"])
+    columns: dict[str, dict[str, list[str]]] = {}
+    for metric in metrics_in_order(rows["metric"]):
+        text, of_metric = metric_text(metric), rows[rows["metric"] == metric]
+        cells = estimate_texts(estimates_of(of_metric), multiplicative=text.multiplicative)
+        column = columns.setdefault(text.head, {})
+        for method, cell in zip(of_metric["method"], cells, strict=True):
+            column.setdefault(method, []).append(cell)
     lines = []
-    for method in in_order(rows["method"]):
+    for method in methods:
         of_method = rows[rows["method"] == method]
-        step = int(of_method["step"].iloc[0])
-        line = {"method": method_label(method), "steps": count_text(step) if is_flow(method) else "–"}
-        line["seeds"] = str(int(of_method["n"].max()))
-        for metric in metrics:
-            cells = [
-                estimate_text(
-                    Estimate(row.value, row.low, row.high, row.n),
-                    multiplicative=metric_text(metric).multiplicative,
-                )
-                for row in of_method[of_method["metric"] == metric].itertuples()
-            ]
-            line[metric_text(metric).head] = " / ".join(cells) or "–"
+        line = {
+            "method": method_label(method),
+            "steps": count_text(of_method["step"].max()) if is_flow(method) else MISSING,
+            "seeds": str(int(of_method["n"].max())),
+        }
+        line |= {head: " / ".join(column.get(method, [MISSING])) for head, column in columns.items()}
         lines.append(line)
     return Block(f"{dataset}: {space_label(space)}", pd.DataFrame(lines), _protocol(rows))
 
@@ -102,14 +111,21 @@ def _protocol(rows: pd.DataFrame) -> str:
     main = flows if len(flows) else rows
     text = (
         f"Protocol: {_counts(main['n_real'])} real images ({_names(main['reference'])} split), "
-        f"{_counts(main['n_generated'])} generated; extractor {_names(rows['extractor'])}."
+        f"{_counts(main['n_generated'])} generated; {extractor_text(rows['extractor'].iloc[0])}."
     )
     floor = rows[rows["method"] == FLOOR]
     if len(flows) and len(floor) and set(floor["n_generated"]) != set(main["n_generated"]):
-        text += f" Floor: {_counts(floor['n_generated'])} images of the train split in place of generated ones."
+        text += (
+            f" Floor: {_counts(floor['n_generated'])} images of the train split in place of generated ones."
+        )
     if main["n_generated"].nunique() > 1 or main["n_real"].nunique() > 1 or main["reference"].nunique() > 1:
         text += " Rows with different counts or splits are not comparable."
     return text
+
+
+def extractor_text(extractor: str) -> str:
+    """Which feature extractor, by its hash; latent coordinates have none."""
+    return "no feature extractor" if extractor == NO_EXTRACTOR else f"feature extractor `{extractor}`"
 
 
 def _counts(values: Iterable[float]) -> str:

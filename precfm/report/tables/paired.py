@@ -2,9 +2,19 @@
 
 import pandas as pd
 
-from precfm.report.formatting import Block, Table, estimate_text, number_text, p_text, seeds_text
+from precfm.report.formatting import (
+    Block,
+    Table,
+    count_text,
+    estimate_texts,
+    estimates_of,
+    number_text,
+    p_text,
+    seeds_text,
+)
 from precfm.report.selection import PROTOCOL, Frames, LeftOutError, needed, pair, per_seed
-from precfm.report.statistics import INDICATIVE_BELOW, Estimate, holm, smallest_resolvable, t_estimate
+from precfm.report.statistics import INDICATIVE_BELOW, holm, smallest_resolvable, t_estimate
+from precfm.report.tables.metrics import extractor_text
 from precfm.report.vocabulary import (
     in_order,
     is_flow,
@@ -81,7 +91,7 @@ def build(frames: Frames) -> Table:
             of_space = of_dataset[of_dataset["space"] == space]
             for extractor, rows in of_space.groupby("extractor", sort=True):
                 title = f"{dataset}: {space_label(space)}, method minus {method_label(BASELINE)}"
-                blocks.append(Block(title, _cells(rows), f"Extractor `{extractor}`."))
+                blocks.append(Block(title, _cells(rows), f"With {extractor_text(extractor)}."))
     caption = (
         f"Differences to the flow without preconditioning, paired by training seed ({seeds_text(data['n'])}): "
         "mean, 95% t interval and two-sided p of the paired t test, then p adjusted by Holm over all "
@@ -98,18 +108,18 @@ def build(frames: Frames) -> Table:
 def _cells(rows: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for metric in metrics_in_order(rows["metric"]):
-        of_metric = rows[rows["metric"] == metric].set_index("method")
-        for method in in_order(of_metric.index):
-            row = of_metric.loc[method]
+        of_metric = rows[rows["metric"] == metric]
+        differences = dict(zip(of_metric["method"], estimate_texts(estimates_of(of_metric)), strict=True))
+        by_method = of_metric.set_index("method")
+        for method in in_order(of_metric["method"]):
+            row = by_method.loc[method]
             lines.append(
                 {
                     "metric": metric_text(metric).head,
                     "method": method_label(method),
-                    "steps": f"{int(row['step']):,}",
+                    "steps": count_text(row["step"]),
                     "seeds": f"{int(row['n'])}{'*' if row['indicative'] else ''}",
-                    "difference": estimate_text(
-                        Estimate(row["value"], row["low"], row["high"], int(row["n"]))
-                    ),
+                    "difference": differences[method],
                     "p": p_text(row["p"]),
                     "p (Holm)": p_text(row["p_holm"]),
                     "resolvable": number_text(row["resolvable"], digits=2),

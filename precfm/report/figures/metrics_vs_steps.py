@@ -1,0 +1,118 @@
+"""Figure: every metric against the training steps of the flow, one small panel per metric and space."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from precfm.report.figures.style import (
+    FLOOR_ENTRY,
+    FLOOR_LINE,
+    REFERENCE,
+    Drawing,
+    Images,
+    MethodStyle,
+    arithmetic_curve,
+    curve,
+    fit_to_means,
+    geometric_curve,
+    legend,
+    letter,
+    method_styles,
+    panels,
+    plain_log_ticks,
+    published,
+)
+from precfm.report.formatting import seeds_text
+from precfm.report.selection import Frames, LeftOutError, needed, per_seed
+from precfm.report.vocabulary import (
+    FLOOR,
+    in_order,
+    is_flow,
+    metric_text,
+    metrics_in_order,
+    space_label,
+    spaces_in_order,
+)
+
+COLUMNS = 3
+SPAN_FOR_LOG = 8.0  # a metric that falls by more is drawn on a log axis
+
+
+@published
+def draw(frames: Frames, images: Images) -> Drawing:
+    """Small multiples of the metrics that were taken at two checkpoints or more.
+
+    Args:
+        frames: needs `records`.
+        images: not used here.
+
+    Raises:
+        LeftOutError: there are no records, or no metric was taken at more than one checkpoint.
+    """
+    records = per_seed(needed(frames, "records"))
+    records = records.assign(x=records["step"].astype(int))
+    flows = records[records["method"].map(is_flow)]
+    groups = [
+        (dataset, metric, space, extractor)
+        for dataset in sorted(flows["dataset"].unique())
+        for metric in metrics_in_order(flows["metric"])
+        for space in spaces_in_order(flows["space"])
+        for extractor in sorted(flows["extractor"].unique())
+    ]
+    keys = ["dataset", "metric", "space", "extractor"]
+    by_group = {key: rows for key, rows in flows.groupby(keys) if rows["x"].nunique() > 1}
+    groups = [key for key in groups if key in by_group]
+    if not groups:
+        raise LeftOutError("no metric was taken at more than one checkpoint")
+    floors = records[records["method"] == FLOOR].groupby(keys)["value"].mean()
+    styles = method_styles(frames)
+    columns = min(COLUMNS, len(groups))
+    figure, axes = panels(-(-len(groups) // columns), columns, height=1.85)
+    several = len({group[0] for group in groups}) > 1
+    for position, ax in enumerate(axes.flat):
+        if position >= len(groups):
+            ax.remove()
+            continue
+        dataset, metric, space, _ = key = groups[position]
+        _panel(ax, by_group[key], metric, floors.get(key), styles)
+        letter(ax, position, space_label(space) + (f", {dataset}" if several else ""))
+    shown = in_order(pd.concat(list(by_group.values()))["method"])
+    has_floor = any(key in floors.index for key in groups)
+    legend(figure, [styles[method] for method in shown], [FLOOR_ENTRY] if has_floor else [])
+    seeds = flows.groupby("method")["seed"].nunique()
+    caption = (
+        f"Metrics against training steps of the flow: mean over {seeds_text(seeds)} with the band of the 95% t "
+        "interval (ratios: on the log scale). Dashed grey: the floor, the train split against the same reference; "
+        "dotted: the target of a ratio. Each panel has its own extractor and its own axis, fitted to the means: a "
+        "wide band may leave it. Metrics taken only at the last checkpoint are in the metric table."
+    )
+    return Drawing(figure, caption)
+
+
+def _panel(
+    ax: Axes, rows: pd.DataFrame, metric: str, floor: float | None, styles: Mapping[str, MethodStyle]
+) -> None:
+    text = metric_text(metric)
+    shown = []
+    if floor is not None:
+        ax.axhline(floor, zorder=1, **FLOOR_LINE)
+        shown.append(floor)
+    if text.better == "one":
+        ax.axhline(1.0, color=REFERENCE, linestyle=":", linewidth=0.9, zorder=1)
+        shown.append(1.0)
+    for method in in_order(rows["method"]):
+        of_method = rows[rows["method"] == method]
+        summary = geometric_curve(of_method) if text.multiplicative else arithmetic_curve(of_method)
+        curve(ax, summary, styles[method])
+        shown += summary["value"].tolist()
+    log = text.multiplicative or (min(shown) > 0 and max(shown) / min(shown) > SPAN_FOR_LOG)
+    fit_to_means(ax, shown, log=log)
+    if log:
+        plain_log_ticks(ax)
+    steps = sorted(rows["x"].unique())
+    ax.set_xscale("log")
+    ax.set_xticks(steps, [f"{step / 1000:g}k" if step >= 1000 else str(step) for step in steps])
+    ax.minorticks_off()
+    ax.set_xlabel("training steps")
+    ax.set_ylabel(text.head)

@@ -1,0 +1,87 @@
+"""Figure: conditioning of the whole probability path, kappa(Sigma_t) and effective rank over t per preconditioner."""
+
+import pandas as pd
+
+from precfm.report.figures.style import (
+    Drawing,
+    Images,
+    arithmetic_curve,
+    curve,
+    geometric_curve,
+    legend,
+    letter,
+    method_styles,
+    panels,
+    published,
+)
+from precfm.report.formatting import seeds_text
+from precfm.report.selection import ALL, Frames, needed
+from precfm.report.vocabulary import in_order
+
+
+@published
+def draw(frames: Frames, images: Images) -> Drawing:
+    """Condition number over all classes, of the worst class, and effective rank, against t.
+
+    Args:
+        frames: needs `path_conditioning`.
+        images: not used here.
+
+    Raises:
+        LeftOutError: there are no rows of path conditioning.
+    """
+    paths = needed(frames, "path_conditioning")
+    paths = paths.assign(x=paths["t"].astype(float))
+    overall = paths[paths["scope"] == ALL]
+    keys = ["dataset", "method", "seed", "x"]
+    worst = paths[paths["scope"] != ALL].groupby(keys, as_index=False)["condition_number"].max()
+    parts = [
+        (
+            "$\\kappa(\\Sigma_t)$",
+            "all classes",
+            overall.assign(value=overall["condition_number"].astype(float)),
+        )
+    ]
+    if not worst.empty:
+        parts.append(
+            (
+                "$\\kappa(\\Sigma_t)$",
+                "worst class",
+                worst.assign(value=worst["condition_number"].astype(float)),
+            )
+        )
+    parts.append(
+        ("effective rank", "all classes", overall.assign(value=overall["effective_rank"].astype(float)))
+    )
+    styles = method_styles(frames)
+    datasets = sorted(paths["dataset"].unique())
+    figure, axes = panels(len(datasets), len(parts), height=2.35)
+    for position, ax in enumerate(axes.flat):
+        dataset, (label, scope, values) = datasets[position // len(parts)], parts[position % len(parts)]
+        rank = label == "effective rank"
+        rows = values[values["dataset"] == dataset]
+        for method in in_order(rows["method"]):
+            summary = (arithmetic_curve if rank else geometric_curve)(rows[rows["method"] == method])
+            count = summary["x"].nunique()
+            curve(
+                ax,
+                summary,
+                styles[method],
+                markevery=(0.02 + 0.03 * list(styles).index(method), 0.21) if count > 8 else None,
+            )
+        if not rank:
+            ax.set_yscale("log")
+        ax.set_xlim(0, 1)
+        ax.set_xlabel("$t$ (0: noise, 1: data)")
+        ax.set_ylabel(label)
+        letter(ax, position, scope + (f", {dataset}" if len(datasets) > 1 else ""))
+    legend(figure, [styles[method] for method in in_order(paths["method"])])
+    seeds = paths.groupby("method")["seed"].nunique()
+    caption = (
+        "Conditioning of the path x_t = α_t x₁ + σ_t x₀ in the space in which each method's flow is trained: "
+        "condition number of Σ_t over all classes, that of the worst single class, and effective rank "
+        "(exponential of the entropy of the eigenvalues). At t = 0 every path is white noise. κ(Σ_t) depends on "
+        "the overall scale of the data, which 'scalar' alone fixes. Geometric mean (rank: mean) over "
+        f"{seeds_text(seeds)}, band: 95% t interval where seeds differ."
+    )
+    return Drawing(figure, caption)

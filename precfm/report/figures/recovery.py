@@ -1,0 +1,104 @@
+"""Figure: variance of the samples over variance of the data along each eigendirection of the data."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from precfm.report.figures.style import (
+    FLOOR_ENTRY,
+    FLOOR_LINE,
+    INK,
+    Drawing,
+    Images,
+    curve,
+    fit_to_means,
+    geometric_curve,
+    legend,
+    letter,
+    method_styles,
+    panels,
+    plain_log_ticks,
+    published,
+)
+from precfm.report.formatting import seeds_text
+from precfm.report.selection import Frames, LeftOutError, at_final, lowest_quartile_count, needed
+from precfm.report.vocabulary import FLOOR, in_order, is_flow, method_label
+
+COLUMNS = 4
+BASELINE = "none"
+_BEHIND = {"color": INK, "linewidth": 0.8, "alpha": 0.5}
+
+
+@published
+def draw(frames: Frames, images: Images) -> Drawing:
+    """One small panel per method on shared axes, with the unpreconditioned flow repeated behind it.
+
+    Args:
+        frames: needs `recovery`.
+        images: not used here.
+
+    Raises:
+        LeftOutError: there are no rows of recovery, or none of a trained flow.
+    """
+    recovery = needed(frames, "recovery")
+    recovery = recovery.assign(x=recovery["index"].astype(int) + 1, value=recovery["ratio"].astype(float))
+    final = at_final(recovery)
+    flows = final[final["method"].map(is_flow)]
+    if flows.empty:
+        raise LeftOutError("recovery has no rows of a trained flow")
+    styles = method_styles(frames)
+    curves = {key: geometric_curve(rows) for key, rows in final.groupby(["dataset", "method"])}
+    cells = [
+        (dataset, method)
+        for dataset in sorted(flows["dataset"].unique())
+        for method in in_order(flows[flows["dataset"] == dataset]["method"])
+    ]
+    columns = min(COLUMNS, len(cells))
+    figure, axes = panels(-(-len(cells) // columns), columns, height=1.65, sharex=True, sharey=True)
+    several = len({dataset for dataset, _ in cells}) > 1
+    for position, ax in enumerate(axes.flat):
+        if position >= len(cells):
+            ax.remove()
+            continue
+        dataset, method = cells[position]
+        _backdrop(ax, curves.get((dataset, FLOOR)), len(curves[(dataset, method)]))
+        if method != BASELINE and (dataset, BASELINE) in curves:
+            behind = curves[(dataset, BASELINE)]
+            ax.plot(behind["x"], behind["value"], **_BEHIND)
+        curve(ax, curves[(dataset, method)], styles[method])
+        letter(ax, position, method_label(method) + (f", {dataset}" if several else ""))
+        if position % columns == 0:
+            ax.set_ylabel("variance ratio")
+        if position + columns >= len(cells):
+            ax.set_xlabel("eigendirection $i$")
+            ax.tick_params(labelbottom=True)
+    extra = (
+        [(f"{method_label(BASELINE)}, repeated", _BEHIND)] if any(m == BASELINE for _, m in curves) else []
+    )
+    extra += [FLOOR_ENTRY] if any(method == FLOOR for _, method in curves) else []
+    if extra:
+        legend(figure, [], extra)
+    means = [value for key in cells for value in curves[key]["value"]]
+    fit_to_means(axes[0, 0], [1.0, *means], log=True)
+    plain_log_ticks(axes[0, 0])
+    return Drawing(figure, _caption(flows, has_floor=any(method == FLOOR for _, method in curves)))
+
+
+def _backdrop(ax: Axes, floor: pd.DataFrame | None, directions: int) -> None:
+    """The lowest quartile shaded, the target at one, the floor."""
+    ax.axvspan(0.5, lowest_quartile_count(directions) + 0.5, color="#f0f0f0", linewidth=0, zorder=0)
+    ax.axhline(1.0, color=INK, linewidth=0.6, zorder=1)
+    if floor is not None:
+        ax.plot(floor["x"], floor["value"], zorder=1, **FLOOR_LINE)
+    ax.set_xlim(0.5, directions + 0.5)
+
+
+def _caption(flows: pd.DataFrame, *, has_floor: bool) -> str:
+    floor = " dashed grey: the floor, the train split against the same reference;" if has_floor else ""
+    return (
+        "Variance of the samples over variance of the held-out data along each eigendirection of the data's "
+        "covariance (1: smallest variance), at the final checkpoint: geometric mean over "
+        f"{seeds_text(flows.groupby('method')['seed'].nunique())}, band: 95% t interval on the log scale. At one "
+        "the direction is recovered; above, the samples are too wide. Shaded: the lowest quartile; thin black "
+        f"line: the flow without preconditioning;{floor} axes are shared and fitted to the means, so that a wide "
+        "band may leave them."
+    )

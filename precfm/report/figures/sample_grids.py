@@ -1,0 +1,78 @@
+"""Figure: samples of every method from the same noise and labels, column by column, under held-out images."""
+
+import textwrap
+
+import numpy as np
+from numpy.typing import NDArray
+
+from precfm.errors import PrecfmError
+from precfm.report.figures.style import (
+    WIDTH,
+    Drawing,
+    Images,
+    panels,
+    published,
+)
+from precfm.report.selection import Frames, LeftOutError
+from precfm.report.vocabulary import in_order, method_label
+
+HELD_OUT = "held-out"
+COLUMNS = {1: 20, 3: 12}  # images in a row, by channels: digits are small, photographs need room
+LABELS = 1.2  # inches for the names of the methods
+GAP = 1  # pixels of white between images
+
+
+@published
+def draw(frames: Frames, images: Images) -> Drawing:
+    """One row of images per method; the images of one column share their label and their noise.
+
+    Args:
+        frames: not used here.
+        images: by method, and "held-out"; uint8, shape (n, channels, height, width), channels 1 or 3.
+
+    Raises:
+        LeftOutError: there are no images of any method.
+        PrecfmError: an array is not of that type and shape.
+    """
+    methods = in_order(name for name in images if name != HELD_OUT)
+    if not methods:
+        raise LeftOutError("this experiment has no sample images")
+    names = [HELD_OUT] * (HELD_OUT in images) + methods
+    for name in names:
+        _check(name, images[name])
+    count = min(COLUMNS[images[methods[0]].shape[1]], *(len(images[name]) for name in names))
+    strips = [_strip(images[name][:count]) for name in names]
+    row_height = (WIDTH - LABELS) * strips[0].shape[0] / strips[0].shape[1] + 0.03
+    figure, axes = panels(len(names), 1, height=row_height)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.012, wspace=0, hspace=0)  # type: ignore[union-attr]
+    for ax, name, strip in zip(axes.flat, names, strips, strict=True):
+        ax.imshow(
+            strip, cmap="gray_r" if strip.ndim == 2 else None, vmin=0, vmax=255, interpolation="nearest"
+        )
+        ax.set_axis_off()
+        label = "held-out" if name == HELD_OUT else method_label(name)
+        label = textwrap.fill(label, 18)
+        ax.annotate(label, (0, 0.5), (-5, 0), "axes fraction", "offset points", ha="right", va="center")
+    held_out = " The first row shows held-out images." if HELD_OUT in images else ""
+    ink = " Grey images are drawn dark on light." if strips[0].ndim == 2 else ""
+    caption = (
+        f"Decoded samples at the final checkpoint of one training seed, the first {count} of the evaluation set, "
+        f"not selected. The samples of a column share their label and their noise.{held_out}{ink}"
+    )
+    return Drawing(figure, caption)
+
+
+def _check(name: str, array: NDArray[np.uint8]) -> None:
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in COLUMNS or not len(array):
+        raise PrecfmError(
+            f"images of '{name}': {array.dtype} of shape {array.shape}; uint8 of shape (n, 1 or 3, height, width) "
+            "is needed"
+        )
+
+
+def _strip(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images side by side, shape (height, width) or (height, width, 3), white between them."""
+    white = 255 if images.shape[1] == 3 else 0  # one channel is drawn dark on light
+    padded = np.pad(images, ((0, 0), (0, 0), (0, 0), (0, GAP)), constant_values=white)
+    row = np.concatenate(list(padded), axis=2)[:, :, :-GAP]
+    return row[0] if len(row) == 1 else np.moveaxis(row, 0, 2)

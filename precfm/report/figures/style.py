@@ -1,0 +1,277 @@
+"""What all figures share: sizes, colours and marks of the methods, intervals, legends, deterministic files."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from numpy.typing import NDArray
+
+from precfm.report.selection import Frames
+from precfm.report.statistics import Estimate, geometric_estimate, t_estimate
+from precfm.report.vocabulary import FLOOR, in_order, is_flow, method_label, split_matched
+
+Images = Mapping[str, NDArray[np.uint8]]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+WIDTH = 6.75  # inches: the text width of a two-column paper
+INK = "#262626"
+REFERENCE = "#8a8a8a"  # floors, targets, held-out data
+
+# The colour-blind-safe palette of seaborn; "none" is black, the others stay apart in lightness too.
+_PALETTE = sns.color_palette("colorblind").as_hex()
+_COLOURS = {
+    "none": "#000000",
+    "scalar": _PALETTE[4],
+    "per_channel": _PALETTE[5],
+    "whitening": _PALETTE[0],
+    "class_whitening": _PALETTE[9],
+    "normalizing_flow": _PALETTE[3],
+}
+_SPARE_COLOURS = [_PALETTE[i] for i in (2, 1, 6, 8)]
+_MARKS = {
+    "none": "o",
+    "scalar": "s",
+    "per_channel": "D",
+    "whitening": "^",
+    "class_whitening": "v",
+    "normalizing_flow": "X",
+}
+_SPARE_MARKS = ["P", "<", "*", ">"]
+_DASHES = {"": "-", "-P": (0, (4, 1.5)), "-F": (0, (1, 1.2))}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with its caption: one paragraph, without the command that makes it."""
+
+    figure: Figure
+    caption: str
+
+
+@dataclass(frozen=True)
+class MethodStyle:
+    """How a method looks in every figure: colour by method, dashes by kind of matched baseline."""
+
+    label: str
+    colour: str
+    mark: str
+    dashes: Any
+
+    def line(self, **changes: Any) -> dict[str, Any]:
+        """Keyword arguments for a line of this method."""
+        style = {
+            "color": self.colour,
+            "linestyle": self.dashes,
+            "marker": self.mark,
+            "markersize": 3.4,
+            "markeredgecolor": "white",
+            "markeredgewidth": 0.4,
+            "linewidth": 1.1,
+        }
+        return {**style, **changes}
+
+
+def method_styles(frames: Frames) -> dict[str, MethodStyle]:
+    """The look of every method of an experiment, the same in all its figures.
+
+    Methods without a colour of their own get a spare one by their place among all methods of all frames.
+    """
+    methods: set[str] = set()
+    for table in frames.values():
+        if "method" in table.columns:
+            methods.update(method for method in table["method"].unique() if is_flow(method))
+    styles = {}
+    others = [base for base in in_order(split_matched(m)[0] for m in methods) if base not in _COLOURS]
+    for method in in_order(methods):
+        base, suffix = split_matched(method)
+        place = others.index(base) % len(_SPARE_COLOURS) if base in others else 0
+        styles[method] = MethodStyle(
+            method_label(method),
+            _COLOURS.get(base, _SPARE_COLOURS[place]),
+            _MARKS.get(base, _SPARE_MARKS[place]),
+            _DASHES[suffix],
+        )
+    return styles
+
+
+@contextmanager
+def publication() -> Iterator[None]:
+    """Settings of every figure, in force only inside: font sizes for print, thin axes, no dependence on the user's."""
+    settings = {
+        **sns.axes_style("ticks"),
+        "font.family": "DejaVu Sans",
+        "mathtext.fontset": "dejavusans",
+        "font.size": 7.5,
+        "axes.titlesize": 7.5,
+        "axes.labelsize": 7.5,
+        "axes.titlelocation": "left",
+        "axes.titlepad": 4.0,
+        "axes.linewidth": 0.6,
+        "axes.edgecolor": INK,
+        "axes.labelcolor": INK,
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "xtick.labelsize": 6.8,
+        "ytick.labelsize": 6.8,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "xtick.minor.width": 0.4,
+        "ytick.minor.width": 0.4,
+        "xtick.major.size": 2.8,
+        "ytick.major.size": 2.8,
+        "xtick.minor.size": 1.6,
+        "ytick.minor.size": 1.6,
+        "legend.fontsize": 6.8,
+        "legend.frameon": False,
+        "legend.handlelength": 2.2,
+        "pdf.fonttype": 42,
+        "svg.hashsalt": "precfm",
+        "savefig.dpi": 150,
+        "figure.dpi": 150,
+        "axes.formatter.useoffset": False,
+    }
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(settings)
+        yield
+
+
+def published(function: Callable[P, R]) -> Callable[P, R]:
+    """Draw under the settings of `publication`."""
+
+    @wraps(function)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        with publication():
+            return function(*args, **kwargs)
+
+    return inside
+
+
+def panels(
+    rows: int, columns: int, *, height: float, width: float = WIDTH, **options: Any
+) -> tuple[Figure, Any]:
+    """A figure with a grid of axes, made without the global figure list.
+
+    Args:
+        rows: rows of panels.
+        columns: columns of panels.
+        height: of one row, in inches.
+        width: of the figure, in inches.
+        options: further arguments of `Figure.subplots`.
+
+    Returns:
+        The figure and an array of axes, shape (rows, columns).
+    """
+    figure = Figure(figsize=(width, rows * height), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04, wspace=0.03, hspace=0.04)  # type: ignore[union-attr]
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    for ax in axes.flat:
+        sns.despine(ax=ax)
+    return figure, axes
+
+
+def letter(ax: Axes, position: int, text: str) -> None:
+    """Title of a panel with its letter: (a), (b), ..."""
+    ax.set_title(f"({chr(ord('a') + position)})  {text}")
+
+
+def curve(ax: Axes, estimates: pd.DataFrame, style: MethodStyle, **changes: Any) -> None:
+    """A line through means with the band of their intervals.
+
+    Args:
+        ax: where to draw.
+        estimates: columns x, value, low, high; rows without an interval get no band.
+        style: the method's look.
+        changes: arguments of the line that differ from the style.
+    """
+    rows = estimates.sort_values("x")
+    ax.plot(rows["x"], rows["value"], **style.line(**changes))
+    known = rows[rows["low"].notna() & rows["high"].notna()]
+    if not known.empty:
+        ax.fill_between(known["x"], known["low"], known["high"], color=style.colour, alpha=0.11, linewidth=0)
+
+
+def legend(
+    figure: Figure, styles: Sequence[MethodStyle], extra: Sequence[tuple[str, dict[str, Any]]] = ()
+) -> None:
+    """One legend below the whole figure.
+
+    Args:
+        figure: the figure.
+        styles: the methods to name.
+        extra: further entries: label and arguments of the line.
+    """
+    handles = [Line2D([], [], label=style.label, **style.line()) for style in styles]
+    handles += [Line2D([], [], label=label, **line) for label, line in extra]
+    columns = min(len(handles), 5)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.6)
+
+
+def arithmetic_curve(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean and t interval over seeds at each x, from columns x and value: columns x, value, low, high."""
+    return _summary(rows, t_estimate)
+
+
+def geometric_curve(rows: pd.DataFrame) -> pd.DataFrame:
+    """Geometric mean and t interval of the logarithms over seeds at each x: columns x, value, low, high."""
+    return _summary(rows, geometric_estimate)
+
+
+def _summary(rows: pd.DataFrame, estimator: Callable[..., Estimate]) -> pd.DataFrame:
+    estimates = [(x, estimator(group["value"])) for x, group in rows.groupby("x", sort=True)]
+    table = [(x, estimate.value, estimate.low, estimate.high) for x, estimate in estimates]
+    return pd.DataFrame(table, columns=["x", "value", "low", "high"])
+
+
+def fit_to_means(ax: Axes, values: Sequence[float], *, log: bool) -> None:
+    """Fit the value axis to these values, so that one wide interval (two seeds) does not flatten all lines."""
+    low, high = min(values), max(values)
+    if log:
+        factor = max((high / low) ** 0.12, 1.05)
+        ax.set_yscale("log")
+        ax.set_ylim(low / factor, high * factor)
+    else:
+        room = 0.12 * (high - low) or 0.05 * abs(high) or 1.0
+        ax.set_ylim(low - room, high + room)
+
+
+def plain_log_ticks(ax: Axes) -> None:
+    """Numbers such as 0.5, 1, 2 on a log axis that spans little, powers of ten on one that spans much."""
+    low, high = ax.get_ylim()
+    if high / low > 100:
+        return
+    ticks = (
+        (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 5, 7) if high / low > 1.8 else np.arange(1, 10, 0.2)
+    )
+    ax.yaxis.set_major_locator(LogLocator(base=10, subs=ticks))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
+
+
+FLOOR_LINE = {"color": REFERENCE, "linestyle": (0, (5, 2)), "linewidth": 0.9}
+FLOOR_ENTRY = (method_label(FLOOR), FLOOR_LINE)
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """Write `<stem>.pdf` and `<stem>.png` (150 dpi), the same bytes every time: no dates, no version strings."""
+    with publication():
+        figure.savefig(
+            stem.with_name(stem.name + ".pdf"),
+            metadata={"CreationDate": None, "Producer": None, "Creator": None},
+        )
+        figure.savefig(stem.with_name(stem.name + ".png"), dpi=150, metadata={"Software": None})

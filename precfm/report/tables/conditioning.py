@@ -1,0 +1,191 @@
+"""The conditioning table: the spectrum of the data before and after each preconditioner, and its round trip."""
+
+import json
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from precfm.report.formatting import (
+    MISSING,
+    Block,
+    Table,
+    count_text,
+    estimate_texts,
+    estimates_of,
+    number_text,
+    seeds_text,
+)
+from precfm.report.selection import ALL, Frames, LeftOutError, frame
+from precfm.report.statistics import geometric_estimate, t_estimate
+from precfm.report.vocabulary import in_order, method_label
+
+DATA = "data"  # the row before any preconditioner
+
+# Quantity: (heading, is it averaged on the log scale).
+_QUANTITIES = {
+    "condition_number": ("κ", True),
+    "class_low": ("κ, best class", True),
+    "class_high": ("κ, worst class", True),
+    "path_condition_number": ("largest κ(Σₜ)", True),
+    "path_condition_number_class": ("largest κ(Σₜ), worst class", True),
+    "effective_rank": ("effective rank", False),
+    "residual_condition_number": ("residual κ", True),
+    "round_trip_error": ("round trip", False),
+    "tail_round_trip_error": ("round trip, tails", False),
+    "num_parameters": ("parameters", False),
+    "flops_per_fit": ("FLOPs to fit", False),
+}
+
+
+def tidy(frames: Frames) -> pd.DataFrame:
+    """Conditioning of the space in which each method's flow is trained, mean and interval over seeds.
+
+    Args:
+        frames: `spectra`, `path_conditioning` and `preconditioners`; whichever are there.
+
+    Returns:
+        Columns dataset, method ("data": before any preconditioner), quantity, value, low, high, n.
+
+    Raises:
+        LeftOutError: all three are empty.
+    """
+    values = pd.concat(
+        [
+            _of_spectra(frame(frames, "spectra")),
+            _of_paths(frame(frames, "path_conditioning")),
+            _of_preconditioners(frame(frames, "preconditioners")),
+        ]
+    )
+    if values.empty:
+        raise LeftOutError("this experiment has no rows of spectra, path conditioning or preconditioners")
+    rows = []
+    for (dataset, method, quantity), group in values.groupby(["dataset", "method", "quantity"], sort=True):
+        logarithmic = _QUANTITIES[quantity][1]
+        estimate = (geometric_estimate if logarithmic else t_estimate)(group["value"])
+        rows.append(
+            {
+                "dataset": dataset,
+                "method": method,
+                "quantity": quantity,
+                "value": estimate.value,
+                "low": estimate.low,
+                "high": estimate.high,
+                "n": estimate.n,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _long(rows: Iterable[tuple[object, ...]]) -> pd.DataFrame:
+    return pd.DataFrame(list(rows), columns=["dataset", "method", "seed", "quantity", "value"])
+
+
+def _of_spectra(spectra: pd.DataFrame) -> pd.DataFrame:
+    if spectra.empty:
+        return _long([])
+    # The data come before any method: one spectrum, whichever method's rows hold it.
+    data = spectra[spectra["space"] == "data"].drop_duplicates(["dataset", "scope", "index"])
+    flow = spectra[spectra["space"] == "flow"]
+    both = pd.concat([data.assign(method=DATA, seed=0), flow])
+    ends = both.groupby(["dataset", "method", "seed", "scope"])["eigenvalue"].agg(["min", "max"])
+    kappa = (ends["max"] / ends["min"]).rename("kappa").reset_index()
+    rows = []
+    for (dataset, method, seed), group in kappa.groupby(["dataset", "method", "seed"]):
+        overall, classes = group[group["scope"] == ALL]["kappa"], group[group["scope"] != ALL]["kappa"]
+        rows += [(dataset, method, seed, "condition_number", value) for value in overall]
+        if len(classes):
+            rows.append((dataset, method, seed, "class_low", classes.min()))
+            rows.append((dataset, method, seed, "class_high", classes.max()))
+    return _long(rows)
+
+
+def _of_paths(paths: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for (dataset, method, seed), group in paths.groupby(["dataset", "method", "seed"]):
+        overall, classes = group[group["scope"] == ALL], group[group["scope"] != ALL]
+        if len(overall):
+            end = overall.loc[overall["t"].astype(float).idxmax()]
+            rows.append((dataset, method, seed, "effective_rank", end["effective_rank"]))
+            worst = overall["condition_number"].max()
+            rows.append((dataset, method, seed, "path_condition_number", worst))
+        if len(classes):
+            worst = classes["condition_number"].max()
+            rows.append((dataset, method, seed, "path_condition_number_class", worst))
+    return _long(rows)
+
+
+def _of_preconditioners(fitted: pd.DataFrame) -> pd.DataFrame:
+    names = [name for name in _QUANTITIES if name in fitted.columns]
+    long = fitted.melt(["dataset", "method", "seed"], names, "quantity", "value").dropna(subset=["value"])
+    return long.assign(value=long["value"].astype(float))[["dataset", "method", "seed", "quantity", "value"]]
+
+
+def build(frames: Frames) -> Table:
+    """The conditioning table as it is printed: one block per data set, a row per method."""
+    data = tidy(frames)
+    blocks = []
+    for dataset in sorted(data["dataset"].unique()):
+        of_dataset = data[data["dataset"] == dataset]
+        columns = {
+            head: _column(quantity, of_dataset[of_dataset["quantity"] == quantity])
+            for quantity, (head, _) in _QUANTITIES.items()
+            if (data["quantity"] == quantity).any()
+        }
+        methods = set(of_dataset["method"])
+        order = [DATA] * (DATA in methods) + in_order(methods - {DATA})
+        lines = [
+            {
+                "method": "data, before" if method == DATA else method_label(method),
+                **{head: column.get(method, MISSING) for head, column in columns.items()},
+            }
+            for method in order
+        ]
+        blocks.append(Block(str(dataset), pd.DataFrame(lines)))
+    counts = data[data["method"] != DATA]["n"]
+    caption = (
+        "The space in which each method's flow is trained, against the data before any preconditioner: condition "
+        "number κ of the covariance over all classes and for the best and worst single class; the largest κ(Σₜ) "
+        "over the times of the probability path; effective rank (exponential of the entropy of the eigenvalues) "
+        "at the data's end of the path; round-trip error on the data and in the tails, relative to the smallest "
+        "standard deviation of the data. κ(Σₜ) depends on the overall scale of the data: compare with the row "
+        "'scalar', which fixes that scale alone. Mean over "
+        f"{seeds_text(counts if len(counts) else data['n'])} "
+        "with the 95% t interval, for condition numbers on the log scale in brackets; what does not vary over "
+        "seeds stands alone."
+    )
+    return Table(data, blocks, caption, _notes(frame(frames, "preconditioners")))
+
+
+def _column(quantity: str, rows: pd.DataFrame) -> dict[str, str]:
+    """Formatted cells by method."""
+    if quantity in ("num_parameters", "flops_per_fit"):
+        texts = [count_text(value) for value in rows["value"]]
+    elif quantity.endswith("round_trip_error"):  # orders of magnitude matter here, not their spread
+        texts = [number_text(value, digits=2) for value in rows["value"]]
+    else:
+        texts = estimate_texts(estimates_of(rows), multiplicative=_QUANTITIES[quantity][1])
+        fixed = (rows["low"] == rows["high"]).tolist()
+        values = [number_text(value) for value in rows["value"]]
+        texts = [value if same else text for value, same, text in zip(values, fixed, texts, strict=True)]
+    return dict(zip(rows["method"], texts, strict=True))
+
+
+def _notes(fitted: pd.DataFrame) -> list[str]:
+    """What the preconditioners said while they were fitted, each remark once per method."""
+    remarks: dict[str, list[str]] = {}
+    for method, notes in zip(fitted["method"], fitted["notes"], strict=True):
+        known = remarks.setdefault(method, [])
+        known += [note for note in _as_list(notes) if note not in known]
+    return [f"{method_label(method)}: {note}" for method in in_order(remarks) for note in remarks[method]]
+
+
+def _as_list(notes: object) -> list[str]:
+    """Notes as a list: already one, a JSON list as CSV files hold it, or one plain remark."""
+    if isinstance(notes, list | tuple | np.ndarray):
+        return [str(note) for note in notes]
+    if not isinstance(notes, str) or not notes.strip():
+        return []
+    if notes.lstrip().startswith("["):
+        return [str(note) for note in json.loads(notes)]
+    return [notes]
