@@ -1,4 +1,4 @@
-"""A printed table: blocks of formatted cells with caption and notes, as Markdown and LaTeX; numbers as text."""
+"""A printed table: blocks of formatted cells with caption and notes, as Markdown and LaTeX."""
 
 import math
 import re
@@ -48,8 +48,8 @@ def number_text(value: float, digits: int = 3) -> str:
     """A number with the given significant digits; powers of ten outside 1e-3 to 1e5.
 
     Example:
-        >>> number_text(123.456), number_text(0.5), number_text(75123.0), number_text(1.2e7), number_text(-0.0004)
-        ('123', '0.500', '75,123', '1.20×10⁷', '−4.00×10⁻⁴')
+        >>> [number_text(value) for value in (123.456, 0.5, 75123.0, 1.2e7, -0.0004)]
+        ['123', '0.500', '75,123', '1.20×10⁷', '−4.00×10⁻⁴']
     """
     if math.isnan(value):
         return MISSING
@@ -176,7 +176,7 @@ def _markdown(text: str) -> str:
 
 
 def markdown(table: Table, command: str) -> str:
-    """The table as a Markdown document: caption, blocks with their protocol, notes, the command that makes it."""
+    """The table as a Markdown document: caption and command, blocks with their protocol, notes."""
     parts = [f"{table.caption} Made by `{command}`."]
     for block in table.blocks:
         parts.append(f"**{block.title}**")

@@ -1,4 +1,4 @@
-"""Writes registered tables and figures into a folder; what an experiment cannot fill is left out with its reason."""
+"""Writes registered tables and figures; what an experiment cannot fill is left out with its reason."""
 
 from collections.abc import Mapping
 from pathlib import Path

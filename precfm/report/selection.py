@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from precfm.errors import PrecfmError
-from precfm.report.vocabulary import is_flow
 
 Frames = Mapping[str, pd.DataFrame]
 
@@ -67,7 +66,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 
 
 class LeftOutError(Exception):
-    """An experiment has nothing for this table or figure; the message is the reason, to be shown in its place."""
+    """An experiment has nothing for this table or figure; the message is the reason."""
 
 
 def frame(frames: Frames, name: str) -> pd.DataFrame:
@@ -161,7 +160,7 @@ def pair(values: pd.DataFrame, method: str, baseline: str, keys: Sequence[str]) 
     baseline trained for more steps to match the FLOPs) each at its own final one.
 
     Args:
-        values: one value per seed, with columns method, seed, value, `keys`, and step if there are checkpoints.
+        values: one value per seed; columns method, seed, value, `keys`, and step if there are checkpoints.
         method: the method.
         baseline: what it is compared with.
         keys: the columns that must agree beside the seed.

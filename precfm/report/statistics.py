@@ -1,4 +1,4 @@
-"""The statistics behind every interval and verdict: t intervals over seeds, paired differences, Holm, Spearman."""
+"""The statistics behind every interval and verdict: t intervals, paired differences, Holm, Spearman."""
 
 import math
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class Estimate:
 def t_estimate(values: ArrayLike, *, null: float = 0.0, confidence: float = CONFIDENCE) -> Estimate:
     """Mean of independent values with Student's t interval and the two-sided test against `null`.
 
-    Values that do not vary at all (a closed-form preconditioner on the same data) give an interval of width zero.
+    Values that do not vary (a closed-form preconditioner on the same data) give an interval of width zero.
 
     Args:
         values: shape (n,), finite.

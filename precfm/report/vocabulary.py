@@ -107,7 +107,7 @@ def method_label(method: str) -> str:
 def in_order(methods: Iterable[str]) -> list[str]:
     """The methods without repetition, in the order of every table and legend.
 
-    Known ones first, others by name; a matched baseline after its method; then preconditioners alone, the floor.
+    Known ones first, others by name; a matched baseline after its method; then those alone, the floor.
 
     Example:
         >>> in_order(["floor", "whitening-P", "ours", "alone:none", "whitening", "none"])

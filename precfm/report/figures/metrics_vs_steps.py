@@ -12,18 +12,16 @@ from precfm.report.figures.style import (
     Drawing,
     Images,
     MethodStyle,
-    arithmetic_curve,
     curve,
     fit_to_means,
-    geometric_curve,
     legend,
     letter,
     method_styles,
     panels,
     plain_log_ticks,
     published,
+    spread_text,
 )
-from precfm.report.formatting import seeds_text
 from precfm.report.selection import Frames, LeftOutError, needed, per_seed
 from precfm.report.vocabulary import (
     FLOOR,
@@ -80,12 +78,11 @@ def draw(frames: Frames, images: Images) -> Drawing:
     shown = in_order(pd.concat(list(by_group.values()))["method"])
     has_floor = any(key in floors.index for key in groups)
     legend(figure, [styles[method] for method in shown], [FLOOR_ENTRY] if has_floor else [])
-    seeds = flows.groupby("method")["seed"].nunique()
     caption = (
-        f"Metrics against training steps of the flow: mean over {seeds_text(seeds)} with the band of the 95% t "
-        "interval (ratios: on the log scale). Dashed grey: the floor, the train split against the same reference; "
-        "dotted: the target of a ratio. Each panel has its own extractor and its own axis, fitted to the means: a "
-        "wide band may leave it. Metrics taken only at the last checkpoint are in the metric table."
+        f"Metrics against training steps of the flow: mean {spread_text(flows)} (ratios: on the log scale). "
+        "Dashed grey: the floor, the train split against the same reference; dotted: the target of a ratio. "
+        "Each panel has its own extractor and its own axis, fitted to the means: a wide band may leave it. "
+        "Metrics taken only at the last checkpoint are in the metric table."
     )
     return Drawing(figure, caption)
 
@@ -102,10 +99,7 @@ def _panel(
         ax.axhline(1.0, color=REFERENCE, linestyle=":", linewidth=0.9, zorder=1)
         shown.append(1.0)
     for method in in_order(rows["method"]):
-        of_method = rows[rows["method"] == method]
-        summary = geometric_curve(of_method) if text.multiplicative else arithmetic_curve(of_method)
-        curve(ax, summary, styles[method])
-        shown += summary["value"].tolist()
+        shown += curve(ax, rows[rows["method"] == method], styles[method], log=text.multiplicative)
     log = text.multiplicative or (min(shown) > 0 and max(shown) / min(shown) > SPAN_FOR_LOG)
     fit_to_means(ax, shown, log=log)
     if log:

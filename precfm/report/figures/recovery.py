@@ -10,16 +10,16 @@ from precfm.report.figures.style import (
     Drawing,
     Images,
     curve,
+    curve_of,
     fit_to_means,
-    geometric_curve,
     legend,
     letter,
     method_styles,
     panels,
     plain_log_ticks,
     published,
+    spread_text,
 )
-from precfm.report.formatting import seeds_text
 from precfm.report.selection import Frames, LeftOutError, at_final, lowest_quartile_count, needed
 from precfm.report.vocabulary import FLOOR, in_order, is_flow, method_label
 
@@ -46,7 +46,9 @@ def draw(frames: Frames, images: Images) -> Drawing:
     if flows.empty:
         raise LeftOutError("recovery has no rows of a trained flow")
     styles = method_styles(frames)
-    curves = {key: geometric_curve(rows) for key, rows in final.groupby(["dataset", "method"])}
+    by_cell = dict(list(final.groupby(["dataset", "method"])))
+    curves = {key: curve_of(rows, log=True) for key, rows in by_cell.items()}
+    shown = [1.0]
     cells = [
         (dataset, method)
         for dataset in sorted(flows["dataset"].unique())
@@ -64,7 +66,7 @@ def draw(frames: Frames, images: Images) -> Drawing:
         if method != BASELINE and (dataset, BASELINE) in curves:
             behind = curves[(dataset, BASELINE)]
             ax.plot(behind["x"], behind["value"], **_BEHIND)
-        curve(ax, curves[(dataset, method)], styles[method])
+        shown += curve(ax, by_cell[(dataset, method)], styles[method], log=True)
         letter(ax, position, method_label(method) + (f", {dataset}" if several else ""))
         if position % columns == 0:
             ax.set_ylabel("variance ratio")
@@ -77,8 +79,7 @@ def draw(frames: Frames, images: Images) -> Drawing:
     extra += [FLOOR_ENTRY] if any(method == FLOOR for _, method in curves) else []
     if extra:
         legend(figure, [], extra)
-    means = [value for key in cells for value in curves[key]["value"]]
-    fit_to_means(axes[0, 0], [1.0, *means], log=True)
+    fit_to_means(axes[0, 0], shown, log=True)
     plain_log_ticks(axes[0, 0])
     return Drawing(figure, _caption(flows, has_floor=any(method == FLOOR for _, method in curves)))
 
@@ -96,9 +97,8 @@ def _caption(flows: pd.DataFrame, *, has_floor: bool) -> str:
     floor = " dashed grey: the floor, the train split against the same reference;" if has_floor else ""
     return (
         "Variance of the samples over variance of the held-out data along each eigendirection of the data's "
-        "covariance (1: smallest variance), at the final checkpoint: geometric mean over "
-        f"{seeds_text(flows.groupby('method')['seed'].nunique())}, band: 95% t interval on the log scale. At one "
-        "the direction is recovered; above, the samples are too wide. Shaded: the lowest quartile; thin black "
-        f"line: the flow without preconditioning;{floor} axes are shared and fitted to the means, so that a wide "
-        "band may leave them."
+        f"covariance (1: smallest variance), at the final checkpoint: geometric mean {spread_text(flows)}, "
+        "on the log scale. At one the direction is recovered; above, the samples are too wide. Shaded: the "
+        f"lowest quartile; thin black line: the flow without preconditioning;{floor} axes are shared and "
+        "fitted to the means, so that a wide band may leave them."
     )

@@ -43,8 +43,8 @@ def draw(frames: Frames, images: Images) -> Drawing:
     count = min(COLUMNS[images[methods[0]].shape[1]], *(len(images[name]) for name in names))
     strips = [_strip(images[name][:count]) for name in names]
     row_height = (WIDTH - LABELS) * strips[0].shape[0] / strips[0].shape[1] + 0.03
-    figure, axes = panels(len(names), 1, height=row_height)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.012, wspace=0, hspace=0)  # type: ignore[union-attr]
+    figure, axes = panels(len(names), 1, height=row_height, arranged=False)
+    figure.subplots_adjust(left=LABELS / WIDTH, right=1, top=1, bottom=0, hspace=0)
     for ax, name, strip in zip(axes.flat, names, strips, strict=True):
         ax.imshow(
             strip, cmap="gray_r" if strip.ndim == 2 else None, vmin=0, vmax=255, interpolation="nearest"
@@ -56,8 +56,8 @@ def draw(frames: Frames, images: Images) -> Drawing:
     held_out = " The first row shows held-out images." if HELD_OUT in images else ""
     ink = " Grey images are drawn dark on light." if strips[0].ndim == 2 else ""
     caption = (
-        f"Decoded samples at the final checkpoint of one training seed, the first {count} of the evaluation set, "
-        f"not selected. The samples of a column share their label and their noise.{held_out}{ink}"
+        f"Decoded samples at the final checkpoint of one training seed, the first {count} of the evaluation "
+        f"set, not selected. The samples of a column share their label and their noise.{held_out}{ink}"
     )
     return Drawing(figure, caption)
 
@@ -65,8 +65,8 @@ def draw(frames: Frames, images: Images) -> Drawing:
 def _check(name: str, array: NDArray[np.uint8]) -> None:
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] not in COLUMNS or not len(array):
         raise PrecfmError(
-            f"images of '{name}': {array.dtype} of shape {array.shape}; uint8 of shape (n, 1 or 3, height, width) "
-            "is needed"
+            f"images of '{name}': {array.dtype} of shape {array.shape}; uint8 of shape (n, 1 or 3, height, "
+            "width) is needed"
         )
 
 

@@ -1,4 +1,4 @@
-"""Figure: spectra of the data and of the spaces the flows are trained in; what the decoder makes of each direction."""
+"""Figure: spectra of the data and of the spaces the flows are trained in; decoder sensitivity."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,14 +10,14 @@ from precfm.report.figures.style import (
     Images,
     MethodStyle,
     curve,
-    geometric_curve,
     legend,
     letter,
     method_styles,
     panels,
     published,
+    spread_text,
 )
-from precfm.report.formatting import number_text, seeds_text
+from precfm.report.formatting import number_text
 from precfm.report.selection import ALL, Frames, needed
 from precfm.report.vocabulary import in_order
 
@@ -94,8 +94,9 @@ def _flow_panel(ax: Axes, rows: pd.DataFrame, styles: dict[str, MethodStyle]) ->
     for method in in_order(rows["method"]):
         curve(
             ax,
-            geometric_curve(rows[rows["method"] == method]),
+            rows[rows["method"] == method],
             styles[method],
+            log=True,
             markersize=2.4,
             markeredgewidth=0,
         )
@@ -114,10 +115,9 @@ def _caption(parts: dict[str, pd.DataFrame]) -> str:
     if "data" in parts:
         text += "; of the data, over all classes and in each class"
     if "flow" in parts:
-        seeds = parts["flow"].groupby("method")["seed"].nunique()
         text += (
-            "; of the space in which each method's flow is trained (geometric mean over "
-            f"{seeds_text(seeds)}, band: 95% t interval on the log scale where seeds differ)"
+            "; of the space in which each method's flow is trained (geometric mean "
+            f"{spread_text(parts['flow'])}, on the log scale)"
         )
     if "decoder" in parts:
         text += (

@@ -1,4 +1,4 @@
-"""What all figures share: sizes, colours and marks of the methods, intervals, legends, deterministic files."""
+"""What all figures share: sizes, looks of the methods, intervals, legends, deterministic files."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +18,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
+from precfm.report.formatting import seeds_text
 from precfm.report.selection import Frames
-from precfm.report.statistics import Estimate, geometric_estimate, t_estimate
+from precfm.report.statistics import geometric_estimate, t_estimate
 from precfm.report.vocabulary import FLOOR, in_order, is_flow, method_label, split_matched
 
 Images = Mapping[str, NDArray[np.uint8]]
@@ -27,6 +28,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 WIDTH = 6.75  # inches: the text width of a two-column paper
+BAND_FROM = 3  # seeds
 INK = "#262626"
 REFERENCE = "#8a8a8a"  # floors, targets, held-out data
 
@@ -109,7 +111,7 @@ def method_styles(frames: Frames) -> dict[str, MethodStyle]:
 
 @contextmanager
 def publication() -> Iterator[None]:
-    """Settings of every figure, in force only inside: font sizes for print, thin axes, no dependence on the user's."""
+    """Settings of every figure, in force only inside: sizes for print, nothing of the user's own."""
     settings = {
         **sns.axes_style("ticks"),
         "font.family": "DejaVu Sans",
@@ -162,7 +164,7 @@ def published(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def panels(
-    rows: int, columns: int, *, height: float, width: float = WIDTH, **options: Any
+    rows: int, columns: int, *, height: float, arranged: bool = True, **options: Any
 ) -> tuple[Figure, Any]:
     """A figure with a grid of axes, made without the global figure list.
 
@@ -170,15 +172,16 @@ def panels(
         rows: rows of panels.
         columns: columns of panels.
         height: of one row, in inches.
-        width: of the figure, in inches.
+        arranged: whether the space between panels is found automatically.
         options: further arguments of `Figure.subplots`.
 
     Returns:
         The figure and an array of axes, shape (rows, columns).
     """
-    figure = Figure(figsize=(width, rows * height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, rows * height), layout="constrained" if arranged else None)
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04, wspace=0.03, hspace=0.04)  # type: ignore[union-attr]
+    if arranged:
+        figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04, wspace=0.03, hspace=0.04)  # type: ignore[union-attr]
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for ax in axes.flat:
         sns.despine(ax=ax)
@@ -190,20 +193,56 @@ def letter(ax: Axes, position: int, text: str) -> None:
     ax.set_title(f"({chr(ord('a') + position)})  {text}")
 
 
-def curve(ax: Axes, estimates: pd.DataFrame, style: MethodStyle, **changes: Any) -> None:
-    """A line through means with the band of their intervals.
+def curve(
+    ax: Axes, rows: pd.DataFrame, style: MethodStyle, *, log: bool = False, **changes: Any
+) -> list[float]:
+    """The mean over seeds as a line, with its interval as a band; below three seeds, each seed as a line.
+
+    The interval of two seeds is so wide that it would hide everything else, and the two seeds say the same.
 
     Args:
         ax: where to draw.
-        estimates: columns x, value, low, high; rows without an interval get no band.
+        rows: columns x, seed, value.
         style: the method's look.
+        log: take means and intervals on the log scale.
         changes: arguments of the line that differ from the style.
+
+    Returns:
+        The values that should stay in sight: means and single seeds.
     """
-    rows = estimates.sort_values("x")
-    ax.plot(rows["x"], rows["value"], **style.line(**changes))
-    known = rows[rows["low"].notna() & rows["high"].notna()]
-    if not known.empty:
-        ax.fill_between(known["x"], known["low"], known["high"], color=style.colour, alpha=0.11, linewidth=0)
+    means = curve_of(rows, log=log)
+    ax.plot(means["x"], means["value"], **style.line(**changes))
+    shown: list[float] = means["value"].tolist()
+    if means["n"].max() >= BAND_FROM:
+        banded = means[means["n"] >= BAND_FROM]
+        ax.fill_between(
+            banded["x"], banded["low"], banded["high"], color=style.colour, alpha=0.11, linewidth=0
+        )
+    elif means["n"].max() > 1:
+        for _, of_seed in rows.sort_values("x").groupby("seed"):
+            ax.plot(of_seed["x"], of_seed["value"], color=style.colour, linewidth=0.5, alpha=0.45, zorder=1.5)
+        shown += rows["value"].tolist()
+    return shown
+
+
+def curve_of(rows: pd.DataFrame, *, log: bool = False) -> pd.DataFrame:
+    """Mean and t interval over seeds at each x, on the log scale if asked: x, value, low, high, n."""
+    estimator = geometric_estimate if log else t_estimate
+    estimates = [(x, estimator(group["value"])) for x, group in rows.groupby("x", sort=True)]
+    table = [(x, estimate.value, estimate.low, estimate.high, estimate.n) for x, estimate in estimates]
+    return pd.DataFrame(table, columns=["x", "value", "low", "high", "n"])
+
+
+def spread_text(rows: pd.DataFrame) -> str:
+    """What a caption says about seeds and spread.
+
+    Args:
+        rows: with columns method and seed.
+    """
+    seeds = rows.groupby("method")["seed"].nunique()
+    if seeds.max() >= BAND_FROM:
+        return f"over {seeds_text(seeds)}, band: 95% t interval"
+    return f"over {seeds_text(seeds)}" + (" (each one a thin line)" if seeds.max() > 1 else "")
 
 
 def legend(
@@ -222,24 +261,8 @@ def legend(
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.6)
 
 
-def arithmetic_curve(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean and t interval over seeds at each x, from columns x and value: columns x, value, low, high."""
-    return _summary(rows, t_estimate)
-
-
-def geometric_curve(rows: pd.DataFrame) -> pd.DataFrame:
-    """Geometric mean and t interval of the logarithms over seeds at each x: columns x, value, low, high."""
-    return _summary(rows, geometric_estimate)
-
-
-def _summary(rows: pd.DataFrame, estimator: Callable[..., Estimate]) -> pd.DataFrame:
-    estimates = [(x, estimator(group["value"])) for x, group in rows.groupby("x", sort=True)]
-    table = [(x, estimate.value, estimate.low, estimate.high) for x, estimate in estimates]
-    return pd.DataFrame(table, columns=["x", "value", "low", "high"])
-
-
 def fit_to_means(ax: Axes, values: Sequence[float], *, log: bool) -> None:
-    """Fit the value axis to these values, so that one wide interval (two seeds) does not flatten all lines."""
+    """Fit the value axis to these values, so that one wide interval does not flatten all lines."""
     low, high = min(values), max(values)
     if log:
         factor = max((high / low) ** 0.12, 1.05)
@@ -268,7 +291,7 @@ FLOOR_ENTRY = (method_label(FLOOR), FLOOR_LINE)
 
 
 def save(figure: Figure, stem: Path) -> None:
-    """Write `<stem>.pdf` and `<stem>.png` (150 dpi), the same bytes every time: no dates, no version strings."""
+    """Write `<stem>.pdf` and `<stem>.png` (150 dpi), the same bytes every time: no dates, no versions."""
     with publication():
         figure.savefig(
             stem.with_name(stem.name + ".pdf"),

@@ -1,1 +1,1 @@
-"""One module per table; each has `tidy(frames)` (the numbers) and `build(frames)` (the table as it is printed)."""
+"""One module per table; each has `tidy(frames)` (the numbers) and `build(frames)` (as it is printed)."""

@@ -1,4 +1,4 @@
-"""The conditioning table: the spectrum of the data before and after each preconditioner, and its round trip."""
+"""The conditioning table: spectra before and after each preconditioner, and its round trip."""
 
 import json
 from collections.abc import Iterable
@@ -144,15 +144,14 @@ def build(frames: Frames) -> Table:
         blocks.append(Block(str(dataset), pd.DataFrame(lines)))
     counts = data[data["method"] != DATA]["n"]
     caption = (
-        "The space in which each method's flow is trained, against the data before any preconditioner: condition "
-        "number κ of the covariance over all classes and for the best and worst single class; the largest κ(Σₜ) "
-        "over the times of the probability path; effective rank (exponential of the entropy of the eigenvalues) "
-        "at the data's end of the path; round-trip error on the data and in the tails, relative to the smallest "
-        "standard deviation of the data. κ(Σₜ) depends on the overall scale of the data: compare with the row "
-        "'scalar', which fixes that scale alone. Mean over "
-        f"{seeds_text(counts if len(counts) else data['n'])} "
-        "with the 95% t interval, for condition numbers on the log scale in brackets; what does not vary over "
-        "seeds stands alone."
+        "The space in which each method's flow is trained, against the data before any preconditioner: "
+        "condition number κ of the covariance over all classes and for the best and worst single class; the "
+        "largest κ(Σₜ) over the times of the probability path; effective rank (exponential of the entropy "
+        "of the eigenvalues) at the data's end of the path; round-trip error on the data and in the tails, "
+        "relative to the smallest standard deviation of the data. κ(Σₜ) depends on the overall scale of the "
+        "data: compare with the row 'scalar', which fixes that scale alone. Mean over "
+        f"{seeds_text(counts if len(counts) else data['n'])} with the 95% t interval, for condition numbers "
+        "on the log scale in brackets; what does not vary over seeds stands alone."
     )
     return Table(data, blocks, caption, _notes(frame(frames, "preconditioners")))
 

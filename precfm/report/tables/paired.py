@@ -32,16 +32,16 @@ _KEYS = ["dataset", "metric", "space", *PROTOCOL]
 def tidy(frames: Frames) -> pd.DataFrame:
     """Paired differences to the baseline at the last checkpoint that both share.
 
-    Metrics whose best value is 1 are left out: a difference of such ratios has no good direction, and the table
-    has their logarithmic errors instead.
+    Metrics whose best value is 1 are left out: a difference of such ratios has no good direction, and the
+    table has their logarithmic errors instead.
 
     Args:
         frames: needs `records`.
 
     Returns:
-        Columns dataset, method, baseline, step, metric, space, value (mean of method minus baseline), low, high,
-        n, p (paired t test), p_holm (within this table), resolvable (smallest true difference found with 80%
-        power), indicative (fewer than five seeds), and the protocol.
+        Columns dataset, method, baseline, step, metric, space, value (mean of method minus baseline), low,
+        high, n, p (paired t test), p_holm (within this table), resolvable (smallest true difference found
+        with 80% power), indicative (fewer than five seeds), and the protocol.
 
     Raises:
         LeftOutError: there are no records, or no seed in which both a method and the baseline were trained.
@@ -93,11 +93,11 @@ def build(frames: Frames) -> Table:
                 title = f"{dataset}: {space_label(space)}, method minus {method_label(BASELINE)}"
                 blocks.append(Block(title, _cells(rows), f"With {extractor_text(extractor)}."))
     caption = (
-        f"Differences to the flow without preconditioning, paired by training seed ({seeds_text(data['n'])}): "
-        "mean, 95% t interval and two-sided p of the paired t test, then p adjusted by Holm over all "
-        f"{int(data['p'].notna().sum())} tests of this table. The last column is the smallest true difference "
-        "that such a test finds with 80% power: a smaller one cannot be told from zero here. Negative is better "
-        "under ↓, positive under ↑."
+        "Differences to the flow without preconditioning, paired by training seed "
+        f"({seeds_text(data['n'])}): mean, 95% t interval and two-sided p of the paired t test, then p "
+        f"adjusted by Holm over all {int(data['p'].notna().sum())} tests of this table. The last column is "
+        "the smallest true difference that such a test finds with 80% power: a smaller one cannot be told "
+        "from zero here. Negative is better under ↓, positive under ↑."
     )
     notes = []
     if data["indicative"].any():

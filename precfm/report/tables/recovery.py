@@ -64,8 +64,8 @@ def per_seed_recovery(recovery: pd.DataFrame) -> pd.DataFrame:
         recovery: columns dataset, method, seed, step, index, ratio.
 
     Returns:
-        Columns dataset, method, seed, step, low_ratio (geometric mean over the lowest quartile), low_log_error,
-        log_error, worst_log_error.
+        Columns dataset, method, seed, step, low_ratio (geometric mean over the lowest quartile),
+        low_log_error, log_error, worst_log_error.
     """
     keys = ["dataset", "method", "seed", "step"]
     rows = []
@@ -107,10 +107,11 @@ def build(frames: Frames) -> Table:
         blocks.append(Block(str(dataset), pd.DataFrame(lines)))
     flows = data[data["method"].map(is_flow)]
     caption = (
-        "Variance of the samples over variance of the reference along each eigenvector of the reference covariance, "
-        "summarised over directions: above 1 the samples are too wide, below 1 too narrow. The lowest quartile are "
-        "the directions of smallest variance. Final checkpoint, mean over "
-        f"{seeds_text((flows if len(flows) else data)['n'])} with the 95% t interval; ratios on the log scale with "
-        "the interval in brackets. A single Gaussian per class scores well here: read it beside the image metrics."
+        "Variance of the samples over variance of the reference along each eigenvector of the reference "
+        "covariance, summarised over directions: above 1 the samples are too wide, below 1 too narrow. The "
+        "lowest quartile are the directions of smallest variance. Final checkpoint, mean over "
+        f"{seeds_text((flows if len(flows) else data)['n'])} with the 95% t interval; ratios on the log "
+        "scale with the interval in brackets. A single Gaussian per class scores well here: read it beside "
+        "the image metrics."
     )
     return Table(data, blocks, caption)

@@ -46,7 +46,7 @@ def tidy(frames: Frames) -> pd.DataFrame:
 
 
 def build(frames: Frames) -> Table:
-    """The training table as it is printed: one block per data set, metric and space, a column per checkpoint."""
+    """The training table as it is printed: one block per data set, metric and space."""
     data = tidy(frames)
     blocks = []
     for dataset in sorted(data["dataset"].unique()):
