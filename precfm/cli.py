@@ -10,7 +10,7 @@ import typer
 
 from precfm.errors import PrecfmError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Preconditioned flow matching: pipeline and library.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Preconditioned flow matching: pipeline and library.")
 data_app = typer.Typer(no_args_is_help=True, help="Raw data: fetch it, or register your own.")
 app.add_typer(data_app, name="data")
 

@@ -168,7 +168,8 @@ class _Builder:
         features = self.plan.add(
             "features", label, {}, {"data": data, "classifiers": tuple(judges), "latents": latents}
         )
-        shared = {"latents": latents, "autoencoder": autoencoder, "classifiers": tuple(judges), "features": features}
+        shared = {"data": data, "latents": latents, "autoencoder": autoencoder}
+        shared |= {"classifiers": tuple(judges), "features": features}
         self._report("latents", latents, dataset=label)
         self._evaluate(label, "floor", 0, {"source": "train"}, {"latents": latents}, shared)
         for name, method in self.experiment.methods.items():
@@ -201,7 +202,7 @@ class _Builder:
         )
         self._report("flows", trained, **about)
         self._evaluate(label, name, seed, {"source": "flow"}, {**parents, "flow": trained}, shared)
-        if component.name != "none":
+        if component.name != "none" and (seeded or seed == self.experiment.seeds[0]):
             self._evaluate(label, f"alone:{name}", seed, {"source": "preconditioner"}, parents, shared)
 
     def _evaluate(

@@ -58,10 +58,11 @@ def integrate(
         return z0.clone()
 
     times = torch.tensor([t0, t1], dtype=z0.dtype, device=z0.device)
-    grid = {
-        "grid_constructor": lambda _field, _z, ends: torch.linspace(ends[0], ends[-1], steps + 1).to(ends)
-    }
-    options = {} if solver == "dopri5" else grid
+
+    def grid(_field: object, _z: Tensor, ends: Tensor) -> Tensor:
+        return torch.linspace(ends[0], ends[-1], steps + 1, dtype=ends.dtype, device=ends.device)
+
+    options = {} if solver == "dopri5" else {"grid_constructor": grid}
     z1 = torch.empty_like(z0)
     for start in range(0, len(z0), batch_size):
         block = slice(start, start + batch_size)
@@ -131,3 +132,31 @@ def evaluation_labels(n: int, labels_or_num_classes: Tensor | int, seed: int) ->
     counts[remainders.argsort(descending=True, stable=True)[:missing]] += 1
     ordered = torch.arange(len(counts)).repeat_interleave(counts)
     return ordered[torch.randperm(n, generator=generator_for(seed, "evaluation labels"))]
+
+
+def rows_with_labels(wanted: Tensor, available: Tensor) -> Tensor:
+    """Rows of a data set whose labels are the wanted ones, each row used once, earlier rows first.
+
+    Args:
+        wanted: labels asked for, int64, shape (n,).
+        available: labels of the data set, int64, shape (m,).
+
+    Returns:
+        Row indices, int64, shape (n,), with `available[rows] == wanted`.
+
+    Raises:
+        PrecfmError: a class is asked for more often than it is there.
+
+    Example:
+        >>> rows_with_labels(torch.tensor([1, 0, 1]), torch.tensor([0, 1, 0, 1])).tolist()
+        [1, 0, 3]
+    """
+    rows = torch.empty_like(wanted)
+    for label in wanted.unique().tolist():
+        places, found = (wanted == label).nonzero()[:, 0], (available == label).nonzero()[:, 0]
+        if len(found) < len(places):
+            raise PrecfmError(
+                f"class {label}: {len(places)} rows are asked for, but only {len(found)} are there"
+            )
+        rows[places] = found[: len(places)]
+    return rows

@@ -7,12 +7,13 @@ import torch
 
 from precfm.artifacts import Job, run_rule
 from precfm.autoencoders.conv_vae import decode_latents
-from precfm.diagnostics import eigenvalue_recovery
+from precfm.diagnostics import EigenvalueRecovery, eigenvalue_recovery
 from precfm.metrics.evaluate import METRICS, evaluate_features
-from precfm.metrics.extractors.classifier import extract
+from precfm.metrics.extractors.base import extract
+from precfm.metrics.extractors.identity import whitened
 from precfm.metrics.values import records
 from precfm.networks import load_network
-from precfm.preconditioners.whitening import Whitening
+from precfm.sampling import rows_with_labels
 
 GRID = 40  # decoded samples that are kept to be looked at
 
@@ -27,8 +28,8 @@ def make(job: Job) -> None:
         for index, artifact in enumerate(job.parents("classifiers"))
     }
     reference = job.parent("features").tensors("features.safetensors")
-    whitening = Whitening().fit(job.parent("latents").tensors("train.safetensors")["latents"])
-    reference["latent-whitened"] = whitening.forward(reference["latent"])
+    train = job.parent("latents").tensors("train.safetensors")["latents"]
+    reference["latent-whitened"] = whitened(reference["latent"], train)
 
     options, tables, recovered = job.params["evaluation"], [], []
     last = max(samples)
@@ -36,7 +37,7 @@ def make(job: Job) -> None:
         images = decode(latents)
         generated = {name: (extract(network, images), name, key) for name, (network, key) in judges.items()}
         generated["latent"] = (latents, "identity", "")
-        generated["latent-whitened"] = (whitening.forward(latents), "identity", "")
+        generated["latent-whitened"] = (whitened(latents, train), "identity", "")
         full = options["precision_recall"] == "all" or step == last
         number = int(step.removeprefix("step-"))
         for space, (features, extractor, extractor_hash) in generated.items():
@@ -51,10 +52,36 @@ def make(job: Job) -> None:
             )
             tables.append(records(values).assign(step=number, space=space))
         recovery = eigenvalue_recovery(latents, reference["latent"])
-    grid = (decode(samples[last][:GRID]) * 255).round().to(torch.uint8)
-    job.write_tensors("grid.safetensors", {"images": grid, "labels": labels[:GRID]})
+        recovered.append(
+            pd.DataFrame(
+                {
+                    "step": number,
+                    "index": range(len(recovery.ratios)),
+                    "eigenvalue": recovery.eigenvalues.tolist(),
+                    "ratio": recovery.ratios.tolist(),
+                }
+            )
+        )
+        tables.append(recovery_records(recovery, tables[-1].iloc[0]))
+    heldout = job.parent("data").tensors("heldout.safetensors")
+    matched = heldout["images"][rows_with_labels(labels[:GRID], heldout["labels"])]
+    generated_images = (decode(samples[last][:GRID]) * 255).round().to(torch.uint8)
+    job.write_tensors("grid.safetensors", {"images": generated_images, "held-out": matched, "labels": labels[:GRID]})
     job.write_frame("records.csv", pd.concat(tables, ignore_index=True))
     job.write_frame("recovery.csv", pd.concat(recovered, ignore_index=True))
+
+
+def recovery_records(recovery: EigenvalueRecovery, protocol: pd.Series) -> pd.DataFrame:
+    """The summaries of eigenvalue recovery as records, under the protocol of the other latent metrics."""
+    values = {
+        "eigenvalue_ratio_low": recovery.ratio_low,
+        "eigenvalue_log_error": recovery.log_error,
+        "eigenvalue_log_error_low": recovery.log_error_low,
+    }
+    same = protocol[["step", "n_real", "n_generated", "reference", "evaluation_seed"]].to_dict()
+    return pd.DataFrame(
+        [{"metric": name, "value": value, "space": "latent", "extractor": "identity", **same} for name, value in values.items()]
+    )
 
 
 if "snakemake" in globals():

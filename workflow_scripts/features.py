@@ -3,7 +3,7 @@
 import torch
 
 from precfm.artifacts import Job, run_rule
-from precfm.metrics.extractors.classifier import extract
+from precfm.metrics.extractors.base import extract
 from precfm.networks import load_network
 
 

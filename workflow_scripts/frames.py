@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 import pandas as pd
+from torch import Tensor
 
 from precfm.artifacts import Artifact, Job, run_rule
 
@@ -29,12 +30,22 @@ def make(job: Job) -> None:
     for name, frame in frames.items():
         if not frame.empty:
             job.write_frame(f"{name}.csv", frame)
-    grids = {}
-    for artifact, about in evaluations:
-        grids.setdefault(f"{about['dataset']}/{about['method']}", artifact.tensors("grid.safetensors")["images"])
-    if grids:
-        job.write_tensors("grids.safetensors", grids)
+    if evaluations:
+        job.write_tensors("grids.safetensors", sample_grids(evaluations))
     job.write_json("names.json", sorted(name for name, frame in frames.items() if not frame.empty))
+
+
+def sample_grids(evaluations: Iterable[tuple[Artifact, dict]]) -> dict[str, Tensor]:
+    """Decoded samples of each method's first seed on the first dataset, beside held-out images of the same labels."""
+    grids: dict[str, Tensor] = {}
+    datasets = []
+    for artifact, about in evaluations:
+        datasets.append(about["dataset"])
+        if about["dataset"] == datasets[0] and about["method"] not in grids:
+            tensors = artifact.tensors("grid.safetensors")
+            grids[about["method"]] = tensors["images"]
+            grids["held-out"] = tensors["held-out"]
+    return grids
 
 
 def gather(told: Iterable[tuple[Artifact, dict]], read: Callable[[Artifact], pd.DataFrame]) -> pd.DataFrame:

@@ -5,7 +5,7 @@ import torch
 from precfm.artifacts import Job, run_rule
 from precfm.networks import load_network
 from precfm.preconditioners.base import load
-from precfm.sampling import evaluation_labels, evaluation_noise, integrate
+from precfm.sampling import evaluation_labels, evaluation_noise, integrate, rows_with_labels
 
 
 def make(job: Job) -> None:
@@ -13,11 +13,10 @@ def make(job: Job) -> None:
     latents, options, device = job.parent("latents"), job.params["sampling"], job.node.device
     n, seed = options["n"], options["seed"]
     train = latents.tensors("train.safetensors")
+    labels = evaluation_labels(n, train["labels"], seed)
     if job.params["source"] == "train":
-        chosen = torch.arange(len(train["labels"]))[:n]
-        samples, labels = {"step-000000": train["latents"][chosen]}, train["labels"][chosen]
+        samples = {"step-000000": train["latents"][rows_with_labels(labels, train["labels"])]}
     else:
-        labels = evaluation_labels(n, train["labels"], seed)
         noise = evaluation_noise(n, train["latents"].shape[1], seed).to(device)
         preconditioner = load(job.parent("preconditioner").verified()).to(device)
         samples = {

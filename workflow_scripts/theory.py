@@ -1,0 +1,17 @@
+"""Kind `theory`: one controlled experiment with closed forms, for one seed."""
+
+from precfm.artifacts import Job, run_rule
+from precfm.registry import load
+
+
+def make(job: Job) -> None:
+    """Write one CSV per frame of the experiment."""
+    spec = job.params["run"]
+    options = {name: value for name, value in spec.items() if name != "name"}
+    frames = load("theory", spec["name"])(**options, seed=job.params["seed"])
+    for name, frame in frames.items():
+        job.write_frame(f"{name}.csv", frame)
+
+
+if "snakemake" in globals():
+    run_rule(make, snakemake)
