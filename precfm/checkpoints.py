@@ -60,9 +60,7 @@ def read_verified(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     content = path.read_bytes()
     if not _named_for(content, path):
         raise PrecfmError(f"{path}: the file is damaged, its checksum is not the one in its name; delete it")
-    with safetensors.safe_open(path, framework="pt") as file:
-        facts = json.loads(file.metadata()["facts"])
-    return safetensors.torch.load(content), facts
+    return safetensors.torch.load(content), _facts(path)
 
 
 def is_intact(path: Path) -> bool:
@@ -110,20 +108,21 @@ class Scratch:
         if self._folder is None:
             return None
         for path in [*self._files("state"), *self._files("checkpoint")]:
-            if not is_intact(path):
-                print(
-                    f"{self._name}: {path.name} is damaged; going on without it", file=sys.stderr, flush=True
-                )
-                path.unlink()
+            if is_intact(path):
+                self._refuse_other_training(path)
+            else:
+                self._drop(path, "is damaged")
+        state: dict[str, Tensor] | None = None
+        reached = 0
         for path in reversed(self._files("state")):
-            tensors, identity = read_verified(path)
-            self._refuse_other(path, identity)
-            step = _step_of(path)
-            if all(self._files("checkpoint", wanted) for wanted in checkpoints if wanted <= step):
-                return tensors
-            print(f"{self._name}: a checkpoint before {path.name} is missing", file=sys.stderr, flush=True)
-            path.unlink()
-        return None
+            if all(self._files("checkpoint", wanted) for wanted in checkpoints if wanted <= _step_of(path)):
+                state, reached = read_verified(path)[0], _step_of(path)
+                break
+            self._drop(path, "lacks a checkpoint from before it")
+        for path in self._files("checkpoint"):
+            if _step_of(path) > reached:  # it will be written again, and there must be one file for a step
+                path.unlink()
+        return state
 
     def last_saved_step(self) -> int | None:
         """Step of the newest state; None if there is none."""
@@ -149,13 +148,17 @@ class Scratch:
         wanted = "*" if step is None else f"{step:08d}"
         return sorted(self._folder.glob(f"{kind}-{wanted}-*.safetensors"))
 
-    def _refuse_other(self, path: Path, identity: dict[str, Any]) -> None:
-        for field in sorted({*identity, *self._identity}):
-            theirs, ours = identity.get(field), self._identity.get(field)
-            if theirs != ours:
+    def _drop(self, path: Path, why: str) -> None:
+        print(f"{self._name}: {path.name} {why}; going on without it", file=sys.stderr, flush=True)
+        path.unlink()
+
+    def _refuse_other_training(self, path: Path) -> None:
+        theirs, ours = _facts(path), self._identity
+        for field in sorted({*theirs, *ours}):
+            if theirs.get(field) != ours.get(field):
                 raise PrecfmError(
-                    f"{path.parent}: this scratch folder is of another training, with {field} = {theirs} "
-                    f"where this one has {ours}; give another folder or delete it"
+                    f"{path.parent}: this scratch folder is of another training, with {field} = "
+                    f"{theirs.get(field)} where this one has {ours.get(field)}; delete it or choose another"
                 )
 
 
@@ -168,6 +171,12 @@ def fingerprint(tensors: Mapping[str, Tensor] | tuple[Tensor, ...]) -> str:
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy().data)
     return digest.hexdigest()
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        facts: dict[str, Any] = json.loads(file.metadata()["facts"])
+    return facts
 
 
 def _named_for(content: bytes, path: Path) -> bool:

@@ -37,7 +37,7 @@ class TrainingOptions:
         steps: optimizer steps.
         batch_size: rows per step, drawn with replacement.
         learning_rate: peak learning rate.
-        schedule: what the learning rate does after the warm-up; `cosine` falls to zero at the last step.
+        schedule: what the learning rate does after the warm-up; `cosine` falls towards zero.
         warmup_steps: steps over which the learning rate rises linearly to its peak.
         optimizer: `adam` (with betas 0.9 and 0.999, weight decay decoupled as in AdamW) or plain `sgd`.
         weight_decay: strength of the weight decay.
@@ -164,7 +164,7 @@ def train(
     if saved is not None:
         run.restore(saved)
 
-    generator = torch.Generator(device)
+    generator, shown = torch.Generator(device), run.step
     with _global_randomness(device) as seed_globally, progress_bar(options.steps, name, run.step) as progress:
         while run.step < options.steps and not run.out_of_patience:
             generator.manual_seed(derived_seed(seed, "step", run.step))
@@ -174,9 +174,10 @@ def train(
             run.descend(loss)
 
             last = run.step == options.steps
-            if run.step % LOOK_EVERY == 0 or last:
+            if _due(run.step, LOOK_EVERY, last):
                 progress.set(loss=f"{run.look(saves):.4g}")
-                progress.update(LOOK_EVERY if run.step % LOOK_EVERY == 0 else run.step % LOOK_EVERY)
+                progress.update(run.step - shown)
+                shown = run.step
             if validation_loss is not None and _due(run.step, options.validate_every, last):
                 run.validate(validation_loss, saves)
             if run.step in options.checkpoints:
@@ -266,7 +267,7 @@ class _Run:
         finite = self._losses[self._looked : self.step].isfinite()
         if not finite.all():
             self._diverged(self._looked + int((~finite).nonzero()[0]), "the loss is not finite", saves)
-        if not all(bool(tensor.isfinite().all()) for tensor in self._module.state_dict().values()):
+        if not torch.stack([weight.isfinite().all() for weight in self._module.state_dict().values()]).all():
             self._diverged(self.step - 1, "the weights are not finite", saves)
         self._looked = self.step
         return float(self._losses[self.step - 1])
@@ -289,8 +290,10 @@ class _Run:
     @property
     def out_of_patience(self) -> bool:
         """Whether the last `patience` validations all failed to be the best."""
+        if not self._options.patience:
+            return False
         since_best = int(self._validations[self._best_step : self.step].isfinite().sum())
-        return 0 < self._options.patience <= since_best
+        return since_best >= self._options.patience
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that count now: averaged, if there is an average."""
@@ -409,10 +412,7 @@ def _identity(
     """What a saved state must agree on before a training goes on from it."""
     return {
         "seed": seed,
-        "options": {
-            field: list(value) if isinstance(value, tuple) else value
-            for field, value in asdict(options).items()
-        },
+        **{f"options.{field}": value for field, value in asdict(options).items()},
         "initial_weights": fingerprint(module.state_dict()),
         "data": fingerprint(data),
         "device": data[0].device.type,

@@ -1,0 +1,194 @@
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from precfm.errors import PrecfmError
+from precfm.paths import LinearPath, ProbabilityPath, VariancePreservingPath
+from precfm.sampling import evaluation_labels, evaluation_noise, integrate
+
+STAGES = {"euler": 1, "midpoint": 2, "rk4": 4}
+SPECTRUM = torch.tensor([4.0, 1.0, 0.04], dtype=torch.float64)
+
+
+def rotation() -> Tensor:
+    source = torch.Generator().manual_seed(3)
+    return torch.linalg.qr(torch.randn(3, 3, generator=source, dtype=torch.float64))[0]
+
+
+def gaussian_field(path: ProbabilityPath):  # type: ignore[no-untyped-def]
+    """The exact velocity E[alpha' x1 + sigma' x0 | x_t] for x1 ~ N(0, R diag(SPECTRUM) R^T)."""
+    basis = rotation()
+
+    def velocity(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        alpha, sigma, d_alpha, d_sigma = (
+            schedule(t)[:, None] for schedule in (path.alpha, path.sigma, path.d_alpha, path.d_sigma)
+        )
+        gain = (alpha * d_alpha * SPECTRUM + sigma * d_sigma) / (alpha**2 * SPECTRUM + sigma**2)
+        return (x @ basis * gain) @ basis.T
+
+    return velocity
+
+
+def exact_end(z0: Tensor) -> Tensor:
+    """The exact Gaussian field carries x0 to Sigma_t^(1/2) x0."""
+    return z0 @ rotation() * SPECTRUM.sqrt() @ rotation().T
+
+
+def noise(n: int = 50) -> Tensor:
+    return evaluation_noise(n, 3, 0).double()
+
+
+@pytest.mark.parametrize("path", [LinearPath(), VariancePreservingPath()])
+@pytest.mark.parametrize("solver", ["midpoint", "rk4", "dopri5"])
+def test_exact_gaussian_field_ends_at_the_exact_map(path: ProbabilityPath, solver: str) -> None:
+    end = integrate(gaussian_field(path), noise(), solver=solver, steps=200, tolerance=1e-9)
+    torch.testing.assert_close(end, exact_end(noise()), rtol=0, atol=1e-4)
+
+
+def test_exact_gaussian_field_recovers_the_covariance() -> None:
+    z1 = integrate(gaussian_field(LinearPath()), noise(20_000), solver="midpoint", steps=100)
+    variances = (z1 @ rotation()).T.cov().diag()
+    torch.testing.assert_close(variances, SPECTRUM, rtol=4 * (2 / 20_000) ** 0.5, atol=0)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])
+def test_error_falls_with_the_order_of_the_solver(solver: str, order: int) -> None:
+    # dx/dt = cos(3t) x has the solution x0 exp(sin(3t) / 3); the Gaussian field would give midpoint an order more.
+    def field(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        return torch.cos(3 * t)[:, None] * x
+
+    exact = noise() * math.exp(math.sin(3) / 3)
+    ends = [integrate(field, noise(), solver=solver, steps=steps) for steps in (80, 160)]
+    errors = [float((end - exact).norm()) for end in ends]
+    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.15)
+
+
+@settings(deadline=None)
+@given(solver=st.sampled_from(sorted(STAGES)), steps=st.integers(1, 70), backwards=st.booleans())
+def test_grid_has_as_many_steps_as_asked_for(solver: str, steps: int, backwards: bool) -> None:
+    times: list[float] = []
+
+    def field(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        assert t.shape == (2,)
+        times.append(float(t[0]))
+        return torch.ones_like(x)
+
+    t0, t1 = (1.0, 0.0) if backwards else (0.0, 1.0)
+    end = integrate(field, torch.zeros(2, 1), solver=solver, steps=steps, t0=t0, t1=t1)
+    assert len(times) == steps * STAGES[solver]
+    torch.testing.assert_close(end, torch.full((2, 1), t1 - t0))
+    starts = [t0 + (t1 - t0) * k / steps for k in range(steps)]
+    assert times[:: STAGES[solver]] == pytest.approx(starts, abs=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "rk4", "dopri5"])
+def test_backwards_undoes_forwards(solver: str) -> None:
+    field = gaussian_field(LinearPath())
+    options = {"solver": solver, "steps": 100, "tolerance": 1e-9}
+    z1 = integrate(field, noise(), **options)
+    back = integrate(field, z1, t0=1.0, t1=0.0, **options)
+    assert float((z1 - noise()).abs().max()) > 0.1
+    torch.testing.assert_close(back, noise(), rtol=0, atol=2e-3)
+
+
+def test_part_of_the_way_composes_to_the_whole() -> None:
+    field = gaussian_field(LinearPath())
+    whole = integrate(field, noise(), steps=100)
+    half = integrate(field, noise(), steps=50, t1=0.5)
+    torch.testing.assert_close(integrate(field, half, steps=50, t0=0.5), whole)
+    assert torch.equal(integrate(field, half, t0=0.5, t1=0.5), half)
+
+
+def test_blocks_keep_rows_and_labels_together() -> None:
+    labels = torch.arange(10)
+
+    def field(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        assert y is not None
+        return y[:, None, None].to(x.dtype).expand_as(x)
+
+    z0 = torch.zeros(10, 2, 2)
+    for batch_size in (1, 3, 10, 64):
+        z1 = integrate(field, z0, labels, steps=2, batch_size=batch_size)
+        torch.testing.assert_close(z1, labels[:, None, None].float().expand(10, 2, 2))
+    assert integrate(field, z0[:0], labels[:0]).shape == (0, 2, 2)
+
+
+def test_no_gradient_is_kept() -> None:
+    layer = torch.nn.Linear(3, 3)
+    assert not integrate(lambda x, t, y: layer(x), torch.ones(2, 3), steps=2).requires_grad
+
+
+def test_samples_that_leave_the_finite_numbers_are_told() -> None:
+    def field(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        return torch.where(torch.arange(len(x))[:, None] == 2, torch.inf, x)
+
+    with pytest.raises(PrecfmError, match="sample 2 is not finite at t = 1"):
+        integrate(field, torch.ones(4, 2), steps=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solver": "heun"}, "solver is 'heun'; it must be one of euler, midpoint, rk4, dopri5"),
+        ({"steps": 0}, "steps is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, "labels has 3 rows; it must have 4"),
+    ],
+)
+def test_wrong_arguments_are_told(options: dict[str, object], message: str) -> None:
+    with pytest.raises(PrecfmError, match=message):
+        integrate(lambda x, t, y: x, torch.zeros(4, 2), **options)
+
+
+def test_noise_is_standard_normal_and_belongs_to_its_seed() -> None:
+    before = torch.get_rng_state()
+    z = evaluation_noise(50_000, (2, 2), 7)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert z.shape == (50_000, 2, 2)
+    assert z.dtype == torch.float32
+    torch.testing.assert_close(z.flatten(1).T.cov(), torch.eye(4), rtol=0, atol=0.03)
+    assert torch.equal(z, evaluation_noise(50_000, (2, 2), 7))
+    assert not torch.equal(z, evaluation_noise(50_000, (2, 2), 8))
+
+
+def largest_remainder(n: int, frequencies: list[int]) -> list[int]:
+    quotas = [Fraction(n * frequency, sum(frequencies)) for frequency in frequencies]
+    counts = [int(quota) for quota in quotas]
+    by_remainder = sorted(range(len(quotas)), key=lambda k: (-(quotas[k] - counts[k]), k))
+    for k in by_remainder[: n - sum(counts)]:
+        counts[k] += 1
+    return counts
+
+
+@settings(deadline=None)
+@given(
+    n=st.integers(0, 300),
+    frequencies=st.lists(st.integers(0, 20), min_size=1, max_size=8).filter(lambda f: f[-1] > 0),
+    seed=st.integers(0, 1000),
+)
+def test_labels_have_the_proportions_of_the_reference(n: int, frequencies: list[int], seed: int) -> None:
+    reference = torch.arange(len(frequencies)).repeat_interleave(torch.tensor(frequencies))
+    labels = evaluation_labels(n, reference, seed)
+    assert labels.dtype == torch.int64
+    assert labels.bincount(minlength=len(frequencies)).tolist() == largest_remainder(n, frequencies)
+    assert torch.equal(labels, evaluation_labels(n, reference.flip(0), seed))
+
+
+def test_labels_of_a_number_of_classes_are_balanced_and_shuffled() -> None:
+    labels = evaluation_labels(1003, 10, 0)
+    assert labels.bincount().tolist() == [101] * 3 + [100] * 7
+    assert not torch.equal(labels, labels.sort().values)
+    assert not torch.equal(labels, evaluation_labels(1003, 10, 1))
+    # Every stretch holds every class, so that a prefix of the samples is a fair sample too.
+    assert all(len(part.unique()) == 10 for part in labels.split(200)[:5])
+
+
+@pytest.mark.parametrize("classes", [0, -1, torch.zeros(0, dtype=torch.int64)])
+def test_no_classes_is_refused(classes: Tensor | int) -> None:
+    with pytest.raises(PrecfmError, match="there are no classes"):
+        evaluation_labels(5, classes, 0)
