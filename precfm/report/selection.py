@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from precfm.errors import PrecfmError
+from precfm.report.vocabulary import split_matched
 
 Frames = Mapping[str, pd.DataFrame]
 
@@ -122,7 +123,7 @@ def per_seed(records: pd.DataFrame) -> pd.DataFrame:
         )
     values["extractor"] = values["extractor"].fillna(NO_EXTRACTOR).replace("", NO_EXTRACTOR).astype(str)
     keys = [column for column in COLUMNS["records"] if column not in ("value", "evaluation_seed")]
-    return values.groupby(keys, as_index=False, sort=True)["value"].mean()
+    return values.groupby(keys, sort=True)["value"].mean().reset_index()
 
 
 def final_steps(rows: pd.DataFrame) -> pd.Series:
@@ -148,19 +149,20 @@ def at_final(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of each method's final checkpoint."""
     if rows.empty:
         return rows
-    final = final_steps(rows)
-    keys = pd.MultiIndex.from_frame(rows[["dataset", "method"]])
-    return rows[rows["step"].to_numpy() == final.reindex(keys).to_numpy()]
+    final = final_steps(rows).rename("final_step")
+    steps = rows.merge(final, left_on=["dataset", "method"], right_index=True, how="left")["final_step"]
+    return rows.loc[rows["step"] == steps]
 
 
 def pair(values: pd.DataFrame, method: str, baseline: str, keys: Sequence[str]) -> pd.DataFrame:
     """Values of a method beside those of a baseline with the same seed and the same protocol.
 
-    Both are taken at the same checkpoint, the last that all their seeds share; only if they share none (a
-    baseline trained for more steps to match the FLOPs) each at its own final one.
+    Both are taken at the last checkpoint that all their seeds share. A baseline with as many training FLOPs
+    (`-F`) exists to be trained for longer, so against it each is taken at its own final checkpoint.
 
     Args:
-        values: one value per seed; columns method, seed, value, `keys`, and step if there are checkpoints.
+        values: one value per seed; columns dataset, method, seed, value, `keys`, and step if there are
+            checkpoints.
         method: the method.
         baseline: what it is compared with.
         keys: the columns that must agree beside the seed.
@@ -168,28 +170,23 @@ def pair(values: pd.DataFrame, method: str, baseline: str, keys: Sequence[str]) 
     Returns:
         Columns `keys`, seed, value, value_baseline, and step (of the method) if there are checkpoints.
     """
-    ours, theirs = values[values["method"] == method], values[values["method"] == baseline]
-    if "step" in values.columns:
-        both = pd.concat([ours, theirs])
-        reached = both.groupby(["dataset", "step"])[["method", "seed"]].apply(
-            lambda rows: len(rows.drop_duplicates())
-        )
-        everybody = both.groupby("dataset")[["method", "seed"]].apply(
-            lambda rows: len(rows.drop_duplicates())
-        )
-        shared = reached[reached == everybody.reindex(reached.index, level="dataset")]
-        common = shared.reset_index().groupby("dataset")["step"].max() if not shared.empty else {}
-        selected = []
-        for rows in (ours, theirs):
-            last = at_final(rows)
-            same = rows[rows["step"] == rows["dataset"].map(common)] if len(common) else rows.iloc[:0]
-            alone = last[~last["dataset"].isin(same["dataset"])]
-            selected.append(pd.concat([same, alone]))
-        ours, theirs = selected
+    both = values[values["method"].isin([method, baseline])]
+    steps = ["step"] if "step" in values.columns else []
+    if steps and not both.empty:
+        own = split_matched(baseline)[1] == "-F"
+        parts = [at_final(rows) if own else _at_shared(rows) for _, rows in both.groupby("dataset")]
+        both = pd.concat(parts)
     on = [*keys, "seed"]
-    merged = ours.merge(theirs[[*on, "value"]], on=on, suffixes=("", "_baseline"))
-    columns = [*on, "value", "value_baseline", *(["step"] if "step" in values.columns else [])]
-    return merged[columns].sort_values(on, ignore_index=True)
+    theirs = both[both["method"] == baseline][[*on, "value"]]
+    merged = both[both["method"] == method].merge(theirs, on=on, suffixes=("", "_baseline"))
+    return merged[[*on, "value", "value_baseline", *steps]].sort_values(on, ignore_index=True)
+
+
+def _at_shared(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one data set at the last step that every run in them reached, if there is one."""
+    runs = len(rows[["method", "seed"]].drop_duplicates())
+    reached = rows[["step", "method", "seed"]].drop_duplicates().groupby("step").size()
+    return rows.loc[rows["step"] == reached[reached == runs].index.max()]
 
 
 def lowest_quartile_count(directions: int) -> int:

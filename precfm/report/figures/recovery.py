@@ -1,5 +1,7 @@
 """Figure: variance of the samples over variance of the data along each eigendirection of the data."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -25,7 +27,7 @@ from precfm.report.vocabulary import FLOOR, in_order, is_flow, method_label
 
 COLUMNS = 4
 BASELINE = "none"
-_BEHIND = {"color": INK, "linewidth": 0.8, "alpha": 0.5}
+_BEHIND: dict[str, Any] = {"color": INK, "linewidth": 0.8, "alpha": 0.5}
 
 
 @published

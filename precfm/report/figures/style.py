@@ -14,6 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
@@ -178,10 +179,9 @@ def panels(
     Returns:
         The figure and an array of axes, shape (rows, columns).
     """
-    figure = Figure(figsize=(WIDTH, rows * height), layout="constrained" if arranged else None)
+    engine = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04, wspace=0.03, hspace=0.04)
+    figure = Figure(figsize=(WIDTH, rows * height), layout=engine if arranged else None)
     FigureCanvasAgg(figure)
-    if arranged:
-        figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04, wspace=0.03, hspace=0.04)  # type: ignore[union-attr]
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for ax in axes.flat:
         sns.despine(ax=ax)
@@ -278,15 +278,15 @@ def plain_log_ticks(ax: Axes) -> None:
     low, high = ax.get_ylim()
     if high / low > 100:
         return
-    ticks = (
-        (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 5, 7) if high / low > 1.8 else np.arange(1, 10, 0.2)
-    )
+    ticks: Sequence[float] = (1, 2, 5)
+    if high / low <= 8:
+        ticks = (1, 1.5, 2, 3, 5, 7) if high / low > 1.8 else np.arange(1, 10, 0.2).tolist()
     ax.yaxis.set_major_locator(LogLocator(base=10, subs=ticks))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_locator(NullLocator())
 
 
-FLOOR_LINE = {"color": REFERENCE, "linestyle": (0, (5, 2)), "linewidth": 0.9}
+FLOOR_LINE: dict[str, Any] = {"color": REFERENCE, "linestyle": (0, (5, 2)), "linewidth": 0.9}
 FLOOR_ENTRY = (method_label(FLOOR), FLOOR_LINE)
 
 

@@ -61,7 +61,7 @@ def tidy(frames: Frames) -> pd.DataFrame:
         raise LeftOutError("this experiment has no rows of spectra, path conditioning or preconditioners")
     rows = []
     for (dataset, method, quantity), group in values.groupby(["dataset", "method", "quantity"], sort=True):
-        logarithmic = _QUANTITIES[quantity][1]
+        logarithmic = _QUANTITIES[str(quantity)][1]
         estimate = (geometric_estimate if logarithmic else t_estimate)(group["value"])
         rows.append(
             {
@@ -105,8 +105,8 @@ def _of_paths(paths: pd.DataFrame) -> pd.DataFrame:
     for (dataset, method, seed), group in paths.groupby(["dataset", "method", "seed"]):
         overall, classes = group[group["scope"] == ALL], group[group["scope"] != ALL]
         if len(overall):
-            end = overall.loc[overall["t"].astype(float).idxmax()]
-            rows.append((dataset, method, seed, "effective_rank", end["effective_rank"]))
+            end = overall.sort_values("t")["effective_rank"].iloc[-1]
+            rows.append((dataset, method, seed, "effective_rank", end))
             worst = overall["condition_number"].max()
             rows.append((dataset, method, seed, "path_condition_number", worst))
         if len(classes):

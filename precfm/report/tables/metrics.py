@@ -49,9 +49,8 @@ def summarise(values: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, group in values.groupby(keys, sort=True):
         named = dict(zip(keys, key, strict=True))
-        estimate = (geometric_estimate if metric_text(named["metric"]).multiplicative else t_estimate)(
-            group["value"]
-        )
+        multiplicative = metric_text(str(named["metric"])).multiplicative
+        estimate = (geometric_estimate if multiplicative else t_estimate)(group["value"])
         rows.append(
             {**named, "value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
         )

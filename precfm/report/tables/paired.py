@@ -106,23 +106,21 @@ def build(frames: Frames) -> Table:
 
 
 def _cells(rows: pd.DataFrame) -> pd.DataFrame:
-    lines = []
+    parts = []
     for metric in metrics_in_order(rows["metric"]):
         of_metric = rows[rows["metric"] == metric]
-        differences = dict(zip(of_metric["method"], estimate_texts(estimates_of(of_metric)), strict=True))
-        by_method = of_metric.set_index("method")
-        for method in in_order(of_metric["method"]):
-            row = by_method.loc[method]
-            lines.append(
-                {
-                    "metric": metric_text(metric).head,
-                    "method": method_label(method),
-                    "steps": count_text(row["step"]),
-                    "seeds": f"{int(row['n'])}{'*' if row['indicative'] else ''}",
-                    "difference": differences[method],
-                    "p": p_text(row["p"]),
-                    "p (Holm)": p_text(row["p_holm"]),
-                    "resolvable": number_text(row["resolvable"], digits=2),
-                }
-            )
-    return pd.DataFrame(lines)
+        marks = of_metric["indicative"].map({True: "*", False: ""})
+        cells = pd.DataFrame(
+            {
+                "metric": metric_text(metric).head,
+                "method": of_metric["method"].map(method_label),
+                "steps": of_metric["step"].map(count_text),
+                "seeds": of_metric["n"].astype(str) + marks,
+                "difference": estimate_texts(estimates_of(of_metric)),
+                "p": of_metric["p"].map(p_text),
+                "p (Holm)": of_metric["p_holm"].map(p_text),
+                "resolvable": of_metric["resolvable"].map(lambda value: number_text(value, digits=2)),
+            }
+        )
+        parts.append(cells.set_index(of_metric["method"]).loc[in_order(of_metric["method"])])
+    return pd.concat(parts)
