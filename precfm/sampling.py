@@ -152,7 +152,7 @@ def rows_with_labels(wanted: Tensor, available: Tensor) -> Tensor:
         [1, 0, 3]
     """
     rows = torch.empty_like(wanted)
-    for label in wanted.unique().tolist():
+    for label in sorted(set(wanted.tolist())):
         places, found = (wanted == label).nonzero()[:, 0], (available == label).nonzero()[:, 0]
         if len(found) < len(places):
             raise PrecfmError(
