@@ -45,6 +45,10 @@ class LinearProblem:
     optimum: Tensor
     residual: Tensor
 
+    def part(self, index: slice | Tensor) -> "LinearProblem":
+        """Some problems of a batch."""
+        return LinearProblem(self.variance[index], self.optimum[index], self.residual[index])
+
 
 def linear_problem(
     eigenvalues: Tensor, t: Tensor | float, path: ProbabilityPath, target: Target = "velocity"
@@ -262,8 +266,7 @@ def stochastic_excess(
     if wanted != sorted(wanted) or (wanted and wanted[0] < 0):
         raise PrecfmError(f"steps are {wanted}; they must ascend from 0 or more")
     rate = torch.as_tensor(learning_rate, dtype=torch.float64)[..., None]
-    keep = 1 - 4 * rate * variance + 4 * rate**2 * variance**2 * (1 + 1 / batch_size)
-    inflow = 4 * rate**2 / batch_size * variance**2
+    keep, inflow = _stochastic_step(variance, rate, batch_size)
     unexplained = residual.sum(-1, keepdim=True)
     excess = variance * errors
     out, done = [], 0
@@ -273,6 +276,49 @@ def stochastic_excess(
         done = step
         out.append(excess)
     return torch.stack(out)
+
+
+def stochastic_steps_to_fraction(
+    variance: Tensor,
+    errors: Tensor,
+    residual: Tensor,
+    learning_rate: Tensor | float,
+    batch_size: int,
+    fraction: float,
+    max_steps: int,
+) -> tuple[Tensor, Tensor]:
+    """Steps until the expected excess risk of the first direction, and of all, is a fraction of its start.
+
+    The recursion of `stochastic_excess`, run until it gets there: where the noise floor lies above the goal,
+    never.
+
+    Args:
+        variance: lambda_i, shape (..., dim).
+        errors: || E_0 q_i ||^2, shape (..., dim).
+        residual: r_j, shape (..., dim_out).
+        learning_rate: eta, a number or shape (...,).
+        batch_size: b.
+        fraction: in (0, 1).
+        max_steps: where to give up.
+
+    Returns:
+        Whole steps for direction 0 and for the total, each (...,); infinite where `max_steps` did not
+        suffice.
+    """
+    _check_fraction(fraction)
+    rate = torch.as_tensor(learning_rate, dtype=torch.float64)[..., None]
+    keep, inflow = _stochastic_step(variance, rate, batch_size)
+    unexplained = residual.sum(-1, keepdim=True)
+    excess = variance * errors
+    goal = fraction * torch.stack([excess[..., 0], excess.sum(-1)])
+    reached = torch.full_like(goal, math.inf)
+    for step in range(1, max_steps + 1):
+        excess = keep * excess + inflow * (excess.sum(-1, keepdim=True) + unexplained)
+        now = torch.stack([excess[..., 0], excess.sum(-1)])
+        reached = torch.where((now <= goal) & reached.isinf(), float(step), reached)
+        if step % 256 == 0 and bool(reached.isfinite().all()):
+            break
+    return reached[0], reached[1]
 
 
 def stochastic_floor(
@@ -345,6 +391,12 @@ def preconditioned_errors(variance: Tensor, errors: Tensor) -> Tensor:
         Squared errors of B, shape (..., dim).
     """
     return variance * errors
+
+
+def _stochastic_step(variance: Tensor, rate: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """What one step keeps of a direction's excess risk, and takes of the total; `stochastic_excess`."""
+    keep = 1 - 4 * rate * variance + 4 * rate**2 * variance**2 * (1 + 1 / batch_size)
+    return keep, 4 * rate**2 / batch_size * variance**2
 
 
 def _check_fraction(fraction: float) -> None:

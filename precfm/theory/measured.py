@@ -7,14 +7,17 @@ gradient descent, and only through the random draws for stochastic descent.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from precfm.errors import PrecfmError
 from precfm.seeds import generator_for
+
+Advance: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,11 @@ class Problems:
         Returns:
             Inputs and targets, shape (problems, n, dim).
         """
-        # The noise is isotropic, so turning both by the basis is the same law and costs one product for each.
+        # Isotropic noise needs no turning: only the data are given the basis.
         alpha, sigma, c1, c0 = (w[:, None, None] for w in self.weights.unbind(1))
-        x1 = normal1 * self.eigenvalues.sqrt()[:, None, :]
-        x_t = (alpha * x1 + sigma * normal0) @ self.basis.mT
-        y = (c1 * x1 + c0 * normal0) @ self.basis.mT
-        return (x_t if self.transform is None else x_t @ self.transform.mT), y
+        x1 = normal1 @ (self.basis * self.eigenvalues.sqrt()[:, None, :]).mT
+        x_t = alpha * x1 + sigma * normal0
+        return (x_t if self.transform is None else x_t @ self.transform.mT), c1 * x1 + c0 * normal0
 
 
 def path_weights(path: str, target: str, t: float) -> tuple[float, float, float, float]:
@@ -184,17 +186,13 @@ def descend(
     Yields:
         Step and the fields after it, shape (problems, dim_out, dim).
     """
-    field = field.clone().requires_grad_()
-    rate = learning_rate[:, None, None]
-    done, n = 0, x.shape[1]
+    walker = _Walker(field, learning_rate)
+    done = 0
     for checkpoint in checkpoints:
         for _ in range(checkpoint - done):
-            loss = torch.nn.functional.mse_loss(x @ field.mT, y, reduction="sum") / n
-            (gradient,) = torch.autograd.grad(loss, field)
-            with torch.no_grad():
-                field -= rate * gradient
+            walker.step(x, y)
         done = checkpoint
-        yield checkpoint, field.detach()
+        yield checkpoint, walker.field
 
 
 def stochastic_descend(
@@ -219,75 +217,106 @@ def stochastic_descend(
     Yields:
         Step and the fields after it, shape (problems, dim, dim).
     """
-    field = field.clone().requires_grad_()
-    rate = learning_rate[:, None, None]
+    walker = _Walker(field, learning_rate)
     shape = (2, len(problems), batch_size, problems.eigenvalues.shape[1])
     done = 0
     for checkpoint in checkpoints:
         for _ in range(checkpoint - done):
             normals = torch.randn(shape, generator=generator).to(field.dtype)
-            x, y = problems.data(normals[0], normals[1])
-            loss = torch.nn.functional.mse_loss(x @ field.mT, y, reduction="sum") / batch_size
-            (gradient,) = torch.autograd.grad(loss, field)
-            with torch.no_grad():
-                field -= rate * gradient
+            walker.step(*problems.data(normals[0], normals[1]))
         done = checkpoint
-        yield checkpoint, field.detach()
+        yield checkpoint, walker.field
+
+
+class _Walker:
+    """Fields on their way downhill; kept transposed, so that every product reads its operands in order."""
+
+    def __init__(self, field: Tensor, learning_rate: Tensor) -> None:
+        self._transposed = field.mT.contiguous().requires_grad_()
+        self._rate = learning_rate[:, None, None]
+
+    @property
+    def field(self) -> Tensor:
+        return self._transposed.detach().mT
+
+    def step(self, x: Tensor, y: Tensor) -> None:
+        """One step along the gradient of the squared error, mean over samples, that autograd gives."""
+        squares = torch.nn.functional.mse_loss(torch.bmm(x, self._transposed), y, reduction="sum")
+        (gradient,) = torch.autograd.grad(squares / x.shape[1], self._transposed)
+        with torch.no_grad():
+            self._transposed.addcmul_(gradient, self._rate, value=-1)
 
 
 def steps_until(
-    x: Tensor,
-    y: Tensor,
-    learning_rate: Tensor,
+    yardstick: Yardstick,
+    field: Tensor,
+    advance: Advance,
     fraction: float,
-    max_steps: int,
+    max_steps: Tensor,
     *,
     resolution: float = 0.02,
 ) -> tuple[Tensor, Tensor]:
-    """Measured steps from a zero field until the excess risk has fallen to a fraction of its start.
+    """Measured steps until the excess risk has fallen to a fraction of its start.
 
-    The excess is looked at on a geometric grid of steps and interpolated (log excess against steps). Problems
+    The excess is looked at on a geometric grid of steps and interpolated (its log against steps). Problems
     that are done leave the batch, so that the few slow ones do not pay for the many fast ones.
 
     Args:
-        x: inputs, shape (problems, n, dim).
-        y: targets, shape (problems, n, dim_out).
-        learning_rate: one for each problem, shape (problems,).
+        yardstick: what measures the excess risk, for all problems.
+        field: where to start, shape (problems, dim_out, dim).
+        advance: `advance(active, field, steps)` takes the fields of the problems `active` so many steps on.
         fraction: accuracy, relative to the start, in (0, 1).
-        max_steps: where to give up.
+        max_steps: where to give up, for each problem, shape (problems,).
         resolution: relative spacing of the looks.
 
     Returns:
-        Steps for the direction of lowest variance and for the total, each (problems,); infinite where
-        `max_steps` did not suffice.
+        Steps for the yardstick's first direction (the lowest) and for the total, each (problems,); infinite
+        where `max_steps` did not suffice (looked at with the same resolution), zero where the start is
+        already the best field.
     """
-    yardstick = Yardstick.of(x, y)
-    active = torch.arange(len(x))
-    field = torch.zeros_like(yardstick.best)
-    previous = _lowest_and_total(yardstick, field)
+    active = torch.arange(len(field))
+    previous = _first_and_total(yardstick, field)
+    reached = torch.full_like(previous, math.inf).masked_fill(previous <= 0, 0.0)
+    previous = previous.clamp(min=1e-300)
     goal = fraction * previous
-    # A field that is already the best one needs no step, and its log would be infinite.
-    reached = torch.where(previous > 0, math.inf, 0.0)
-    previous, goal = previous.clamp(min=1e-300), goal.clamp(min=1e-301)
     step = 0
-    while len(active) and step < max_steps:
-        stride = min(max(1, int(step * resolution)), max_steps - step)
-        *_, (_, field) = descend(x, y, field, learning_rate, [stride])
-        now = _lowest_and_total(yardstick, field)
+    while len(active):
+        stride = max(1, int(step * resolution))
+        field = advance(active, field, stride)
+        now = _first_and_total(yardstick, field)
         # A log of zero would poison the interpolation; a vanished excess has crossed at this look.
         share = ((previous / goal).log() / (previous / now.clamp(min=1e-300)).log()).clamp(0, 1)
         crossed = (now <= goal) & reached[active].isinf()
         reached[active] = torch.where(crossed, step + share * stride, reached[active])
         step += stride
-        left = reached[active].isinf().any(1)
-        if left.all():
-            previous = now
-            continue
+        left = reached[active].isinf().any(1) & (max_steps[active] > step)
         active, field, previous, goal = active[left], field[left], now[left], goal[left]
-        x, y, learning_rate, yardstick = x[left], y[left], learning_rate[left], yardstick.part(left)
+        yardstick = yardstick.part(left)
     return reached[:, 0], reached[:, 1]
 
 
-def _lowest_and_total(yardstick: Yardstick, field: Tensor) -> Tensor:
+def descent_advance(x: Tensor, y: Tensor, learning_rate: Tensor) -> Advance:
+    """Gradient descent on fixed samples, for `steps_until`; shapes as in `descend`."""
+
+    def advance(active: Tensor, field: Tensor, steps: int) -> Tensor:
+        return next(descend(x[active], y[active], field, learning_rate[active], [steps]))[1]
+
+    return advance
+
+
+def stochastic_advance(
+    problems: Problems, learning_rate: Tensor, batch_size: int, generator: torch.Generator
+) -> Advance:
+    """Stochastic descent on fresh batches, for `steps_until`; arguments as in `stochastic_descend`."""
+
+    def advance(active: Tensor, field: Tensor, steps: int) -> Tensor:
+        part, rate = problems.part(active), learning_rate[active]
+        walk = stochastic_descend(part, field, rate, [steps], batch_size=batch_size, generator=generator)
+        return next(walk)[1]
+
+    return advance
+
+
+def _first_and_total(yardstick: Yardstick, field: Tensor) -> Tensor:
     excess = yardstick.excess(field)
     return torch.stack([excess[:, 0], excess.sum(1)], dim=1)

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import pandas as pd
@@ -11,28 +11,17 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from precfm.datasets.synthetic import rotation, spectrum
-from precfm.paths import LinearPath, ProbabilityPath, VariancePreservingPath
+from precfm.datasets.synthetic import rotation
 from precfm.report.statistics import t_estimate
 from precfm.seeds import derived_seed, generator_for
 from precfm.theory import gaussian, measured
+from precfm.theory.settings import Setting, linear_problems, preconditioned
 
-PATHS: dict[str, ProbabilityPath] = {"linear": LinearPath(), "variance_preserving": VariancePreservingPath()}
 BLOCK = 16  # problems that are descended together: their data fit the processor's cache
 NEGLIGIBLE = 1e-10  # of its start: below, an excess risk is rounding
 
 Algorithm: TypeAlias = Literal["descent", "stochastic"]
 ALGORITHMS: tuple[Algorithm, ...] = ("descent", "stochastic")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One setting of the grid; its seeds are problems of their own."""
-
-    path: str
-    target: gaussian.Target
-    t: float
-    condition_number: float
 
 
 @dataclass(frozen=True)
@@ -95,21 +84,21 @@ def run(
         one row per cell and algorithm (..., contraction_theory, contraction_measured of the lowest direction,
         worst_deviation for gradient descent, covered and compared for stochastic descent).
     """
-    cells = [Cell(*c) for c in itertools.product(paths, targets, times, condition_numbers)]
+    cells = [Setting(*s) for s in itertools.product(paths, targets, times, condition_numbers)]
     plain = _batch(cells, dim, seeds, seed)
     curves: list[dict[str, Any]] = []
     agreement: list[dict[str, Any]] = []
-    for algorithm, preconditioned in itertools.product(ALGORITHMS, (False, True)):
+    for algorithm, moved in itertools.product(ALGORITHMS, (False, True)):
         rate = descent_rate if algorithm == "descent" else stochastic_rate
-        batch = _with_rates(_preconditioned(plain) if preconditioned else plain, rate)
-        looks = checkpoints(preconditioned_steps if preconditioned else steps)
+        batch = _with_rates(_preconditioned(plain) if moved else plain, rate)
+        looks = checkpoints(preconditioned_steps if moved else steps)
         theory = _theory(batch, algorithm, looks, batch_size)
         values = _measure(batch, algorithm, looks, batch_size, seed, seeds)
         for index, cell in enumerate(cells):
             part = slice(index * seeds, (index + 1) * seeds)
             name = {
                 "algorithm": algorithm,
-                "preconditioned": preconditioned,
+                "preconditioned": moved,
                 "path": cell.path,
                 "target": cell.target,
                 "t": cell.t,
@@ -140,46 +129,21 @@ def _kappa(variance: Tensor) -> float:
     return float(variance.max() / variance.min())
 
 
-def _batch(cells: Sequence[Cell], dim: int, seeds: int, seed: int) -> Batch:
+def _batch(cells: Sequence[Setting], dim: int, seeds: int, seed: int) -> Batch:
     """The problems without preconditioner; step sizes are set later."""
     own = [derived_seed(seed, "grid", s) for s in range(seeds)]
-    bases = torch.stack([rotation(dim, s) for s in own])
-    starts = torch.stack(
-        [torch.randn(dim, dim, generator=generator_for(s, "start"), dtype=torch.float64) for s in own]
-    ) / math.sqrt(dim)
-    weights, variance, optimum, residual, eigenvalues = [], [], [], [], []
-    for cell in cells:
-        values = spectrum(dim, cell.condition_number)
-        problem = gaussian.linear_problem(values, cell.t, PATHS[cell.path], cell.target)
-        weights.append(
-            torch.tensor(measured.path_weights(cell.path, cell.target, cell.t), dtype=torch.float64)
-        )
-        eigenvalues.append(values)
-        variance.append(problem.variance)
-        optimum.append(problem.optimum)
-        residual.append(problem.residual)
-
-    def each_seed(rows: list[Tensor]) -> Tensor:
-        return torch.stack(rows).repeat_interleave(seeds, 0)
-
-    basis, fields = bases.repeat(len(cells), 1, 1), starts.repeat(len(cells), 1, 1)
-    closed = gaussian.LinearProblem(each_seed(variance), each_seed(optimum), each_seed(residual))
-    problems = measured.Problems(each_seed(eigenvalues), basis, each_seed(weights))
+    normals = [torch.randn(dim, dim, generator=generator_for(s, "start"), dtype=torch.float64) for s in own]
+    basis = torch.stack([rotation(dim, s) for s in own]).repeat(len(cells), 1, 1)
+    fields = (torch.stack(normals) / math.sqrt(dim)).repeat(len(cells), 1, 1)
+    problems, closed = linear_problems([cell for cell in cells for _ in range(seeds)], basis)
     errors = gaussian.squared_errors(fields, closed, basis)
     return Batch(problems, closed, fields, errors, torch.ones(len(fields), dtype=torch.float64))
 
 
 def _preconditioned(batch: Batch) -> Batch:
     """The same regressions on z = Sigma_t^(-1/2) x, from the same initial fields."""
+    problems, closed = preconditioned(batch.problems, batch.closed)
     basis, root = batch.problems.basis, batch.closed.variance.sqrt()
-    problems = measured.Problems(
-        batch.problems.eigenvalues,
-        basis,
-        batch.problems.weights,
-        transform=(basis / root[:, None, :]) @ basis.mT,
-    )
-    ones = torch.ones_like(root)
-    closed = gaussian.LinearProblem(ones, batch.closed.optimum * root, batch.closed.residual)
     fields = batch.fields @ (basis * root[:, None, :]) @ basis.mT
     errors = gaussian.preconditioned_errors(batch.closed.variance, batch.errors)
     return Batch(problems, closed, fields, errors, batch.rates)
@@ -187,7 +151,7 @@ def _preconditioned(batch: Batch) -> Batch:
 
 def _with_rates(batch: Batch, rate: float) -> Batch:
     rates = rate / batch.closed.variance.amax(-1)
-    return Batch(batch.problems, batch.closed, batch.fields, batch.errors, rates)
+    return replace(batch, rates=rates)
 
 
 def _theory(batch: Batch, algorithm: Algorithm, looks: Sequence[int], batch_size: int) -> Tensor:
