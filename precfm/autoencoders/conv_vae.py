@@ -115,7 +115,7 @@ class ConvVAE(nn.Module):
 def vae_loss(
     model: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator, beta: float = 1e-3
 ) -> Tensor:
-    """Reconstruction plus regularisation, SSE + beta KL(posterior || N(0, I)), with one posterior sample each.
+    """Reconstruction and regularisation: SSE + beta KL(posterior || N(0, I)), one posterior sample per image.
 
     The squared error is summed over an image's pixels and channels, the divergence over its latents, and both
     are averaged over the batch. Bind `beta` with `functools.partial` to make it the trainer's loss.

@@ -27,9 +27,9 @@ from typing import Any
 
 import yaml
 
+from precfm.datasets.image_names import IMAGE_SUFFIXES, image_names, names_below
 from precfm.errors import PrecfmError
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 ORIGIN_KINDS = ("folder", "npm", "python", "url")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _LINE = re.compile(r"([0-9a-f]{64})  (\d+)  (\S.*)")
@@ -201,26 +201,21 @@ def _parse_origin(origin: Any, where: str) -> Origin:
 
 
 def _files_at(path: Path) -> tuple[SourceFile, ...]:
+    """What a user's folder or zip file adds to the manifest: the images, or the zip file as a whole."""
     if path.is_dir():
-        images = [(file.relative_to(path).as_posix(), file) for file in path.rglob("*") if is_image(file)]
-        images = [
-            (name, file) for name, file in images if not any(p.startswith(".") for p in name.split("/"))
-        ]
+        names = image_names(names_below(path))
+        files = [(name, path / name) for name in names]
     elif zipfile.is_zipfile(path):
-        images = [(path.name, path)]
+        with zipfile.ZipFile(path) as archive:
+            names = image_names(archive.namelist())
+        files = [(path.name, path)]
     else:
         raise PrecfmError(f"path: '{path}' is neither a folder nor a zip file of images")
-    if not images:
-        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise PrecfmError(f"path: '{path}' holds no images ({kinds})")
-    for name, file in images:
-        _check_name(name, str(file))
-    return tuple(SourceFile(name, file.stat().st_size, file_sha256(file)) for name, file in sorted(images))
-
-
-def is_image(path: Path) -> bool:
-    """Whether a path is a file with an image's suffix."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    if not names:
+        raise PrecfmError(f"path: '{path}' holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    for name, _ in files:
+        _check_name(name, str(path))
+    return tuple(SourceFile(name, file.stat().st_size, file_sha256(file)) for name, file in files)
 
 
 def _write_entry(manifest: SourceManifest, sources_file: Path) -> None:

@@ -81,6 +81,8 @@ class Mirror:
         Raises:
             OriginError: no file below the folder has the checksum.
         """
+        if not self.folder.is_dir():
+            raise OriginError("is not a folder")
         name = PurePosixPath(file.name).name
         for path in sorted(self._by_size.get(file.bytes, []), key=lambda path: path.name != name):
             if file_sha256(path) == file.sha256:

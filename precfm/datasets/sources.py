@@ -6,7 +6,7 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 
+from precfm.datasets.image_names import image_names, names_below
 from precfm.datasets.manifest import (
     Origin,
     SourceFile,
@@ -70,63 +71,71 @@ def fetch(name: str, folder: Path, *, sources_file: Path, mirror: Path | None = 
         What happened to each file, in the order of the manifest.
 
     Raises:
-        PrecfmError: there is no such source, a file could not be had anywhere, or the folder cannot be
-        written.
+        PrecfmError: there is no such source, a file could not be had anywhere, the folder cannot be
+            written, or it holds images that the manifest does not list.
     """
     manifest = source_manifest(name, sources_file)
-    done = {
-        file.name: Fetched(file.name, "kept")
-        for file in manifest.files
-        if _is_intact(folder / file.name, file)
-    }
-    refused: dict[str, list[str]] = {file.name: [] for file in manifest.files}
+    kept = [file for file in manifest.files if _is_intact(folder / file.name, file)]
+    done = {file.name: Fetched(file.name, "kept") for file in kept}
     missing = [file for file in manifest.files if file.name not in done]
     if missing:
+        refused: dict[str, list[str]] = {file.name: [] for file in missing}
         with (
             tempfile.TemporaryDirectory(prefix="precfm-") as workspace,
             progress_bar(sum(file.bytes for file in missing), f"fetching {name}") as progress,
         ):
-            for origin, opener in _openers(manifest, tuple(missing), sources_file, mirror, Path(workspace)):
-                for file in [file for file in missing if file.name not in done]:
-                    try:
-                        with opener(file) as stream:
-                            _place(stream, file, folder / file.name)
-                    except _UNREADABLE as error:
-                        refused[file.name].append(f"{origin.replace('{file}', file.name)}: {_reason(error)}")
-                    else:
-                        done[file.name] = Fetched(
-                            file.name, origin.replace("{file}", file.name), tuple(refused[file.name])
-                        )
-                        progress.update(file.bytes)
-    lost = [file for file in manifest.files if file.name not in done]
-    if lost:
-        raise PrecfmError(_nowhere(manifest, lost, refused, folder))
+            for place, opener in _openers(manifest, tuple(missing), sources_file, mirror, Path(workspace)):
+                for file in _fetch_from(place, opener, missing, folder, refused):
+                    origin = place.replace("{file}", file.name)
+                    done[file.name] = Fetched(file.name, origin, tuple(refused[file.name]))
+                    progress.update(file.bytes)
+                missing = [file for file in missing if file.name not in done]
+                if not missing:
+                    break
+            else:
+                raise PrecfmError(_nowhere(name, missing, refused[missing[0].name], folder))
+    strays = sorted(set(image_names(names_below(folder))) - done.keys())
+    if strays:
+        raise PrecfmError(
+            f"{folder}: image '{strays[0]}' is not in the manifest of data source '{name}'; remove it, "
+            "or register the folder anew with `precfm data add`"
+        )
     return [done[file.name] for file in manifest.files]
+
+
+def _fetch_from(
+    place: str, opener: _Opener, files: list[SourceFile], folder: Path, refused: dict[str, list[str]]
+) -> Iterator[SourceFile]:
+    """Try one origin: yield the files that it delivered, note in `refused` why others failed."""
+    unreachable = ""
+    for file in files:
+        try:
+            if unreachable:  # one wait per host is enough
+                raise OriginError(unreachable)
+            with opener(file) as stream:
+                _place(stream, file, folder / file.name)
+        except _UNREADABLE as error:
+            if isinstance(error, URLError) and not isinstance(error, HTTPError):
+                unreachable = f"no connection, {error.reason}"
+            reason = unreachable or " ".join(str(error).split()) or type(error).__name__
+            refused[file.name].append(f"{place.replace('{file}', file.name)}: {reason}")
+        else:
+            yield file
 
 
 def _openers(
     manifest: SourceManifest,
-    missing: tuple[SourceFile, ...],
+    files: tuple[SourceFile, ...],
     sources_file: Path,
     mirror: Path | None,
     workspace: Path,
 ) -> Iterator[tuple[str, _Opener]]:
     """The places to look, each with its description, in the order of trying."""
     if mirror is not None:
-        yield f"PRECFM_MIRROR={mirror}", _mirror_opener(mirror, missing)
+        yield f"PRECFM_MIRROR={mirror}", Mirror(mirror, files).open
     for origin in manifest.origins:
         place = str(sources_file.parent / origin.place) if origin.kind == "folder" else origin.place
         yield f"{origin.kind} {place}", partial(open_file, Origin(origin.kind, place), workspace=workspace)
-
-
-def _mirror_opener(mirror: Path, missing: tuple[SourceFile, ...]) -> _Opener:
-    if mirror.is_dir():
-        return Mirror(mirror, missing).open
-
-    def refuse(file: SourceFile) -> AbstractContextManager[BinaryIO]:
-        raise OriginError("is not a folder")
-
-    return refuse
 
 
 def _is_intact(path: Path, file: SourceFile) -> bool:
@@ -152,11 +161,10 @@ def _place(stream: BinaryIO, file: SourceFile, target: Path) -> None:
                 size += len(block)
                 with _writing(target):
                     output.write(block)
+                    output.flush()
         if size != file.bytes:
-            found = f"truncated at {size}" if size < file.bytes else "longer than"
-            raise OriginError(
-                f"{found} of {file.bytes} bytes" if size < file.bytes else f"{found} {file.bytes} bytes"
-            )
+            found = f"truncated at {size} of" if size < file.bytes else "longer than"
+            raise OriginError(f"{found} {file.bytes} bytes")
         if digest.hexdigest() != file.sha256:
             raise OriginError(
                 f"wrong checksum, SHA-256 {digest.hexdigest()[:12]}... instead of {file.sha256[:12]}..."
@@ -164,7 +172,8 @@ def _place(stream: BinaryIO, file: SourceFile, target: Path) -> None:
         with _writing(target):
             part.replace(target)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # it was moved, or never made
+            part.unlink()
 
 
 @contextmanager
@@ -178,23 +187,12 @@ def _writing(target: Path) -> Iterator[None]:
         ) from None
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, EOFError):
-        return "truncated"
-    if isinstance(error, URLError) and not isinstance(error, HTTPError):
-        return f"no connection, {error.reason}"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _nowhere(
-    manifest: SourceManifest, lost: list[SourceFile], refused: dict[str, list[str]], folder: Path
-) -> str:
-    names = ", ".join(file.name for file in lost[:NAMED]) + (
-        f" and {len(lost) - NAMED} more" if lost[NAMED:] else ""
-    )
-    tried = "; ".join(refused[lost[0].name]) or "no origin is known"
+def _nowhere(name: str, lost: list[SourceFile], tried: list[str], folder: Path) -> str:
+    names = ", ".join(file.name for file in lost[:NAMED])
+    more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+    reasons = "; ".join(tried) or "it has no origins"
     return (
-        f"data source '{manifest.name}': {names} could not be had (tried for {lost[0].name}: {tried}); "
+        f"data source '{name}': {names}{more} could not be had (tried for {lost[0].name}: {reasons}); "
         f"set PRECFM_MIRROR to a folder that holds the missing files, or put them into {folder} "
         f"(their SHA-256 are in data/sources.yaml)"
     )

@@ -53,7 +53,8 @@ def make_splits(
         if size is not None and size < 0:
             raise PrecfmError(f"splits.{name}: {size} is negative")
     classes = labels.cpu().numpy()
-    order = _random_order(len(classes), seed)
+    bits = np.random.PCG64(seed)
+    order = np.argsort(bits.random_raw(len(classes)), kind="stable").astype(np.int64)
     if official_split is None:
         held_pool, rest_of = order, "all images"
         chosen_heldout = _stratified(classes, held_pool, heldout, "heldout", rest_of)
@@ -72,13 +73,13 @@ def make_splits(
         raise PrecfmError(
             f"splits.train: {n} images hold none of class {missing[0]}; make the training set larger"
         )
+    # Taking the first of each class leaves the pool ordered in part, so every split is shuffled once more.
+    place = bits.random_raw(len(classes))
     chosen = {"train": chosen_train, "validation": chosen_validation, "heldout": chosen_heldout}
-    return {name: torch.from_numpy(indices.astype(np.int64)) for name, indices in chosen.items()}
-
-
-def _random_order(n: int, seed: int) -> Indices:
-    keys = np.random.PCG64(seed).random_raw(n)
-    return np.argsort(keys, kind="stable").astype(np.int64)
+    return {
+        name: torch.from_numpy(indices[np.argsort(place[indices], kind="stable")])
+        for name, indices in chosen.items()
+    }
 
 
 def _without(pool: Indices, chosen: Indices) -> Indices:
