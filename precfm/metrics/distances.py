@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_FOLDS = 32  # columns of a block that are compared at once before any is looked at singly
+_FOLDS = 16  # columns of a block that are compared at once before any is looked at singly
 _BLOCK = 2048
 _SPARE = 2  # candidates beyond the k wanted, so that a gap to the next one can certify them
 _FAR = 1e30
@@ -64,6 +64,18 @@ class Blocks:
         block[:, -1] = 1.0
         block[:, -2] = norms
         return block
+
+
+class Products:
+    """Products of a left and a right block, each written over the one before: fresh memory is slow."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._buffer = torch.empty((size + _FOLDS) ** 2, device=device)
+
+    def __call__(self, left: Tensor, right: Tensor) -> Tensor:
+        """left @ right.T, valid until the next call."""
+        rows, columns = len(left), len(right)
+        return torch.mm(left, right.T, out=self._buffer[: rows * columns].view(rows, columns))
 
 
 def rounding(dim: int, device: torch.device) -> float:
@@ -136,12 +148,13 @@ def nearest(
     best = _Best(len(queries), count, queries.device)
     right = Blocks(other, centre, keep=fits(other, memory_budget))
     left = right if base is None else Blocks(queries, centre, keep=False)
+    multiply = Products(left.size, queries.device)
     for i in left.starts:
         rows = left.left(i)
         for j in right.starts:
             if base is None and j < i:
                 continue
-            block = rows @ right.right(j).T
+            block = multiply(rows, right.right(j))
             if base is None and i == j:
                 block.fill_diagonal_(_FAR)
             best.offer(i, block, j)

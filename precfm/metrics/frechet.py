@@ -1,8 +1,9 @@
 """Frechet distance between the Gaussian fits of two feature sets, in float64 and in symmetric form.
 
 With factors cov_a = A A^T and cov_b = B B^T the cross term tr sqrt(cov_a cov_b) is the sum of the singular
-values of A^T B: symmetric, real, and defined for singular covariances, so no imaginary part is ever discarded.
-Where a set has fewer samples than dimensions its centred features are the factor and no (dim, dim) matrix is made.
+values of A^T B: symmetric, real, and defined for singular covariances, so no imaginary part is ever
+discarded. Where a set has fewer samples than dimensions its centred features are the factor, and no
+(dim, dim) matrix is made.
 
 References:
     Dowson and Landau, The Frechet distance between multivariate normal distributions, 1982.
@@ -155,9 +156,9 @@ def frechet_distance(
     for name, features in (("generated", x), ("reference", y)):
         if few_samples == "refuse" and len(features) <= features.shape[1]:
             raise PrecfmError(
-                f"{name}: {len(features)} samples in {features.shape[1]} dimensions give a singular covariance "
-                "and a Frechet distance that measures the sample size; take more samples, fewer components or "
-                "the KID, or say few_samples='allow'"
+                f"{name}: {len(features)} samples in {features.shape[1]} dimensions give a singular "
+                "covariance and a Frechet distance that measures the sample size; take more samples, fewer "
+                "components or the KID, or say few_samples='allow'"
             )
     return frechet_from_moments(
         moments(x, memory_budget=memory_budget), moments(y, memory_budget=memory_budget)

@@ -41,9 +41,9 @@ def polynomial_kernel(degree: int = 3, gamma: float | None = None, offset: float
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         scale = 1.0 / x.shape[1] if gamma is None else gamma
-        base = (x @ y.T).mul_(scale).add_(offset)
-        power = base.clone()
-        for _ in range(degree - 1):
+        base = torch.addmm(x.new_full((1, 1), offset), x, y.T, alpha=scale)
+        power = base.square() if degree > 1 else base
+        for _ in range(degree - 2):
             power.mul_(base)
         return power
 

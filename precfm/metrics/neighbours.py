@@ -12,7 +12,7 @@ from torch import Tensor
 
 from precfm.errors import PrecfmError
 from precfm.metrics.checks import Features, feature_matrix, feature_pair
-from precfm.metrics.distances import Blocks, exact_blocks, fits, nearest, rounding
+from precfm.metrics.distances import Blocks, Products, exact_blocks, fits, nearest, rounding
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,18 @@ def _margins(
     margin_x = torch.full((len(x),), torch.inf, device=x.device)
     margin_y = torch.full((len(y),), torch.inf, device=y.device)
     float_x, float_y = radii_x.to(torch.float32), radii_y.to(torch.float32)
+    multiply = Products(left.size, x.device)
     for i in left.starts:
         rows = left.left(i)[: min(left.size, len(x) - i)]
         part_x = margin_x[i : i + left.size]
         for j in right.starts:
-            columns = right.right(j)[: min(right.size, len(y) - j)]
-            block = rows @ columns.T
+            columns = right.right(j)[: min(right.size, len(y) - j)].clone()
+            columns[:, -1] -= float_y[j : j + right.size]
+            block = multiply(rows, columns)  # distance^2 less the squared radius of the column
+            torch.minimum(part_x, block.amin(1), out=part_x)
             part_y = margin_y[j : j + right.size]
-            torch.minimum(part_y, (block - float_x[i : i + left.size, None]).amin(0), out=part_y)
-            torch.minimum(part_x, block.sub_(float_y[None, j : j + right.size]).amin(1), out=part_x)
+            torch.minimum(part_y, block.sub_(float_x[i : i + left.size, None]).amin(0), out=part_y)
+    margin_y += float_y
     relative = rounding(x.shape[1], x.device)
     scale_x = left.norms + float_x
     scale_y = right.norms + float_y

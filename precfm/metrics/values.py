@@ -1,7 +1,7 @@
 """A metric's value together with the protocol that it was measured under."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -10,6 +10,8 @@ RECORD_COLUMNS = (
     "metric",
     "value",
     "standard_error",
+    "low",
+    "high",
     "n_real",
     "n_generated",
     "reference",
@@ -56,7 +58,9 @@ class MetricValue:
         metric: name of the metric, for example "frechet"; "frechet[3]" is the value of class 3.
         value: the number.
         protocol: how it was measured.
-        standard_error: sampling error of the value where the metric knows it in closed form, else None.
+        standard_error: sampling error of the value, in closed form or from resamples; None if not known.
+        low: lower end of the 95% interval over samples; None if none was made.
+        high: upper end of it.
         notes: statements that belong under a table with this value, for example a known bias.
     """
 
@@ -64,7 +68,9 @@ class MetricValue:
     value: float
     protocol: Protocol
     standard_error: float | None = None
-    notes: tuple[str, ...] = field(default=())
+    low: float | None = None
+    high: float | None = None
+    notes: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """One row of an evaluation table, with `RECORD_COLUMNS` as keys."""
@@ -73,6 +79,8 @@ class MetricValue:
             "metric": self.metric,
             "value": self.value,
             "standard_error": self.standard_error,
+            "low": self.low,
+            "high": self.high,
             "n_real": protocol.n_real,
             "n_generated": protocol.n_generated,
             "reference": protocol.reference,

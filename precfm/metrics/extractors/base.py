@@ -1,7 +1,6 @@
 """What every feature extractor offers, how features are extracted in batches, and the hash of its weights.
 
 An extractor is a module with `features(images)`; adding one is one new file beside this one.
-
 """
 
 import hashlib

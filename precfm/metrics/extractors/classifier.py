@@ -11,7 +11,7 @@ __all__ = ["DigitClassifier", "accuracy", "classifier_loss", "extract"]
 
 
 class DigitClassifier(nn.Module):
-    """Three strided convolutions and two linear layers; `features` is what stands before the last one.
+    """Three convolutions and two linear layers; `features` is what stands before the last one.
 
     Args:
         num_classes: number of classes.
@@ -35,11 +35,11 @@ class DigitClassifier(nn.Module):
             raise PrecfmError(f"image_size: {image_size} is not a multiple of 4")
         self.num_classes, self.image_size, self.feature_dim = num_classes, image_size, feature_dim
         self.convolutions = nn.Sequential(
-            nn.Conv2d(channels, width, 3, padding=1),
+            nn.Conv2d(channels, width, 5, stride=2, padding=2),
             nn.GELU(),
             nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
             nn.GELU(),
-            nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
             nn.GELU(),
         )
         # GELU keeps every feature alive, so that their covariance is not singular as it is after ReLU.

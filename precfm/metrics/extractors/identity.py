@@ -1,0 +1,37 @@
+"""Raw pixels or latents as features, and their whitened variant."""
+
+import torch
+from torch import Tensor
+
+from precfm.metrics.checks import Features, feature_pair
+from precfm.metrics.frechet import mean_and_covariance
+
+
+class Identity:
+    """Every image (or latent) flattened to a vector."""
+
+    name = "identity"
+
+    def features(self, images: Tensor) -> Tensor:
+        """Flattened images, shape (batch, product of the rest)."""
+        return images.flatten(1)
+
+
+def whitened(features: Features, reference: Features, *, shrinkage: float = 1e-6) -> Tensor:
+    """Features in coordinates in which the reference has covariance I: low-variance directions weigh as much.
+
+    Args:
+        features: shape (n, dim).
+        reference: shape (m, dim), usually the training split; fits mean and covariance.
+        shrinkage: share of the mean variance that is added to every direction, so that a constant feature (or
+            m <= dim) is no division by zero.
+
+    Returns:
+        Float64, shape (n, dim), along the reference's eigenvectors by increasing variance.
+    """
+    x, y = feature_pair(features, reference, names=("features", "reference"))
+    mean, covariance = mean_and_covariance(y)
+    values, vectors = torch.linalg.eigh(covariance)
+    floor = shrinkage * values.clamp(min=0).mean().clamp(min=torch.finfo(torch.float64).tiny)
+    coordinates: Tensor = (x.to(torch.float64) - mean) @ vectors / (values.clamp(min=0) + floor).sqrt()
+    return coordinates
