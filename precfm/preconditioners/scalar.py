@@ -1,0 +1,51 @@
+"""Centring and one scalar: fixes the scale of the data and leaves its condition number as it is."""
+
+import torch
+from torch import Tensor
+
+from precfm.errors import PrecfmError
+from precfm.preconditioners.base import FitData, Preconditioner
+
+
+class Scalar(Preconditioner):
+    """Centres the data and divides it by one scalar, so that the mean variance of a feature is one.
+
+    The map is `z = (x - mean) / scale` with `scale^2 = trace(Sigma_1) / dim`. It does not change
+    `kappa(Sigma_1)`; it changes `kappa(Sigma_t)`, because the noise has unit variance. So it is the fair
+    baseline for maps that also fix the scale.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[0.0, 0.0], [2.0, 2.0]])
+        >>> round(float(Scalar().fit(x).forward(x).var(dim=0).mean()), 5)
+        1.0
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @property
+    def num_parameters(self) -> int:
+        """One mean per feature and the scale."""
+        return self.features + 1
+
+    def _allocate(self) -> None:
+        self.register_buffer("mean", torch.zeros(self.features).to(self.anchor))
+        self.register_buffer("scale", torch.ones(()).to(self.anchor))
+
+    def _fit(self, data: FitData) -> int:
+        mean_variance = (data.x - data.x[0]).var(dim=0).mean()  # shifted: exactly 0 for equal rows
+        if not float(mean_variance) > 0:
+            raise PrecfmError("Scalar: x has variance 0 in every feature, but a scale needs rows that differ")
+        self.mean = data.x.mean(dim=0)
+        self.scale = mean_variance.sqrt()
+        return 4 * data.x.numel()
+
+    def _forward(self, x: Tensor, classes: Tensor | None) -> Tensor:
+        return (x - self.mean) / self.scale
+
+    def _inverse(self, z: Tensor, classes: Tensor | None) -> Tensor:
+        return z * self.scale + self.mean
+
+    def _log_abs_det(self, x: Tensor, classes: Tensor | None) -> Tensor:
+        return (-self.features * self.scale.log()).expand(len(x))

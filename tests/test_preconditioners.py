@@ -1,0 +1,570 @@
+"""One contract for every registered preconditioner, then what each of them promises on top."""
+
+import dataclasses
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from precfm.diagnostics import round_trip_error, smallest_std, tail_round_trip_error
+from precfm.errors import PrecfmError
+from precfm.preconditioners.base import JSON_FILE, Preconditioner, load, save
+from precfm.preconditioners.class_whitening import ClassWhitening
+from precfm.preconditioners.identity import Identity
+from precfm.preconditioners.normalizing_flow import NormalizingFlow
+from precfm.preconditioners.per_channel import PerChannel
+from precfm.preconditioners.scalar import Scalar
+from precfm.preconditioners.whitening import Whitening
+from precfm.registry import REGISTRY
+from precfm.registry import load as registered
+from precfm.spectra import condition_number, covariance
+
+SHAPE = (2, 3)
+FEATURES = 6
+CLASSES = (2, 5, 7)
+TINY_FLOW: dict[str, Any] = {"steps": 60, "width": 16, "validate_every": 20, "batch_size": 64}
+
+# Every registered name appears; each line is one case of the contract.
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("none", {}),
+    ("scalar", {}),
+    ("per_channel", {}),
+    ("whitening", {}),
+    ("whitening", {"exponent": 0.25}),
+    ("whitening", {"shrinkage": 0.1}),
+    ("class_whitening", {}),
+    ("class_whitening", {"exponent": 0.25, "shrinkage": 0.1}),
+    ("normalizing_flow", TINY_FLOW),
+    ("normalizing_flow", {**TINY_FLOW, "kind": "autoregressive"}),
+    ("normalizing_flow", {**TINY_FLOW, "kind": "spline", "steps": 20}),
+    ("normalizing_flow", {**TINY_FLOW, "conditional": False}),
+]
+
+
+def case_id(case: tuple[str, dict[str, Any]]) -> str:
+    name, options = case
+    shown = [f"{key}={value}" for key, value in options.items() if key not in TINY_FLOW]
+    return "-".join([name, *shown])
+
+
+def make(case: tuple[str, dict[str, Any]]) -> Preconditioner:
+    name, options = case
+    preconditioner: Preconditioner = registered("preconditioners", name)(**options)
+    return preconditioner
+
+
+def ill_conditioned(rows: int, seed: int, kappa: float = 1e4) -> tuple[Tensor, Tensor]:
+    """A curved mixture of three classes with a rotated spectrum and a mean; shape (rows, 2, 3), float64."""
+    source = torch.Generator().manual_seed(seed)
+    fixed = torch.Generator().manual_seed(1)
+    basis = torch.linalg.qr(torch.randn(FEATURES, FEATURES, generator=fixed, dtype=torch.float64))[0]
+    centres = torch.randn(len(CLASSES), FEATURES, generator=fixed, dtype=torch.float64)
+    stds = torch.logspace(0, -0.5 * math.log10(kappa), FEATURES, dtype=torch.float64)
+    positions = torch.arange(rows) % len(CLASSES)
+    noise = torch.randn(rows, FEATURES, generator=source, dtype=torch.float64)
+    noise[:, 1] += 0.5 * (noise[:, 0].square() - 1)
+    x = ((noise + centres[positions]) * stds) @ basis.T + 0.5
+    return x.reshape(rows, *SHAPE), torch.tensor(CLASSES)[positions]
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Tensor, Tensor]:
+    return ill_conditioned(450, seed=0)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=case_id)
+def fitted(request: pytest.FixtureRequest, data: tuple[Tensor, Tensor]) -> Preconditioner:
+    return make(request.param).fit(*data, seed=3)
+
+
+def test_every_registered_preconditioner_is_a_case() -> None:
+    assert {name for name, _ in CASES} == set(REGISTRY["preconditioners"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_round_trip_on_new_data(fitted: Preconditioner, dtype: torch.dtype) -> None:
+    x, labels = ill_conditioned(300, seed=1)
+    assert round_trip_error(fitted, x.to(dtype), labels) <= fitted.round_trip_tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_round_trip_in_the_tails(fitted: Preconditioner, dtype: torch.dtype) -> None:
+    x, labels = ill_conditioned(300, seed=1)
+    assert tail_round_trip_error(fitted, x.to(dtype), labels) <= max(fitted.round_trip_tolerance, 1e-15)
+
+
+def test_tails_of_maps_to_white_data_stay_near_the_data(
+    fitted: Preconditioner, data: tuple[Tensor, Tensor]
+) -> None:
+    options = fitted.options
+    whitens = options.get("exponent", 0.5) == 0.5 and options.get("shrinkage", 0.0) == 0
+    if not whitens or isinstance(fitted, (Identity, Scalar, PerChannel)):
+        pytest.skip("this map does not make the data white")
+    x, labels = data
+    white = Whitening().fit(x)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    tail = white.forward(fitted.inverse(1.5 * noise, labels))
+    assert float(tail.abs().max()) <= 3 * float(white.forward(x).abs().max())
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_any_batch_size_row_by_row(fitted: Preconditioner, data: tuple[Tensor, Tensor], rows: int) -> None:
+    x, labels = data
+    z = fitted.forward(x, labels)
+    part = fitted.forward(x[:rows], labels[:rows])
+    back = fitted.inverse(part, labels[:rows])
+    assert part.shape == back.shape == (rows, *SHAPE)
+    assert torch.allclose(part, z[:rows], rtol=1e-9, atol=1e-9)
+    if fitted.has_log_det:
+        assert fitted.log_abs_det_jacobian(x[:rows], labels[:rows]).shape == (rows,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_and_shape_are_those_of_the_input(
+    fitted: Preconditioner, data: tuple[Tensor, Tensor], dtype: torch.dtype
+) -> None:
+    x, labels = data[0].to(dtype), data[1]
+    z = fitted.forward(x, labels)
+    assert z.dtype == fitted.inverse(z, labels).dtype == dtype
+    assert z.shape == x.shape
+
+
+def test_log_det_is_that_of_the_jacobian(fitted: Preconditioner, data: tuple[Tensor, Tensor]) -> None:
+    x, labels = data[0][:4], data[1][:4]
+    if not fitted.has_log_det:
+        with pytest.raises(PrecfmError, match="has_log_det"):
+            fitted.log_abs_det_jacobian(x, labels)
+        return
+    claimed = fitted.log_abs_det_jacobian(x, labels)
+    for row in range(len(x)):
+        one, label = x[row : row + 1], labels[row : row + 1]
+        jacobian = torch.autograd.functional.jacobian(lambda v, y=label: fitted.forward(v, y), one)
+        expected = torch.linalg.slogdet(jacobian.reshape(FEATURES, FEATURES)).logabsdet
+        assert torch.allclose(claimed[row], expected, rtol=1e-8, atol=1e-8)
+
+
+def test_labels_are_checked_where_they_are_needed(
+    fitted: Preconditioner, data: tuple[Tensor, Tensor]
+) -> None:
+    x, labels = data
+    if not fitted.needs_labels:
+        assert torch.equal(fitted.forward(x), fitted.forward(x, labels))
+        assert torch.equal(fitted.inverse(x), fitted.inverse(x, labels))
+        return
+    shifted = torch.tensor(CLASSES)[(torch.arange(len(x)) + 1) % len(CLASSES)]
+    assert not torch.allclose(fitted.forward(x, labels), fitted.forward(x, shifted))
+    for call in (fitted.forward, fitted.inverse):
+        with pytest.raises(PrecfmError, match="labels are missing"):
+            call(x)
+        for new in (0, 3, 99):
+            with pytest.raises(PrecfmError, match=rf"{new} in row 4.*known are 2, 5, 7"):
+                call(x, labels.clone().index_fill_(0, torch.tensor([4]), new))
+        with pytest.raises(PrecfmError, match="one per row"):
+            call(x, labels[:-1])
+        with pytest.raises(PrecfmError, match=r"float32"):
+            call(x, labels.float())
+    with pytest.raises(PrecfmError, match="labels are missing"):
+        make_again(fitted).fit(x)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_non_finite_input_is_refused_with_its_row(
+    fitted: Preconditioner, data: tuple[Tensor, Tensor], bad: float
+) -> None:
+    x, labels = data[0].clone(), data[1]
+    x[17, 1, 2] = bad
+    for call in (fitted.forward, fitted.inverse, make_again(fitted).fit):
+        with pytest.raises(PrecfmError, match="row 17, feature 5"):
+            call(x, labels)
+
+
+def test_wrong_input_is_refused(fitted: Preconditioner, data: tuple[Tensor, Tensor]) -> None:
+    x, labels = data
+    for wrong in (x.flatten(1), x[:, :, :2], x[..., None]):
+        with pytest.raises(PrecfmError, match="shape"):
+            fitted.forward(wrong, labels)
+    with pytest.raises(PrecfmError, match="dtype"):
+        fitted.forward(x.long(), labels)
+    with pytest.raises(PrecfmError, match="at least 2 rows"):
+        make_again(fitted).fit(x[:1], labels[:1])
+
+
+def test_use_before_fit_is_refused(
+    fitted: Preconditioner, data: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    fresh = make_again(fitted)
+    for call in (fresh.forward, fresh.inverse, fresh.log_abs_det_jacobian):
+        if fresh.has_log_det or call != fresh.log_abs_det_jacobian:
+            with pytest.raises(PrecfmError, match="before fit"):
+                call(*data)
+    with pytest.raises(PrecfmError, match="fitted"):
+        save(fresh, tmp_path)
+
+
+def test_a_fit_that_failed_leaves_nothing_usable(
+    fitted: Preconditioner, data: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    save(fitted, tmp_path)
+    again = load(tmp_path)
+    with pytest.raises(PrecfmError):
+        again.fit(torch.full_like(data[0], math.nan), data[1])
+    with pytest.raises(PrecfmError, match="before fit"):
+        again.forward(*data)
+
+
+def test_saved_and_loaded_maps_are_bit_equal(
+    fitted: Preconditioner, data: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    save(fitted, tmp_path)
+    again = load(tmp_path)
+    assert type(again) is type(fitted)
+    assert torch.equal(again.forward(*data), fitted.forward(*data))
+    assert torch.equal(again.inverse(*data), fitted.inverse(*data))
+    for attribute in (
+        "options",
+        "event_shape",
+        "classes",
+        "needs_labels",
+        "num_parameters",
+        "flops_per_fit",
+        "notes",
+    ):
+        assert getattr(again, attribute) == getattr(fitted, attribute)
+    if fitted.has_log_det:
+        assert torch.equal(again.log_abs_det_jacobian(*data), fitted.log_abs_det_jacobian(*data))
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    save(again, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_fits_are_a_function_of_data_and_seed(fitted: Preconditioner, data: tuple[Tensor, Tensor]) -> None:
+    before = torch.get_rng_state()
+    again = make_again(fitted).fit(*ill_conditioned(60, seed=9), seed=0).fit(*data, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert again.notes == fitted.notes
+    assert again.flops_per_fit == fitted.flops_per_fit
+    assert torch.equal(again.forward(*data), fitted.forward(*data))
+
+
+def test_fits_that_do_not_use_the_seed_say_so(fitted: Preconditioner, data: tuple[Tensor, Tensor]) -> None:
+    other_seed = make_again(fitted).fit(*data, seed=4)
+    assert torch.equal(other_seed.forward(*data), fitted.forward(*data)) is not fitted.uses_seed
+
+
+def test_counts_and_frozen_weights(fitted: Preconditioner) -> None:
+    assert isinstance(fitted.num_parameters, int)
+    assert isinstance(fitted.flops_per_fit, int)
+    assert (fitted.flops_per_fit > 0) == (fitted.num_parameters > 0)
+    assert not fitted.training
+    assert not any(parameter.requires_grad for parameter in fitted.parameters())
+    assert make_again(fitted).options == fitted.options
+
+
+def test_less_precise_maps_on_request(
+    fitted: Preconditioner, data: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    x, labels = data
+    save(fitted, tmp_path)
+    fast = load(tmp_path).to(torch.float32)
+    assert torch.allclose(fast.forward(x, labels), fitted.forward(x, labels), rtol=1e-2, atol=1e-2)
+    save(fast, tmp_path)
+    assert torch.equal(load(tmp_path).forward(x, labels), fast.forward(x, labels))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_same_map_on_a_gpu(fitted: Preconditioner, data: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    x, labels = data
+    save(fitted, tmp_path)
+    moved = load(tmp_path).to("cuda")
+    z = moved.forward(x.cuda(), labels.cuda())
+    assert torch.allclose(z.cpu(), fitted.forward(x, labels), rtol=1e-8, atol=1e-8)
+    assert round_trip_error(moved, x.cuda(), labels.cuda()) <= fitted.round_trip_tolerance
+    with pytest.raises(PrecfmError, match=r"use to\(device\)"):
+        moved.forward(x, labels)
+    there = make_again(fitted).fit(x.cuda(), labels.cuda(), seed=3)
+    assert tail_round_trip_error(there, x.cuda(), labels.cuda()) <= max(fitted.round_trip_tolerance, 1e-15)
+
+
+def make_again(fitted: Preconditioner) -> Preconditioner:
+    return type(fitted)(**fitted.options)
+
+
+def test_broken_folders_are_refused(data: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    with pytest.raises(PrecfmError, match="no such file"):
+        load(tmp_path)
+    save(Whitening().fit(data[0]), tmp_path)
+    good = json.loads((tmp_path / JSON_FILE).read_text())
+    for change, message in [
+        ({"name": "bleaching"}, "'bleaching' is not registered"),
+        ({"name": "scalar"}, "no saved preconditioner"),
+        ({"format": 99}, "format is 99"),
+        ({"event_shape": [5]}, "no saved preconditioner"),
+        ({"options": {"exponent": 7.0}}, "exponent"),
+    ]:
+        (tmp_path / JSON_FILE).write_text(json.dumps({**good, **change}))
+        with pytest.raises(PrecfmError, match=message):
+            load(tmp_path)
+    (tmp_path / JSON_FILE).write_text("{")
+    with pytest.raises(PrecfmError, match="not JSON"):
+        load(tmp_path)
+
+
+def test_a_class_that_is_not_registered_cannot_be_saved(data: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    class Mine(Scalar):
+        pass
+
+    with pytest.raises(PrecfmError, match="not registered"):
+        save(Mine().fit(data[0]), tmp_path)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    exponent=st.floats(0.0, 0.5),
+    shrinkage=st.floats(0.0, 1.0),
+    log_kappa=st.floats(0.0, 6.0),
+    seed=st.integers(0, 1000),
+)
+def test_whitening_is_the_matrix_power(
+    exponent: float, shrinkage: float, log_kappa: float, seed: int
+) -> None:
+    x = ill_conditioned(60, seed, kappa=10**log_kappa)[0].flatten(1)
+    cov = np.cov(x.numpy(), rowvar=False)
+    shrunk = (1 - shrinkage) * cov + shrinkage * np.trace(cov) / FEATURES * np.eye(FEATURES)
+    matrix = scipy.linalg.fractional_matrix_power(shrunk, -exponent)
+    matrix = matrix / np.sqrt(np.trace(matrix @ cov @ matrix.T) / FEATURES)
+    expected = (x.numpy() - x.numpy().mean(axis=0)) @ matrix
+    z = Whitening(exponent, shrinkage).fit(x).forward(x)
+    assert np.allclose(z.numpy(), expected, rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(exponent=st.floats(0.0, 0.5), log_kappa=st.floats(0.0, 6.0))
+def test_tempering_takes_a_power_of_the_condition_number(exponent: float, log_kappa: float) -> None:
+    x = ill_conditioned(200, seed=0, kappa=10**log_kappa)[0]
+    cov = covariance(Whitening(exponent).fit(x).forward(x))
+    expected = condition_number(covariance(x)) ** (1 - 2 * exponent)
+    assert condition_number(cov) == pytest.approx(expected, rel=1e-5)
+    assert float(cov.diagonal().mean()) == pytest.approx(1, rel=1e-9)
+
+
+def test_full_whitening_needs_no_rescaling(data: tuple[Tensor, Tensor]) -> None:
+    x = data[0]
+    power = scipy.linalg.fractional_matrix_power(covariance(x).numpy(), -0.5)
+    assert np.allclose(Whitening().fit(x).matrix.numpy(), power, rtol=1e-6)
+    assert torch.allclose(covariance(Whitening().fit(x).forward(x)), torch.eye(FEATURES).double(), atol=1e-9)
+
+
+def test_shrinkage_accepts_what_whitening_refuses(data: tuple[Tensor, Tensor]) -> None:
+    x = data[0].flatten(1).clone()
+    x[:, 4] = 0.1
+    with pytest.raises(PrecfmError, match="constant in feature 4"):
+        Whitening().fit(x)
+    shrunk = Whitening(shrinkage=1e-3).fit(x)
+    assert torch.allclose(shrunk.inverse(shrunk.forward(x)), x, atol=1e-12)
+    assert any("shrunk by 0.001" in note for note in shrunk.notes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dependent_features_are_refused_with_their_direction(
+    data: tuple[Tensor, Tensor], dtype: torch.dtype
+) -> None:
+    x = data[0].flatten(1).to(dtype, copy=True)
+    x[:, 3] = x[:, 0] - x[:, 5]
+    with pytest.raises(PrecfmError, match=r"rank-deficient in 1 of 6 .*feature 0 .*feature 3 .*feature 5"):
+        Whitening().fit(x)
+    with pytest.raises(PrecfmError, match="class 2 of x is rank-deficient"):
+        ClassWhitening().fit(x, data[1])
+    with pytest.raises(PrecfmError, match="rank-deficient in 3 of 6"):
+        Whitening().fit(data[0][:4])
+
+
+@pytest.mark.parametrize("cls", [Scalar, PerChannel, Whitening])
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e9])
+def test_data_without_variance_is_refused(cls: type[Preconditioner], value: float) -> None:
+    with pytest.raises(PrecfmError, match=r"variance 0|constant"):
+        cls().fit(torch.full((10, 3), value))
+
+
+def test_a_scalar_keeps_the_condition_number(data: tuple[Tensor, Tensor]) -> None:
+    x = data[0]
+    cov = covariance(Scalar().fit(x).forward(x))
+    assert condition_number(cov) == pytest.approx(condition_number(covariance(x)), rel=1e-9)
+    assert float(cov.diagonal().mean()) == pytest.approx(1, rel=1e-12)
+
+
+def test_channels_of_maps_are_their_first_axis() -> None:
+    source = torch.Generator().manual_seed(0)
+    scales = torch.tensor([1.0, 10.0, 100.0])[:, None, None]
+    x = torch.randn(50, 3, 4, 5, generator=source) * scales + scales
+    z = PerChannel().fit(x).forward(x)
+    by_channel = z.transpose(0, 1).flatten(1)
+    assert torch.allclose(by_channel.mean(dim=1), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(by_channel.std(dim=1), torch.ones(3), atol=1e-3)
+    assert PerChannel().fit(x).num_parameters == 6
+    x[:, 1] = 3.0
+    with pytest.raises(PrecfmError, match="channel 1 of x is constant"):
+        PerChannel().fit(x)
+
+
+def test_data_of_one_number_per_row() -> None:
+    x = torch.tensor([1.0, 2.0, 4.0])
+    for cls in (Scalar, PerChannel, Whitening):
+        z = cls().fit(x).forward(x)
+        assert z.shape == (3,)
+        assert float(z.var()) == pytest.approx(1, rel=1e-5)
+
+
+def test_each_class_is_whitened_by_itself(data: tuple[Tensor, Tensor]) -> None:
+    x, labels = data
+    z = ClassWhitening().fit(x, labels).forward(x, labels)
+    for label in CLASSES:
+        rows = z[labels == label]
+        assert torch.allclose(rows.mean(dim=0), torch.zeros(SHAPE).double(), atol=1e-9)
+        assert torch.allclose(covariance(rows), torch.eye(FEATURES).double(), atol=1e-8)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 12, 29, 30])
+def test_small_classes_lean_on_the_pooled_covariance(data: tuple[Tensor, Tensor], rows: int) -> None:
+    keep = torch.cat([(data[1] == CLASSES[0]).nonzero()[:rows, 0], (data[1] != CLASSES[0]).nonzero()[:, 0]])
+    x, labels = data[0][keep].flatten(1), data[1][keep]
+    fitted = ClassWhitening().fit(x, labels)
+    own = {label: np.atleast_2d(x[labels == label].numpy()) for label in CLASSES}
+    scatter = {label: (part - part.mean(0)).T @ (part - part.mean(0)) for label, part in own.items()}
+    pooled = sum(scatter.values()) / (len(x) - len(CLASSES))
+    weight = max(0.0, 1 - rows / (5 * FEATURES))
+    mixed = weight * pooled + (1 - weight) * scatter[CLASSES[0]] / max(rows - 1, 1)
+    assert np.allclose(
+        fitted.matrices[0].numpy(), scipy.linalg.fractional_matrix_power(mixed, -0.5), rtol=1e-5
+    )
+    assert [note.startswith(f"class 2 has {rows} rows") for note in fitted.notes] == (
+        [True] if weight else []
+    )
+
+
+def test_counts_of_the_linear_maps(data: tuple[Tensor, Tensor]) -> None:
+    x, labels = data
+    assert Scalar().fit(x).num_parameters == FEATURES + 1
+    assert Whitening().fit(x).num_parameters == FEATURES + 21
+    assert ClassWhitening().fit(x, labels).num_parameters == 3 * (FEATURES + 21)
+    more_rows, more_features = x.repeat(4, 1, 1), torch.cat([x, x.square(), x.sin(), x.exp()], dim=1)
+    assert Whitening().fit(more_rows).flops_per_fit < 4 * Whitening().fit(x).flops_per_fit
+    assert Whitening().fit(more_features).flops_per_fit > 12 * Whitening().fit(x).flops_per_fit
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (Whitening, {"exponent": -0.1}),
+        (Whitening, {"shrinkage": 1.5}),
+        (Whitening, {"exponent": math.nan}),
+        (ClassWhitening, {"rows_per_feature": -1.0}),
+        (NormalizingFlow, {"kind": "planar"}),
+        (NormalizingFlow, {"width": 0}),
+        (NormalizingFlow, {"max_log_scale": 0.0}),
+        (NormalizingFlow, {"validation_share": 1.0}),
+        (NormalizingFlow, {"steps": 0}),
+    ],
+)
+def test_options_out_of_range_are_refused(cls: type[Preconditioner], options: dict[str, Any]) -> None:
+    with pytest.raises(PrecfmError, match=next(iter(options))):
+        cls(**options)
+
+
+def test_the_flow_beats_whitening_on_curved_data() -> None:
+    x, labels = ill_conditioned(1500, seed=0)
+    new, new_labels = ill_conditioned(1500, seed=1)
+    flow = NormalizingFlow(width=32, steps=300).fit(x, labels)
+    assert mean_log_likelihood(flow, new, new_labels) > mean_log_likelihood(Whitening().fit(x), new) + 0.5
+    assert not any("does not beat" in note for note in flow.notes)
+
+
+def mean_log_likelihood(preconditioner: Preconditioner, x: Tensor, labels: Tensor | None = None) -> float:
+    z = preconditioner.forward(x, labels).flatten(1)
+    base = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(dim=1)
+    return float((base + preconditioner.log_abs_det_jacobian(x, labels)).mean())
+
+
+def test_the_flow_does_not_depend_on_given_validation_labels_when_unconditional(
+    data: tuple[Tensor, Tensor],
+) -> None:
+    x, labels = data
+    flow = NormalizingFlow(conditional=False, **TINY_FLOW)
+    given_labels = flow.fit(x, labels, validation=(x[:50], labels[:50])).forward(x)
+    assert torch.equal(flow.fit(x, validation=(x[:50], None)).forward(x), given_labels)
+
+
+@pytest.mark.parametrize("kind", ["coupling", "autoregressive", "spline"])
+def test_bounds_hold_for_any_weights(kind: Any, data: tuple[Tensor, Tensor]) -> None:
+    # Weights far larger than training gives: the bounds come from the parametrisation, not from luck.
+    x, labels = data
+    flow = NormalizingFlow(kind=kind, max_log_scale=0.5, transforms=2, **{**TINY_FLOW, "steps": 1}).fit(
+        x, labels
+    )
+    source = torch.Generator().manual_seed(0)
+    for parameter in flow.flow.parameters():
+        parameter.copy_(10 * torch.randn(parameter.shape, generator=source))
+    z = 1.5 * torch.randn(x.shape, generator=source, dtype=torch.float64)
+    white = flow.whitening.forward(flow.inverse(z, labels).flatten(1))
+    if kind == "spline":
+        assert float(white.abs().max()) <= max(5.0, float(z.abs().max())) + 1e-6
+    else:
+        once = math.exp(0.5) * (float(z.abs().max()) + 5)
+        assert float(white.abs().max()) <= math.exp(0.5) * (once + 5) + 1e-6
+    assert torch.allclose(flow.forward(flow.inverse(z, labels), labels), z, atol=1e-6)
+
+
+def test_a_diverging_flow_is_refused(data: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = NormalizingFlow._negative_log_likelihood
+    calls = itertools.count()
+
+    def diverging(flow: Any, *batch: Tensor) -> Tensor:
+        return honest(flow, *batch) * (math.nan if next(calls) > 5 else 1.0)
+
+    monkeypatch.setattr(NormalizingFlow, "_negative_log_likelihood", staticmethod(diverging))
+    flow = NormalizingFlow(**TINY_FLOW)
+    with pytest.raises(PrecfmError, match="not finite"):
+        flow.fit(*data)
+    with pytest.raises(PrecfmError, match="before fit"):
+        flow.forward(*data)
+
+
+def test_a_killed_fit_resumes_from_its_scratch_folder(
+    data: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = NormalizingFlow._negative_log_likelihood
+
+    def fit(calls_allowed: float, scratch: Path | None) -> tuple[NormalizingFlow, int]:
+        flow = NormalizingFlow(**{**TINY_FLOW, "validate_every": 60})
+        flow.recipe = dataclasses.replace(flow.recipe, save_every=10)
+        calls = itertools.count()
+
+        def counted(module: Any, *batch: Tensor) -> Tensor:
+            if next(calls) >= calls_allowed:
+                raise KeyboardInterrupt
+            return honest(module, *batch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(NormalizingFlow, "_negative_log_likelihood", staticmethod(counted))
+            flow.fit(*data, scratch=scratch)
+        return flow, next(calls)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(50, tmp_path)
+    whole, calls_whole = fit(math.inf, None)
+    resumed, calls_resumed = fit(math.inf, tmp_path)
+    assert calls_resumed == calls_whole - 40
+    assert torch.equal(resumed.forward(*data), whole.forward(*data))
+
+
+def test_smallest_std_of_the_test_data_is_small(data: tuple[Tensor, Tensor]) -> None:
+    # The tolerance of the contract is relative to this number, so the data must be ill-conditioned.
+    assert smallest_std(data[0]) < 0.02
