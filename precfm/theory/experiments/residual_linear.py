@@ -1,0 +1,128 @@
+"""Experiment: steps after an imperfect preconditioner, measured, beside the bound in its residual kappa."""
+
+import itertools
+import math
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from precfm.datasets.synthetic import gaussian as make_gaussian
+from precfm.seeds import derived_seed, generator_for
+from precfm.theory import gaussian, measured, residual
+from precfm.theory.settings import PATHS
+
+
+def run(
+    *,
+    dim: int = 16,
+    condition_numbers: tuple[float, ...] = (100.0, 1e4),
+    times: tuple[float, ...] = (0.5, 0.99),
+    shrinkages: tuple[float, ...] = (1e-3, 1e-2, 0.1, 0.5),
+    exponents: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0),
+    samples_per_dim: tuple[float, ...] = (1.5, 2.0, 4.0, 16.0, 64.0),
+    fraction: float = 0.1,
+    rate: float = 0.5,
+    seeds: int = 5,
+    seed: int = 0,
+) -> dict[str, pd.DataFrame]:
+    """Transform the data by an imperfect map, descend in the new space, count the steps.
+
+    Velocity target, linear path, gradient descent from a random field on samples of exact second moments. The
+    transformed data are divided by one scalar, so that their mean variance is one.
+
+    Args:
+        dim: dimension of the data.
+        condition_numbers: condition numbers of the data, whose covariance is rotated.
+        times: times t.
+        shrinkages: shares of the mean variance mixed into the covariance before whitening.
+        exponents: exponents a of Sigma^(-a/2).
+        samples_per_dim: samples from which whitening is estimated, divided by `dim`.
+        fraction: accuracy of the excess risk, relative to the start.
+        rate: step size times the largest variance of the inputs.
+        seeds: rotations, starts and data sets for each setting.
+        seed: seed of everything.
+
+    Returns:
+        `steps`: one row per setting and seed (kind, level, condition_number, t, seed, residual_kappa of the
+        data, residual_kappa_t of the inputs, predicted_kappa in closed form where there is one (for samples:
+        a 95% bound), lowest, total, theory_total, bound), and `requirements`: the largest residual kappa for
+        a budget of steps (fraction, steps, residual_kappa).
+    """
+    maps = [("none", 0.0), ("per channel", 0.0)]
+    maps += [("shrunk whitening", s) for s in shrinkages] + [("power", a) for a in exponents]
+    maps += [("whitening from samples", m) for m in samples_per_dim]
+    rows, spectra, bases = [], [], []
+    for (kind, level), kappa, t, s in itertools.product(maps, condition_numbers, times, range(seeds)):
+        law = make_gaussian(dim, kappa, seed=derived_seed(seed, "law", s))
+        transform, predicted = _map(kind, level, law.cov, kappa, derived_seed(seed, "map", s))
+        values, basis = torch.linalg.eigh(residual.residual_covariance(law.cov, transform))
+        spectra.append(values)
+        bases.append(basis)
+        rows.append(
+            {"kind": kind, "level": level, "condition_number": kappa, "t": t, "seed": s}
+            | {"residual_kappa": float(values[-1] / values[0]), "predicted_kappa": predicted}
+        )
+    frame = pd.DataFrame(rows)
+    eigenvalues, basis = torch.stack(spectra), torch.stack(bases)
+    time = torch.tensor(frame["t"].to_numpy(), dtype=torch.float64)
+    closed = gaussian.linear_problem(eigenvalues, time, PATHS["linear"])
+    weights = torch.tensor(
+        [measured.path_weights("linear", "velocity", t) for t in frame["t"]], dtype=torch.float64
+    )
+    own = [derived_seed(seed, "data", int(s)) for s in frame["seed"]]
+    x, y = measured.Problems(eigenvalues, basis, weights).data(*measured.matched_normals(own, dim))
+    yardstick = measured.Yardstick.of(x, y)
+    fields = torch.stack([_start(dim, s) for s in own])
+    kappa_t = closed.variance[:, -1] / closed.variance[:, 0]
+    bound = residual.steps_bound(kappa_t, fraction, rate)
+    lowest, total = measured.steps_until(
+        yardstick,
+        fields,
+        measured.descent_advance(x, y, rate / yardstick.variances.amax(-1)),
+        fraction,
+        (2 * bound).long() + 2,
+    )
+    errors = gaussian.squared_errors(fields, closed, basis)
+    rates = rate / closed.variance.amax(-1)
+    theory = gaussian.steps_to_total_fraction(closed.variance, errors, rates, fraction)
+    steps = frame.assign(
+        residual_kappa_t=kappa_t.numpy(),
+        lowest=lowest.numpy(),
+        total=total.numpy(),
+        theory_total=theory.numpy(),
+        bound=bound.numpy(),
+    )
+    return {"steps": steps, "requirements": _requirements(rate)}
+
+
+def _map(kind: str, level: float, cov: Tensor, kappa: float, seed: int) -> tuple[Tensor, float]:
+    """The map, and what is known in advance of the residual condition number."""
+    dim = len(cov)
+    if kind == "none":
+        return torch.eye(dim, dtype=torch.float64), kappa
+    if kind == "per channel":
+        return residual.per_channel(cov), math.nan
+    if kind == "power":
+        return residual.power(cov, level), kappa ** (1 - level)
+    if kind == "shrunk whitening":
+        values = torch.linalg.eigvalsh(cov)
+        kept = values / ((1 - level) * values + level * values.mean())
+        return residual.shrunk(cov, level), float(kept[-1] / kept[0])
+    n = round(level * dim)
+    return residual.from_samples(cov, n, seed), residual.samples_kappa_bound(n, dim)
+
+
+def _start(dim: int, seed: int) -> Tensor:
+    normal = torch.randn(dim, dim, generator=generator_for(seed, "start"), dtype=torch.float64)
+    return normal / math.sqrt(dim)
+
+
+def _requirements(rate: float) -> pd.DataFrame:
+    grid = itertools.product((0.1, 0.01, 1e-3), (10, 100, 1000, 10_000, 100_000))
+    return pd.DataFrame(
+        [
+            {"fraction": f, "steps": k, "residual_kappa": residual.largest_residual_kappa(k, f, rate)}
+            for f, k in grid
+        ]
+    )
