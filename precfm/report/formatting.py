@@ -160,12 +160,12 @@ def seeds_text(counts: pd.Series) -> str:
     return f"{low} to {high} training seeds"
 
 
-def markdown_cells(cells: pd.DataFrame) -> str:
-    """The cells as a Markdown table, names to the left and numbers to the right."""
+def markdown_cells(cells: pd.DataFrame, *, numbers: bool = True) -> str:
+    """The cells as a Markdown table; with numbers, all columns but the first are set to the right."""
     columns = [_markdown(str(column)) for column in cells.columns]
     lines = [
         "| " + " | ".join(columns) + " |",
-        "| --- |" + " ---: |" * (len(columns) - 1),
+        "| --- |" + (" ---: |" if numbers else " --- |") * (len(columns) - 1),
         *("| " + " | ".join(map(_markdown, map(str, row))) + " |" for row in cells.itertuples(index=False)),
     ]
     return "\n".join(lines)

@@ -186,7 +186,8 @@ def _at_shared(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of one data set at the last step that every run in them reached, if there is one."""
     runs = len(rows[["method", "seed"]].drop_duplicates())
     reached = rows[["step", "method", "seed"]].drop_duplicates().groupby("step").size()
-    return rows.loc[rows["step"] == reached[reached == runs].index.max()]
+    shared: pd.DataFrame = rows[rows["step"] == reached[reached == runs].index.max()]
+    return shared
 
 
 def lowest_quartile_count(directions: int) -> int:

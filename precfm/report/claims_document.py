@@ -1,0 +1,133 @@
+"""Verdicts as documents: `claims.json` and `claims.md` of one experiment, and of all experiments together."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from precfm.errors import PrecfmError
+from precfm.report.formatting import interval_text, markdown_cells, number_text, p_text
+from precfm.report.verdicts import StatisticResult, Verdict, combine
+from precfm.report.vocabulary import method_label
+
+_RULE = (
+    "A claim is supported if at least one of its methods shows, on every deciding statistic, an effect of "
+    "at least the smallest one that matters, with p below 5% after Holm's adjustment within the claim; not "
+    "supported if every method's 95% interval on some deciding statistic excludes that effect; inconclusive "
+    "otherwise. Fewer than five seeds: indicative at most. Statistics, directions and smallest effects "
+    "stand in `config/claims.yaml`."
+)
+
+
+class _ClaimsFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    claims: list[Verdict]
+
+
+def write_claims(verdicts: Sequence[Verdict]) -> tuple[str, str]:
+    """The verdicts of one experiment.
+
+    Args:
+        verdicts: of `evaluate_claims`.
+
+    Returns:
+        The text of `claims.json` and of `claims.md`.
+    """
+    experiment = verdicts[0].experiment if verdicts else ""
+    lines = [f"# Verdicts of the experiment {experiment}", _RULE, _summary([_row(v) for v in verdicts])]
+    for verdict in verdicts:
+        lines += [f"## {verdict.claim}: {verdict.verdict}", verdict.text, verdict.reason]
+        if verdict.statistics:
+            lines.append(_statistics(verdict.statistics))
+    lines.append(f"Made by `make reproduce EXPERIMENT={experiment}`.")
+    payload = {"claims": [verdict.model_dump(mode="json") for verdict in verdicts]}
+    return _json(payload), "\n\n".join(lines) + "\n"
+
+
+def merge_claims(documents: Sequence[str]) -> tuple[str, str]:
+    """All experiments together: one ruling per claim, full verdicts before indicative ones.
+
+    Args:
+        documents: the text of each experiment's `claims.json`.
+
+    Returns:
+        The text of `results/claims.json` and of `results/claims.md`.
+
+    Raises:
+        PrecfmError: a document is no claims file.
+    """
+    by_claim: dict[str, list[Verdict]] = {}
+    for document in documents:
+        try:
+            verdicts = _ClaimsFile.model_validate_json(document).claims
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"])) or "the whole file"
+            raise PrecfmError(
+                f"claims.json: {field}: {first['msg']}; make it again with its experiment"
+            ) from None
+        for verdict in verdicts:
+            by_claim.setdefault(verdict.claim, []).append(verdict)
+    payload, rows, details = [], [], []
+    for claim in sorted(by_claim, key=lambda name: int(name.removeprefix("C"))):
+        verdicts = sorted(by_claim[claim], key=lambda verdict: verdict.experiment)
+        text, ruling = verdicts[0].text, combine(verdict.verdict for verdict in verdicts)
+        tested = [verdict for verdict in verdicts if verdict.verdict != "not tested"]
+        where = ", ".join(f"{verdict.experiment}: {verdict.verdict}" for verdict in tested) or "no experiment"
+        rows.append({"claim": claim, "verdict": ruling, "experiments": where, "text": text})
+        details += [f"## {claim}: {ruling}", text]
+        details += [f"**{v.experiment}: {v.verdict}.** {v.reason}" for v in verdicts]
+        experiments = [verdict.model_dump(mode="json", exclude={"claim", "text"}) for verdict in verdicts]
+        payload.append({"claim": claim, "text": text, "verdict": ruling, "experiments": experiments})
+    lines = ["# Verdicts on the claims of the paper", _RULE, _summary(rows), *details]
+    lines.append("Numbers: `results/<experiment>/claims.md`. Made by `precfm claims`.")
+    return _json({"claims": payload}), "\n\n".join(lines) + "\n"
+
+
+def _json(payload: Any) -> str:
+    return json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _row(verdict: Verdict) -> dict[str, str]:
+    return {"claim": verdict.claim, "verdict": verdict.verdict, "text": verdict.text}
+
+
+def _summary(rows: Sequence[dict[str, str]]) -> str:
+    lines = [{**row, "verdict": f"**{row['verdict']}**"} for row in rows]
+    return markdown_cells(pd.DataFrame(lines), numbers=False)
+
+
+def _statistics(results: Sequence[StatisticResult]) -> str:
+    rows = []
+    for result in results:
+        compared = (
+            f"{method_label(result.method)} to {method_label(result.baseline)}" if result.method else ""
+        )
+        smallest = "" if result.smallest_effect is None else f" by {number_text(result.smallest_effect)}"
+        rows.append(
+            {
+                "statistic": result.statistic + ("" if result.role == "decides" else " (reported)"),
+                "data": result.dataset,
+                "comparison": compared,
+                "effect": _number(result.value),
+                "95% interval": interval_text(_float(result.low), _float(result.high)),
+                "n": str(result.n),
+                "p (Holm)": p_text(_float(result.p_holm)),
+                "claimed": result.direction.replace("_", " ") + smallest,
+                "outcome": result.outcome,
+            }
+        )
+    table = pd.DataFrame(rows)
+    empty = [column for column in ("data", "comparison") if not table[column].any()]
+    return markdown_cells(table.drop(columns=empty))
+
+
+def _float(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _number(value: float | None) -> str:
+    return number_text(_float(value))
