@@ -81,8 +81,8 @@ def power(cov: Tensor, exponent: float) -> Tensor:
 def shrunk(cov: Tensor, shrinkage: float) -> Tensor:
     """((1 - s) Sigma + s m I)^(-1/2), m the mean variance: kappa_r <= 1 + s m / ((1 - s) lambda_min).
 
-    An eigenvalue l becomes l / ((1 - s) l + s m), at most 1 / (1 - s), which increases with l. So the shrinkage
-    has to stay below the smallest variance's share of the mean one, or little is gained.
+    An eigenvalue l becomes l / ((1 - s) l + s m), at most 1 / (1 - s), which increases with l. So the
+    shrinkage has to stay below the smallest variance's share of the mean one, or little is gained.
     """
     if not 0 <= shrinkage <= 1:
         raise PrecfmError(f"shrinkage is {shrinkage}; it must be in [0, 1]")

@@ -1,0 +1,166 @@
+"""Gaussian mixtures: exact fields, linear experts by label or by responsibility, what slows their descent.
+
+At time t component k of the mixture is N(alpha mu_k, S_k), S_k = alpha^2 Sigma_k + sigma^2 I, with weight
+w_k. The optimal velocity is v(x) = sum_k g_k(x) (A_k (x - alpha mu_k) + alpha' mu_k), where g are the
+responsibilities and A_k the optimum of component k alone. It is linear in the features f_k(x) = g_k(x) (x -
+alpha mu_k, 1), so that the theory of least squares applies with the second moment of f in the place of
+Sigma_t:
+
+* With labels, g is the label. The second moment is block-diagonal with blocks w_k S_k, so direction i of
+  component k contracts by (1 - 2 eta w_k lambda_ki): weight and variance enter as a product.
+* Without labels, g overlaps; the blocks couple, less so the better the components are separated.
+* One linear field for all sees only the covariance of the whole mixture, which does average.
+
+So the statement that the worst-conditioned component controls (C5) needs experts (labels, or a field rich
+enough to separate components), and "worst" is smallest w_k lambda_min,k: a rare component of good
+conditioning can be the slowest.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from precfm.datasets.synthetic import Gaussian, Mixture
+from precfm.paths import ProbabilityPath
+from precfm.theory.gaussian import LinearProblem, linear_problem
+
+
+@dataclass(frozen=True)
+class ExactVelocity:
+    """The velocity that flow matching converges to for data of known law; a `Network` for `integrate`.
+
+    With labels it is the conditional field of the label's component, without them the marginal field of the
+    mixture.
+
+    Attributes:
+        law: the data's law.
+        path: the probability path.
+    """
+
+    law: Mixture
+    path: ProbabilityPath
+
+    def __call__(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Velocity at x_t, shape (batch, dim), in the dtype of x_t; all t must be equal."""
+        x, time = x_t.to(torch.float64), t.reshape(-1)[0].to(torch.float64)
+        each = torch.stack([conditional_velocity(c, x, time, self.path) for c in self.law.components], dim=1)
+        if labels is None:
+            gate = responsibilities(self.law, x, time, self.path)
+        else:
+            gate = torch.nn.functional.one_hot(labels, len(self.law.components)).to(x)
+        return torch.einsum("nk,nkd->nd", gate, each).to(x_t.dtype)
+
+
+def conditional_velocity(law: Gaussian, x: Tensor, t: Tensor, path: ProbabilityPath) -> Tensor:
+    """E[x1' | x_t = x] for one Gaussian: A* (x - alpha mu) + alpha' mu.
+
+    Args:
+        law: the Gaussian, its eigenvalues positive if t = 1.
+        x: points, shape (batch, dim), float64.
+        t: one time.
+        path: the probability path.
+
+    Returns:
+        The velocity, shape (batch, dim).
+    """
+    problem = linear_problem(law.eigenvalues, t, path)
+    centred = x - path.alpha(t) * law.mean
+    velocity: Tensor = (centred @ law.basis * problem.optimum) @ law.basis.T + path.d_alpha(t) * law.mean
+    return velocity
+
+
+def responsibilities(law: Mixture, x: Tensor, t: Tensor, path: ProbabilityPath) -> Tensor:
+    """Probability of each component given x_t = x, shape (batch, components), float64."""
+    logs = []
+    for weight, component in zip(law.weights, law.components, strict=True):
+        variance = path.alpha(t) ** 2 * component.eigenvalues + path.sigma(t) ** 2
+        white = (x - path.alpha(t) * component.mean) @ component.basis / variance.sqrt()
+        logs.append(weight.log() - 0.5 * white.square().sum(1) - 0.5 * variance.log().sum())
+    return torch.stack(logs, dim=1).softmax(1)
+
+
+def expert_features(law: Mixture, x: Tensor, gate: Tensor, t: Tensor, path: ProbabilityPath) -> Tensor:
+    """f_k(x) = g_k(x) (x - alpha mu_k, 1), side by side for all components, (batch, components (dim + 1))."""
+    means = torch.stack([component.mean for component in law.components])
+    centred = x[:, None, :] - path.alpha(t) * means
+    with_one = torch.cat([centred, torch.ones_like(centred[..., :1])], dim=2)
+    return (gate[..., None] * with_one).flatten(1)
+
+
+def expert_optimum(law: Mixture, t: Tensor, path: ProbabilityPath) -> Tensor:
+    """The coefficients of the optimal field in `expert_features`, shape (dim, components (dim + 1))."""
+    blocks = []
+    for component in law.components:
+        problem = linear_problem(component.eigenvalues, t, path)
+        matrix = (component.basis * problem.optimum) @ component.basis.T
+        blocks.append(torch.cat([matrix, path.d_alpha(t) * component.mean[:, None]], dim=1))
+    return torch.cat(blocks, dim=1)
+
+
+def component_problems(law: Mixture, t: Tensor, path: ProbabilityPath) -> LinearProblem:
+    """The regression of each component alone, shape (components, dim)."""
+    values = torch.stack([component.eigenvalues for component in law.components])
+    return linear_problem(values, t.expand(len(values)), path)
+
+
+def labelled_excess(
+    law: Mixture, t: Tensor, path: ProbabilityPath, learning_rate: float, steps: Tensor
+) -> Tensor:
+    """Excess risk of every component under descent on label-conditional experts from zero, in closed form.
+
+    The slopes of component k contract by (1 - 2 eta w_k lambda_ki); its bias, whose feature has second moment
+    w_k and is uncorrelated with the centred inputs, by (1 - 2 eta w_k) from || alpha' mu_k ||^2.
+
+    Args:
+        law: the mixture.
+        t: one time.
+        path: the probability path.
+        learning_rate: eta.
+        steps: numbers of steps, shape (n,).
+
+    Returns:
+        Excess risk given each component (not weighted), shape (n, components).
+    """
+    problem = component_problems(law, t, path)
+    exponent = 2 * steps.to(torch.float64)[:, None, None]
+    weights = law.weights[:, None]
+    slopes = problem.variance * problem.optimum**2
+    slopes = slopes * (1 - 2 * learning_rate * weights * problem.variance).abs() ** exponent
+    means = torch.stack([component.mean for component in law.components])
+    bias = path.d_alpha(t) ** 2 * means.square().sum(1, keepdim=True)
+    bias = bias * (1 - 2 * learning_rate * weights).abs() ** exponent
+    return slopes.sum(-1) + bias.sum(-1)
+
+
+def labelled_spectrum(law: Mixture, t: Tensor, path: ProbabilityPath) -> Tensor:
+    """Eigenvalues w_k lambda_ki, and w_k for the bias, of the labelled second moment, (components, dim + 1)."""
+    variance = component_problems(law, t, path).variance
+    return law.weights[:, None] * torch.cat([variance, torch.ones_like(variance[:, :1])], dim=1)
+
+
+def descent_of_moments(
+    moments: Tensor, error: Tensor, learning_rate: float, steps: Tensor, weights: Tensor
+) -> Tensor:
+    """Excess risk of every component under descent on any features, given their second moments.
+
+    With G = sum_k w_k G_k, G_k = E[f f^T | k], the error obeys E = E_0 (I - 2 eta G)^n, and component k's
+    excess risk is tr(E G_k E^T): exact for given moments, for overlapping features too.
+
+    Args:
+        moments: G_k, shape (components, features, features).
+        error: E_0, shape (dim, features).
+        learning_rate: eta.
+        steps: numbers of steps, shape (n,).
+        weights: w, shape (components,).
+
+    Returns:
+        Excess risk given each component (not weighted), shape (n, components).
+    """
+    values, vectors = torch.linalg.eigh(torch.einsum("k,kij->ij", weights, moments))
+    exponent = steps.to(torch.float64)[:, None]
+    factors = (1 - 2 * learning_rate * values).sign() ** exponent
+    factors = factors * (1 - 2 * learning_rate * values).abs() ** exponent
+    errors = torch.einsum("of,fg,ng->nog", error, vectors, factors)
+    rotated = vectors.T @ moments @ vectors
+    return torch.einsum("nog,kgh,noh->nk", errors, rotated, errors)
