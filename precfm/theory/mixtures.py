@@ -134,7 +134,7 @@ def labelled_excess(
 
 
 def labelled_spectrum(law: Mixture, t: Tensor, path: ProbabilityPath) -> Tensor:
-    """Eigenvalues w_k lambda_ki, and w_k for the bias, of the labelled second moment, (components, dim + 1)."""
+    """Eigenvalues of the labelled second moment: w_k lambda_ki, w_k for the bias; (components, dim + 1)."""
     variance = component_problems(law, t, path).variance
     return law.weights[:, None] * torch.cat([variance, torch.ones_like(variance[:, :1])], dim=1)
 
