@@ -127,8 +127,8 @@ def add_data(
     path: Annotated[Path, typer.Argument(help="A folder or zip file of images, one folder per class.")],
 ) -> None:
     """Register your own images: write their checksums into data/sources.yaml."""
-    from precfm.datasets.sources import add_source
+    from precfm.datasets.manifest import add_source
     from precfm.plan import SOURCES
 
     add_source(name, path, SOURCES)
-    typer.echo(f"{name}: registered in {SOURCES}; use it as `source: {{name: imagefolder, ...}}` in a config")
+    typer.echo(f"{name}: registered in {SOURCES}; in a config it is `source: {{name: imagefolder, source: {name}}}`")

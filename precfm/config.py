@@ -101,6 +101,11 @@ class Dataset(Strict):
     heldout: Positive
     seed: int = 0
 
+    @property
+    def source_name(self) -> str:
+        """The entry in data/sources.yaml: your own images say it themselves, published sets are called like it."""
+        return str(getattr(self.source.options, "source", self.source.name))
+
 
 class Autoencoder(Strict):
     """The map from images to latents; trained once, the same for all methods and seeds."""

@@ -13,13 +13,17 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 
-# These rooms decide what is made and where it is kept, never what is in it.
+# These rooms decide what is made, where it comes from (checked by checksums) and where it is kept, never what is
+# in it.
 WITHOUT_EFFECT = frozenset(
     {
         "precfm",
         "precfm.artifacts",
         "precfm.cli",
         "precfm.config",
+        "precfm.datasets.manifest",
+        "precfm.datasets.origins",
+        "precfm.datasets.sources",
         "precfm.errors",
         "precfm.fingerprint",
         "precfm.options",

@@ -13,7 +13,7 @@ from typing import Any
 
 from precfm.artifacts import Node
 from precfm.config import Component, Experiment, Method, load_experiment, plain, read_yaml
-from precfm.datasets.sources import source_manifest
+from precfm.datasets.manifest import source_manifest
 from precfm.errors import PrecfmError
 from precfm.fingerprint import fingerprint
 from precfm.options import class_constant
@@ -142,7 +142,7 @@ class _Builder:
     def _dataset(self, name: str) -> None:
         spec, classifiers = self.experiment.datasets[name], self.experiment.classifiers
         assert classifiers is not None, "checked by the configuration"
-        checksum = source_manifest(spec.source.name, SOURCES).checksum
+        checksum = source_manifest(spec.source_name, SOURCES).checksum
         data = self.plan.add("data", name, {"dataset": spec, "checksum": checksum}, modules=[spec.source.module])
         judges = [
             self.plan.add(

@@ -18,6 +18,9 @@ REGISTRY: dict[str, dict[str, str]] = {
         "whitening": "precfm.preconditioners.whitening:Whitening",
         "class_whitening": "precfm.preconditioners.class_whitening:ClassWhitening",
         "normalizing_flow": "precfm.preconditioners.normalizing_flow:NormalizingFlow",
+        "low_capacity_flow": "precfm.preconditioners.low_capacity_flow:LowCapacityFlow",
+        "projection": "precfm.preconditioners.projection:Projection",
+        "composition": "precfm.preconditioners.composition:Composition",
     },
     "models": {
         "mlp": "precfm.models.mlp:MLPVelocity",
@@ -35,7 +38,10 @@ REGISTRY: dict[str, dict[str, str]] = {
     "datasets": {
         "mnist5k": "precfm.datasets.mnist5k:MNIST5k",
         "mnist": "precfm.datasets.mnist:MNIST",
+        "fashion_mnist": "precfm.datasets.fashion_mnist:FashionMNIST",
+        "imagefolder": "precfm.datasets.imagefolder:ImageFolder",
     },
+    "theory": {},
     "figures": {
         "spectra": "precfm.report.figures.spectra:draw",
         "path_conditioning": "precfm.report.figures.path_conditioning:draw",

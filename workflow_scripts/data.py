@@ -18,8 +18,9 @@ def make(job: Job) -> None:
     spec = job.params["dataset"]
     options = {name: value for name, value in spec["source"].items() if name != "name"}
     name = spec["source"]["name"]
-    raw, mirror = Path("data/raw") / name, os.environ.get("PRECFM_MIRROR")
-    for line in fetch(name, raw, sources_file=SOURCES, mirror=Path(mirror) if mirror else None):
+    source = options.get("source", name)
+    raw, mirror = Path("data/raw") / source, os.environ.get("PRECFM_MIRROR")
+    for line in fetch(source, raw, sources_file=SOURCES, mirror=Path(mirror) if mirror else None):
         print(line)
     images = load("datasets", name)(**options).load(raw)
     sizes = {split: spec[split] for split in ("train", "validation", "heldout")}

@@ -61,7 +61,7 @@ def run_snakemake(plan: Plan, target: str, cores: int) -> None:
 def record(experiment: Experiment) -> None:
     """Let DVC record and store the artifacts; list the experiment and its sources in params.yaml first."""
     held = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
-    sources = {dataset.source.name for dataset in experiment.datasets.values()}
+    sources = {dataset.source_name for dataset in experiment.datasets.values()}
     wanted = {
         "experiments": sorted({*held["experiments"], experiment.name}),
         "sources": sorted({*held["sources"], *(name for name in sources if (Path("data/raw") / name).is_dir())}),

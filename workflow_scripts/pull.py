@@ -1,0 +1,67 @@
+"""Behind `make pull`: fetch an experiment's recorded artifacts from the DVC remote, and lose nothing that is here.
+
+A plain `dvc pull` refuses where an artifact lies that the ledger does not know, and with --force deletes it; so
+whatever differs from the manifest goes to the attic first.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from precfm.artifacts import RECORD, RESULTS, Artifact
+from precfm.errors import PrecfmError
+from precfm.plan import KINDS
+from precfm.store import to_attic
+
+BIN = Path(sys.executable).parent
+
+
+def main(
+    experiment: Annotated[str, typer.Argument(help="A recorded experiment.")] = "quick",
+    kind: Annotated[str | None, typer.Option(help="Only this kind of artifact.")] = None,
+) -> None:
+    """Fetch what the ledger holds of an experiment."""
+    recorded = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["experiments"]
+    if experiment not in recorded:
+        known = ", ".join(recorded) or "none yet"
+        raise PrecfmError(f"params.yaml: '{experiment}' was never recorded (recorded: {known}); `make reproduce` makes it")
+    if kind not in (None, *KINDS):
+        raise PrecfmError(f"--kind: '{kind}' is no kind of artifact; kinds are {', '.join(KINDS)}")
+    kinds = [kind] if kind else list(KINDS)
+    moved = set_aside(experiment, kinds)
+    if moved:
+        print(f"{experiment}: {len(moved)} artifacts that the ledger does not know moved to the attic")
+    stages = [f"{name}@{experiment}" for name in kinds]
+    done = subprocess.run([str(BIN / "dvc"), "pull", *stages], env={**os.environ, "DVC_NO_ANALYTICS": "1"})
+    if done.returncode:
+        sys.exit(
+            f"precfm: {experiment}: could not pull (see above); a remote that holds it is needed: "
+            "`dvc remote add --default NAME URL`, and it is asked only for what `dvc push` has sent there"
+        )
+
+
+def set_aside(experiment: str, kinds: list[str]) -> list[Path]:
+    """Move every artifact that is not as the manifest says to the attic."""
+    manifest = json.loads((RESULTS / experiment / "manifest.json").read_text(encoding="utf-8"))["artifacts"]
+    moved = []
+    for kind in kinds:
+        for folder in sorted((RESULTS / experiment / kind).glob("*")):
+            known = manifest.get(f"{kind}/{folder.name}", {}).get("files")
+            complete = (folder / RECORD).is_file()
+            if not complete or Artifact.open(folder).record["files"] != known:
+                to_attic(folder, kind)
+                moved.append(folder)
+    return moved
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except PrecfmError as error:
+        sys.exit(f"precfm: {error}")
