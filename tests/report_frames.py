@@ -3,11 +3,18 @@
 import numpy as np
 import pandas as pd
 
+from precfm.report.selection import COLUMNS
+
 DIM = 16
 METHODS = ("none", "scalar", "per_channel", "whitening", "class_whitening", "normalizing_flow", "ours")
 GAIN = dict(zip(METHODS, (0.0, -0.02, -0.05, -0.25, -0.32, -0.22, -0.1), strict=True))
 STEPS = (500, 1000, 2000, 3500, 5000)
 CLASSIFIERS = ("classifier-0", "classifier-1")
+
+
+def gain(method: str) -> float:
+    """The effect of a method; a matched baseline has none."""
+    return GAIN.get(method, 0.0)
 
 
 def frames(
@@ -20,7 +27,7 @@ def frames(
         "path_conditioning": path_conditioning(rng, seeds, methods, dataset),
         "recovery": recovery(rng, seeds, methods, dataset),
         "preconditioners": preconditioners(rng, seeds, methods, dataset),
-        "history": pd.DataFrame(columns=["dataset", "method", "seed", "step", "loss"]),
+        "history": pd.DataFrame(columns=list(COLUMNS["history"])),
     }
 
 
@@ -38,7 +45,7 @@ def records(rng, seeds, methods, dataset) -> pd.DataFrame:
         luck = 0.1 * rng.standard_normal()
         for method in methods:
             for step in STEPS:
-                base = 1.5 + 25 / step**0.5 * 0.1 + luck + GAIN[method] * (step / 5000) ** 0.3
+                base = 1.5 + 25 / step**0.5 * 0.1 + luck + gain(method) * (step / 5000) ** 0.3
                 for space in CLASSIFIERS:
                     scale = 1.0 if space == "classifier-0" else 1.7
                     add(method, seed, step, "frechet", space, scale * (base + 0.02 * rng.standard_normal()))
@@ -50,14 +57,14 @@ def records(rng, seeds, methods, dataset) -> pd.DataFrame:
                         space,
                         0.002 * scale * (base + 0.02 * rng.standard_normal()),
                     )
-                add(method, seed, step, "frechet", "latent-whitened", 2 * base + GAIN[method])
+                add(method, seed, step, "frechet", "latent-whitened", 2 * base + gain(method))
                 add(
                     method,
                     seed,
                     step,
                     "eigenvalue_ratio_low",
                     "latent",
-                    np.exp(0.5 + 2 * GAIN[method] * 0.7 + 0.05 * rng.standard_normal()),
+                    np.exp(0.5 + 2 * gain(method) * 0.7 + 0.05 * rng.standard_normal()),
                 )
                 add(
                     method,
@@ -65,7 +72,7 @@ def records(rng, seeds, methods, dataset) -> pd.DataFrame:
                     step,
                     "eigenvalue_log_error_low",
                     "latent",
-                    abs(0.4 + GAIN[method] + 0.03 * rng.standard_normal()),
+                    abs(0.4 + gain(method) + 0.03 * rng.standard_normal()),
                 )
                 add(
                     method,
@@ -73,7 +80,7 @@ def records(rng, seeds, methods, dataset) -> pd.DataFrame:
                     step,
                     "eigenvalue_log_error",
                     "latent",
-                    abs(0.3 + 0.7 * GAIN[method] + 0.02 * rng.standard_normal()),
+                    abs(0.3 + 0.7 * gain(method) + 0.02 * rng.standard_normal()),
                 )
             for space in (*CLASSIFIERS, "latent-whitened"):
                 add(
@@ -82,7 +89,7 @@ def records(rng, seeds, methods, dataset) -> pd.DataFrame:
                     STEPS[-1],
                     "precision",
                     space,
-                    0.93 - 0.05 * GAIN[method] + 0.01 * rng.standard_normal(),
+                    0.93 - 0.05 * gain(method) + 0.01 * rng.standard_normal(),
                 )
                 add(
                     method,
@@ -90,7 +97,7 @@ def records(rng, seeds, methods, dataset) -> pd.DataFrame:
                     STEPS[-1],
                     "recall",
                     space,
-                    0.9 - 0.06 * GAIN[method] + 0.01 * rng.standard_normal(),
+                    0.9 - 0.06 * gain(method) + 0.01 * rng.standard_normal(),
                 )
             if method != "none":
                 for space in CLASSIFIERS:
@@ -100,7 +107,7 @@ def records(rng, seeds, methods, dataset) -> pd.DataFrame:
                         0,
                         "frechet",
                         space,
-                        9.0 + 10 * GAIN[method] + 0.1 * rng.standard_normal(),
+                        9.0 + 10 * gain(method) + 0.1 * rng.standard_normal(),
                     )
                 add(
                     f"alone:{method}",
@@ -163,9 +170,7 @@ def spectra(rng, seeds, methods, dataset) -> pd.DataFrame:
                         known = space == "data" and scope == "all"
                         sensitivity = 0.8 * value**0.8 if known else np.nan
                         rows.append((dataset, method, seed, scope, space, index, value, sensitivity))
-    return pd.DataFrame(
-        rows, columns="dataset method seed scope space index eigenvalue decoder_sensitivity".split()
-    )
+    return pd.DataFrame(rows, columns=list(COLUMNS["spectra"]))
 
 
 def path_conditioning(rng, seeds, methods, dataset) -> pd.DataFrame:
@@ -179,7 +184,7 @@ def path_conditioning(rng, seeds, methods, dataset) -> pd.DataFrame:
                     share = path / path.sum()
                     rank = float(np.exp(-(share * np.log(share)).sum()))
                     rows.append((dataset, method, seed, scope, t, path.max() / path.min(), rank))
-    return pd.DataFrame(rows, columns="dataset method seed scope t condition_number effective_rank".split())
+    return pd.DataFrame(rows, columns=list(COLUMNS["path_conditioning"]))
 
 
 def recovery(rng, seeds, methods, dataset) -> pd.DataFrame:
@@ -194,7 +199,7 @@ def recovery(rng, seeds, methods, dataset) -> pd.DataFrame:
                     rows.append(
                         (dataset, method, seed, step, index, reference[index], float(np.exp(logs[index])))
                     )
-    return pd.DataFrame(rows, columns="dataset method seed step index eigenvalue ratio".split())
+    return pd.DataFrame(rows, columns=list(COLUMNS["recovery"]))
 
 
 def preconditioners(rng, seeds, methods, dataset) -> pd.DataFrame:
@@ -221,8 +226,7 @@ def preconditioners(rng, seeds, methods, dataset) -> pd.DataFrame:
                     notes,
                 )
             )
-    columns = "dataset method seed num_parameters flops_per_fit residual_condition_number round_trip_error tail_round_trip_error notes"
-    return pd.DataFrame(rows, columns=columns.split())
+    return pd.DataFrame(rows, columns=list(COLUMNS["preconditioners"]))
 
 
 def images(

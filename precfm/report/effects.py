@@ -1,7 +1,7 @@
 """From a claim's statistics to effects: one estimate per data set, method, baseline and space."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +100,7 @@ def _pairs(
     method: str,
     baseline: str,
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Values of both by seed, on the scale on which they are subtracted; the columns that tell effects apart."""
+    """Values of both by seed, ready to be subtracted, and the columns that tell effects apart."""
     if isinstance(statistic, PathStatistic):
         worst = _largest_on_path(frame(frames, "path_conditioning"), statistic.scope)
         return pair(worst, method, baseline, ["dataset"]), ["dataset"]
@@ -122,7 +122,7 @@ def _chosen(
 def _logarithms(values: pd.Series, what: str) -> pd.Series:
     numbers = values.astype(float)
     if (numbers <= 0).any():
-        raise PrecfmError(f"records: {what} is {numbers.min():g}; its logarithm needs positive values")
+        raise PrecfmError(f"{what} is {numbers.min():g}; its logarithm needs positive values")
     return numbers.map(math.log)
 
 
@@ -177,14 +177,25 @@ def _both_ways(group: pd.DataFrame, predictor: str) -> Iterator[tuple[str, Estim
     if known:
         yield "seeds", t_estimate(known)
     if group["method"].nunique() >= RANKED_METHODS:
-        means = (
-            group.assign(quality=_rounded_logs(group[predictor]))
-            .groupby("method")[["quality", "value"]]
-            .mean()
-        )
+        means = group.groupby("method")[["quality", "value"]].mean()
         yield "methods", rank_correlation(means["quality"], means["value"])
 
 
-def _rounded_logs(values: Sequence[float] | pd.Series) -> pd.Series:
-    """Logarithms without their last digits, so that equal qualities tie instead of being ranked by rounding."""
-    return pd.Series(values).astype(float).map(lambda value: round(math.log(value), 9))
+def _name(statistic: Statistic, where: str) -> str:
+    return f"{statistic.name} ({where})" if where else statistic.name
+
+
+def expected(claim: Claim, method: str) -> set[tuple[str, str]]:
+    """Name and baseline of every deciding effect that a complete comparison of a method has."""
+    names = set()
+    for statistic in claim.statistics:
+        if statistic.role != "decides":
+            continue
+        spaces: tuple[str, ...] = ("",)
+        if isinstance(statistic, MetricStatistic | LateSlopeStatistic | RankCorrelationStatistic):
+            spaces = statistic.spaces
+        if isinstance(statistic, RankCorrelationStatistic):
+            spaces = tuple(f"{space}, over {over}" for space in spaces for over in ("seeds", "methods"))
+        baselines = [name.format(method=method) for name in claim.baselines] if method else [""]
+        names |= {(_name(statistic, space), baseline) for space in spaces for baseline in baselines}
+    return names

@@ -146,7 +146,8 @@ def rank_correlation(x: ArrayLike, y: ArrayLike, *, confidence: float = CONFIDEN
     centre, error = math.atanh(inside), math.sqrt((1 + inside**2 / 2) / (n - 3))
     half = float(stats.norm.ppf(0.5 + confidence / 2)) * error
     p = 2 * float(stats.norm.sf(abs(centre) / error))
-    return Estimate(value, math.tanh(centre - half), max(value, math.tanh(centre + half)), n, p)
+    low, high = min(value, math.tanh(centre - half)), max(value, math.tanh(centre + half))
+    return Estimate(value, low, high, n, p)
 
 
 def slope(x: ArrayLike, y: ArrayLike) -> float:

@@ -1,13 +1,13 @@
-"""Verdicts on the claims: each effect against the smallest one that matters, Holm within a claim, seeds counted.
+"""Verdicts on the claims: effects against the smallest ones that matter, Holm within a claim, seeds counted.
 
-The rule, fixed before any run. An effect supports a claim if it points the claimed way, is at least the smallest
-one that matters, and its p-value, adjusted by Holm over all deciding effects of the claim, is below 5%. It
-contradicts the claim if its whole 95% interval is below the smallest effect that matters. Otherwise it is
-unresolved. A claim of no harm is supported if the change the wrong way is shown to be smaller than the margin.
+The rule, fixed before any run. An effect supports a claim if it points the claimed way, is at least the
+smallest one that matters, and its p-value, adjusted by Holm over all deciding effects of the claim, is below
+5%. It contradicts the claim if its whole 95% interval is below the smallest effect that matters. Otherwise it
+is unresolved. A claim of no harm is supported if the change the wrong way is shown to be below the margin.
 
-A method meets a claim if all its deciding effects support it and fails if one contradicts it. A claim is supported
-on a data set if one of its methods meets it, and not supported if all fail. With fewer than five seeds a verdict is
-indicative at most.
+A method meets a claim if all its deciding effects support it and fails if one contradicts it. On a data set
+the claim is supported if one of its methods meets it, and not supported if all fail. With fewer than five
+seeds a verdict is indicative at most.
 """
 
 import math
@@ -17,9 +17,10 @@ from typing import Literal, cast
 from pydantic import BaseModel, ConfigDict
 
 from precfm.report.claims import Claim, ClaimsSpec, TheoryStatistic
-from precfm.report.effects import Effect, effects, null_value
+from precfm.report.effects import Effect, effects, expected, null_value
 from precfm.report.selection import Frames
 from precfm.report.statistics import CONFIDENCE, INDICATIVE_BELOW, holm
+from precfm.report.vocabulary import method_label
 
 Outcome = Literal["supports", "contradicts", "unresolved"]
 Ruling = Literal[
@@ -222,7 +223,7 @@ def _rule_dataset(claim: Claim, results: Sequence[StatisticResult]) -> tuple[Rul
     groups: dict[str, list[StatisticResult]] = {}
     for result in results:
         groups.setdefault(result.method, []).append(result)
-    outcomes = {method: _outcome_of_method(claim, group) for method, group in groups.items()}
+    outcomes = {method: _outcome_of_method(claim, method, group) for method, group in groups.items()}
     supporting = [method for method, (outcome, _) in outcomes.items() if outcome == "supports"]
     if supporting:
         ruling: Ruling = "supported"
@@ -234,37 +235,37 @@ def _rule_dataset(claim: Claim, results: Sequence[StatisticResult]) -> tuple[Rul
     fewest = min(result.n for result in counted)
     if ruling != "inconclusive" and fewest < INDICATIVE_BELOW:
         ruling = cast(Ruling, f"indicative: {ruling}")
-    said = ", ".join((f"{method} " if method else "") + words for method, (_, words) in outcomes.items())
+    said = ", ".join(
+        (f"{method_label(method)} " if method else "") + words for method, (_, words) in outcomes.items()
+    )
     return ruling, f"{said} (n = {fewest}{' or more' if any(r.n > fewest for r in counted) else ''})"
 
 
-def _outcome_of_method(claim: Claim, results: Sequence[StatisticResult]) -> tuple[Outcome, str]:
+def _outcome_of_method(claim: Claim, method: str, results: Sequence[StatisticResult]) -> tuple[Outcome, str]:
     """All deciding statistics, in every space and against every baseline, must be there and support."""
-    against = [result for result in results if result.outcome == "contradicts"]
+    against = sum(result.outcome == "contradicts" for result in results)
     if against:
-        return "contradicts", f"fails {len(against)} of {len(results)} criteria"
-    missing = _expected(claim) - len(results)
-    if missing > 0:
-        return "unresolved", f"lacks {missing} of {_expected(claim)} criteria"
+        return "contradicts", f"fails {against} of {_criteria(len(results))}"
+    missing = expected(claim, method) - {(result.statistic, result.baseline) for result in results}
+    if missing:
+        names = ", ".join(
+            sorted(name + (f" to {baseline}" if baseline else "") for name, baseline in missing)
+        )
+        return "unresolved", f"lacks {names}"
     open_ones = sum(result.outcome == "unresolved" for result in results)
     if open_ones:
-        return "unresolved", f"leaves {open_ones} of {len(results)} criteria open"
-    return "supports", f"meets all {len(results)} criteria"
+        return "unresolved", f"leaves {open_ones} of {_criteria(len(results))} open"
+    return "supports", f"meets {'its' if len(results) == 1 else 'all'} {_criteria(len(results))}"
 
 
-def _expected(claim: Claim) -> int:
-    """How many deciding effects a complete comparison of one method has."""
-    total = 0
-    for statistic in claim.statistics:
-        if statistic.role == "decides":
-            spaces = len(getattr(statistic, "spaces", ("",)))
-            ways = {"theory": 1, "rank_correlation": 2}.get(statistic.kind, len(claim.baselines))
-            total += spaces * ways
-    return total
+def _criteria(count: int) -> str:
+    return f"{count} criteri{'on' if count == 1 else 'a'}"
 
 
 def combine(rulings: Iterable[Ruling]) -> Ruling:
-    """One ruling from several data sets or experiments: full verdicts before indicative ones; disagreement is open.
+    """One ruling from several data sets or experiments: full verdicts before indicative ones.
+
+    Rulings of the same weight that disagree leave it open.
 
     Example:
         >>> combine(["supported", "inconclusive", "indicative: not supported"])

@@ -1,0 +1,280 @@
+"""Claims: the committed file, mistakes in it, and verdicts on effects whose truth is known."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import report_frames
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from precfm.errors import PrecfmError
+from precfm.report.claims import parse_claims
+from precfm.report.claims_document import merge_claims, write_claims
+from precfm.report.selection import COLUMNS
+from precfm.report.verdicts import evaluate_claims
+
+CLAIMS = yaml.safe_load((Path(__file__).parent.parent / "config" / "claims.yaml").read_text(encoding="utf-8"))
+
+
+def metric_claim(direction="decrease", smallest=0.1, spaces=("classifier-0",), **changes):
+    statistic = {"kind": "metric", "name": "frechet", "metric": "frechet", "spaces": list(spaces)}
+    statistic |= {"effect": "difference", "direction": direction, "smallest_effect": smallest}
+    claim = {"id": "C1", "text": "t", "experiments": ["x"], "methods": ["m"], "baselines": ["none"]}
+    return {"claims": [{**claim, "statistics": [statistic], **changes}]}
+
+
+def records(differences, method="m", space="classifier-0", dataset="d", step=9, generated=100):
+    rows = []
+    for seed, difference in enumerate(differences):
+        for name, value in (("none", 5.0 + seed), (method, 5.0 + seed + difference)):
+            rows.append(
+                (dataset, name, seed, step, "frechet", space, value, 50, generated, "heldout", 0, "abc")
+            )
+    columns = (
+        "dataset method seed step metric space value n_real n_generated reference evaluation_seed extractor"
+    )
+    return pd.DataFrame(rows, columns=columns.split())
+
+
+def judge(content, *frames, experiment="x", **others):
+    everything = {"records": pd.concat(frames).drop_duplicates()} if frames else {}
+    (verdict,) = evaluate_claims(parse_claims(content), {**everything, **others}, experiment)
+    return verdict
+
+
+def test_the_committed_claims_are_valid_and_complete():
+    spec = parse_claims(CLAIMS)
+    assert [claim.id for claim in spec.claims] == [f"C{i}" for i in range(1, 12)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c: c["claims"][6]["statistics"][0].update(directoin="up"),
+            "claims.C7.statistics.0.directoin",
+        ),
+        (
+            lambda c: c["claims"][6]["statistics"][0].update(direction="up"),
+            "claims.C7.statistics.0.direction",
+        ),
+        (lambda c: c["claims"][6]["statistics"][0].update(metric=3), r"statistics\.0\.metric: .*\(got 3\)"),
+        (lambda c: c["claims"][6]["statistics"][0].update(smallest_effect="1e-2"), "smallest_effect"),
+        (lambda c: c["claims"][0].pop("text"), r"claims\.C1\.text"),
+        (lambda c: c["claims"][5].update(methods=[]), "claims.C6: .*need methods and baselines"),
+        (lambda c: c["claims"][1].update(id="C1"), "every id"),
+        (lambda c: c["claims"][0]["statistics"][0].update(supported_range=[2.0, 1.0]), "rising"),
+        (lambda c: c.update(level=0.1), "level: no such field"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(change, message):
+    content = copy.deepcopy(CLAIMS)
+    change(content)
+    with pytest.raises(PrecfmError, match=message):
+        parse_claims(content)
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([-0.5, -0.6, -0.4, -0.5, -0.55], "supported"),
+        ([0.5, 0.6, 0.4, 0.5, 0.55], "not supported"),  # the wrong way
+        ([-0.02, -0.03, -0.02, -0.03, -0.02], "not supported"),  # significant, but too small to matter
+        ([-0.5, 0.6, -0.9, 0.5, -0.4], "inconclusive"),
+        ([-0.5, -0.52, -0.51, -0.5], "indicative: supported"),
+        ([0.5, 0.52, 0.51, 0.5], "indicative: not supported"),
+        ([-0.5], "inconclusive"),  # one seed has no interval
+    ],
+)
+def test_verdicts_on_known_effects(differences, verdict):
+    assert judge(metric_claim(), records(differences)).verdict == verdict
+    mirrored = judge(metric_claim("increase"), records([-d for d in differences]))
+    assert mirrored.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([0.01, -0.01, 0.0, 0.02, -0.02], "supported"),
+        ([-0.5, -0.6, -0.4, -0.5, -0.55], "not supported"),
+        ([-0.5, 0.6, -0.9, 0.5, -0.4], "inconclusive"),
+        ([0.5, 0.6, 0.4, 0.5, 0.55], "supported"),
+    ],
+)
+def test_no_harm_needs_evidence_too(differences, verdict):
+    assert judge(metric_claim("no_decrease"), records(differences)).verdict == verdict
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(-2, 2), min_size=2, max_size=8))
+def test_an_effect_is_never_both_for_and_against(differences):
+    claimed = judge(metric_claim(), records(differences)).statistics[0].outcome
+    opposite = judge(metric_claim("increase"), records(differences)).statistics[0].outcome
+    assert not (claimed == "supports" and opposite == "supports")
+    if claimed == "supports":
+        assert opposite == "contradicts"
+
+
+def test_both_classifiers_must_agree():
+    content = metric_claim(spaces=("classifier-0", "classifier-1"))
+    good, bad = [-0.5, -0.6, -0.4, -0.5, -0.55], [0.5, 0.6, 0.4, 0.5, 0.55]
+    first, second = records(good), records(good, space="classifier-1")
+    assert judge(content, first, second).verdict == "supported"
+    assert judge(content, first, records(bad, space="classifier-1")).verdict == "not supported"
+    alone = judge(content, first)
+    assert alone.verdict == "inconclusive"
+    assert "lacks frechet (classifier-1)" in alone.reason
+
+
+def test_one_method_suffices_but_pays_for_the_others_by_holm():
+    content = metric_claim(methods=["m", "other", "third"])
+    good, none = records([-0.5, -0.9, -0.2, -0.6, -0.4]), [-0.5, 0.6, -0.9, 0.5, -0.4]
+    single = judge(content, good)
+    assert single.verdict == "supported"
+    many = judge(content, good, records(none, "other"), records(none, "third"))
+    assert many.verdict == "supported"
+    assert many.methods == ("m", "other", "third")
+    assert many.statistics[0].p_holm == pytest.approx(3 * single.statistics[0].p)
+    assert "other leaves 1 of 1 criterion open" in many.reason
+
+
+def test_what_is_reported_decides_nothing_and_costs_nothing():
+    content = metric_claim()
+    content["claims"][0]["statistics"].append(
+        {**content["claims"][0]["statistics"][0], "name": "also", "direction": "increase", "role": "reported"}
+    )
+    verdict = judge(content, records([-0.5, -0.6, -0.4, -0.5, -0.55]))
+    assert verdict.verdict == "supported"
+    assert verdict.statistics[0].p_holm == verdict.statistics[0].p
+    assert verdict.statistics[1].outcome == "contradicts"
+    assert verdict.statistics[1].p_holm is None
+
+
+def test_numbers_under_different_protocols_are_not_compared():
+    ours, theirs = records([-0.5] * 5), records([0.0] * 5, generated=999)
+    mixed = pd.concat([ours[ours["method"] == "m"], theirs[theirs["method"] == "none"]])
+    assert judge(metric_claim(), mixed).verdict == "not tested"
+
+
+def test_other_experiments_and_missing_numbers_are_not_tested():
+    elsewhere = judge(metric_claim(), records([-0.5] * 5), experiment="smoke")
+    assert elsewhere.verdict == "not tested"
+    assert elsewhere.reason == "Only these experiments count: x."
+    empty = judge(metric_claim())
+    assert empty.verdict == "not tested"
+    assert "m beside none" in empty.reason
+
+
+def test_matched_baselines_must_both_be_there():
+    content = metric_claim(baselines=["{method}-P", "{method}-F"])
+    base = records([-0.5, -0.6, -0.4, -0.5, -0.55])
+    assert judge(content, base).verdict == "not tested"
+    wider = base.replace({"method": {"none": "m-P"}})
+    assert "lacks frechet (classifier-0) to m-F" in judge(content, wider).reason
+    longer = base[base["method"] == "none"].assign(method="m-F", step=30)
+    assert judge(content, wider, longer).verdict == "supported"
+
+
+def test_the_path_statistic_is_the_log_ratio_of_the_largest_condition_number():
+    frames = report_frames.frames(seeds=5)
+    content = {"claims": [claim for claim in CLAIMS["claims"] if claim["id"] == "C6"]}
+    (verdict,) = evaluate_claims(parse_claims(content), frames, "mnist")
+    paths = frames["path_conditioning"]
+    largest = paths[paths["scope"] == "all"].groupby(["method", "seed"])["condition_number"].max()
+    expected = np.log(largest["whitening"] / largest["scalar"]).mean()
+    assert verdict.statistics[0].value == pytest.approx(expected)
+    assert (verdict.verdict, verdict.methods[0]) == ("supported", "whitening")
+
+
+def plateau(method_slope, seeds=5, checkpoints=(100, 1000, 3000, 10000)):
+    rng = np.random.default_rng(5)
+    rows = []
+    for seed in range(seeds):
+        for method, gradient in (("none", -0.05), ("whitening", method_slope)):
+            for step in checkpoints:
+                value = math.exp(
+                    gradient * math.log10(step) - 0.3 * (method != "none") + 0.002 * rng.normal()
+                )
+                for space in ("classifier-0", "classifier-1"):
+                    rows.append(
+                        ("d", method, seed, step, "frechet", space, value, 50, 50, "heldout", 0, space)
+                    )
+    return {"records": pd.DataFrame(rows, columns=list(COLUMNS["records"]))}
+
+
+def test_the_late_plateau_is_a_difference_of_slopes():
+    content = {"claims": [claim for claim in CLAIMS["claims"] if claim["id"] == "C9"]}
+    content["claims"][0]["statistics"][1] |= {"late_from": 0.05}
+    (steeper,) = evaluate_claims(parse_claims(content), plateau(-0.25), "mnist")
+    assert steeper.verdict == "supported"
+    assert steeper.statistics[-1].value == pytest.approx(-0.2, abs=0.02)
+    (parallel,) = evaluate_claims(parse_claims(content), plateau(-0.05), "mnist")
+    assert parallel.verdict == "not supported"  # lower throughout, but the plateau is the same
+    (short,) = evaluate_claims(parse_claims(content), plateau(-0.25, checkpoints=(100, 10000)), "mnist")
+    assert "lacks slope" in short.reason
+
+
+def test_rank_correlation_of_quality_and_result():
+    content = {"claims": [claim for claim in CLAIMS["claims"] if claim["id"] == "C11"]}
+    frames = report_frames.frames(seeds=5)
+    (verdict,) = evaluate_claims(parse_claims(content), frames, "mnist")
+    assert {result.n for result in verdict.statistics} == {5, len(report_frames.METHODS)}
+    assert verdict.verdict == "supported"
+    turned = frames["preconditioners"].assign(
+        residual_condition_number=1 / frames["preconditioners"]["residual_condition_number"]
+    )
+    (against,) = evaluate_claims(parse_claims(content), {**frames, "preconditioners": turned}, "mnist")
+    assert against.verdict == "not supported"
+
+
+@pytest.mark.parametrize(
+    ("row", "verdict"),
+    [
+        ((1.0, 0.95, 1.05, 6), "supported"),
+        ((1.3, 1.2, 1.4, 6), "not supported"),
+        ((1.1, 0.95, 1.25, 6), "inconclusive"),
+        ((1.0, math.nan, math.nan, 6), "supported"),  # exact
+        ((1.0, 0.95, 1.05, 3), "indicative: supported"),
+    ],
+)
+def test_theory_statistics_against_their_range(row, verdict):
+    statistic = {"kind": "theory", "name": "slope", "supported_range": [0.9, 1.1]}
+    claim = {"id": "C2", "text": "t", "experiments": ["x"], "statistics": [statistic]}
+    rows = [("C2", "slope", *row, "why"), ("C3", "slope", 9.0, 9.0, 9.0, 9, "another claim's")]
+    theory = pd.DataFrame(rows, columns=["claim", "statistic", "value", "low", "high", "n", "note"])
+    found = judge({"claims": [claim]}, theory_statistics=theory)
+    assert found.verdict == verdict
+    assert found.statistics[0].note == "why"
+
+
+def test_documents_hold_the_verdicts_and_merge():
+    spec = parse_claims(CLAIMS)
+    documents = [
+        write_claims(evaluate_claims(spec, report_frames.frames(seeds), name))
+        for seeds, name in ((2, "quick"), (5, "mnist"))
+    ]
+    payload = json.loads(documents[1][0])
+    assert [claim["claim"] for claim in payload["claims"]] == [f"C{i}" for i in range(1, 12)]
+    by_claim = {claim["claim"]: claim for claim in payload["claims"]}
+    assert {"value", "low", "high", "n", "p", "p_holm", "smallest_effect"} <= set(
+        by_claim["C7"]["statistics"][0]
+    )
+    assert "| C7 | **supported** |" in documents[1][1]
+    text, markdown = merge_claims([document for document, _ in documents])
+    assert merge_claims([document for document, _ in reversed(documents)]) == (text, markdown)
+    merged = {claim["claim"]: claim for claim in json.loads(text)["claims"]}
+    assert merged["C7"]["verdict"] == "supported"
+    assert [part["experiment"] for part in merged["C7"]["experiments"]] == ["mnist", "quick"]
+    assert merged["C10"]["verdict"] == "not tested"
+    assert "mnist: supported" in markdown
+
+
+def test_a_file_that_holds_no_verdicts_is_refused():
+    with pytest.raises(PrecfmError, match=r"claims\.json: .*"):
+        merge_claims(['{"claims": [{"claim": "C1"}]}'])

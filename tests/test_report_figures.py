@@ -1,0 +1,115 @@
+"""Figures: drawn from what is there, left out with a reason otherwise, the same bytes every time."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import report_frames
+
+from precfm.errors import PrecfmError
+from precfm.registry import REGISTRY, load
+from precfm.report.figures import sample_grids, style
+from precfm.report.products import write_figure
+from precfm.report.selection import LeftOutError
+
+FIGURES = sorted(REGISTRY["figures"])
+FEW = ("none", "whitening", "ours")
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return report_frames.frames(seeds=3, methods=FEW)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return report_frames.images(FEW, n=6)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_are_the_same_bytes_whatever_the_users_settings(name, frames, images, tmp_path):
+    contents = []
+    for folder, size in (("a", 10.0), ("b", 20.0)):
+        (tmp_path / folder).mkdir()
+        with mpl.rc_context({"font.size": size, "savefig.dpi": 40, "lines.linewidth": 5}):
+            assert write_figure(name, frames, tmp_path / folder, "quick", images) is None
+        contents.append({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()})
+    assert contents[0] == contents[1]
+    assert set(contents[0]) == {f"{name}.pdf", f"{name}.png", f"{name}.md"}
+    assert b"CreationDate" not in contents[0][f"{name}.pdf"]
+    assert b"Matplotlib" not in contents[0][f"{name}.png"]
+    assert "`make reproduce EXPERIMENT=quick`" in contents[0][f"{name}.md"].decode()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_an_empty_figure_is_left_out_with_its_reason(name, tmp_path):
+    reason = write_figure(name, {}, tmp_path, "theory")
+    assert reason
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.md"]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_drawing_changes_no_global_setting(name, frames, images):
+    before = dict(mpl.rcParams)
+    load("figures", name)(frames, images)
+    assert dict(mpl.rcParams) == before
+
+
+def test_colours_belong_to_methods_not_to_places():
+    everything = style.method_styles(report_frames.frames(seeds=1))
+    some = style.method_styles(report_frames.frames(seeds=1, methods=("whitening", "ours")))
+    assert some["whitening"] == everything["whitening"]
+    assert some["ours"] == everything["ours"]
+    assert len({look.colour for look in everything.values()}) == len(everything)
+    assert "floor" not in everything
+
+
+def test_matched_baselines_share_their_methods_colour_with_other_dashes():
+    looks = style.method_styles(report_frames.frames(seeds=1, methods=("ours", "ours-P", "ours-F")))
+    assert looks["ours"].colour == looks["ours-P"].colour == looks["ours-F"].colour
+    assert len({str(look.dashes) for look in looks.values()}) == 3
+
+
+def test_metric_panels_show_means_and_floor(frames):
+    figure = load("figures", "metrics_vs_steps")(frames, {}).figure
+    panel = figure.axes[0]
+    records = frames["records"]
+    chosen = records[(records["metric"] == "frechet") & (records["space"] == "classifier-0")]
+    means = chosen[chosen["method"] == "none"].groupby("step")["value"].mean()
+    assert any(
+        np.allclose(line.get_ydata(), means) for line in panel.lines if len(line.get_xdata()) == len(means)
+    )
+    floor = chosen[chosen["method"] == "floor"]["value"].item()
+    assert any(np.allclose(line.get_ydata(), floor) for line in panel.lines)
+
+
+@pytest.mark.parametrize(("seeds", "bands", "thin"), [(1, 0, 0), (2, 0, 2), (3, 1, 0)])
+def test_bands_need_three_seeds_and_two_are_shown_one_by_one(seeds, bands, thin):
+    rows = report_frames.recovery(np.random.default_rng(0), seeds, ("ours",), "d")
+    rows = rows[(rows["method"] == "ours") & (rows["step"] == 5000)]
+    rows = rows.assign(x=rows["index"], value=rows["ratio"])
+    _, axes = style.panels(1, 1, height=1)
+    shown = style.curve(axes[0, 0], rows, style.MethodStyle("ours", "black", "o", "-"), log=True)
+    assert len(axes[0, 0].collections) == bands
+    assert len(axes[0, 0].lines) == 1 + thin
+    assert np.isfinite(shown).all()
+
+
+def test_decoder_panel_needs_decoder_numbers(frames):
+    without = frames["spectra"].assign(decoder_sensitivity=np.nan)
+    assert len(load("figures", "spectra")(frames, {}).figure.axes) == 3
+    assert len(load("figures", "spectra")({"spectra": without}, {}).figure.axes) == 2
+
+
+def test_sample_rows_are_the_images_in_order():
+    images = report_frames.images(("none",), n=3, channels=3)
+    drawing = sample_grids.draw({}, images)
+    strip = np.asarray(drawing.figure.axes[1].images[0].get_array())
+    np.testing.assert_array_equal(strip[:, :28], np.moveaxis(images["none"][0], 0, 2))
+    np.testing.assert_array_equal(strip[:, 29:57], np.moveaxis(images["none"][1], 0, 2))
+
+
+def test_images_of_a_wrong_type_are_refused():
+    with pytest.raises(PrecfmError, match="images of 'none': float64"):
+        sample_grids.draw({}, {"none": np.zeros((2, 1, 4, 4))})
+    with pytest.raises(LeftOutError):
+        sample_grids.draw({}, {"held-out": np.zeros((2, 1, 4, 4), dtype=np.uint8)})

@@ -1,0 +1,110 @@
+"""The statistics of the report against independent computations and their defining properties."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from precfm.report.statistics import (
+    geometric_estimate,
+    holm,
+    rank_correlation,
+    slope,
+    smallest_resolvable,
+    t_estimate,
+)
+
+samples = st.lists(st.floats(-100, 100), min_size=2, max_size=12).filter(lambda v: np.std(v) > 1e-3)
+
+
+@given(samples, st.floats(-5, 5))
+def test_t_estimate_agrees_with_scipy(values, null):
+    ours, theirs = t_estimate(values, null=null), stats.ttest_1samp(values, null)
+    interval = theirs.confidence_interval(0.95)
+    assert ours.p == pytest.approx(theirs.pvalue, rel=1e-6, abs=1e-12)
+    assert (ours.low, ours.high) == pytest.approx((interval.low, interval.high), rel=1e-6, abs=1e-9)
+
+
+def test_t_interval_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    estimates = [t_estimate(rng.normal(3.0, 2.0, size=4)) for _ in range(2000)]
+    covered = np.mean([estimate.low <= 3.0 <= estimate.high for estimate in estimates])
+    assert abs(covered - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
+
+
+def test_one_value_has_no_interval_and_none_has_no_value():
+    one, none = t_estimate([1.5]), t_estimate([])
+    assert one.value == 1.5
+    assert math.isnan(one.low)
+    assert math.isnan(one.p)
+    assert math.isnan(none.value)
+    assert none.n == 0
+
+
+def test_values_that_do_not_vary_have_an_interval_of_width_zero():
+    assert t_estimate([2.0] * 5).p == 0.0
+    assert t_estimate([2.0] * 5).low == t_estimate([2.0] * 5).high == 2.0
+    assert t_estimate([0.0] * 5).p == 1.0
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=2, max_size=10), st.floats(0.1, 10))
+def test_geometric_estimate_scales_with_its_values(values, factor):
+    plain, scaled = geometric_estimate(values), geometric_estimate(np.array(values) * factor)
+    assert scaled.value == pytest.approx(plain.value * factor, rel=1e-9)
+    assert plain.low <= plain.value * (1 + 1e-12)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=10))
+def test_holm_rejects_what_the_step_down_procedure_rejects(p_values):
+    adjusted, level = holm(p_values), 0.05
+    rejected = set()
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        if p_values[index] * (len(p_values) - rank) > level:
+            break
+        rejected.add(int(index))
+    assert {i for i, p in enumerate(adjusted) if p <= level} == rejected
+    assert all(after >= before for before, after in zip(p_values, adjusted, strict=True))
+
+
+def test_holm_leaves_untested_entries_out():
+    adjusted = holm([0.02, math.nan, 0.01])
+    assert adjusted[2] == pytest.approx(0.02)
+    assert adjusted[0] == pytest.approx(0.02)
+    assert math.isnan(adjusted[1])
+
+
+def test_smallest_resolvable_difference_is_found_with_the_stated_power():
+    rng = np.random.default_rng(1)
+    n, sigma = 8, 0.5
+    difference = np.mean([smallest_resolvable(rng.normal(0, sigma, n)) for _ in range(500)])
+    found = [t_estimate(rng.normal(difference, sigma, n)).p < 0.05 for _ in range(2000)]
+    assert 0.72 < np.mean(found) < 0.88
+    assert math.isnan(smallest_resolvable([1.0]))
+
+
+@given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=4, max_size=15))
+def test_rank_correlation_is_spearman_inside_its_interval(points):
+    x, y = np.array(points).T
+    ours = rank_correlation(x, y)
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        assert math.isnan(ours.value)
+        return
+    assert ours.value == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-9)
+    assert -1 <= ours.low <= ours.high <= 1
+    assert ours.low <= ours.value <= ours.high
+
+
+def test_a_perfect_correlation_of_few_points_keeps_an_interval():
+    few, many = rank_correlation(range(5), range(5)), rank_correlation(range(20), range(20))
+    assert few.value == pytest.approx(1.0)
+    assert few.low < 0.5 < many.low < many.high
+    assert math.isnan(rank_correlation(range(3), range(3)).low)
+
+
+@given(st.floats(-3, 3), st.floats(-3, 3), st.lists(st.integers(-9, 9), min_size=2, max_size=8, unique=True))
+def test_slope_of_a_line(gradient, offset, x):
+    assert slope(x, gradient * np.array(x) + offset) == pytest.approx(gradient, abs=1e-9)
+    assert math.isnan(slope([1, 1], [0, 1]))

@@ -1,0 +1,220 @@
+"""Tables: which numbers stand in a cell, at which checkpoint, under which protocol; their formats."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import report_frames
+from scipy import stats
+
+from precfm.errors import PrecfmError
+from precfm.registry import REGISTRY
+from precfm.report.formatting import estimate_texts, latex_text
+from precfm.report.products import write_table
+from precfm.report.selection import COLUMNS, LeftOutError, at_final, final_steps, frame, pair, per_seed
+from precfm.report.statistics import Estimate, holm
+from precfm.report.tables import conditioning, metrics, paired, recovery, training
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return report_frames.frames(seeds=5)
+
+
+def records_of(frames, **chosen):
+    rows = frames["records"]
+    for column, value in chosen.items():
+        rows = rows[rows[column] == value]
+    return rows
+
+
+def cell(table, **chosen):
+    for column, value in chosen.items():
+        table = table[table[column] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+def test_metric_cells_are_means_over_seeds_at_the_final_checkpoint(frames):
+    row = cell(metrics.tidy(frames), method="whitening", metric="frechet", space="classifier-0")
+    values = records_of(frames, method="whitening", metric="frechet", space="classifier-0", step=5000)[
+        "value"
+    ]
+    interval = stats.ttest_1samp(values, 0).confidence_interval()
+    assert row["value"] == pytest.approx(values.mean())
+    assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
+    assert (row["n"], row["step"]) == (5, 5000)
+
+
+def test_every_extractor_has_its_own_block(frames):
+    table = metrics.build(frames)
+    titles = [block.title for block in table.blocks]
+    assert len(titles) == len(set(titles)) == 4
+    mixed = frames["records"].copy()
+    mixed.loc[(mixed["space"] == "classifier-0") & (mixed["seed"] == 1), "extractor"] = "another"
+    assert len(metrics.build({"records": mixed}).blocks) == 5
+    assert any("`another`" in block.note for block in metrics.build({"records": mixed}).blocks)
+
+
+def test_floor_and_preconditioners_alone_are_the_last_rows(frames):
+    names = metrics.build(frames).blocks[0].cells["method"].tolist()
+    assert names[0] == "none"
+    assert names[-1] == "floor (train split)"
+    assert names[-2].endswith("alone")
+
+
+def test_evaluation_seeds_are_averaged_before_training_seeds():
+    rows = records_of({"records": report_frames.frames(seeds=2)["records"]}, metric="kid", step=5000)
+    twice = pd.concat([rows, rows.assign(evaluation_seed=1, value=rows["value"] + 0.5)])
+    once = per_seed(rows).sort_values(["method", "seed", "space"])["value"].to_numpy()
+    both = per_seed(twice).sort_values(["method", "seed", "space"])["value"].to_numpy()
+    np.testing.assert_allclose(both, once + 0.25)
+
+
+def test_a_number_that_is_not_finite_is_refused(frames):
+    records = frames["records"].copy()
+    records.loc[records.index[3], "value"] = math.nan
+    with pytest.raises(PrecfmError, match=r"seed \d+, step \d+ is nan"):
+        metrics.tidy({"records": records})
+
+
+def test_longer_runs_of_some_seeds_do_not_move_the_final_checkpoint():
+    runs = [(seed, step) for seed in range(5) for step in (10, 20)] + [(0, 90), (1, 90)]
+    rows = pd.DataFrame(
+        [("d", "none", seed, step) for seed, step in runs], columns=["dataset", "method", "seed", "step"]
+    )
+    assert final_steps(rows)[("d", "none")] == 20
+    assert set(at_final(rows)["step"]) == {20}
+
+
+def test_pairs_share_seed_step_and_protocol():
+    def row(method, seed, step, value, extractor="a"):
+        return ("d", method, seed, step, value, extractor)
+
+    rows = [row("none", s, step, 10 * s + step) for s in (0, 1) for step in (5, 10)]
+    rows += [row("m", s, step, 10 * s + step + 1) for s in (0, 1, 2) for step in (5, 10, 50)]
+    values = pd.DataFrame(rows, columns=["dataset", "method", "seed", "step", "value", "extractor"])
+    paired_up = pair(values, "m", "none", ["dataset", "extractor"])
+    assert paired_up["seed"].tolist() == [0, 1]
+    assert (paired_up["value"] - paired_up["value_baseline"]).tolist() == [1, 1]
+    assert set(paired_up["step"]) == {10}
+    other = values.assign(extractor=np.where(values["method"] == "m", "a", "b"))
+    assert pair(other, "m", "none", ["dataset", "extractor"]).empty
+
+
+def test_a_flop_matched_baseline_keeps_its_own_final_step():
+    rows = [("d", "m", 0, step, 1.0) for step in (5, 10)] + [
+        ("d", "m-F", 0, step, step) for step in (5, 10, 16)
+    ]
+    values = pd.DataFrame(rows, columns=["dataset", "method", "seed", "step", "value"])
+    assert pair(values, "m", "m-F", ["dataset"])["value_baseline"].tolist() == [16]
+    assert pair(values.replace("m-F", "m-P"), "m", "m-P", ["dataset"])["value_baseline"].tolist() == [10]
+
+
+def test_paired_differences_are_those_of_scipy_with_holm_over_the_table(frames):
+    table = paired.tidy(frames)
+    row = cell(table, method="class_whitening", metric="frechet", space="classifier-1")
+    chosen = {"metric": "frechet", "space": "classifier-1", "step": 5000}
+    ours = records_of(frames, method="class_whitening", **chosen).sort_values("seed")["value"].to_numpy()
+    base = records_of(frames, method="none", **chosen).sort_values("seed")["value"].to_numpy()
+    assert row["p"] == pytest.approx(stats.ttest_rel(ours, base).pvalue)
+    assert row["value"] == pytest.approx((ours - base).mean())
+    assert table["p_holm"].tolist() == pytest.approx(holm(table["p"].tolist()))
+    assert not table["indicative"].any()
+    assert "eigenvalue_ratio_low" not in set(table["metric"])
+
+
+def test_few_seeds_are_flagged_indicative():
+    table = paired.build(report_frames.frames(seeds=2))
+    assert table.data["indicative"].all()
+    assert table.blocks[0].cells["seeds"].str.endswith("*").all()
+    assert "indicative at most" in table.notes[0]
+
+
+def test_conditioning_of_data_classes_and_path(frames):
+    table = conditioning.tidy(frames)
+    spectra = frames["spectra"]
+    data = spectra[(spectra["space"] == "data") & (spectra["method"] == "none") & (spectra["seed"] == 0)]
+    ends = data.groupby("scope")["eigenvalue"].agg(lambda v: v.max() / v.min())
+    row = cell(table, method="data", quantity="condition_number")
+    assert row["value"] == pytest.approx(ends["all"])
+    assert cell(table, method="data", quantity="class_high")["value"] == pytest.approx(ends.drop("all").max())
+    paths = frames["path_conditioning"]
+    largest = (
+        paths[(paths["method"] == "ours") & (paths["scope"] == "all")]
+        .groupby("seed")["condition_number"]
+        .max()
+    )
+    row = cell(table, method="ours", quantity="path_condition_number")
+    assert row["value"] == pytest.approx(stats.gmean(largest))
+
+
+def test_remarks_of_preconditioners_stand_below_the_table_once(frames):
+    notes = conditioning.build(frames).notes
+    assert notes == ["class whitening: 3 classes had fewer than 200 rows; shrinkage 0.02 applied"]
+
+
+def test_recovery_summaries_by_hand():
+    rows = [("d", "m", 0, 9, index, 1.0, ratio) for index, ratio in enumerate([4.0, 0.25, 1.0, 1.0, 1.0])]
+    frames = {"recovery": pd.DataFrame(rows, columns=list(COLUMNS["recovery"]))}
+    values = recovery.tidy(frames).set_index("quantity")["value"]
+    log = math.log(4)
+    assert values["low_ratio"] == pytest.approx(1.0)  # lowest quartile of five directions: two
+    assert values["low_log_error"] == pytest.approx(log)
+    assert values["log_error"] == pytest.approx(2 * log / 5)
+    assert values["worst_log_error"] == pytest.approx(log)
+
+
+def test_training_table_has_only_metrics_with_a_course(frames):
+    table = training.tidy(frames)
+    assert "precision" not in set(table["metric"])
+    assert set(table["step"]) == set(report_frames.STEPS)
+    heads = training.build(frames).blocks[0].cells.columns.tolist()
+    assert heads == ["method", "500", "1,000", "2,000", "3,500", "5,000"]
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY["tables"]))
+def test_tables_are_written_in_three_formats_with_the_same_bytes(name, frames, tmp_path):
+    texts = []
+    for attempt in ("a", "b"):
+        folder = tmp_path / attempt
+        folder.mkdir()
+        shuffled = {key: rows.sample(frac=1, random_state=1) for key, rows in frames.items()}
+        assert write_table(name, frames if attempt == "a" else shuffled, folder, "quick") is None
+        texts.append([(folder / f"{name}.{ending}").read_text(encoding="utf-8") for ending in ("md", "tex")])
+        assert not pd.read_csv(folder / f"{name}.csv").empty
+    assert texts[0] == texts[1]
+    markdown, latex = texts[0]
+    assert "make reproduce EXPERIMENT=quick" in markdown
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == markdown.count("| --- |")
+    assert latex.isascii()
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY["tables"]))
+def test_an_empty_table_is_left_out_with_its_reason(name, tmp_path):
+    reason = write_table(name, {}, tmp_path, "theory")
+    assert reason
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.md"]
+    assert reason in (tmp_path / f"{name}.md").read_text()
+
+
+def test_missing_columns_are_named(frames):
+    with pytest.raises(PrecfmError, match="records: column 'space' is missing"):
+        frame({"records": frames["records"].drop(columns="space")}, "records")
+    with pytest.raises(LeftOutError):
+        paired.tidy({"records": records_of(frames, method="none")})
+
+
+def test_a_column_shares_decimals_and_power_of_ten():
+    column = [Estimate(1.23456, 1.13456, 1.33456, 3), Estimate(9.9, math.nan, math.nan, 1)]
+    assert estimate_texts(column) == ["1.23 ± 0.10", "9.90"]
+    assert estimate_texts([Estimate(math.nan, math.nan, math.nan, 0)]) == ["–"]
+
+
+def test_latex_escapes_everything_that_a_name_may_hold():
+    assert latex_text("a_b & 50% #1 {x}") == r"a\_b \& 50\% \#1 \{x\}"
+    assert (
+        latex_text("|x| ↓ κ(Σₜ) 10⁻⁴ ± é")
+        == r"$|$x$|$ $\downarrow$ $\kappa$($\Sigma$$_t$) 10$^{-4}$ $\pm$ \'e"
+    )
