@@ -316,6 +316,14 @@ def test_checkpoints_hold_the_average_of_their_moment() -> None:
         assert_same(Outcome(short, None).module.state_dict(), weights)
 
 
+def test_average_has_the_buffers_of_the_trained_module() -> None:
+    averaged, plain = (
+        Outcome(replace(FULL, ema_decay=decay, validate_every=0), None).module for decay in (0.9, None)
+    )
+    assert not torch.equal(next(averaged.parameters()), next(plain.parameters()))
+    assert_same(dict(averaged.named_buffers()), dict(plain.named_buffers()))
+
+
 def test_scratch_folder_changes_nothing(tmp_path: Path) -> None:
     Outcome(FULL, None).assert_equal(Outcome(FULL, tmp_path / "scratch"))
 
@@ -371,6 +379,7 @@ def test_killed_while_saving(
             raise Killed
         return moved
 
+    (tmp_path / "state-00000006-1.part").write_bytes(b"left by an earlier process")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", dying)
         with pytest.raises(Killed):
@@ -479,6 +488,18 @@ def test_all_states_damaged_starts_over(tmp_path: Path) -> None:
 def test_damaged_checkpoint_is_made_again(tmp_path: Path, step: int) -> None:
     interrupted(tmp_path)
     damage(next(tmp_path.glob(f"checkpoint-{step:08d}-*")), "truncated")
+    Outcome(FULL, tmp_path).assert_equal(Outcome(FULL, None))
+
+
+def test_checkpoint_after_the_resumed_state_is_made_again(tmp_path: Path) -> None:
+    """Another machine may have written other bytes for a step that this one trains again."""
+    interrupted(tmp_path)
+    own = next(tmp_path.glob("checkpoint-00000020-*"))
+    weights, facts = read_verified(own)
+    other = own
+    while other.name >= own.name:  # so that it would be found first
+        weights = {name: tensor + 1 for name, tensor in weights.items()}
+        other = write_verified(tmp_path, "checkpoint-00000020", weights, facts)
     Outcome(FULL, tmp_path).assert_equal(Outcome(FULL, None))
 
 
