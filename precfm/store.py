@@ -140,12 +140,12 @@ def collect_claims() -> list[str]:
     Returns:
         The experiments whose verdicts were merged.
     """
-    from precfm.report.claims import merge_claims
+    from precfm.report.claims_document import merge_claims
 
     files = sorted(RESULTS.glob("[!.]*/claims.json"))
     if not files:
         raise PrecfmError(f"{RESULTS}: holds no published claims; run `make reproduce` first")
-    as_json, as_markdown = merge_claims([json.loads(file.read_text(encoding="utf-8")) for file in files])
+    as_json, as_markdown = merge_claims([file.read_text(encoding="utf-8") for file in files])
     (RESULTS / "claims.json").write_text(as_json, encoding="utf-8")
     (RESULTS / "claims.md").write_text(as_markdown, encoding="utf-8")
     return [file.parent.name for file in files]

@@ -1,7 +1,9 @@
 """Kind `verdicts`: what the experiment says about every claim of the paper."""
 
 from precfm.artifacts import Job, run_rule
-from precfm.report.claims import evaluate_claims, parse_claims, write_claims
+from precfm.report.claims import parse_claims
+from precfm.report.claims_document import write_claims
+from precfm.report.verdicts import evaluate_claims
 
 
 def make(job: Job) -> None:
