@@ -69,6 +69,17 @@ def test_matched_baselines_share_their_methods_colour_with_other_dashes():
     assert len({str(look.dashes) for look in looks.values()}) == 3
 
 
+def test_a_legend_of_long_names_stays_inside_the_figure():
+    with style.publication():
+        figure, _ = style.panels(1, 1, height=2)
+        names = [f"none, parameters as method {i}" for i in range(7)]
+        style.legend(figure, [style.MethodStyle(name, "black", "o", "-") for name in names])
+        figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+
+
 def test_metric_panels_show_means_and_floor(frames):
     figure = load("figures", "metrics_vs_steps")(frames, {}).figure
     panel = figure.axes[0]

@@ -257,8 +257,15 @@ def legend(
     """
     handles = [Line2D([], [], label=style.label, **style.line()) for style in styles]
     handles += [Line2D([], [], label=label, **line) for label, line in extra]
-    columns = min(len(handles), 5)
+    labels = [str(handle.get_label()) for handle in handles]
+    columns = next(n for n in range(min(len(labels), 5), 0, -1) if n == 1 or _legend_width(labels, n) < WIDTH)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.6)
+
+
+def _legend_width(labels: Sequence[str], columns: int) -> float:
+    """Inches that a legend takes, about: labels fill one column after the other."""
+    longest = [max(map(len, part)) for part in np.array_split(np.array(labels), columns)]
+    return sum(0.53 + 0.053 * letters for letters in longest)
 
 
 def fit_to_means(ax: Axes, values: Sequence[float], *, log: bool) -> None:
