@@ -1,4 +1,4 @@
-"""Experiment: trained networks on mixtures; (i) weights vary, (ii) one component's conditioning varies (C5)."""
+"""Experiment: networks on mixtures; (i) weights vary, (ii) one component's conditioning varies (C5)."""
 
 from typing import Any, Literal
 

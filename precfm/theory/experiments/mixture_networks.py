@@ -1,4 +1,4 @@
-"""Experiment: trained networks on a mixture: preconditioners beside compute-matched baselines (C5, C6, C7, C10).
+"""Experiment: networks on a mixture: preconditioners beside compute-matched baselines (C5 to C7, C10).
 
 The refutation test of the paper: in controlled mixtures, no better path conditioning or low-eigenvalue
 recovery than compute-matched baselines.
@@ -107,9 +107,8 @@ def run(
         `components`: (regime, method, seed, component, condition_number, ratio_low, log_error_low, log_error,
         excess: of the field in data space, NaN with a preconditioner); `methods`: (regime, method, seed,
             width,
-        steps, parameters, preconditioner_parameters, kappa of the flow's space, kappa_worst of its classes,
-        kappa_between and the like at t = 0.9). Method `floor` is an independent draw of the law of equal
-        size.
+        steps, parameters, preconditioner_parameters, loss, kappa of the flow's space, kappa_worst of its
+        classes). Method `floor` is an independent draw of the law of equal size.
     """
     law = mixture(dim, condition_numbers, separation=separation, seed=derived_seed(seed, "law"))
     x, labels = law.sample(data_size, derived_seed(seed, "data"))
@@ -131,12 +130,12 @@ def run(
             if baselines:
                 wider, longer = matched_recipes(problem, base, fitted)
                 baseline_recipes |= {f"{method}-P": wider, f"{method}-F": longer}
-        for method, recipe in baseline_recipes.items():
+        for baseline, recipe in baseline_recipes.items():
             if recipe not in trained:
-                trained[recipe] = train_and_compare(problem, recipe, None, method)
+                trained[recipe] = train_and_compare(problem, recipe, None, baseline)
             rows, facts = trained[recipe]
-            components += [name | {"method": method} | row for row in rows]
-            methods.append(name | {"method": method} | facts)
+            components += [name | {"method": baseline} | row for row in rows]
+            methods.append(name | {"method": baseline} | facts)
         drawn = law.sample(samples, derived_seed(seed, "floor"))
         rows = compare(problem, *drawn, excess=None)
         components += [name | {"method": "floor"} | row for row in rows]

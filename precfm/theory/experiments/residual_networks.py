@@ -1,4 +1,4 @@
-"""Experiment: residual condition number x width x weight decay: when geometry outweighs capacity (C10, C11)."""
+"""Experiment: residual condition number x width x weight decay: does geometry outweigh capacity?"""
 
 import itertools
 from typing import Any
