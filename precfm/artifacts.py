@@ -101,7 +101,9 @@ class Artifact:
         try:
             return cls(folder, json.loads((folder / RECORD).read_text(encoding="utf-8")))
         except FileNotFoundError:
-            raise PrecfmError(f"{folder}: no complete artifact there; run `make reproduce` to make it") from None
+            raise PrecfmError(
+                f"{folder}: no complete artifact there; run `make reproduce` to make it"
+            ) from None
         except ValueError as error:
             raise PrecfmError(f"{folder / RECORD}: damaged ({error}); {_REMEDY}") from None
 
@@ -125,13 +127,17 @@ class Artifact:
         file = self.folder / name
         expected = self.record["files"].get(name)
         if expected is None:
-            raise PrecfmError(f"{file}: not part of this artifact, which holds {', '.join(self.record['files'])}")
+            raise PrecfmError(
+                f"{file}: not part of this artifact, which holds {', '.join(self.record['files'])}"
+            )
         try:
             found = file_sha256(file)
         except OSError as error:
             raise PrecfmError(f"{file}: {error.strerror or error}; {_REMEDY}") from None
         if found != expected["sha256"]:
-            raise PrecfmError(f"{file}: damaged (checksum {found[:12]}, expected {expected['sha256'][:12]}); {_REMEDY}")
+            raise PrecfmError(
+                f"{file}: damaged (checksum {found[:12]}, expected {expected['sha256'][:12]}); {_REMEDY}"
+            )
         return file
 
     def verified(self) -> Path:
@@ -202,7 +208,9 @@ class Job:
         """Write tensors as one safetensors file."""
         from safetensors.torch import save_file
 
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, self.folder / name)
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, self.folder / name
+        )
 
 
 Make = Callable[[Job], None]
@@ -260,7 +268,12 @@ def adopt(node: Node) -> bool:
             if place.name == ".attic":
                 _put(folder, node.folder)
             else:
-                copy = RESULTS / ".work" / "parts" / f"{node.kind}-{node.key}.copy-{socket.gethostname()}-{os.getpid()}"
+                copy = (
+                    RESULTS
+                    / ".work"
+                    / "parts"
+                    / f"{node.kind}-{node.key}.copy-{socket.gethostname()}-{os.getpid()}"
+                )
                 shutil.rmtree(copy, ignore_errors=True)
                 shutil.copytree(Artifact.open(folder).verified(), copy)
                 _put(copy, node.folder)
@@ -306,16 +319,19 @@ def _without_label(parent_id: str) -> str:
 
 
 def made_on(device: str) -> dict[str, Any]:
-    """What may change the bytes from machine to machine; constant on one machine."""
-    import torch
+    """What may change the bytes from machine to machine; constant on one machine.
 
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-    }
+    Jobs that never loaded torch, such as tables, do not depend on it.
+    """
+    place: dict[str, Any] = {"python": platform.python_version()}
+    if (torch := sys.modules.get("torch")) is not None:
+        place |= {
+            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+            "torch": torch.__version__,
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+        }
+    return place
 
 
 def file_sha256(file: Path) -> str:
@@ -347,10 +363,9 @@ def run_rule(make: Make, snakemake: Any) -> None:
 
     A user's mistake is told in one line on standard error, and kept beside the log for the end of the run.
     """
-    import torch
-
     node = Node.from_json(snakemake.params.node)
-    torch.set_num_threads(snakemake.threads)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(snakemake.threads)
     log = Path(snakemake.log[0])
     complaint = log.with_suffix(".error")
     complaint.unlink(missing_ok=True)

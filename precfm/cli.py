@@ -10,7 +10,12 @@ import typer
 
 from precfm.errors import PrecfmError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Preconditioned flow matching: pipeline and library.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Preconditioned flow matching: pipeline and library.",
+)
 data_app = typer.Typer(no_args_is_help=True, help="Raw data: fetch it, or register your own.")
 app.add_typer(data_app, name="data")
 
@@ -42,7 +47,9 @@ def list_artifacts(
 @app.command()
 def make(
     experiment: ExperimentName,
-    ids: Annotated[list[str] | None, typer.Argument(help="Kinds, or KIND/LABEL-KEY; default: everything.")] = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(help="Kinds, or KIND/LABEL-KEY; default: everything.")
+    ] = None,
 ) -> None:
     """Make artifacts in order, without Snakemake: for machines that have only the library."""
     from precfm.plan import KINDS, SCRIPTS, load_plan
@@ -117,7 +124,9 @@ def fetch_data(name: Annotated[str, typer.Argument(help="A source in data/source
     from precfm.plan import SOURCES
 
     mirror = os.environ.get("PRECFM_MIRROR")
-    for line in fetch(name, Path("data/raw") / name, sources_file=SOURCES, mirror=Path(mirror) if mirror else None):
+    for line in fetch(
+        name, Path("data/raw") / name, sources_file=SOURCES, mirror=Path(mirror) if mirror else None
+    ):
         typer.echo(line)
 
 
@@ -131,4 +140,6 @@ def add_data(
     from precfm.plan import SOURCES
 
     add_source(name, path, SOURCES)
-    typer.echo(f"{name}: registered in {SOURCES}; in a config it is `source: {{name: imagefolder, source: {name}}}`")
+    typer.echo(
+        f"{name}: registered in {SOURCES}; in a config it is `source: {{name: imagefolder, source: {name}}}`"
+    )

@@ -44,7 +44,9 @@ def spectrum_frame(x: Tensor, labels: Tensor, space: str, sensitivity: Tensor | 
     return pd.concat(frames, ignore_index=True)
 
 
-def path_frame(x: Tensor, labels: Tensor, path: ProbabilityPath, times: tuple[float, ...] = TIMES) -> pd.DataFrame:
+def path_frame(
+    x: Tensor, labels: Tensor, path: ProbabilityPath, times: tuple[float, ...] = TIMES
+) -> pd.DataFrame:
     """Condition number and effective rank of Sigma_t along a path, with the overall scale of the data fixed.
 
     The scale of all data is fixed once (mean variance one), because kappa(Sigma_t) depends on it.

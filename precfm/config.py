@@ -23,7 +23,9 @@ from precfm.registry import import_string
 
 CONFIG_FOLDER = Path("config")
 Model = TypeVar("Model", bound=BaseModel)
-FILLED_IN = frozenset({"dim", "num_classes", "channels", "image_size"})  # known from the data, never configured
+FILLED_IN = frozenset(
+    {"dim", "num_classes", "channels", "image_size"}
+)  # known from the data, never configured
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,14 @@ class Flow(Strict):
     @model_validator(mode="after")
     def _checkpoints_lie_within(self) -> "Flow":
         steps, checkpoints = self.training.steps, self.training.checkpoints
-        if not checkpoints or list(checkpoints) != sorted(set(checkpoints)) or not 0 < checkpoints[-1] <= steps:
-            raise PrecfmError(f"training.checkpoints: got {list(checkpoints)}; rising steps up to {steps} are needed")
+        if (
+            not checkpoints
+            or list(checkpoints) != sorted(set(checkpoints))
+            or not 0 < checkpoints[-1] <= steps
+        ):
+            raise PrecfmError(
+                f"training.checkpoints: got {list(checkpoints)}; rising steps up to {steps} are needed"
+            )
         return self
 
 
@@ -178,15 +186,15 @@ class Experiment(Strict):
     description: str
     device: Literal["cpu", "cuda"] = "cpu"
     threads: Positive = 1
-    datasets: dict[str, Dataset] = {}
-    autoencoders: dict[str, Autoencoder] = {}
+    datasets: dict[str, Dataset] = Field(default_factory=dict)
+    autoencoders: dict[str, Autoencoder] = Field(default_factory=dict)
     classifiers: Classifiers | None = None
-    methods: dict[str, Method] = {}
+    methods: dict[str, Method] = Field(default_factory=dict)
     baseline: str = "none"
     seeds: tuple[int, ...] = ()
     sampling: Sampling | None = None
     evaluation: Evaluation = Evaluation()
-    theory: dict[str, Theory] = {}
+    theory: dict[str, Theory] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _whole(self) -> "Experiment":
@@ -195,14 +203,19 @@ class Experiment(Strict):
         for room in (self.datasets, self.autoencoders, self.methods, self.theory):
             for name in room:
                 if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]*", name) or name == "floor":
-                    raise PrecfmError(f"name '{name}': letters, digits and . _ = + - are needed, and 'floor' is taken")
-        parts = {"autoencoders": self.autoencoders, "classifiers": self.classifiers, "methods": self.methods}
-        parts |= {"seeds": self.seeds, "sampling": self.sampling}
-        missing = [name for name, part in parts.items() if not part]
+                    raise PrecfmError(
+                        f"name '{name}': letters, digits and . _ = + - are needed, and 'floor' is taken"
+                    )
+        needed = ("autoencoders", "classifiers", "methods", "seeds", "sampling")
+        missing = [name for name in needed if not getattr(self, name)]
         if self.datasets and missing:
-            raise PrecfmError(f"datasets: given without {', '.join(missing)}; a data experiment needs them all")
+            raise PrecfmError(
+                f"datasets: given without {', '.join(missing)}; a data experiment needs them all"
+            )
         if self.methods and self.baseline not in self.methods:
-            raise PrecfmError(f"baseline: '{self.baseline}' is no method of this experiment ({', '.join(self.methods)})")
+            raise PrecfmError(
+                f"baseline: '{self.baseline}' is no method of this experiment ({', '.join(self.methods)})"
+            )
         if not self.datasets and not self.theory:
             raise PrecfmError("datasets, theory: both are empty, so there is nothing to make")
         for name, dataset in self.datasets.items():
@@ -248,7 +261,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+|[-+]?\.\d+[eE][-+]?\d+"), list("-+.0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+|[-+]?\.\d+[eE][-+]?\d+"),
+    list("-+.0123456789"),
 )
 
 
@@ -257,12 +272,15 @@ def _extended(name: str, folder: Path, seen: tuple[str, ...]) -> dict[str, Any]:
     raw = read_yaml(file)
     if not isinstance(raw, dict):
         raise PrecfmError(f"{file}: got {type(raw).__name__}; a mapping of fields is needed")
+    raw = dict(raw)
     base = raw.pop("extends", None)
     if base is None:
         return raw
     if base in (*seen, name):
-        raise PrecfmError(f"{file}: extends: '{base}' extends this file in turn; a chain without a circle is needed")
-    return merge(_extended(str(base), folder, (*seen, name)), raw)
+        raise PrecfmError(
+            f"{file}: extends: '{base}' extends this file in turn; a chain without a circle is needed"
+        )
+    return dict(merge(_extended(str(base), folder, (*seen, name)), raw))
 
 
 def merge(base: Any, change: Any) -> Any:
@@ -286,7 +304,7 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
     """
     raw = dict(raw)
     shared = raw.pop("flow", {})
-    methods: dict[str, Any] = {}
+    methods: dict[str, Any] = Field(default_factory=dict)
     for name, method in (raw.get("methods") or {}).items():
         for field in {"preconditioner"} - set(method or {}):
             raise PrecfmError(f"methods.{name}.{field}: missing; a mapping with a 'name' is needed")

@@ -113,7 +113,9 @@ def _fields(node: ast.AST) -> Iterator[tuple[str, object]]:
     for name, value in ast.iter_fields(node):
         if isinstance(node, ast.Constant) and name == "kind":  # u"x" is "x"
             continue
-        if isinstance(node, ast.JoinedStr) and isinstance(value, list):  # Python 3.12 leaves empty strings there
+        if isinstance(node, ast.JoinedStr) and isinstance(
+            value, list
+        ):  # Python 3.12 leaves empty strings there
             yield name, [part for part in value if not (isinstance(part, ast.Constant) and part.value == "")]
         elif documented and name == "body" and ast.get_docstring(node, clean=False) is not None:  # type: ignore[arg-type]
             yield name, value[1:]

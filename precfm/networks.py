@@ -12,7 +12,9 @@ from precfm.registry import load
 from precfm.training import seeded_module
 
 
-def new_network(room: str, spec: Mapping[str, Any], seed: int, **filled_in: Any) -> tuple[nn.Module, dict[str, Any]]:
+def new_network(
+    room: str, spec: Mapping[str, Any], seed: int, **filled_in: Any
+) -> tuple[nn.Module, dict[str, Any]]:
     """Build a registered network with seeded initial weights.
 
     Args:
@@ -34,7 +36,9 @@ def save_network(network: nn.Module, description: Mapping[str, Any], folder: Pat
     """Write `model.safetensors` and `model.json`."""
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
-    (folder / "model.json").write_text(json.dumps(description, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "model.json").write_text(
+        json.dumps(description, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
 
 
 def load_network(folder: Path, device: str = "cpu", weights: Path | None = None) -> nn.Module:

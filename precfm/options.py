@@ -68,7 +68,9 @@ def options_of(target: str, without: frozenset[str] = frozenset()) -> type[Stric
             kind = eval(compile(ast.Expression(annotation), target, "eval"), dict(_TYPES))  # our own source
             fields[option] = (kind, ast.literal_eval(default))
         except (NameError, ValueError) as error:
-            raise PrecfmError(f"{target}: option '{option}' needs a plain type and a literal default ({error})") from None
+            raise PrecfmError(
+                f"{target}: option '{option}' needs a plain type and a literal default ({error})"
+            ) from None
     return create_model(name, __base__=Strict, **fields)
 
 
@@ -115,7 +117,10 @@ def _init_options(definition: ast.ClassDef) -> list[_Option]:
 def _argument_options(function: ast.FunctionDef) -> list[_Option]:
     arguments = function.args
     positional = arguments.args[len(arguments.args) - len(arguments.defaults) :]
-    pairs = [*zip(positional, arguments.defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    pairs = [
+        *zip(positional, arguments.defaults, strict=True),
+        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+    ]
     return [
         (argument.arg, argument.annotation, default)
         for argument, default in pairs

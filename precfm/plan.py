@@ -75,7 +75,8 @@ class Plan:
             modules: modules that its script loads by name.
         """
         families = {
-            role: (nodes,) if isinstance(nodes, Node) else tuple(nodes) for role, nodes in (parents or {}).items()
+            role: (nodes,) if isinstance(nodes, Node) else tuple(nodes)
+            for role, nodes in (parents or {}).items()
         }
         code = fingerprint(SCRIPTS / KINDS[kind], modules)
         content = [
@@ -106,7 +107,9 @@ class Plan:
             return self.nodes[node_id]
         except KeyError:
             name = self.experiment.name
-            raise PrecfmError(f"{node_id}: not in the plan of {name}; `precfm ls {name}` lists what is") from None
+            raise PrecfmError(
+                f"{node_id}: not in the plan of {name}; `precfm ls {name}` lists what is"
+            ) from None
 
     @property
     def key(self) -> str:
@@ -143,7 +146,9 @@ class _Builder:
         spec, classifiers = self.experiment.datasets[name], self.experiment.classifiers
         assert classifiers is not None, "checked by the configuration"
         checksum = source_manifest(spec.source_name, SOURCES).checksum
-        data = self.plan.add("data", name, {"dataset": spec, "checksum": checksum}, modules=[spec.source.module])
+        data = self.plan.add(
+            "data", name, {"dataset": spec, "checksum": checksum}, modules=[spec.source.module]
+        )
         judges = [
             self.plan.add(
                 "classifiers",
@@ -168,7 +173,7 @@ class _Builder:
         features = self.plan.add(
             "features", label, {}, {"data": data, "classifiers": tuple(judges), "latents": latents}
         )
-        shared = {"data": data, "latents": latents, "autoencoder": autoencoder}
+        shared: dict[str, Node | tuple[Node, ...]] = {"data": data, "latents": latents, "autoencoder": autoencoder}
         shared |= {"classifiers": tuple(judges), "features": features}
         self._report("latents", latents, dataset=label)
         self._evaluate(label, "floor", 0, {"source": "train"}, {"latents": latents}, shared)
@@ -198,7 +203,11 @@ class _Builder:
         self._report("diagnostics", diagnostics, **about)
         parents = {"latents": latents, "preconditioner": preconditioner}
         trained = self.plan.add(
-            "flows", f"{label}-{name}-s{seed}", {"flow": flow, "seed": seed}, parents, [flow.model.module, flow.path.module]
+            "flows",
+            f"{label}-{name}-s{seed}",
+            {"flow": flow, "seed": seed},
+            parents,
+            [flow.model.module, flow.path.module],
         )
         self._report("flows", trained, **about)
         self._evaluate(label, name, seed, {"source": "flow"}, {**parents, "flow": trained}, shared)
@@ -206,7 +215,13 @@ class _Builder:
             self._evaluate(label, f"alone:{name}", seed, {"source": "preconditioner"}, parents, shared)
 
     def _evaluate(
-        self, label: str, method: str, seed: int, source: Mapping[str, Any], parents: Mapping[str, Node], shared: Mapping[str, Any]
+        self,
+        label: str,
+        method: str,
+        seed: int,
+        source: Mapping[str, Any],
+        parents: Mapping[str, Node],
+        shared: Mapping[str, Any],
     ) -> None:
         title = f"{label}-{method.replace(':', '-')}-s{seed}"
         samples = self.plan.add("samples", title, {**source, "sampling": self.experiment.sampling}, parents)
@@ -218,13 +233,19 @@ class _Builder:
     def _theory(self) -> None:
         for name, spec in self.experiment.theory.items():
             for seed in spec.seeds:
-                node = self.plan.add("theory", f"{name}-s{seed}", {"run": spec.run, "seed": seed}, modules=[spec.run.module])
+                node = self.plan.add(
+                    "theory", f"{name}-s{seed}", {"run": spec.run, "seed": seed}, modules=[spec.run.module]
+                )
                 self._report("theory", node, name=name, run=spec.run.name, seed=seed)
 
     def _reports(self) -> None:
         experiment = self.experiment
         frames = self.plan.add("frames", experiment.name, {"about": self.about}, self.reported)
-        about = {"experiment": experiment.name, "methods": list(experiment.methods), "baseline": experiment.baseline}
+        about = {
+            "experiment": experiment.name,
+            "methods": list(experiment.methods),
+            "baseline": experiment.baseline,
+        }
         for room, kind in (("tables", "table_files"), ("figures", "figure_files")):
             for name, target in REGISTRY[room].items():
                 module = target.split(":")[0]
@@ -236,4 +257,7 @@ def _modules(component: Component) -> list[str]:
     """The module of a component and of those named inside its options."""
     stages = [plain(component.options).get("stages", [])]
     inner = [stage["name"] for stage in stages[0] if isinstance(stage, dict) and "name" in stage]
-    return [component.module, *(REGISTRY[component.room][name].split(":")[0] for name in inner if name in REGISTRY[component.room])]
+    return [
+        component.module,
+        *(REGISTRY[component.room][name].split(":")[0] for name in inner if name in REGISTRY[component.room]),
+    ]

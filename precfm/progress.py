@@ -44,7 +44,11 @@ class _Lines:
         if now - self._last >= LINE_EVERY_SECONDS or self._done >= self._total:
             self._last = now
             values = " ".join(f"{name}={value}" for name, value in self._values.items())
-            print(f"{self._description}: {self._done}/{self._total} {values}".rstrip(), file=sys.stderr, flush=True)
+            print(
+                f"{self._description}: {self._done}/{self._total} {values}".rstrip(),
+                file=sys.stderr,
+                flush=True,
+            )
 
     def set(self, **values: Any) -> None:
         self._values = values

@@ -1,10 +1,10 @@
 """The results folder as a whole: what leaves a plan goes to the attic, what is finished is published.
 
-    results/<experiment>/<kind>/     artifacts of the plan, versioned by DVC
-    results/<experiment>/tables/ ... products with plain names, in git
-    results/<experiment>/records/    logs, times, stamps: whatever changes from run to run
-    results/.attic/                  artifacts that no plan wants at present
-    results/.work/                   locks, part-folders and scratch of running jobs
+results/<experiment>/<kind>/     artifacts of the plan, versioned by DVC
+results/<experiment>/tables/ ... products with plain names, in git
+results/<experiment>/records/    logs, times, stamps: whatever changes from run to run
+results/.attic/                  artifacts that no plan wants at present
+results/.work/                   locks, part-folders and scratch of running jobs
 """
 
 import json
@@ -88,7 +88,9 @@ def publish(plan: Plan) -> None:
         if name:
             for stale in set(target.iterdir()) - kept:
                 stale.unlink()
-    (home / "manifest.json").write_text(json.dumps(_manifest(plan), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (home / "manifest.json").write_text(
+        json.dumps(_manifest(plan), indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
     _publish_times(home, plan)
 
 
@@ -123,7 +125,14 @@ def _publish_times(home: Path, plan: Plan) -> None:
         file = home / "records" / "benchmarks" / node.kind / f"{node.name}.tsv"
         if file.is_file():
             times = pd.read_csv(file, sep="\t").iloc[-1]
-            rows.append({"kind": node.kind, "artifact": node.name, "seconds": times["s"], "max_rss_mb": times["max_rss"]})
+            rows.append(
+                {
+                    "kind": node.kind,
+                    "artifact": node.name,
+                    "seconds": times["s"],
+                    "max_rss_mb": times["max_rss"],
+                }
+            )
     if rows:
         (home / "records").mkdir(exist_ok=True)
         pd.DataFrame(rows).to_csv(home / "records" / "wall_time.csv", index=False)
@@ -131,7 +140,9 @@ def _publish_times(home: Path, plan: Plan) -> None:
 
 def summary(plan: Plan) -> list[tuple[str, int, int]]:
     """For every kind: how many artifacts the plan wants, and how many exist."""
-    return [(kind, len(nodes), sum(node.exists for node in nodes)) for kind in KINDS if (nodes := plan.of(kind))]
+    return [
+        (kind, len(nodes), sum(node.exists for node in nodes)) for kind in KINDS if (nodes := plan.of(kind))
+    ]
 
 
 def collect_claims() -> list[str]:

@@ -26,7 +26,11 @@ PUBLISHED = f"{RECORDS}/published-{PLAN.key}"
 
 def artifacts(kind=None):
     """The record of every artifact of a kind; of the whole plan without a kind."""
-    return [f"{node.folder}/artifact.json" for node in PLAN.nodes.values() if kind in (None, node.kind)]
+    return [
+        f"{node.folder}/artifact.json"
+        for node in PLAN.nodes.values()
+        if kind in (None, node.kind)
+    ]
 
 
 def parents(kind):
@@ -36,7 +40,11 @@ def parents(kind):
         node = PLAN.node(f"{kind}/{wildcards.name}")
         if node.exists:
             return []
-        return [f"{PLAN.node(parent).folder}/artifact.json" for ids in node.parents.values() for parent in ids]
+        return [
+            f"{PLAN.node(parent).folder}/artifact.json"
+            for ids in node.parents.values()
+            for parent in ids
+        ]
 
     return of
 

@@ -10,9 +10,9 @@ rule data:
         f"{RECORDS}/logs/data/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/data/{{name}}.tsv"
+    threads: PLAN.experiment.threads
     params:
         node=node("data"),
-    threads: PLAN.experiment.threads
     script:
         "../workflow_scripts/data.py"
 

@@ -10,11 +10,11 @@ rule classifiers:
         f"{RECORDS}/logs/classifiers/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/classifiers/{{name}}.tsv"
-    params:
-        node=node("classifiers"),
     threads: PLAN.experiment.threads
     resources:
         gpu=gpus,
+    params:
+        node=node("classifiers"),
     script:
         "../workflow_scripts/classifier.py"
 
@@ -33,11 +33,11 @@ rule autoencoders:
         f"{RECORDS}/logs/autoencoders/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/autoencoders/{{name}}.tsv"
-    params:
-        node=node("autoencoders"),
     threads: PLAN.experiment.threads
     resources:
         gpu=gpus,
+    params:
+        node=node("autoencoders"),
     script:
         "../workflow_scripts/autoencoder.py"
 
@@ -56,11 +56,11 @@ rule latents:
         f"{RECORDS}/logs/latents/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/latents/{{name}}.tsv"
-    params:
-        node=node("latents"),
     threads: PLAN.experiment.threads
     resources:
         gpu=gpus,
+    params:
+        node=node("latents"),
     script:
         "../workflow_scripts/latents.py"
 
@@ -79,11 +79,11 @@ rule features:
         f"{RECORDS}/logs/features/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/features/{{name}}.tsv"
-    params:
-        node=node("features"),
     threads: PLAN.experiment.threads
     resources:
         gpu=gpus,
+    params:
+        node=node("features"),
     script:
         "../workflow_scripts/features.py"
 

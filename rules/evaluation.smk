@@ -10,11 +10,11 @@ rule evaluations:
         f"{RECORDS}/logs/evaluations/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/evaluations/{{name}}.tsv"
-    params:
-        node=node("evaluations"),
     threads: PLAN.experiment.threads
     resources:
         gpu=gpus,
+    params:
+        node=node("evaluations"),
     script:
         "../workflow_scripts/evaluation.py"
 

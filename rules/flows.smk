@@ -10,11 +10,11 @@ rule flows:
         f"{RECORDS}/logs/flows/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/flows/{{name}}.tsv"
-    params:
-        node=node("flows"),
     threads: PLAN.experiment.threads
     resources:
         gpu=gpus,
+    params:
+        node=node("flows"),
     script:
         "../workflow_scripts/flow.py"
 
@@ -33,11 +33,11 @@ rule samples:
         f"{RECORDS}/logs/samples/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/samples/{{name}}.tsv"
-    params:
-        node=node("samples"),
     threads: PLAN.experiment.threads
     resources:
         gpu=gpus,
+    params:
+        node=node("samples"),
     script:
         "../workflow_scripts/samples.py"
 

@@ -10,11 +10,11 @@ rule preconditioners:
         f"{RECORDS}/logs/preconditioners/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/preconditioners/{{name}}.tsv"
-    params:
-        node=node("preconditioners"),
     threads: PLAN.experiment.threads
     resources:
         gpu=gpus,
+    params:
+        node=node("preconditioners"),
     script:
         "../workflow_scripts/preconditioner.py"
 
@@ -33,9 +33,9 @@ rule diagnostics:
         f"{RECORDS}/logs/diagnostics/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/diagnostics/{{name}}.tsv"
+    threads: PLAN.experiment.threads
     params:
         node=node("diagnostics"),
-    threads: PLAN.experiment.threads
     script:
         "../workflow_scripts/diagnostics.py"
 

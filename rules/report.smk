@@ -10,9 +10,9 @@ rule frames:
         f"{RECORDS}/logs/frames/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/frames/{{name}}.tsv"
+    threads: PLAN.experiment.threads
     params:
         node=node("frames"),
-    threads: PLAN.experiment.threads
     script:
         "../workflow_scripts/frames.py"
 
@@ -31,9 +31,9 @@ rule table_files:
         f"{RECORDS}/logs/table_files/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/table_files/{{name}}.tsv"
+    threads: PLAN.experiment.threads
     params:
         node=node("table_files"),
-    threads: PLAN.experiment.threads
     script:
         "../workflow_scripts/table.py"
 
@@ -52,9 +52,9 @@ rule figure_files:
         f"{RECORDS}/logs/figure_files/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/figure_files/{{name}}.tsv"
+    threads: PLAN.experiment.threads
     params:
         node=node("figure_files"),
-    threads: PLAN.experiment.threads
     script:
         "../workflow_scripts/figure.py"
 
@@ -73,9 +73,9 @@ rule verdicts:
         f"{RECORDS}/logs/verdicts/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/verdicts/{{name}}.tsv"
+    threads: PLAN.experiment.threads
     params:
         node=node("verdicts"),
-    threads: PLAN.experiment.threads
     script:
         "../workflow_scripts/verdicts.py"
 
@@ -87,16 +87,28 @@ rule verdicts_all:
 
 rule publish:
     input:
-        [] if Path(PUBLISHED).exists() else [path for kind in PRODUCTS for path in artifacts(kind)],
+        []
+        if Path(PUBLISHED).exists()
+        else [path for kind in PRODUCTS for path in artifacts(kind)],
     output:
         touch(PUBLISHED),
-        report(directory(f"{HOME}/figures"), patterns=["{name}.png"], caption="captions/figures.rst", category="Figures"),
-        report(directory(f"{HOME}/tables"), patterns=["{name}.csv"], caption="captions/tables.rst", category="Tables"),
+        report(
+            directory(f"{HOME}/figures"),
+            patterns=["{name}.png"],
+            caption="captions/figures.rst",
+            category="Figures",
+        ),
+        report(
+            directory(f"{HOME}/tables"),
+            patterns=["{name}.csv"],
+            caption="captions/tables.rst",
+            category="Tables",
+        ),
     log:
         f"{RECORDS}/logs/publish.log",
+    localrule: True
     params:
         experiment=EXPERIMENT,
         records=RECORDS,
-    localrule: True
     script:
         "../workflow_scripts/publish.py"

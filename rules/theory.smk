@@ -10,9 +10,9 @@ rule theory:
         f"{RECORDS}/logs/theory/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/theory/{{name}}.tsv"
+    threads: PLAN.experiment.threads
     params:
         node=node("theory"),
-    threads: PLAN.experiment.threads
     script:
         "../workflow_scripts/theory.py"
 

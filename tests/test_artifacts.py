@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -53,7 +54,7 @@ def test_two_builds_give_the_same_bytes():
     shutil.rmtree(NODE.folder)
     build(NODE, make)
     assert {file.name: file.read_bytes() for file in NODE.folder.iterdir()} == before
-    assert not any(str(os.getcwd()).encode() in content for content in before.values())
+    assert not any(str(Path.cwd()).encode() in content for content in before.values())
 
 
 def test_a_failed_job_leaves_nothing_but_its_scratch():

@@ -31,10 +31,15 @@ def test_every_configuration_that_ships_is_valid(file):
 
 
 def test_extending_merges_replaces_and_removes(folder):
-    experiment = changed(folder, {"methods": {"whitening": None}, "flow": {"training": {"learning_rate": 5e-4}}})
+    experiment = changed(
+        folder, {"methods": {"whitening": None}, "flow": {"training": {"learning_rate": 5e-4}}}
+    )
     assert "whitening" not in experiment.methods
     assert experiment.methods["none"].flow.training.learning_rate == 5e-4
-    assert experiment.methods["none"].flow.training.steps == load_experiment("smoke", folder).methods["none"].flow.training.steps
+    assert (
+        experiment.methods["none"].flow.training.steps
+        == load_experiment("smoke", folder).methods["none"].flow.training.steps
+    )
 
 
 def test_a_component_of_another_name_does_not_inherit_options():
@@ -71,7 +76,10 @@ def test_numbers_like_1e_minus_3_are_numbers(folder):
         ({"sampling": {"n": 0}}, ["sampling.n", "greater than 0"]),
         ({"sampling": {"solver": "magic"}}, ["sampling.solver", "'midpoint'"]),
         ({"methods": {"x": {"preconditioner": {"name": "magic"}}}}, ["methods.x", "'magic'", "whitening"]),
-        ({"methods": {"x": {"preconditioner": {"name": "whitening", "shrink": 1}}}}, ["shrink", "no such field"]),
+        (
+            {"methods": {"x": {"preconditioner": {"name": "whitening", "shrink": 1}}}},
+            ["shrink", "no such field"],
+        ),
         ({"methods": {"x": {}}}, ["methods.x.preconditioner", "missing"]),
         ({"methods": {"a b": {"preconditioner": {"name": "none"}}}}, ["'a b'", "letters"]),
         ({"flow": {"training": {"checkpoints": [10, 900]}}}, ["checkpoints", "900", "60"]),
@@ -121,7 +129,9 @@ def test_options_are_those_of_the_class():
 
 
 def test_a_class_says_whether_its_fit_uses_the_seed():
-    assert class_constant("precfm.preconditioners.normalizing_flow:NormalizingFlow", "uses_seed", False) is True
+    assert (
+        class_constant("precfm.preconditioners.normalizing_flow:NormalizingFlow", "uses_seed", False) is True
+    )
     assert class_constant("precfm.preconditioners.whitening:Whitening", "uses_seed", False) is False
 
 

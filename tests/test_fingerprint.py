@@ -1,5 +1,6 @@
 """Fingerprints change with what code does, and with nothing else: not with its looks, not with the Python version."""
 
+import os
 import shutil
 import subprocess
 import textwrap
@@ -54,16 +55,35 @@ def test_the_hash_of_a_fixture_is_the_same_on_every_python(sample):
     assert syntax_hash(sample) == PINNED
 
 
+CODE = """
+import sys
+from pathlib import Path
+from precfm.fingerprint import syntax_hash
+print(sys.version_info[:2], syntax_hash(Path(sys.argv[1])))
+"""
+
+
+def interpreters(version):
+    """Every Python of that version that can be found and runs (a launcher without its Python does not)."""
+    found = [shutil.which(f"python{version}"), *Path.home().glob(f".pyenv/versions/{version}.*/bin/python3")]
+    return [
+        str(path)
+        for path in found
+        if path and not subprocess.run([path, "--version"], capture_output=True).returncode
+    ]
+
+
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
 def test_other_interpreters_agree(sample, version):
-    found = [shutil.which(f"python{version}"), *sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python3"))]
-    interpreters = [str(path) for path in found if path]
-    if not interpreters:
+    found = interpreters(version)
+    if not found:
         pytest.skip(f"Python {version} is not on this machine")
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from precfm.fingerprint import syntax_hash; from pathlib import Path; print(syntax_hash(Path(sys.argv[2])))"
-    root = str(Path(room.__file__).parent.parent)
-    said = subprocess.run([interpreters[0], "-c", code, root, str(sample)], capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == PINNED
+    environment = {**os.environ, "PYTHONPATH": str(room.PACKAGE.parent)}
+    said = subprocess.run(
+        [found[0], "-c", CODE, sample], capture_output=True, text=True, check=True, env=environment
+    )
+    major, minor = version.split(".")
+    assert said.stdout.strip() == f"({major}, {minor}) {PINNED}"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +120,9 @@ def test_what_is_done_matters(tmp_path, sample, old, new):
 
 def test_imports_are_followed_into_functions_and_packages(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text("from precfm.preconditioners import whitening\ndef f():\n    from precfm.seeds import generator_for\n")
+    script.write_text(
+        "from precfm.preconditioners import whitening\ndef f():\n    from precfm.seeds import generator_for\n"
+    )
     assert {"precfm.preconditioners.whitening", "precfm.seeds"} <= set(imports(script))
 
 
@@ -122,6 +144,14 @@ def test_a_change_of_one_preconditioner_leaves_the_others_alone(tmp_path, monkey
     after = prints()
     assert after["scalar"] != before["scalar"]
     assert after["whitening"] == before["whitening"]
-    for harmless in ("registry.py", "plan.py", "cli.py", "config.py", "artifacts.py", "__init__.py", "progress.py"):
+    for harmless in (
+        "registry.py",
+        "plan.py",
+        "cli.py",
+        "config.py",
+        "artifacts.py",
+        "__init__.py",
+        "progress.py",
+    ):
         (package / harmless).write_text((package / harmless).read_text() + "\nEXTRA = 1\n")
     assert prints() == after

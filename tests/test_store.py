@@ -17,7 +17,9 @@ def make_all(plan, kinds=None):
         if job.node.kind in ("table_files", "figure_files"):
             (job.folder / f"{job.node.label}.md").write_text(job.node.key)
 
-    made = [node.id for node in plan.nodes.values() if (kinds is None or node.kind in kinds) and build(node, fake)]
+    made = [
+        node.id for node in plan.nodes.values() if (kinds is None or node.kind in kinds) and build(node, fake)
+    ]
     return set(made)
 
 
@@ -45,7 +47,7 @@ def test_another_experiment_shares_what_is_equal(planned):
     make_all(planned())
     twin = planned(name="twin")
     _, returned = tidy(twin)
-    assert len(returned) == sum(node.kind not in ("frames", *store.PRODUCTS) for node in twin.nodes.values())
+    assert len(returned) == sum(node.kind not in store.PRODUCTS for node in twin.nodes.values())
 
 
 def test_garbage_is_the_attic_and_abandoned_scratch(planned, project):

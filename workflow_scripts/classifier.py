@@ -20,7 +20,13 @@ def make(job: Job) -> None:
         splits[split] = (tensors["images"].to(device) / 255, tensors["labels"].to(device))
     options = TrainingOptions(**params["training"])
     result = train(
-        model, classifier_loss, splits["train"], options, seed=params["seed"], scratch=job.scratch, name="classifier"
+        model,
+        classifier_loss,
+        splits["train"],
+        options,
+        seed=params["seed"],
+        scratch=job.scratch,
+        name="classifier",
     )
     save_network(model, description, job.folder)
     job.write_json("accuracy.json", {split: accuracy(model, *tensors) for split, tensors in splits.items()})

@@ -66,7 +66,9 @@ def make(job: Job) -> None:
     heldout = job.parent("data").tensors("heldout.safetensors")
     matched = heldout["images"][rows_with_labels(labels[:GRID], heldout["labels"])]
     generated_images = (decode(samples[last][:GRID]) * 255).round().to(torch.uint8)
-    job.write_tensors("grid.safetensors", {"images": generated_images, "held-out": matched, "labels": labels[:GRID]})
+    job.write_tensors(
+        "grid.safetensors", {"images": generated_images, "held-out": matched, "labels": labels[:GRID]}
+    )
     job.write_frame("records.csv", pd.concat(tables, ignore_index=True))
     job.write_frame("recovery.csv", pd.concat(recovered, ignore_index=True))
 
@@ -80,7 +82,10 @@ def recovery_records(recovery: EigenvalueRecovery, protocol: pd.Series) -> pd.Da
     }
     same = protocol[["step", "n_real", "n_generated", "reference", "evaluation_seed"]].to_dict()
     return pd.DataFrame(
-        [{"metric": name, "value": value, "space": "latent", "extractor": "identity", **same} for name, value in values.items()]
+        [
+            {"metric": name, "value": value, "space": "latent", "extractor": "identity", **same}
+            for name, value in values.items()
+        ]
     )
 
 

@@ -10,7 +10,9 @@ from precfm.networks import load_network
 def make(job: Job) -> None:
     """Write the held-out features of every classifier, and the held-out latents, one tensor per space."""
     images = job.parent("data").tensors("heldout.safetensors")["images"]
-    features: dict[str, torch.Tensor] = {"latent": job.parent("latents").tensors("heldout.safetensors")["latents"]}
+    features: dict[str, torch.Tensor] = {
+        "latent": job.parent("latents").tensors("heldout.safetensors")["latents"]
+    }
     for index, classifier in enumerate(job.parents("classifiers")):
         network = load_network(classifier.verified(), job.node.device)
         features[f"classifier-{index}"] = extract(network, images)

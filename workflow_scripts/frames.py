@@ -12,17 +12,24 @@ HISTORY_POINTS = 200
 
 def make(job: Job) -> None:
     """Write one CSV per frame, and one file with the sample grids of every method's first seed."""
-    told = {role: list(zip(job.parents(role), about, strict=True)) for role, about in job.params["about"].items()}
+    told = {
+        role: list(zip(job.parents(role), about, strict=True)) for role, about in job.params["about"].items()
+    }
     evaluations, diagnostics = told.get("evaluations", []), told.get("diagnostics", [])
     frames = {
         "records": gather(evaluations, lambda artifact: artifact.frame("records.csv")),
         "recovery": gather(evaluations, lambda artifact: artifact.frame("recovery.csv")),
         "spectra": gather(
-            [(artifact, {**about, "method": "none", "seed": 0}) for artifact, about in told.get("latents", [])],
+            [
+                (artifact, {**about, "method": "none", "seed": 0})
+                for artifact, about in told.get("latents", [])
+            ],
             lambda artifact: artifact.frame("spectrum.csv"),
         ),
         "path_conditioning": gather(diagnostics, lambda artifact: artifact.frame("path_conditioning.csv")),
-        "preconditioners": gather(diagnostics, lambda artifact: pd.DataFrame([artifact.json("preconditioner.json")])),
+        "preconditioners": gather(
+            diagnostics, lambda artifact: pd.DataFrame([artifact.json("preconditioner.json")])
+        ),
         "history": gather(told.get("flows", []), lambda artifact: thinned(artifact.frame("history.csv"))),
     }
     flow_spectra = gather(diagnostics, lambda artifact: artifact.frame("spectrum.csv"))

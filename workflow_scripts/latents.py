@@ -30,14 +30,18 @@ def make(job: Job) -> None:
             latents[split] = mean + (log_variance / 2).exp() * noise
         bad = (~latents[split].isfinite()).any(1).nonzero()
         if len(bad):
-            raise PrecfmError(f"{split} latents: row {int(bad[0])} is not finite; train the autoencoder differently")
+            raise PrecfmError(
+                f"{split} latents: row {int(bad[0])} is not finite; train the autoencoder differently"
+            )
         difference = decode_latents(model, latents[split]) - tensors["images"] / 255
         errors[split] = difference.square().flatten(1).sum(1).mean().item()
         job.write_tensors(f"{split}.safetensors", {"latents": latents[split], "labels": tensors["labels"]})
     job.write_json("reconstruction.json", {"sum_of_squares_per_image": errors})
     train = latents["train"]
     values, vectors = eigen_spectrum(covariance(train))
-    sensitivity = decoder_sensitivity(partial(decode_latents, model), train[:SENSITIVITY_SAMPLES], vectors, values)
+    sensitivity = decoder_sensitivity(
+        partial(decode_latents, model), train[:SENSITIVITY_SAMPLES], vectors, values
+    )
     labels = data.tensors("train.safetensors")["labels"]
     job.write_frame("spectrum.csv", spectrum_frame(train, labels, "data", sensitivity))
 

@@ -30,7 +30,9 @@ def main(
     recorded = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["experiments"]
     if experiment not in recorded:
         known = ", ".join(recorded) or "none yet"
-        raise PrecfmError(f"params.yaml: '{experiment}' was never recorded (recorded: {known}); `make reproduce` makes it")
+        raise PrecfmError(
+            f"params.yaml: '{experiment}' was never recorded (recorded: {known}); `make reproduce` makes it"
+        )
     if kind not in (None, *KINDS):
         raise PrecfmError(f"--kind: '{kind}' is no kind of artifact; kinds are {', '.join(KINDS)}")
     kinds = [kind] if kind else list(KINDS)

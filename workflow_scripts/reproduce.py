@@ -26,7 +26,9 @@ BIN = Path(sys.executable).parent
 
 def main(
     experiment: Annotated[str, typer.Argument(help="The name of a file in config/.")] = "quick",
-    target: Annotated[str, typer.Option(help="A Snakemake target; other than `everything` records nothing.")] = "everything",
+    target: Annotated[
+        str, typer.Option(help="A Snakemake target; other than `everything` records nothing.")
+    ] = "everything",
     cores: Annotated[int, typer.Option(help="Jobs at a time.")] = os.cpu_count() or 1,
 ) -> None:
     """Make an experiment, or one of its kinds, and say where the products are."""
@@ -34,9 +36,13 @@ def main(
     try:
         left, returned = tidy(plan)
     except OSError as error:
-        raise PrecfmError(f"{error.filename}: {error.strerror}; free space and write permission are needed") from error
+        raise PrecfmError(
+            f"{error.filename}: {error.strerror}; free space and write permission are needed"
+        ) from error
     if left or returned:
-        print(f"{experiment}: {len(left)} artifacts moved to the attic, {len(returned)} fetched back or copied")
+        print(
+            f"{experiment}: {len(left)} artifacts moved to the attic, {len(returned)} fetched back or copied"
+        )
     run_snakemake(plan, target, cores)
     if target == "everything":
         record(plan.experiment)
@@ -49,10 +55,15 @@ def run_snakemake(plan: Plan, target: str, cores: int) -> None:
     records = RESULTS / plan.experiment.name / "records"
     for old in records.glob("logs/*/*.error"):
         old.unlink()
-    threads = {name: str(plan.experiment.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    threads = {
+        name: str(plan.experiment.threads)
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    }
     command = [str(BIN / "snakemake"), "--workflow-profile", "profiles/default", "--cores", str(cores)]
     command += ["--config", f"experiment={plan.experiment.name}", "--", target]
-    done = subprocess.run(command, env={**os.environ, **threads, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"})
+    done = subprocess.run(
+        command, env={**os.environ, **threads, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    )
     if done.returncode:
         said = [file.read_text(encoding="utf-8").strip() for file in sorted(records.glob("logs/*/*.error"))]
         sys.exit("\n".join(said) or f"precfm: {plan.experiment.name}: not finished; the same command goes on")
@@ -64,7 +75,9 @@ def record(experiment: Experiment) -> None:
     sources = {dataset.source_name for dataset in experiment.datasets.values()}
     wanted = {
         "experiments": sorted({*held["experiments"], experiment.name}),
-        "sources": sorted({*held["sources"], *(name for name in sources if (Path("data/raw") / name).is_dir())}),
+        "sources": sorted(
+            {*held["sources"], *(name for name in sources if (Path("data/raw") / name).is_dir())}
+        ),
     }
     if wanted != held:
         PARAMS.write_text(HEADER + yaml.safe_dump(wanted, default_flow_style=None), encoding="utf-8")
@@ -78,7 +91,9 @@ def record(experiment: Experiment) -> None:
 def announce(experiment: str) -> None:
     """Say where the products are."""
     home = RESULTS / experiment
-    print(f"\n{experiment}: done\n  tables    {home}/tables/\n  figures   {home}/figures/\n  verdicts  {home}/claims.md")
+    print(
+        f"\n{experiment}: done\n  tables    {home}/tables/\n  figures   {home}/figures/\n  verdicts  {home}/claims.md"
+    )
 
 
 if __name__ == "__main__":

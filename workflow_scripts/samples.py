@@ -34,7 +34,11 @@ def draw(job: Job, noise: torch.Tensor, labels: torch.Tensor) -> dict[str, torch
     flow.verified()
     return {
         folder.name: integrate(
-            load_network(folder, job.node.device), noise, labels, solver=options["solver"], steps=options["steps"]
+            load_network(folder, job.node.device),
+            noise,
+            labels,
+            solver=options["solver"],
+            steps=options["steps"],
         )
         for folder in sorted(flow.folder.glob("step-*"))
     }

@@ -1,0 +1,254 @@
+"""The real workflow on real images: Snakemake judges, DVC records, and nothing runs twice.
+
+One run of the experiment `smoke` in a fresh clone is shared by all tests here; each test leaves the clone as whole
+as it found it.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    "DVC_NO_ANALYTICS": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+pytestmark = pytest.mark.xdist_group("workflow")
+
+
+def run(folder, *command, code=0, **environment):
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**ENVIRONMENT, "PYTHONPATH": str(folder), **environment},
+        capture_output=True,
+        text=True,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == code, (
+        f"{' '.join(map(str, command))} exited with {done.returncode}:\n{said[-4000:]}"
+    )
+    return said
+
+
+def git(folder, *arguments):
+    return run(folder, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", *arguments)
+
+
+def reproduce(folder, *arguments, code=0, **environment):
+    return run(
+        folder, sys.executable, "workflow_scripts/reproduce.py", "smoke", *arguments, code=code, **environment
+    )
+
+
+def jobs(said):
+    """The rules that Snakemake ran, with how often, from its table of job counts."""
+    table = re.search(r"^job\s+count\n[- ]+\n(.*?)^total", said, re.MULTILINE | re.DOTALL)
+    return (
+        {name: int(count) for name, count in re.findall(r"^(\S+)\s+(\d+)$", table[1], re.MULTILINE)}
+        if table
+        else {}
+    )
+
+
+def bytes_below(folder):
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def clone(source, target):
+    git(source, "clone", "--quiet", str(source), str(target))
+    return target
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A clone of this project, its uncommitted changes included, in which `smoke` was reproduced once."""
+    folder = tmp_path_factory.mktemp("made") / "precfm"
+    listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    for name in listed:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    for recorded in ("dvc.lock", "results"):
+        target = folder / recorded
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+    (folder / "params.yaml").write_text("experiments: []\nsources: []\n")
+    run(folder, "git", "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "start")
+    said = reproduce(folder)
+    assert "results/smoke/tables/" in said
+    return folder
+
+
+def test_everything_is_made_and_published(made):
+    home = made / "results/smoke"
+    for name in (
+        "tables/metrics.csv",
+        "tables/metrics.md",
+        "tables/metrics.tex",
+        "figures/spectra.pdf",
+        "figures/spectra.png",
+    ):
+        assert (home / name).stat().st_size > 0, name
+    manifest = json.loads((home / "manifest.json").read_text())
+    listed = run(made, BIN / "precfm", "ls", "smoke").splitlines()
+    assert {line.removeprefix("+ ") for line in listed} == set(manifest["artifacts"])
+    assert json.loads((home / "claims.json").read_text())
+    assert (made / "results/claims.md").is_file()
+
+
+def test_a_second_run_makes_nothing_and_changes_nothing(made):
+    before = bytes_below(made / "results"), (made / "dvc.lock").read_bytes()
+    said = reproduce(made)
+    assert jobs(said) == {}
+    assert (bytes_below(made / "results"), (made / "dvc.lock").read_bytes()) == before
+
+
+def test_touched_files_make_nothing(made):
+    for file in (made / "results/smoke").rglob("artifact.json"):
+        file.touch()
+    assert jobs(reproduce(made)) == {}
+
+
+def test_a_deleted_artifact_alone_is_made_again_with_the_same_bytes(made):
+    (latents,) = (made / "results/smoke/latents").iterdir()
+    before = bytes_below(latents)
+    shutil.rmtree(latents)
+    assert (
+        jobs(reproduce(made)) == {"latents": 1, "everything": 1, "total": 2}
+        or set(jobs(reproduce(made))) == set()
+    )
+    assert bytes_below(latents) == before
+
+
+def test_two_runs_from_scratch_give_the_same_bytes(made, tmp_path):
+    """The products and every artifact; the second run is made without Snakemake, by `precfm make`."""
+    again = clone(made, tmp_path / "again")
+    (again / "params.yaml").write_text("experiments: []\nsources: []\n")
+    run(again, BIN / "precfm", "make", "smoke")
+    for kind in [
+        path.name for path in (made / "results/smoke").iterdir() if path.name != "records" and path.is_dir()
+    ]:
+        assert bytes_below(again / "results/smoke" / kind) == bytes_below(made / "results/smoke" / kind), kind
+
+
+def test_clone_and_pull_run_nothing_but_publishing_and_one_parameter_runs_one_method(made, tmp_path):
+    store, colleague = tmp_path / "store", tmp_path / "colleague"
+    run(made, BIN / "dvc", "remote", "add", "--force", "--default", "local", str(store))
+    run(made, BIN / "dvc", "push", "--quiet")
+    git(made, "add", "--all")
+    git(made, "commit", "--quiet", "--message", "recorded")
+    clone(made, colleague)
+    run(colleague, sys.executable, "workflow_scripts/pull.py", "smoke")
+    assert set(jobs(reproduce(colleague))) <= {"publish", "everything", "total"}
+
+    config = colleague / "config/smoke.yaml"
+    right = config.read_text()
+    changed = yaml.safe_load(right)
+    changed["methods"]["whitening"] = {"preconditioner": {"exponent": 0.25}}
+    config.write_text(yaml.safe_dump(changed))
+    ran = jobs(reproduce(colleague))
+    seeds = 2
+    alone = 1
+    assert ran["preconditioners"] == ran["diagnostics"] == 1
+    assert ran["flows"] == seeds
+    assert ran["samples"] == ran["evaluations"] == seeds + alone
+    assert not {"data", "classifiers", "autoencoders", "latents", "features"} & set(ran)
+
+    config.write_text(right)
+    assert set(jobs(reproduce(colleague))) <= {"publish", "everything", "total"}
+    assert run(colleague, BIN / "dvc", "status", "--quiet") == ""
+    assert bytes_below(colleague / "results/smoke/flows") == bytes_below(made / "results/smoke/flows")
+
+
+def test_pulling_keeps_what_only_this_machine_has(made, tmp_path):
+    store, colleague = tmp_path / "store", tmp_path / "colleague"
+    run(made, BIN / "dvc", "remote", "add", "--force", "--default", "local", str(store))
+    run(made, BIN / "dvc", "push", "--quiet")
+    git(made, "add", "--all")
+    git(made, "commit", "--quiet", "--allow-empty", "--message", "recorded")
+    clone(made, colleague)
+    mine = colleague / "results/smoke/flows/mine-0123456789ab"
+    shutil.copytree(next((made / "results/smoke/flows").iterdir()), mine)
+    run(colleague, sys.executable, "workflow_scripts/pull.py", "smoke", "--kind", "flows")
+    assert bytes_below(colleague / "results/smoke/flows") == bytes_below(made / "results/smoke/flows")
+    assert (colleague / "results/.attic/flows/mine-0123456789ab/artifact.json").is_file()
+    assert not (colleague / "results/smoke/latents").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("sampling: {n: many}", ["config/smoke.yaml", "sampling.n", "'many'"]),
+        ("methods: {x: {preconditioner: {name: magic}}}", ["config/smoke.yaml", "magic", "whitening"]),
+    ],
+)
+def test_a_wrong_configuration_stops_before_the_first_job(made, tmp_path, change, words):
+    copy = clone(made, tmp_path / "copy")
+    with (copy / "config/smoke.yaml").open("a") as file:
+        file.write("\n" + change + "\n") if "methods" not in change else None
+    if "methods" in change:
+        text = (
+            (copy / "config/smoke.yaml")
+            .read_text()
+            .replace("methods:\n", "methods:\n  x: {preconditioner: {name: magic}}\n")
+        )
+        (copy / "config/smoke.yaml").write_text(text)
+    said = reproduce(copy, code=1)
+    line = next(line for line in said.splitlines() if line.startswith("precfm: "))
+    for word in words:
+        assert word in line
+    assert "Traceback" not in said
+
+
+def test_a_corrupt_artifact_stops_the_first_job_that_meets_it_and_nothing_is_lost(made):
+    (latents,) = (made / "results/smoke/latents").iterdir()
+    file = latents / "train.safetensors"
+    right = file.read_bytes()
+    flows = made / "results/smoke/flows"
+    victim = sorted(flows.iterdir())[0]
+    kept = bytes_below(victim)
+    shutil.rmtree(victim)
+    file.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+    said = reproduce(made, code=1)
+    assert f"results/smoke/latents/{latents.name}/train.safetensors: damaged" in said
+    assert len(list(flows.iterdir())) >= 5
+    file.write_bytes(right)
+    reproduce(made)
+    assert bytes_below(victim) == kept
+
+
+def test_the_lint_of_snakemake_is_clean(made):
+    said = run(made, BIN / "snakemake", "--lint", "json", "--config", "experiment=smoke", code=1)
+    findings = json.loads(said[said.index("{") : said.rindex("}") + 1])
+    found = [lint["title"] for rule in findings["rules"] for lint in rule["lints"]]
+    found += [lint["title"] for file in findings["global"] for lint in file["lints"]]
+    assert [
+        title for title in found if title != "Specify a conda environment or container for each rule."
+    ] == []
+
+
+def test_the_report_of_snakemake_is_one_file(made, tmp_path):
+    report = tmp_path / "report.html"
+    command = [BIN / "snakemake", "--workflow-profile", "profiles/default", "--config", "experiment=smoke"]
+    run(made, *command, "--report", report)
+    text = report.read_text()
+    assert "spectra" in text
+    assert "metrics" in text
