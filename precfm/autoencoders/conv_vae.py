@@ -78,6 +78,7 @@ class ConvVAE(nn.Module):
             nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1),
             nn.Sigmoid(),
         )
+        # PyTorch's own initial weights shrink the signal layer by layer; some latents then wake late, or never.
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.xavier_uniform_(layer.weight)
