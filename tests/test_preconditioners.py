@@ -19,9 +19,12 @@ from precfm.diagnostics import round_trip_error, smallest_std, tail_round_trip_e
 from precfm.errors import PrecfmError
 from precfm.preconditioners.base import JSON_FILE, Preconditioner, load, save
 from precfm.preconditioners.class_whitening import ClassWhitening
+from precfm.preconditioners.composition import Composition
 from precfm.preconditioners.identity import Identity
+from precfm.preconditioners.low_capacity_flow import LowCapacityFlow
 from precfm.preconditioners.normalizing_flow import NormalizingFlow
 from precfm.preconditioners.per_channel import PerChannel
+from precfm.preconditioners.projection import Projection
 from precfm.preconditioners.scalar import Scalar
 from precfm.preconditioners.whitening import Whitening
 from precfm.registry import REGISTRY
@@ -47,6 +50,12 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("normalizing_flow", {**TINY_FLOW, "kind": "autoregressive"}),
     ("normalizing_flow", {**TINY_FLOW, "kind": "spline", "steps": 20}),
     ("normalizing_flow", {**TINY_FLOW, "conditional": False}),
+    ("low_capacity_flow", TINY_FLOW),
+    ("low_capacity_flow", {**TINY_FLOW, "conditional": False, "tolerance": 1e-3}),
+    ("projection", {}),
+    ("projection", {"rank": 2}),
+    ("composition", {"stages": ({"name": "class_whitening"}, {"name": "scalar"})}),
+    ("composition", {"stages": ({"name": "per_channel"}, {"name": "normalizing_flow", **TINY_FLOW})}),
 ]
 
 
@@ -107,7 +116,7 @@ def test_tails_of_maps_to_white_data_stay_near_the_data(
 ) -> None:
     options = fitted.options
     whitens = options.get("exponent", 0.5) == 0.5 and options.get("shrinkage", 0.0) == 0
-    if not whitens or isinstance(fitted, (Identity, Scalar, PerChannel)):
+    if not whitens or isinstance(fitted, (Identity, Scalar, PerChannel, Projection)):
         pytest.skip("this map does not make the data white")
     x, labels = data
     white = Whitening().fit(x)
@@ -472,10 +481,21 @@ def test_counts_of_the_linear_maps(data: tuple[Tensor, Tensor]) -> None:
         (NormalizingFlow, {"max_log_scale": 0.0}),
         (NormalizingFlow, {"validation_share": 1.0}),
         (NormalizingFlow, {"steps": 0}),
+        (LowCapacityFlow, {"tolerance": 0.0}),
+        (LowCapacityFlow, {"solver_steps": 500}),
+        (LowCapacityFlow, {"width": 0}),
+        (Projection, {"rank": 0}),
+        (Projection, {"explained": 0.0}),
+        (Composition, {"stages": ()}),
+        (Composition, {"stages": ({"exponent": 0.5},)}),
+        (Composition, {"stages": ({"name": "bleaching"},)}),
+        (Composition, {"stages": ({"name": "whitening", "width": 3},)}),
+        (Composition, {"stages": ({"name": "whitening", "exponent": 3.0},)}),
     ],
 )
 def test_options_out_of_range_are_refused(cls: type[Preconditioner], options: dict[str, Any]) -> None:
-    with pytest.raises(PrecfmError, match=next(iter(options))):
+    field = "stages|bleaching|exponent" if cls is Composition else next(iter(options))
+    with pytest.raises(PrecfmError, match=field):
         cls(**options)
 
 
@@ -510,7 +530,7 @@ def test_bounds_hold_for_any_weights(kind: Any, data: tuple[Tensor, Tensor]) -> 
         x, labels
     )
     source = torch.Generator().manual_seed(0)
-    for parameter in flow.flow.parameters():
+    for parameter in flow.network.parameters():
         parameter.copy_(10 * torch.randn(parameter.shape, generator=source))
     z = 1.5 * torch.randn(x.shape, generator=source, dtype=torch.float64)
     white = flow.whitening.forward(flow.inverse(z, labels).flatten(1))
@@ -526,10 +546,10 @@ def test_a_diverging_flow_is_refused(data: tuple[Tensor, Tensor], monkeypatch: p
     honest = NormalizingFlow._negative_log_likelihood
     calls = itertools.count()
 
-    def diverging(flow: Any, *batch: Tensor) -> Tensor:
-        return honest(flow, *batch) * (math.nan if next(calls) > 5 else 1.0)
+    def diverging(self: NormalizingFlow, network: Any, *batch: Tensor) -> Tensor:
+        return honest(self, network, *batch) * (math.nan if next(calls) > 5 else 1.0)
 
-    monkeypatch.setattr(NormalizingFlow, "_negative_log_likelihood", staticmethod(diverging))
+    monkeypatch.setattr(NormalizingFlow, "_negative_log_likelihood", diverging)
     flow = NormalizingFlow(**TINY_FLOW)
     with pytest.raises(PrecfmError, match="not finite"):
         flow.fit(*data)
@@ -547,13 +567,13 @@ def test_a_killed_fit_resumes_from_its_scratch_folder(
         flow.recipe = dataclasses.replace(flow.recipe, save_every=10)
         calls = itertools.count()
 
-        def counted(module: Any, *batch: Tensor) -> Tensor:
+        def counted(self: NormalizingFlow, network: Any, *batch: Tensor) -> Tensor:
             if next(calls) >= calls_allowed:
                 raise KeyboardInterrupt
-            return honest(module, *batch)
+            return honest(self, network, *batch)
 
         with monkeypatch.context() as patch:
-            patch.setattr(NormalizingFlow, "_negative_log_likelihood", staticmethod(counted))
+            patch.setattr(NormalizingFlow, "_negative_log_likelihood", counted)
             flow.fit(*data, scratch=scratch)
         return flow, next(calls)
 
@@ -563,6 +583,95 @@ def test_a_killed_fit_resumes_from_its_scratch_folder(
     resumed, calls_resumed = fit(math.inf, tmp_path)
     assert calls_resumed == calls_whole - 40
     assert torch.equal(resumed.forward(*data), whole.forward(*data))
+
+
+def test_more_midpoint_steps_where_a_tighter_tolerance_asks_for_them() -> None:
+    x, labels = ill_conditioned(450, seed=0)
+    options = {**TINY_FLOW, "solver_steps": 4}
+    loose = LowCapacityFlow(tolerance=1.0, **options).fit(x, labels)
+    tight = LowCapacityFlow(tolerance=1e-3, **options).fit(x, labels)
+    assert int(tight.midpoint_steps) > int(loose.midpoint_steps)
+    assert tail_round_trip_error(tight, x, labels) <= 1e-3 < tail_round_trip_error(loose, x, labels)
+    # What decides is the number of steps, nothing else: the loose map's network is as good.
+    loose.midpoint_steps.copy_(tight.midpoint_steps)
+    assert tail_round_trip_error(loose, x, labels) <= 1e-3
+    with pytest.raises(PrecfmError, match="max_solver_steps: 8 are too few"):
+        LowCapacityFlow(tolerance=1e-6, max_solver_steps=8, **options).fit(x, labels)
+
+
+def test_the_low_capacity_flow_straightens_curved_data() -> None:
+    # A parabola with noise: the features are uncorrelated, so whitening leaves the curve as it is.
+    def parabola(seed: int) -> Tensor:
+        noise = torch.randn(1500, 2, generator=torch.Generator().manual_seed(seed))
+        return torch.stack([noise[:, 0], noise[:, 0].square() - 1 + 0.5 * noise[:, 1]], dim=1)
+
+    def curvature(z: Tensor) -> float:
+        return abs(float(torch.corrcoef(torch.stack([z[:, 0].square(), z[:, 1]]))[0, 1]))
+
+    flow = LowCapacityFlow(conditional=False, width=32, steps=300).fit(parabola(0))
+    assert curvature(Whitening().fit(parabola(0)).forward(parabola(1))) > 0.9
+    assert curvature(flow.forward(parabola(1))) < 0.4
+
+
+def test_projection_is_whitening_of_the_probabilistic_pca_model(data: tuple[Tensor, Tensor]) -> None:
+    x = data[0].flatten(1)
+    values, vectors = np.linalg.eigh(covariance(x).numpy())
+    for rank in range(1, FEATURES + 1):
+        lost = FEATURES - rank
+        frame = vectors[:, lost:]
+        noise = values[:lost].mean() if lost else 0.0
+        model = frame @ np.diag(values[lost:] - noise) @ frame.T + noise * np.eye(FEATURES)
+        fitted = Projection(rank=rank).fit(x)
+        assert np.allclose(
+            fitted.matrix.numpy(), scipy.linalg.fractional_matrix_power(model, -0.5), rtol=1e-6
+        )
+    assert torch.allclose(fitted.matrix, Whitening().fit(x).matrix)
+    assert fitted.num_parameters == Whitening().fit(x).num_parameters
+
+
+@pytest.mark.parametrize(("explained", "rank"), [(0.01, 1), (0.64, 1), (0.65, 2), (0.96, 3), (1.0, 4)])
+def test_projection_chooses_the_fewest_directions(explained: float, rank: int) -> None:
+    x = Whitening().fit(y := ill_conditioned(100, seed=0)[0].flatten(1)).forward(y)
+    x = x * torch.tensor([64.0, 30.0, 5.0, 1.0, 0.0, 0.0]).double().sqrt()
+    fitted = Projection(explained=explained).fit(x)
+    assert int(fitted.leading) == rank
+    assert torch.allclose(fitted.inverse(fitted.forward(x)), x, atol=1e-10)
+    assert any("does not vary" in note for note in fitted.notes) is (rank == 4)
+    with pytest.raises(PrecfmError, match="varies in only 4"):
+        Projection(rank=5).fit(x)
+    with pytest.raises(PrecfmError, match="only 6 features"):
+        Projection(rank=7).fit(x)
+
+
+def test_a_composition_is_its_stages_in_order(data: tuple[Tensor, Tensor]) -> None:
+    x, labels = data
+    stages: Any = (
+        {"name": "per_channel"},
+        {"name": "class_whitening"},
+        {"name": "whitening", "exponent": 0.1},
+    )
+    whole = Composition(stages).fit(x, labels)
+    first = PerChannel().fit(x)
+    second = ClassWhitening().fit(first.forward(x), labels)
+    z = second.forward(first.forward(x), labels)
+    third = Whitening(exponent=0.1).fit(z)
+    assert torch.allclose(whole.forward(x, labels), third.forward(z), atol=1e-9)
+    assert whole.num_parameters == sum(stage.num_parameters for stage in (first, second, third))
+    assert whole.flops_per_fit == sum(stage.flops_per_fit for stage in (first, second, third))
+    assert whole.needs_labels
+
+
+def test_notes_of_a_composition_name_the_stage() -> None:
+    x = ill_conditioned(100, seed=0)[0]
+    whole = Composition(({"name": "scalar"}, {"name": "whitening", "shrinkage": 0.5})).fit(x)
+    assert whole.notes == ["stage 1 (whitening): covariance shrunk by 0.5 towards the isotropic one"]
+
+
+def test_a_composition_that_is_not_reversible_enough_is_refused(data: tuple[Tensor, Tensor]) -> None:
+    # In the space behind the whitening the tolerance means more: its inverse stretches the error.
+    flow = {"name": "low_capacity_flow", "solver_steps": 1, "tolerance": 0.5, **TINY_FLOW}
+    with pytest.raises(PrecfmError, match="lower its tolerance"):
+        Composition(({"name": "whitening"}, flow)).fit(*data)
 
 
 def test_smallest_std_of_the_test_data_is_small(data: tuple[Tensor, Tensor]) -> None:

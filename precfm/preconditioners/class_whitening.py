@@ -5,7 +5,7 @@ from torch import Tensor
 
 from precfm.errors import PrecfmError
 from precfm.preconditioners.base import FitData, Preconditioner
-from precfm.preconditioners.symmetric_power import SymmetricPower, check_share, power_flops, symmetric_power
+from precfm.preconditioners.symmetric_power import SymmetricMap, check_share, power_flops, symmetric_power
 from precfm.spectra import covariance
 
 
@@ -87,7 +87,7 @@ class ClassWhitening(Preconditioner):
             )
         return sum(power_flops(*rows.shape) for rows in members)
 
-    def _power(self, label: int, rows: int, scatter: Tensor, pooled: Tensor) -> SymmetricPower:
+    def _power(self, label: int, rows: int, scatter: Tensor, pooled: Tensor) -> SymmetricMap:
         enough = self.rows_per_feature * self.features
         weight = max(0.0, 1 - rows / enough) if enough > 0 else 0.0
         if weight > 0:

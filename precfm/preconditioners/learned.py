@@ -1,6 +1,7 @@
-"""What trained preconditioners have in common: held-out data, class contexts, counted operations."""
+"""What trained preconditioners have in common: whitening, held-out data, early stopping, counted FLOPs."""
 
 import copy
+from abc import abstractmethod
 from dataclasses import replace
 
 import torch
@@ -8,20 +9,137 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from precfm.errors import PrecfmError
-from precfm.preconditioners.base import FitData
+from precfm.preconditioners.base import FitData, Preconditioner
+from precfm.preconditioners.symmetric_power import check_share
+from precfm.preconditioners.whitening import Whitening
 from precfm.seeds import generator_for
-from precfm.training import LossFunction
+from precfm.training import LossFunction, TrainingOptions, seeded_module, train
 
 
-def check_open_share(name: str, value: float) -> float:
-    """The value of an option that must lie strictly between 0 and 1.
+class LearnedPreconditioner(Preconditioner):
+    """Whitening, then a network that is trained on the whitened data and kept at its best validation loss.
 
-    Raises:
-        PrecfmError: it does not.
+    A subclass builds the network, states its loss, and maps with it; it may adjust itself in `_settle` once
+    the network is trained. Training runs in float32, the maps in float64.
+
+    Arguments:
+        conditional: whether the network depends on the label.
+        shrinkage: shrinkage of the whitening before the network, as in `Whitening`.
+        steps: most training steps.
+        batch_size: rows per step.
+        learning_rate: peak learning rate of a cosine schedule.
+        validate_every: steps between two validations.
+        patience: validations without improvement after which training stops; 0 never stops early.
+        validation_share: part of the data held out if `fit` gets no validation data.
+
+    Attributes:
+        whitening: the whitening before the network.
+        network: what is trained.
+        recipe: how it is trained.
     """
-    if not 0 < value < 1:
-        raise PrecfmError(f"{name}: got {value!r}, but a number between 0 and 1, both excluded, is needed")
-    return value
+
+    uses_seed = True
+
+    whitening: Whitening
+    network: nn.Module
+
+    def __init__(
+        self,
+        *,
+        conditional: bool,
+        shrinkage: float,
+        steps: int,
+        batch_size: int,
+        learning_rate: float,
+        validate_every: int,
+        patience: int,
+        validation_share: float,
+    ) -> None:
+        super().__init__()
+        if not 0 < validation_share < 1:
+            raise PrecfmError(
+                f"validation_share: got {validation_share!r}, but a number between 0 and 1 is needed"
+            )
+        self.conditional = self.needs_labels = conditional
+        self.shrinkage = check_share("shrinkage", shrinkage)
+        self.steps, self.batch_size, self.learning_rate = steps, batch_size, learning_rate
+        self.validate_every, self.patience = validate_every, patience
+        self.validation_share = validation_share
+        self.recipe = TrainingOptions(
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            schedule="cosine",
+            clip_norm=10.0,
+            validate_every=validate_every,
+            patience=patience,
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the network and free numbers of the whitening."""
+        return self.whitening.num_parameters + sum(
+            parameter.numel() for parameter in self.network.parameters()
+        )
+
+    @abstractmethod
+    def _build(self) -> nn.Module:
+        """The network in float32 with fresh weights, drawn from torch's global generator."""
+
+    @abstractmethod
+    def _loss(self, network: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
+        """Training loss of whitened rows and, if conditional, class positions."""
+
+    def _validation_loss(
+        self, network: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator
+    ) -> Tensor:
+        """Loss by which the best weights are chosen."""
+        return self._loss(network, batch, generator)
+
+    def _settle(self, data: FitData) -> None:
+        """What remains to be done or noted once the network is trained; `data` has a validation part."""
+
+    def _allocate(self) -> None:
+        self.whitening = Whitening(shrinkage=self.shrinkage).to(self.anchor)
+        self.whitening.prepare((self.features,), ())
+        self.network = seeded_module(self._build, seed=0).to(self.anchor)
+
+    def _fit(self, data: FitData) -> int:
+        data = with_validation(data, self.validation_share, self._name)
+        assert data.x_validation is not None
+        self.whitening.fit(data.x)
+        self.notes.extend(self.whitening.notes)
+        self.network = seeded_module(self._build, data.seed).to(data.x.device)
+        training = self._tensors(data.x, data.classes)
+        validation = self._tensors(data.x_validation, data.classes_validation)
+
+        def validation_loss(network: nn.Module) -> float:
+            generator = generator_for(
+                data.seed, "validation loss", device=data.x.device
+            )  # the same each time
+            return float(self._validation_loss(network, validation, generator))
+
+        per_step = flops_per_step(self.network, self._loss, training, self.batch_size)
+        result = train(
+            self.network,
+            self._loss,
+            training,
+            self.recipe,
+            seed=data.seed,
+            validation_loss=validation_loss,
+            scratch=data.scratch,
+            name=self._name,
+        )
+        self.network.to(self.anchor).requires_grad_(False)
+        self.notes.append(
+            f"trained for {result.steps_run} of {self.steps} steps; best at step {result.best_step}"
+        )
+        self._settle(data)
+        return self.whitening.flops_per_fit + per_step * result.steps_run
+
+    def _tensors(self, x: Tensor, classes: Tensor | None) -> tuple[Tensor, ...]:
+        white = self.whitening.forward(x).float()
+        return (white,) if classes is None else (white, classes)
 
 
 def with_validation(data: FitData, share: float, what: str) -> FitData:
@@ -55,17 +173,6 @@ def with_validation(data: FitData, share: float, what: str) -> FitData:
         x_validation=data.x[validation],
         classes_validation=None if data.classes is None else data.classes[validation],
     )
-
-
-def one_hot(classes: Tensor | None, count: int, dtype: torch.dtype) -> Tensor | None:
-    """One-hot rows (batch, count) of class positions (batch,); None for None.
-
-    Example:
-        >>> one_hot(torch.tensor([1, 0]), 2, torch.float32)
-        tensor([[0., 1.],
-                [1., 0.]])
-    """
-    return None if classes is None else nn.functional.one_hot(classes, count).to(dtype)
 
 
 def flops_per_step(

@@ -8,12 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from precfm.errors import PrecfmError
-from precfm.preconditioners.base import FitData, Preconditioner
-from precfm.preconditioners.learned import check_open_share, flops_per_step, one_hot, with_validation
-from precfm.preconditioners.symmetric_power import check_share
-from precfm.preconditioners.whitening import Whitening
+from precfm.preconditioners.base import FitData
+from precfm.preconditioners.learned import LearnedPreconditioner
 from precfm.seeds import generator_for
-from precfm.training import TrainingOptions, seeded_module, train
 
 if TYPE_CHECKING:
     from zuko.transforms import MonotonicAffineTransform
@@ -21,7 +18,7 @@ if TYPE_CHECKING:
 MAX_SHIFT = 5.0  # in standard deviations of the whitened data
 
 
-class NormalizingFlow(Preconditioner):
+class NormalizingFlow(LearnedPreconditioner):
     """Whitens the data, then applies a normalizing flow that was trained by maximum likelihood.
 
     The logarithm of every scale and every shift are bounded smoothly, so that points in the tails of the
@@ -60,9 +57,6 @@ class NormalizingFlow(Preconditioner):
 
     uses_seed = True
 
-    whitening: Whitening
-    flow: nn.Module
-
     def __init__(
         self,
         kind: Literal["coupling", "autoregressive", "spline"] = "coupling",
@@ -79,7 +73,16 @@ class NormalizingFlow(Preconditioner):
         patience: int = 5,
         validation_share: float = 0.1,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            conditional=conditional,
+            shrinkage=shrinkage,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            validate_every=validate_every,
+            patience=patience,
+            validation_share=validation_share,
+        )
         if kind not in ("coupling", "autoregressive", "spline"):
             raise PrecfmError(f"kind: got {kind!r}, but 'coupling', 'autoregressive' or 'spline' is needed")
         for name, value in {"transforms": transforms, "width": width, "depth": depth}.items():
@@ -90,32 +93,8 @@ class NormalizingFlow(Preconditioner):
                 f"max_log_scale: got {max_log_scale!r}, but a number above 0 and up to 5 is needed"
             )
         self.kind = kind
-        self.conditional = self.needs_labels = conditional
         self.transforms, self.width, self.depth = transforms, width, depth
         self.max_log_scale = max_log_scale
-        self.shrinkage = check_share("shrinkage", shrinkage)
-        self.steps, self.batch_size, self.learning_rate = steps, batch_size, learning_rate
-        self.validate_every, self.patience = validate_every, patience
-        self.validation_share = check_open_share("validation_share", validation_share)
-        self.recipe = TrainingOptions(
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            schedule="cosine",
-            clip_norm=10.0,
-            validate_every=validate_every,
-            patience=patience,
-        )
-
-    @property
-    def num_parameters(self) -> int:
-        """Weights of the flow and free numbers of the whitening."""
-        return self.whitening.num_parameters + sum(parameter.numel() for parameter in self.flow.parameters())
-
-    def _allocate(self) -> None:
-        self.whitening = Whitening(shrinkage=self.shrinkage).to(self.anchor)
-        self.whitening.prepare((self.features,), ())
-        self.flow = seeded_module(self._build, seed=0).to(self.anchor)
 
     def _build(self) -> nn.Module:
         """The flow in float32 with fresh weights; as a map it is the identity."""
@@ -142,54 +121,24 @@ class NormalizingFlow(Preconditioner):
                     nn.init.zeros_(parameter)
         return flow
 
-    def _fit(self, data: FitData) -> int:
-        data = with_validation(data, self.validation_share, self._name)
-        assert data.x_validation is not None
-        self.whitening.fit(data.x)
-        self.notes.extend(self.whitening.notes)
-        self.flow = seeded_module(self._build, data.seed).to(data.x.device)
-        training = self._tensors(data.x, data.classes)
-        validation = self._tensors(data.x_validation, data.classes_validation)
-        per_step = flops_per_step(self.flow, self._loss, training, self.batch_size)
-        result = train(
-            self.flow,
-            self._loss,
-            training,
-            self.recipe,
-            seed=data.seed,
-            validation_loss=lambda flow: float(self._negative_log_likelihood(flow, *validation)),
-            scratch=data.scratch,
-            name="normalizing flow",
-        )
-        self.flow.to(self.anchor).requires_grad_(False)
-        self._describe(data, result.best_step, result.steps_run)
-        return self.whitening.flops_per_fit + per_step * result.steps_run
+    def _loss(self, network: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
+        return self._negative_log_likelihood(network, *batch)
 
-    def _tensors(self, x: Tensor, classes: Tensor | None) -> tuple[Tensor, ...]:
-        """Whitened rows and, if conditional, one-hot contexts, in the precision of training."""
-        white = self.whitening.forward(x).float()
-        context = one_hot(classes, len(self.classes), white.dtype)
-        return (white,) if context is None else (white, context)
-
-    def _loss(self, flow: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
-        return self._negative_log_likelihood(flow, *batch)
-
-    @staticmethod
-    def _negative_log_likelihood(flow: nn.Module, white: Tensor, context: Tensor | None = None) -> Tensor:
-        """Mean over rows, in nats, of whitened rows."""
-        log_prob: Tensor = flow(context).log_prob(white)
+    def _negative_log_likelihood(
+        self, network: nn.Module, white: Tensor, classes: Tensor | None = None
+    ) -> Tensor:
+        """Mean over whitened rows, in nats."""
+        log_prob: Tensor = network(self._context(classes, white.dtype)).log_prob(white)
         return -log_prob.mean()
 
-    def _describe(self, data: FitData, best_step: int, steps_run: int) -> None:
-        """Note what a reader should know: how training ended, the likelihood, and where the tails go."""
+    def _settle(self, data: FitData) -> None:
+        """Note the likelihood beside that of whitening alone, and where the tails go."""
         assert data.x_validation is not None
         white = self.whitening.forward(data.x_validation)
-        context = one_hot(data.classes_validation, len(self.classes), white.dtype)
-        learned = float(self._negative_log_likelihood(self.flow, white, context))
+        learned = float(self._negative_log_likelihood(self.network, white, data.classes_validation))
         gaussian = float(0.5 * (white.square() + math.log(2 * math.pi)).sum(dim=1).mean())
         self.notes.append(
-            f"validation NLL {learned:.3f} nats after whitening, at step {best_step} of {steps_run} run; "
-            f"whitening alone has {gaussian:.3f}"
+            f"validation NLL {learned:.3f} nats after whitening; whitening alone has {gaussian:.3f}"
         )
         if learned >= gaussian:
             self.notes.append(
@@ -202,8 +151,13 @@ class NormalizingFlow(Preconditioner):
             f"z of 1.5 N(0, I) maps to at most {reach:.2f} times the range of the whitened data"
         )
 
+    def _context(self, classes: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """One-hot rows (batch, number of classes) of class positions (batch,)."""
+        return None if classes is None else nn.functional.one_hot(classes, len(self.classes)).to(dtype)
+
     def _transform(self, classes: Tensor | None) -> Any:
-        return self.flow.transform(one_hot(classes, len(self.classes), self.anchor.dtype))  # type: ignore[operator]
+        context = self._context(classes, self.anchor.dtype)
+        return self.network.transform(context)  # type: ignore[operator]
 
     def _forward(self, x: Tensor, classes: Tensor | None) -> Tensor:
         z: Tensor = self._transform(classes)(self.whitening._forward(x, None))

@@ -14,11 +14,11 @@ from precfm.spectra import eigen_spectrum
 LARGEST_CONDITION_NUMBER = 1e12
 
 
-class SymmetricPower(NamedTuple):
+class SymmetricMap(NamedTuple):
     """A symmetric linear map and its inverse.
 
     Attributes:
-        matrix: `c Sigma^(-exponent)`, shape (dim, dim).
+        matrix: shape (dim, dim).
         inverse_matrix: its inverse, shape (dim, dim).
         log_det: log determinant of `matrix`, shape ().
     """
@@ -28,7 +28,7 @@ class SymmetricPower(NamedTuple):
     log_det: Tensor
 
 
-def symmetric_power(cov: Tensor, exponent: float, shrinkage: float, what: str) -> SymmetricPower:
+def symmetric_power(cov: Tensor, exponent: float, shrinkage: float, what: str) -> SymmetricMap:
     """The map `c Sigma_s^(-exponent)`, with `Sigma_s = (1 - s) Sigma + s (trace(Sigma) / dim) I`.
 
     The factor `c` gives the mapped data a mean variance of one, so that the exponent changes the shape of the
@@ -65,11 +65,23 @@ def symmetric_power(cov: Tensor, exponent: float, shrinkage: float, what: str) -
             f"{what} {_deficiency(cov, eigenvalues, eigenvectors)}; drop it or set shrinkage above 0"
         )
     scale = (eigenvalues * shrunk.pow(-2 * exponent)).mean().rsqrt()
-    powers = scale * shrunk.pow(-exponent)
-    return SymmetricPower(
-        matrix=(eigenvectors * powers) @ eigenvectors.T,
-        inverse_matrix=(eigenvectors / powers) @ eigenvectors.T,
-        log_det=powers.log().sum(),
+    return symmetric_map(scale * shrunk.pow(-exponent), eigenvectors)
+
+
+def symmetric_map(factors: Tensor, eigenvectors: Tensor) -> SymmetricMap:
+    """The symmetric matrix with the given eigenvalues and eigenvectors, and its inverse.
+
+    Args:
+        factors: positive eigenvalues, shape (dim,).
+        eigenvectors: one column per eigenvalue, orthonormal, shape (dim, dim).
+
+    Returns:
+        The map, its inverse and its log determinant.
+    """
+    return SymmetricMap(
+        matrix=(eigenvectors * factors) @ eigenvectors.T,
+        inverse_matrix=(eigenvectors / factors) @ eigenvectors.T,
+        log_det=factors.log().sum(),
     )
 
 

@@ -1,14 +1,12 @@
 """Global whitening: one symmetric linear map for all data, full, tempered or shrunk."""
 
-import torch
-from torch import Tensor
-
-from precfm.preconditioners.base import FitData, Preconditioner
+from precfm.preconditioners.base import FitData
+from precfm.preconditioners.symmetric_affine import SymmetricAffine
 from precfm.preconditioners.symmetric_power import check_share, power_flops, symmetric_power
 from precfm.spectra import covariance
 
 
-class Whitening(Preconditioner):
+class Whitening(SymmetricAffine):
     """Centres data and multiplies it by a power of its covariance, `z = c Sigma_1^(-exponent) (x - mean)`.
 
     With exponent 0.5 the mapped data has the identity as covariance. With a smaller exponent ("tempered") its
@@ -24,17 +22,13 @@ class Whitening(Preconditioner):
         | https://arxiv.org/abs/2603.02337
 
     Example:
+        >>> import torch
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.randn(1000, 2, generator=generator) @ torch.tensor([[3.0, 1.0], [0.0, 0.1]])
         >>> z = Whitening().fit(x).forward(x)
         >>> bool(torch.allclose(z.T.cov(), torch.eye(2), atol=1e-4))
         True
     """
-
-    mean: Tensor
-    matrix: Tensor
-    inverse_matrix: Tensor
-    log_det: Tensor
 
     def __init__(self, exponent: float = 0.5, shrinkage: float = 0.0) -> None:
         super().__init__()
@@ -46,13 +40,6 @@ class Whitening(Preconditioner):
         """The mean and a symmetric matrix."""
         return self.features + self.features * (self.features + 1) // 2
 
-    def _allocate(self) -> None:
-        features = self.features
-        self.register_buffer("mean", torch.zeros(features).to(self.anchor))
-        self.register_buffer("matrix", torch.zeros(features, features).to(self.anchor))
-        self.register_buffer("inverse_matrix", torch.zeros(features, features).to(self.anchor))
-        self.register_buffer("log_det", torch.zeros(()).to(self.anchor))
-
     def _fit(self, data: FitData) -> int:
         power = symmetric_power(covariance(data.x), self.exponent, self.shrinkage, "Whitening: x")
         self.mean = data.x.mean(dim=0)
@@ -60,12 +47,3 @@ class Whitening(Preconditioner):
         if self.shrinkage > 0:
             self.notes.append(f"covariance shrunk by {self.shrinkage:g} towards the isotropic one")
         return power_flops(*data.x.shape)
-
-    def _forward(self, x: Tensor, classes: Tensor | None) -> Tensor:
-        return (x - self.mean) @ self.matrix
-
-    def _inverse(self, z: Tensor, classes: Tensor | None) -> Tensor:
-        return z @ self.inverse_matrix + self.mean
-
-    def _log_abs_det(self, x: Tensor, classes: Tensor | None) -> Tensor:
-        return self.log_det.expand(len(x))

@@ -1,0 +1,141 @@
+"""Composition: several preconditioners one after the other, for example whitening and then a flow."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from precfm import registry
+from precfm.errors import PrecfmError
+from precfm.preconditioners.base import FitData, Preconditioner
+from precfm.preconditioners.symmetric_power import LARGEST_CONDITION_NUMBER
+from precfm.seeds import derived_seed, generator_for
+from precfm.spectra import covariance, eigen_spectrum
+
+
+class Composition(Preconditioner):
+    """Applies several preconditioners in order; each is fitted to what the ones before it make of the data.
+
+    Labels go to every stage that needs them. The fit measures the round trip of the whole, on the data and
+    its tails, because the error of a late stage grows through the inverses of the early ones.
+
+    Arguments:
+        stages: the stages in order, each with the registered `name` of a preconditioner and its options.
+
+    Example:
+        >>> stages = ({"name": "per_channel"}, {"name": "whitening", "exponent": 0.25})
+        >>> x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 4.0)
+        >>> composition = Composition(stages).fit(x)
+        >>> bool(torch.allclose(composition.inverse(composition.forward(x)), x, atol=1e-4))
+        True
+    """
+
+    uses_seed = True  # some stages do; the plan reads this without knowing the stages
+
+    def __init__(
+        self, stages: tuple[dict[str, Any], ...] = ({"name": "whitening"}, {"name": "normalizing_flow"})
+    ) -> None:
+        super().__init__()
+        if not stages:
+            raise PrecfmError("stages: got none, but at least one preconditioner is needed")
+        self.stages = tuple(dict(stage) for stage in stages)
+        self.maps = nn.ModuleList(_stage(position, stage) for position, stage in enumerate(self.stages))
+        self.needs_labels = any(stage.needs_labels for stage in self._maps)
+        self.uses_seed = any(stage.uses_seed for stage in self._maps)
+        self.has_log_det = all(stage.has_log_det for stage in self._maps)
+        self.round_trip_tolerance = max(stage.round_trip_tolerance for stage in self._maps)
+
+    @property
+    def _maps(self) -> list[Preconditioner]:
+        return [stage for stage in self.maps if isinstance(stage, Preconditioner)]
+
+    @property
+    def num_parameters(self) -> int:
+        """Sum over the stages."""
+        return sum(stage.num_parameters for stage in self._maps)
+
+    def _allocate(self) -> None:
+        for stage in self._maps:
+            stage.to(self.anchor)
+            stage.prepare(self.event_shape, self.classes if stage.needs_labels else ())
+
+    def _fit(self, data: FitData) -> int:
+        x, labels = data.x.reshape(-1, *self.event_shape), self._labels(data.classes)
+        validation = None
+        if data.x_validation is not None:
+            validation = (
+                data.x_validation.reshape(-1, *self.event_shape),
+                self._labels(data.classes_validation),
+            )
+        for position, stage in enumerate(self._maps):
+            stage.fit(
+                x,
+                labels,
+                validation=validation,
+                seed=derived_seed(data.seed, "stage", position),
+                scratch=None if data.scratch is None else data.scratch / f"stage-{position}",
+            )
+            self.notes.extend(
+                f"stage {position} ({self.stages[position]['name']}): {note}" for note in stage.notes
+            )
+            x = stage.forward(x, labels)
+            if validation is not None:
+                validation = stage.forward(*validation), validation[1]
+        self._check_round_trip(data)
+        return sum(stage.flops_per_fit for stage in self._maps)
+
+    def _labels(self, classes: Tensor | None) -> Tensor | None:
+        """Labels of class positions: stages know only labels."""
+        return None if classes is None else torch.tensor(self.classes, device=classes.device)[classes]
+
+    def _check_round_trip(self, data: FitData) -> None:
+        """Refuse a whole that is less reversible than its stages claim to be."""
+        eigenvalues = eigen_spectrum(covariance(data.x)).eigenvalues
+        varying = eigenvalues[eigenvalues * LARGEST_CONDITION_NUMBER > eigenvalues[-1]]
+        noise = torch.randn(data.x.shape, generator=generator_for(data.seed, "tails"), dtype=torch.float64)
+        for where, points in (
+            ("on the data", data.x),
+            ("in the tails", self._inverse(1.5 * noise.to(data.x), data.classes)),
+        ):
+            back = self._inverse(self._forward(points, data.classes), data.classes)
+            error = float((back - points).abs().max() / varying[0].sqrt())
+            if error > self.round_trip_tolerance / 2:
+                raise PrecfmError(
+                    f"stages: the round-trip error {where} is {error:.2g} smallest standard deviations, "
+                    f"but at most {self.round_trip_tolerance / 2:.2g} is accepted: put an approximate stage "
+                    "first or lower its tolerance"
+                )
+
+    def _forward(self, x: Tensor, classes: Tensor | None) -> Tensor:
+        for stage in self._maps:
+            x = stage._forward(x, classes)
+        return x
+
+    def _inverse(self, z: Tensor, classes: Tensor | None) -> Tensor:
+        for stage in reversed(self._maps):
+            z = stage._inverse(z, classes)
+        return z
+
+    def _log_abs_det(self, x: Tensor, classes: Tensor | None) -> Tensor:
+        total = x.new_zeros(len(x))
+        for stage in self._maps:
+            total = total + stage._log_abs_det(x, classes)
+            x = stage._forward(x, classes)
+        return total
+
+
+def _stage(position: int, stage: dict[str, Any]) -> Preconditioner:
+    """The unfitted preconditioner that an entry of `stages` stands for."""
+    options = {key: value for key, value in stage.items() if key != "name"}
+    if not isinstance(stage.get("name"), str):
+        raise PrecfmError(
+            f"stages: entry {position} is {stage!r}, but it needs the 'name' of a preconditioner"
+        )
+    cls = registry.load("preconditioners", stage["name"])
+    try:
+        preconditioner: Preconditioner = cls(**options)
+    except TypeError as error:
+        raise PrecfmError(
+            f"stages: entry {position} ({stage['name']}) has options that do not fit ({error})"
+        ) from None
+    return preconditioner
