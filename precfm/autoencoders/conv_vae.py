@@ -79,10 +79,11 @@ class ConvVAE(nn.Module):
             nn.Sigmoid(),
         )
         # PyTorch's own initial weights shrink the signal layer by layer; some latents then wake late, or never.
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+            else:
+                nn.init.zeros_(parameter)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The posterior over latents.
