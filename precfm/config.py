@@ -190,7 +190,6 @@ class Experiment(Strict):
     autoencoders: dict[str, Autoencoder] = Field(default_factory=dict)
     classifiers: Classifiers | None = None
     methods: dict[str, Method] = Field(default_factory=dict)
-    baseline: str = "none"
     seeds: tuple[int, ...] = ()
     sampling: Sampling | None = None
     evaluation: Evaluation = Evaluation()
@@ -211,10 +210,6 @@ class Experiment(Strict):
         if self.datasets and missing:
             raise PrecfmError(
                 f"datasets: given without {', '.join(missing)}; a data experiment needs them all"
-            )
-        if self.methods and self.baseline not in self.methods:
-            raise PrecfmError(
-                f"baseline: '{self.baseline}' is no method of this experiment ({', '.join(self.methods)})"
             )
         if not self.datasets and not self.theory:
             raise PrecfmError("datasets, theory: both are empty, so there is nothing to make")
@@ -304,10 +299,10 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
     """
     raw = dict(raw)
     shared = raw.pop("flow", {})
-    methods: dict[str, Any] = Field(default_factory=dict)
+    methods: dict[str, Any] = {}
     for name, method in (raw.get("methods") or {}).items():
-        for field in {"preconditioner"} - set(method or {}):
-            raise PrecfmError(f"methods.{name}.{field}: missing; a mapping with a 'name' is needed")
+        if "preconditioner" not in (method or {}):
+            raise PrecfmError(f"methods.{name}.preconditioner: missing; a mapping with a 'name' is needed")
         for label, variant in _unfold(name, dict(method)):
             methods[label] = {**variant, "flow": merge(shared, variant.get("flow", {}))}
     return {**raw, "methods": methods} if methods else raw

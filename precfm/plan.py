@@ -241,16 +241,12 @@ class _Builder:
     def _reports(self) -> None:
         experiment = self.experiment
         frames = self.plan.add("frames", experiment.name, {"about": self.about}, self.reported)
-        about = {
-            "experiment": experiment.name,
-            "methods": list(experiment.methods),
-            "baseline": experiment.baseline,
-        }
+        named = {"experiment": experiment.name}
         for room, kind in (("tables", "table_files"), ("figures", "figure_files")):
             for name, target in REGISTRY[room].items():
                 module = target.split(":")[0]
-                self.plan.add(kind, name, {"name": name, "about": about}, {"frames": frames}, [module])
-        self.plan.add("verdicts", "claims", {"claims": read_yaml(CLAIMS), "about": about}, {"frames": frames})
+                self.plan.add(kind, name, {"name": name, **named}, {"frames": frames}, [module])
+        self.plan.add("verdicts", "claims", {"claims": read_yaml(CLAIMS), **named}, {"frames": frames})
 
 
 def _modules(component: Component) -> list[str]:

@@ -4,6 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import settings
+
+# A busy machine is no failure: no test is decided by time.
+settings.register_profile("precfm", deadline=None, derandomize=True)
+settings.load_profile("precfm")
 
 ROOT = Path(__file__).parent.parent
 

@@ -84,7 +84,6 @@ def test_numbers_like_1e_minus_3_are_numbers(folder):
         ({"methods": {"a b": {"preconditioner": {"name": "none"}}}}, ["'a b'", "letters"]),
         ({"flow": {"training": {"checkpoints": [10, 900]}}}, ["checkpoints", "900", "60"]),
         ({"flow": {"model": {"name": "mlp", "width": 1.5}}}, ["width", "integer"]),
-        ({"baseline": "nobody"}, ["baseline", "'nobody'", "none"]),
         ({"seeds": [1, 1]}, ["seeds", "[1, 1]"]),
         ({"evaluation": {"neighbours": 400}}, ["neighbours", "400"]),
         ({"datasets": {"mnist5k": {"train": -5}}}, ["datasets.mnist5k.train", "-5"]),

@@ -10,7 +10,7 @@ def make(job: Job) -> None:
     tables = {name: frames.frame(f"{name}.csv") for name in frames.json("names.json")}
     grids = frames.tensors("grids.safetensors") if "grids.safetensors" in frames.record["files"] else {}
     images = {name: tensor.numpy() for name, tensor in grids.items()}
-    write_figure(job.params["name"], tables, job.folder, job.params["about"]["experiment"], images)
+    write_figure(job.params["name"], tables, job.folder, job.params["experiment"], images)
 
 
 if "snakemake" in globals():

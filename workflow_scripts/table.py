@@ -8,7 +8,7 @@ def make(job: Job) -> None:
     """Write the table, or the reason why this experiment has none."""
     frames = job.parent("frames")
     tables = {name: frames.frame(f"{name}.csv") for name in frames.json("names.json")}
-    write_table(job.params["name"], tables, job.folder, job.params["about"]["experiment"])
+    write_table(job.params["name"], tables, job.folder, job.params["experiment"])
 
 
 if "snakemake" in globals():

@@ -9,13 +9,14 @@ from precfm.errors import PrecfmError
 Features = Tensor | np.ndarray
 
 
-def feature_matrix(features: Features, name: str, *, minimum: int = 2) -> Tensor:
+def feature_matrix(features: Features, name: str, *, minimum: int = 2, finite: bool = True) -> Tensor:
     """A checked feature matrix: two-dimensional, floating point, finite, with enough rows.
 
     Args:
         features: real numbers, shape (n, dim); a tensor on any device, or an array.
         name: what to call the matrix in an error, for example "generated" or a file name.
         minimum: fewest rows that the caller can use.
+        finite: whether to look at every entry; False for callers that notice a bad one anyhow.
 
     Returns:
         The features as a detached tensor of shape (n, dim), not copied if they were one already.
@@ -36,7 +37,9 @@ def feature_matrix(features: Features, name: str, *, minimum: int = 2) -> Tensor
     if len(tensor) < minimum:
         raise PrecfmError(f"{name}: {len(tensor)} rows; at least {minimum} are needed")
     # A sum is finite only if all of its terms are: one pass, no mask of the matrix's size.
-    if not bool(torch.isfinite(tensor.sum(dtype=torch.float64 if tensor.device.type != "mps" else None))):
+    if finite and not bool(
+        torch.isfinite(tensor.sum(dtype=torch.float64 if tensor.device.type != "mps" else None))
+    ):
         for start in range(0, len(tensor), 4096):
             bad = (~torch.isfinite(tensor[start : start + 4096])).nonzero()
             if len(bad):
@@ -53,6 +56,7 @@ def feature_pair(
     reference: Features,
     *,
     minimum: int = 2,
+    finite: bool = True,
     names: tuple[str, str] = ("generated", "reference"),
 ) -> tuple[Tensor, Tensor]:
     """Two checked feature matrices of the same width on the same device.
@@ -60,8 +64,8 @@ def feature_pair(
     Raises:
         PrecfmError: one of them is unusable (see `feature_matrix`), their widths or devices differ.
     """
-    first = feature_matrix(generated, names[0], minimum=minimum)
-    second = feature_matrix(reference, names[1], minimum=minimum)
+    first = feature_matrix(generated, names[0], minimum=minimum, finite=finite)
+    second = feature_matrix(reference, names[1], minimum=minimum, finite=finite)
     if first.shape[1] != second.shape[1]:
         raise PrecfmError(
             f"{names[0]} has {first.shape[1]} features per row and {names[1]} has {second.shape[1]}; "

@@ -82,7 +82,8 @@ def run(
         `curves`: excess risk of some directions at some steps (algorithm, preconditioned, path, target, t,
         condition_number, condition_number_t, direction, step, theory, mean, low, high, n), and `agreement`:
         one row per cell and algorithm (..., contraction_theory, contraction_measured of the lowest direction,
-        worst_deviation for gradient descent, covered and compared for stochastic descent).
+        worst_deviation for gradient descent, covered and compared for stochastic descent; identity_error, of the
+        start's excess risk on samples against the trace).
     """
     cells = [Setting(*s) for s in itertools.product(paths, targets, times, condition_numbers)]
     plain = _batch(cells, dim, seeds, seed)
