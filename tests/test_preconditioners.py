@@ -17,6 +17,7 @@ from torch import Tensor
 
 from precfm.diagnostics import round_trip_error, smallest_std, tail_round_trip_error
 from precfm.errors import PrecfmError
+from precfm.options import class_constant
 from precfm.preconditioners.base import JSON_FILE, Preconditioner, load, save
 from precfm.preconditioners.class_whitening import ClassWhitening
 from precfm.preconditioners.composition import Composition
@@ -262,6 +263,12 @@ def test_fits_are_a_function_of_data_and_seed(fitted: Preconditioner, data: tupl
     assert again.notes == fitted.notes
     assert again.flops_per_fit == fitted.flops_per_fit
     assert torch.equal(again.forward(*data), fitted.forward(*data))
+
+
+@pytest.mark.parametrize("name", REGISTRY["preconditioners"])
+def test_the_plan_reads_from_the_source_whether_the_seed_matters(name: str) -> None:
+    said = class_constant(REGISTRY["preconditioners"][name], "uses_seed", False)
+    assert said is registered("preconditioners", name).uses_seed
 
 
 def test_fits_that_do_not_use_the_seed_say_so(fitted: Preconditioner, data: tuple[Tensor, Tensor]) -> None:
