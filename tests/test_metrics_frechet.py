@@ -45,7 +45,9 @@ def test_agrees_with_published_implementations(n: int, dim: int) -> None:
     value = frechet_distance(x, y)
     assert value == pytest.approx(fidelity(x, y), rel=1e-6)
     assert value == pytest.approx(torchmetrics_distance(x, y), rel=1e-6)
-    means, covariances = zip(*((z.double().numpy().mean(0), np.cov(z.double().numpy().T)) for z in (x, y)), strict=True)
+    means, covariances = zip(
+        *((z.double().numpy().mean(0), np.cov(z.double().numpy().T)) for z in (x, y)), strict=True
+    )
     root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
     expected = np.sum((means[0] - means[1]) ** 2) + np.trace(covariances[0] + covariances[1] - 2 * root.real)
     assert value == pytest.approx(expected, rel=1e-6)
@@ -64,7 +66,9 @@ def test_agrees_where_samples_are_fewer_than_dimensions() -> None:
 def test_commuting_covariances_have_a_closed_form(dim: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64)).Q
-    first, second = (10 ** (6 * torch.rand(dim, generator=generator, dtype=torch.float64) - 3) for _ in range(2))
+    first, second = (
+        10 ** (6 * torch.rand(dim, generator=generator, dtype=torch.float64) - 3) for _ in range(2)
+    )
     mean = torch.randn(dim, generator=generator, dtype=torch.float64)
     value = frechet_from_covariances(
         mean, basis @ first.diag() @ basis.T, torch.zeros(dim), basis @ second.diag() @ basis.T
@@ -125,7 +129,9 @@ def test_factors_reproduce_the_covariance(dim: int, rank: int, seed: int) -> Non
     few = sample(max(2, min(dim, 5)), dim, seed)
     if len(few) <= dim:
         part = moments(few).factor
-        torch.testing.assert_close(part @ part.T, torch.cov(few.double().T).reshape(dim, dim), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            part @ part.T, torch.cov(few.double().T).reshape(dim, dim), rtol=1e-9, atol=1e-9
+        )
 
 
 def test_refuses_fewer_samples_than_dimensions_and_says_what_to_do() -> None:
@@ -145,7 +151,9 @@ def test_bad_features_are_named() -> None:
     with pytest.raises(PrecfmError, match="generated: row 17, column 2 is -inf"):
         frechet_distance(broken, y)
     with pytest.raises(PrecfmError, match="generated: row 17"):
-        frechet_distance(torch.cat([broken, broken], dim=1)[:, :8][:20].repeat(1, 4), y.repeat(1, 8), few_samples="allow")
+        frechet_distance(
+            torch.cat([broken, broken], dim=1)[:, :8][:20].repeat(1, 4), y.repeat(1, 8), few_samples="allow"
+        )
     with pytest.raises(PrecfmError, match="generated has 4 features per row and reference has 3"):
         frechet_distance(x, y[:, :3])
     with pytest.raises(PrecfmError, match="generated: 1 rows; at least 2"):

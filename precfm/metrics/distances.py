@@ -109,10 +109,8 @@ class _Best:
         stride = others // _FOLDS
         # Group g holds the entries g, g + stride, g + 2 stride, ...; the `count` smallest entries of a row
         # lie in the `count` groups with the smallest minima.
-        if by_column:
-            groups = block.view(_FOLDS, stride, -1).amin(0).T
-        else:
-            groups = block.view(-1, _FOLDS, stride).amin(1)
+        folded = block.view(_FOLDS, stride, -1) if by_column else block.view(-1, _FOLDS, stride)
+        groups = folded.amin(0).T if by_column else folded.amin(1)
         n = min(len(groups), len(self.values) - start)
         rows = (groups[:n].amin(1) < self.values[start : start + n, -1]).nonzero()[:, 0]
         if not len(rows):
