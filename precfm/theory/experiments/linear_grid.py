@@ -82,8 +82,9 @@ def run(
         `curves`: excess risk of some directions at some steps (algorithm, preconditioned, path, target, t,
         condition_number, condition_number_t, direction, step, theory, mean, low, high, n), and `agreement`:
         one row per cell and algorithm (..., contraction_theory, contraction_measured of the lowest direction,
-        worst_deviation for gradient descent, covered and compared for stochastic descent; identity_error, of the
-        start's excess risk on samples against the trace).
+        worst_deviation for gradient descent, covered and compared for stochastic descent),
+        and `identity`: the loss of the initial field minus the least loss, beside the trace (path, target, t,
+        condition_number, seed, measured, trace, relative_error).
     """
     cells = [Setting(*s) for s in itertools.product(paths, targets, times, condition_numbers)]
     plain = _batch(cells, dim, seeds, seed)
@@ -112,7 +113,8 @@ def run(
             variance = batch.closed.variance[part][0, 0]
             row["contraction_theory"] = float((1 - 2 * batch.rates[part][0] * variance).abs())
             agreement.append(name | row)
-    return {"curves": pd.DataFrame(curves), "agreement": pd.DataFrame(agreement)}
+    identity = _identity(plain, cells, seeds, seed)
+    return {"curves": pd.DataFrame(curves), "agreement": pd.DataFrame(agreement), "identity": identity}
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -189,6 +191,32 @@ def _measure(
             )
         blocks.append(torch.stack([yardstick.excess(field) for _, field in walk]))
     return torch.cat(blocks, dim=1)
+
+
+def _identity(batch: Batch, cells: Sequence[Setting], seeds: int, seed: int) -> pd.DataFrame:
+    """Claim C1: a difference of two losses over samples, beside tr((A - A*) Sigma_t (A - A*)^T)."""
+    own = [derived_seed(seed, "data", s) for s in range(seeds)]
+    x0, x1 = measured.matched_normals(own, batch.fields.shape[-1])
+    rows = []
+    for index, cell in enumerate(cells):
+        part = slice(index * seeds, (index + 1) * seeds)
+        x, y = batch.problems.part(part).data(x0, x1)
+        field, basis, closed = batch.fields[part], batch.problems.basis[part], batch.closed.part(part)
+        found = _loss(x, y, field) - _loss(x, y, torch.linalg.lstsq(x, y).solution.mT)
+        optimum = (basis * closed.optimum[:, None, :]) @ basis.mT
+        cov_t = (basis * closed.variance[:, None, :]) @ basis.mT
+        trace = gaussian.excess_risk(field, optimum, cov_t)
+        for s in range(seeds):
+            measured_value, exact = float(found[s]), float(trace[s])
+            name = {"path": cell.path, "target": cell.target, "t": cell.t}
+            name |= {"condition_number": cell.condition_number, "seed": s}
+            error = abs(measured_value - exact) / exact
+            rows.append(name | {"measured": measured_value, "trace": exact, "relative_error": error})
+    return pd.DataFrame(rows)
+
+
+def _loss(x: Tensor, y: Tensor, field: Tensor) -> Tensor:
+    return (x @ field.mT - y).square().sum(-1).mean(-1)
 
 
 def _curve(theory: Tensor, values: Tensor, looks: Sequence[int]) -> Iterator[dict[str, Any]]:

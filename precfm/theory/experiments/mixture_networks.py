@@ -106,8 +106,8 @@ def run(
     Returns:
         `components`: (regime, method, seed, component, condition_number, ratio_low, log_error_low, log_error,
         excess: of the field in data space, NaN with a preconditioner); `methods`: (regime, method, seed,
-        width, steps, parameters, preconditioner_parameters, loss, kappa of the flow's space, kappa_worst of its
-        classes). Method `floor` is an independent draw of the law of equal size.
+        width, steps, parameters, preconditioner_parameters, loss, kappa of the flow's space, kappa_worst of
+        its classes). Method `floor` is an independent draw of the law of equal size.
     """
     law = mixture(dim, condition_numbers, separation=separation, seed=derived_seed(seed, "law"))
     x, labels = law.sample(data_size, derived_seed(seed, "data"))

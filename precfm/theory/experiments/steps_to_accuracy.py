@@ -32,6 +32,7 @@ def run(
     descent_rate: float = 0.5,
     batch_size: int = 32,
     stochastic_rate: float = 0.05,
+    preconditioned_stochastic_rate: float = 0.005,
     stochastic_limit: float = 1e3,
     seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
@@ -53,6 +54,8 @@ def run(
         descent_rate: step size of gradient descent times the inputs' largest variance.
         batch_size: samples per step of stochastic descent.
         stochastic_rate: the same as `descent_rate`, for stochastic descent.
+        preconditioned_stochastic_rate: the same with the preconditioner, where small steps (and so a low
+            noise floor) cost little.
         stochastic_limit: largest kappa(Sigma_t) for stochastic descent, whose small steps take longer.
         seed: seed of everything.
 
@@ -97,8 +100,9 @@ def run(
 
         index = torch.tensor(np.flatnonzero(cells["condition_number_t"] <= stochastic_limit))
         some, few = problems.part(index), closed.part(index)
-        rates = stochastic_rate / few.variance.amax(-1)
-        limits = (PATIENCE / stochastic_rate * few.variance[:, -1] / few.variance[:, 0]).long() + 1
+        stochastic = preconditioned_stochastic_rate if moved else stochastic_rate
+        rates = stochastic / few.variance.amax(-1)
+        limits = (PATIENCE / stochastic * few.variance[:, -1] / few.variance[:, 0]).long() + 1
         advance = measured.stochastic_advance(
             some, rates, batch_size, generator_for(seed, "batches", int(moved))
         )

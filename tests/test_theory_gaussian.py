@@ -1,0 +1,256 @@
+"""Closed forms of the linear case against brute force that shares no code with them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from precfm.datasets.synthetic import gaussian as make_gaussian
+from precfm.datasets.synthetic import rotation, spectrum
+from precfm.errors import PrecfmError
+from precfm.paths import LinearPath, VariancePreservingPath
+from precfm.theory import gaussian, measured
+from precfm.theory.settings import PATHS
+
+EXACT = 1e-8
+PATH_NAMES = ("linear", "variance_preserving")
+
+
+def moments(cov: np.ndarray, t: float, path: str, target: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """E[x x^T], E[y x^T], E[y y^T] from the joint covariance of (x1, x0), in numpy."""
+    d = len(cov)
+    if path == "linear":
+        a, s, da, ds = t, 1 - t, 1.0, -1.0
+    else:
+        a, s = math.sin(math.pi * t / 2), math.cos(math.pi * t / 2)
+        da, ds = math.pi / 2 * s, -math.pi / 2 * a
+    eye = np.eye(d)
+    to_x = np.hstack([a * eye, s * eye])
+    to_y = np.hstack([da * eye, ds * eye]) if target == "velocity" else np.hstack([0 * eye, -eye / s])
+    joint = np.block([[cov, 0 * eye], [0 * eye, eye]])
+    return to_x @ joint @ to_x.T, to_y @ joint @ to_x.T, to_y @ joint @ to_y.T
+
+
+cases = st.fixed_dictionaries(
+    {
+        "dim": st.integers(1, 12),
+        "log_kappa": st.floats(0, 4),
+        "t": st.floats(0.02, 0.97),
+        "path": st.sampled_from(PATH_NAMES),
+        "target": st.sampled_from(["velocity", "score"]),
+        "seed": st.integers(0, 1000),
+    }
+)
+
+
+def law_of(case: dict) -> np.ndarray:
+    kappa = 1.0 if case["dim"] == 1 else 10 ** case["log_kappa"]
+    return make_gaussian(case["dim"], kappa, seed=case["seed"]).cov.numpy()
+
+
+@given(cases)
+@settings(max_examples=60, deadline=None)
+def test_optimum_residual_and_excess_risk_equal_brute_force(case):
+    cov = law_of(case)
+    xx, yx, yy = moments(cov, case["t"], case["path"], case["target"])
+    best = np.linalg.solve(xx, yx.T).T
+    field = gaussian.optimal_field(torch.from_numpy(cov), case["t"], PATHS[case["path"]], case["target"])
+    scale = np.abs(best).max() + 1e-3
+    assert np.abs(field.numpy() - best).max() / scale < EXACT
+
+    values, basis = np.linalg.eigh(cov)
+    problem = gaussian.linear_problem(
+        torch.from_numpy(values), case["t"], PATHS[case["path"]], case["target"]
+    )
+    residual = np.diag(basis.T @ (yy - best @ xx @ best.T) @ basis)
+    assert np.abs(problem.residual.numpy() - residual).max() < EXACT * np.abs(yy).max()
+
+    other = np.random.default_rng(case["seed"]).normal(size=best.shape)
+
+    def risk(a: np.ndarray) -> float:
+        return float(np.trace(a @ xx @ a.T - 2 * a @ yx.T + yy))
+
+    found = float(gaussian.excess_risk(torch.from_numpy(other), field, torch.from_numpy(xx)))
+    assert found == pytest.approx(risk(other) - risk(best), rel=1e-7)
+    by_direction = problem.variance * gaussian.squared_errors(
+        torch.from_numpy(other), problem, torch.from_numpy(basis)
+    )
+    assert float(by_direction.sum()) == pytest.approx(found, rel=EXACT)
+
+
+@given(cases, st.floats(0.05, 0.95), st.integers(0, 40))
+@settings(max_examples=40, deadline=None)
+def test_descent_recursion_equals_iterated_matrices(case, rate, steps):
+    cov = law_of(case)
+    xx, yx, _ = moments(cov, case["t"], case["path"], case["target"])
+    best = np.linalg.solve(xx, yx.T).T
+    values, basis = np.linalg.eigh(cov)
+    eta = rate / np.linalg.eigvalsh(xx)[-1]
+    field = np.random.default_rng(case["seed"]).normal(size=best.shape)
+    problem = gaussian.linear_problem(
+        torch.from_numpy(values), case["t"], PATHS[case["path"]], case["target"]
+    )
+    errors = gaussian.squared_errors(torch.from_numpy(field), problem, torch.from_numpy(basis))
+    for _ in range(steps):
+        field = field - eta * 2 * (field @ xx - yx)
+    found = ((field - best) @ basis) ** 2
+    expected = problem.variance.numpy() * found.sum(0)
+    got = gaussian.descent_excess(problem.variance, errors, eta, torch.tensor([steps]))[0].numpy()
+    start = (problem.variance * errors).numpy()
+    assert np.abs(got - expected).max() < EXACT * start.max()
+
+
+@pytest.mark.parametrize("path", PATH_NAMES)
+@pytest.mark.parametrize("target", ["velocity", "score"])
+@pytest.mark.parametrize("transformed", [False, True])
+def test_autograd_on_matched_samples_equals_the_closed_form(path, target, transformed):
+    dim, kappa, t = 6, 1e3, 0.9
+    basis = rotation(dim, 3)
+    values = spectrum(dim, kappa)
+    closed = gaussian.linear_problem(values, t, PATHS[path], target)
+    root = closed.variance.sqrt()
+    variance, transform = closed.variance, None
+    field = rotation(dim, 5)
+    errors = gaussian.squared_errors(field, closed, basis)
+    if transformed:
+        variance, transform = torch.ones(dim, dtype=torch.float64), ((basis / root) @ basis.T)[None]
+        field, errors = (
+            field @ (basis * root) @ basis.T,
+            gaussian.preconditioned_errors(closed.variance, errors),
+        )
+    weights = torch.tensor([measured.path_weights(path, target, t)], dtype=torch.float64)
+    problems = measured.Problems(values[None], basis[None], weights, transform)
+    x, y = problems.data(*measured.matched_normals([7], dim))
+    yardstick = measured.Yardstick.of(x, y, basis[None])
+    eta = 0.4 / float(variance.max())
+    looks = [0, 1, 3, 7]
+    theory = gaussian.descent_excess(variance, errors, eta, torch.tensor(looks))
+    walk = measured.descend(x, y, field[None], torch.tensor([eta], dtype=torch.float64), looks)
+    for (_, found), expected in zip(walk, theory, strict=True):
+        counted = expected > 1e-12 * theory[0]
+        deviation = (yardstick.excess(found)[0] - expected).abs() / expected
+        assert float(deviation[counted].max()) < EXACT
+    if transformed:  # every direction at once: what is left does not depend on the spectrum
+        shares = theory[1] / theory[0]
+        assert float(shares.max() - shares.min()) < 1e-12
+        assert float(shares[0]) == pytest.approx((1 - 2 * eta) ** 2)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_stochastic_second_moment_equals_monte_carlo(batch_size):
+    """Within four standard errors of 4,000 independent runs, direction by direction and step by step."""
+    dim, runs, t, rate = 3, 4000, 0.8, 0.05
+    values = spectrum(dim, 20.0)
+    closed = gaussian.linear_problem(values, t, LinearPath())
+    rng = np.random.default_rng(0)
+    field = np.tile(np.array([[0.5, -0.2, 0.1], [0.0, 1.0, 0.3], [0.2, 0.0, -1.0]]), (runs, 1, 1))
+    errors = gaussian.squared_errors(torch.from_numpy(field[0]), closed, torch.eye(dim, dtype=torch.float64))
+    best = np.diag(closed.optimum.numpy())
+    for step in range(1, 13):
+        x1 = rng.normal(size=(runs, batch_size, dim)) * values.sqrt().numpy()
+        x0 = rng.normal(size=(runs, batch_size, dim))
+        x, y = t * x1 + (1 - t) * x0, x1 - x0
+        gradient = 2 * np.einsum("rbo,rbi->roi", np.einsum("roi,rbi->rbo", field, x) - y, x) / batch_size
+        field = field - rate * gradient
+        if step in (1, 4, 12):
+            excess = closed.variance.numpy() * ((field - best) ** 2).sum(1)
+            theory = gaussian.stochastic_excess(
+                closed.variance, errors, closed.residual, rate, batch_size, torch.tensor([step])
+            )[0].numpy()
+            error = excess.std(0) / math.sqrt(runs)
+            assert (np.abs(excess.mean(0) - theory) < 4 * error).all()
+            assert (error < 0.1 * theory).all()  # else the comparison could not fail
+
+
+def test_noise_floor_is_where_the_recursion_ends_and_instability_is_named():
+    closed = gaussian.linear_problem(spectrum(5, 30.0), 0.7, VariancePreservingPath())
+    rate, batch = 0.05 / float(closed.variance.max()), 3
+    far = gaussian.stochastic_excess(
+        closed.variance, closed.optimum**2, closed.residual, rate, batch, torch.tensor([20_000])
+    )[0]
+    floor = gaussian.stochastic_floor(closed.variance, closed.residual, rate, batch)
+    assert torch.allclose(far, floor, rtol=1e-8)
+    edge = max(r for r in np.linspace(0.01, 1, 500) if gaussian.stochastic_is_stable(closed.variance, r, 1))
+    for factor, grows in ((0.97, False), (1.05, True)):
+        steps = torch.tensor([2000, 4000])
+        two = gaussian.stochastic_excess(
+            closed.variance, closed.optimum**2, closed.residual, edge * factor, 1, steps
+        ).sum(-1)
+        assert bool(two[1] > 2 * two[0]) == grows
+    assert torch.isinf(gaussian.stochastic_floor(closed.variance, closed.residual, 2 * edge, 1)).all()
+
+
+def test_steps_to_fraction_inverts_the_recursion_and_grows_like_kappa():
+    variance = torch.tensor([[0.01, 0.3, 1.0], [0.2, 0.5, 2.0]], dtype=torch.float64)
+    errors = torch.rand(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.1
+    eta = torch.tensor([0.4, 0.2], dtype=torch.float64)
+    total = gaussian.steps_to_total_fraction(variance, errors, eta, 0.05)
+    for i in range(2):
+        k = total[i : i + 1]
+        left = gaussian.descent_excess(variance[i], errors[i], eta[i], k).sum()
+        assert float(left) == pytest.approx(0.05 * float((variance[i] * errors[i]).sum()), rel=1e-6)
+    kappa = torch.tensor([1e3, 1e5], dtype=torch.float64)
+    steps = gaussian.steps_to_fraction(1 / kappa, 0.5, 0.1)
+    assert float(steps[1] / steps[0]) == pytest.approx(100, rel=1e-2)
+    assert float(steps[1]) == pytest.approx(1e5 * math.log(10) / 2, rel=1e-3)
+
+
+def test_absolute_accuracy_needs_no_steps_along_directions_of_small_variance():
+    """Why C2 speaks of the slowest direction: the total can be done long before."""
+    closed = gaussian.linear_problem(spectrum(8, 1e6), 0.999, LinearPath())
+    errors, eta = closed.optimum**2, 0.5 / float(closed.variance.max())
+    total = float(gaussian.steps_to_total_fraction(closed.variance, errors, eta, 0.1))
+    slowest = float(gaussian.steps_to_fraction(closed.variance[0], eta, 0.1))
+    assert slowest > 1e5
+    assert total < 100
+
+
+def test_degenerate_cases():
+    one = gaussian.linear_problem(torch.tensor([2.0]), 0.3, LinearPath())
+    assert one.variance.shape == (1,)
+    flat = gaussian.linear_problem(spectrum(4, 1.0), 0.3, LinearPath())
+    assert float(flat.variance.max() - flat.variance.min()) == 0.0
+    zero = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    handled = gaussian.linear_problem(zero, 0.9, LinearPath())  # a subspace: fine before t = 1
+    assert float(handled.variance[0]) == pytest.approx(0.01)
+    assert float(handled.residual[0]) == 0.0
+    with pytest.raises(PrecfmError, match="singular"):
+        gaussian.linear_problem(zero, 1.0, LinearPath())
+    with pytest.raises(PrecfmError, match="score"):
+        gaussian.linear_problem(torch.ones(2), 1.0, LinearPath(), "score")
+    with pytest.raises(PrecfmError, match="fraction"):
+        gaussian.steps_to_fraction(torch.ones(1), 0.1, 1.0)
+    with pytest.raises(PrecfmError, match="contract"):
+        gaussian.steps_to_fraction(torch.ones(1), 1.5, 0.1)
+    with pytest.raises(PrecfmError, match="batch_size"):
+        gaussian.stochastic_excess(torch.ones(1), torch.ones(1), torch.ones(1), 0.1, 0, torch.tensor([1]))
+
+
+def test_measured_path_weights_are_those_of_the_paths():
+    t = torch.tensor(0.37, dtype=torch.float64)
+    for name, path in PATHS.items():
+        expected = [float(f(t)) for f in (path.alpha, path.sigma, path.d_alpha, path.d_sigma)]
+        assert measured.path_weights(name, "velocity", 0.37) == pytest.approx(expected, rel=1e-12)
+        score = measured.path_weights(name, "score", 0.37)
+        assert score == pytest.approx([*expected[:2], 0.0, -1 / expected[1]], rel=1e-12)
+    with pytest.raises(PrecfmError, match="t is"):
+        measured.path_weights("linear", "score", 1.0)
+
+
+def test_steps_until_finds_the_crossing_and_says_when_there_is_none():
+    values = torch.stack([spectrum(3, 1.0), spectrum(3, 50.0), spectrum(3, 50.0)])
+    weights = torch.tensor([measured.path_weights("linear", "velocity", 1.0)] * 3, dtype=torch.float64)
+    problems = measured.Problems(values, torch.eye(3, dtype=torch.float64).expand(3, 3, 3), weights)
+    x, y = problems.data(*measured.matched_normals([1, 2, 3], 3))
+    yardstick = measured.Yardstick.of(x, y)
+    rates = 0.25 / values.amax(1)
+    zero = torch.zeros(3, 3, 3, dtype=torch.float64)
+    limits = torch.tensor([10**6, 10**6, 20])
+    lowest, total = measured.steps_until(yardstick, zero, measured.descent_advance(x, y, rates), 0.1, limits)
+    expected = gaussian.steps_to_fraction(values[:, 0], rates, 0.1)
+    assert torch.allclose(lowest[:2], expected[:2], rtol=1e-6)
+    assert math.isinf(float(lowest[2]))
+    assert bool((total[:2] <= lowest[:2] + 1e-9).all())

@@ -1,0 +1,160 @@
+"""Synthetic laws and mixtures: exact fields, linear experts, refusals."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from precfm.datasets.synthetic import Gaussian, Mixture, gaussian, mixture, rotation, spectrum
+from precfm.errors import PrecfmError
+from precfm.paths import LinearPath
+from precfm.theory import measured, mixtures
+
+PATH = LinearPath()
+T = torch.tensor(0.7, dtype=torch.float64)
+
+
+@given(st.integers(2, 20), st.floats(0, 8), st.integers(0, 50))
+@settings(max_examples=40, deadline=None)
+def test_a_law_has_the_spectrum_that_was_asked_for(dim, log_kappa, seed):
+    law = gaussian(dim, 10**log_kappa, seed=seed)
+    found = np.linalg.eigvalsh(law.cov.numpy())
+    assert found.sum() == pytest.approx(dim)
+    assert law.condition_number == pytest.approx(10**log_kappa, rel=1e-9)
+    assert np.abs(np.sort(law.eigenvalues.numpy()) - found).max() < 1e-10 * found.max()
+    assert torch.equal(law.sample(3, seed), law.sample(3, seed))
+
+
+def test_samples_have_the_moments_of_the_law():
+    law = mixture(3, [1, 50], [0.3, 0.7], seed=2)
+    x, labels = law.sample(200_000, seed=0)
+    assert float((labels == 1).double().mean()) == pytest.approx(0.7, abs=4 * math.sqrt(0.21 / 200_000))
+    standard_error = x.var(0).sqrt() / math.sqrt(len(x))
+    assert bool(((x.mean(0) - law.mean).abs() < 4 * standard_error).all())
+    assert torch.allclose(x.T.cov(), law.cov, atol=0.15)
+    assert float(law.mean.abs().max()) < 1e-12  # centred
+    for k, component in enumerate(law.components):
+        mine = x[labels == k]
+        along = (mine @ component.basis).var(0)
+        error = component.eigenvalues * math.sqrt(2 / len(mine))
+        assert bool(((along - component.eigenvalues).abs() < 5 * error).all())
+
+
+def test_rotations_are_uniform_enough_to_have_no_preferred_sign():
+    corners = torch.stack([rotation(2, seed)[0, 0] for seed in range(400)])
+    assert abs(float(corners.mean())) < 4 * math.sqrt(
+        0.5 / 400
+    )  # QR without its sign fix gives a mean of -0.64
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda: mixture(2, [1, 2], [0.5, 0.6]), "weights sum to 1.1"),
+        (lambda: mixture(2, [1, 2], [1.5, -0.5]), "weight 1"),
+        (lambda: mixture(2, [1, 2], [1.0]), "weights has 1"),
+        (lambda: mixture(2, []), "at least 1 component"),
+        (lambda: spectrum(0, 1.0), "dim"),
+        (lambda: spectrum(1, 2.0), "dimension 1"),
+        (lambda: spectrum(3, 0.5), "condition_number"),
+        (lambda: spectrum(3, math.inf), "condition_number"),
+        (lambda: Gaussian(torch.tensor([-1.0]), torch.eye(1), torch.zeros(1)), "eigenvalue 0"),
+        (lambda: Gaussian(torch.ones(2), torch.ones(2, 2), torch.zeros(2)), "orthogonal"),
+        (lambda: Gaussian(torch.ones(2), torch.eye(3), torch.zeros(2)), "shapes"),
+        (lambda: Mixture(torch.ones(2) / 2, (gaussian(2, 1.0), gaussian(3, 1.0))), "dimensions"),
+    ],
+)
+def test_impossible_laws_are_refused(call, field):
+    with pytest.raises(PrecfmError, match=field):
+        call()
+
+
+def test_degenerate_laws_that_are_possible():
+    assert mixture(3, [10.0]).components[0].condition_number == pytest.approx(10)
+    assert gaussian(1, 1.0).cov.shape == (1, 1)
+    flat = Gaussian(torch.tensor([0.0, 1.0]).double(), torch.eye(2).double(), torch.zeros(2).double())
+    assert math.isinf(flat.condition_number)
+    assert float(flat.sample(10, 0)[:, 0].abs().max()) == 0.0
+
+
+def test_marginal_velocity_equals_bayes_by_integration():
+    """E[x1 - x0 | x_t] of a one-dimensional mixture by numerical integration over x1."""
+    law = Mixture(
+        torch.tensor([0.3, 0.7], dtype=torch.float64),
+        tuple(
+            Gaussian(
+                torch.tensor([v], dtype=torch.float64),
+                torch.eye(1).double(),
+                torch.tensor([m], dtype=torch.float64),
+            )
+            for v, m in ((0.5, -1.0), (0.01, 0.6))
+        ),
+    )
+    x1 = np.linspace(-8, 8, 400_001)
+    density = 0.3 * stats.norm.pdf(x1, -1, math.sqrt(0.5)) + 0.7 * stats.norm.pdf(x1, 0.6, 0.1)
+    exact = mixtures.ExactVelocity(law, PATH)
+    for x in (-1.2, 0.1, 0.5):
+        t = float(T)
+        posterior = density * stats.norm.pdf(x, t * x1, 1 - t)
+        x1_mean = np.trapezoid(posterior * x1, x1) / np.trapezoid(posterior, x1)
+        velocity = x1_mean - (x - t * x1_mean) / (1 - t)
+        found = float(exact(torch.tensor([[x]], dtype=torch.float64), T.expand(1), None))
+        assert found == pytest.approx(velocity, rel=1e-7)
+
+
+def test_exact_velocity_is_linear_in_the_expert_features():
+    law = mixture(4, [1, 30, 300], [0.2, 0.3, 0.5], separation=1.5, seed=1)
+    x, labels = law.sample(50, 0)
+    x = 0.7 * x + 0.3 * torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).double()
+    exact = mixtures.ExactVelocity(law, PATH)
+    optimum = mixtures.expert_optimum(law, T, PATH)
+    soft = mixtures.responsibilities(law, x, T, PATH)
+    hard = torch.nn.functional.one_hot(labels, 3).double()
+    for gate, asked in ((soft, None), (hard, labels)):
+        features = mixtures.expert_features(law, x, gate, T, PATH)
+        assert torch.allclose(features @ optimum.T, exact(x, T.expand(50), asked), rtol=1e-10, atol=1e-10)
+    assert torch.allclose(soft.sum(1), torch.ones(50).double())
+
+
+def test_labelled_descent_in_closed_form_equals_autograd_on_matched_samples():
+    """Components with exact second moments; the weight enters through the loss."""
+    law = mixture(3, [1, 100], [0.2, 0.8], seed=4)
+    count, dim, t = 2, 3, float(T)
+    x0, w1 = measured.matched_normals([0, 1], dim)
+    # A constant feature needs exact means too: each sample and its mirror image have mean zero.
+    x0, w1 = torch.cat([x0, -x0], 1), torch.cat([w1, -w1], 1)
+    features, targets, parts = [], [], []
+    for k, component in enumerate(law.components):
+        x1 = component.mean + (w1[k] * component.eigenvalues.sqrt()) @ component.basis.T
+        gate = torch.zeros(len(x1), count, dtype=torch.float64)
+        gate[:, k] = 1
+        parts.append(mixtures.expert_features(law, t * x1 + (1 - t) * x0[k], gate, T, PATH))
+        scale = math.sqrt(float(law.weights[k]) * count)
+        features.append(parts[-1] * scale)
+        targets.append((x1 - x0[k]) * scale)
+    f, y = torch.cat(features)[None], torch.cat(targets)[None]
+    best = mixtures.expert_optimum(law, T, PATH)
+    looks, eta = [0, 1, 10, 60], 0.1
+    theory = mixtures.labelled_excess(law, T, PATH, eta, torch.tensor(looks))
+    zero = torch.zeros_like(best)[None]
+    walk = measured.descend(f, y, zero, torch.tensor([eta], dtype=torch.float64), looks)
+    moments = torch.stack([p.T @ p / len(p) for p in parts])
+    recursion = mixtures.descent_of_moments(moments, -best, eta, torch.tensor(looks), law.weights)
+    for (_, field), expected, other in zip(walk, theory, recursion, strict=True):
+        found = torch.stack([((p @ (field[0] - best).T) ** 2).sum(1).mean() for p in parts])
+        assert torch.allclose(found, expected, rtol=1e-8)
+        assert torch.allclose(other, expected, rtol=1e-8)
+    spectrum_of = mixtures.labelled_spectrum(law, T, PATH)
+    together = torch.linalg.eigvalsh(torch.einsum("k,kij->ij", law.weights, moments))
+    assert torch.allclose(spectrum_of.flatten().sort().values, together, rtol=1e-9)
+
+
+def test_a_rare_component_of_good_conditioning_can_be_the_slowest():
+    """C5 needs its assumption on the weights: what counts is weight times smallest variance."""
+    law = mixture(4, [2.0, 20.0], [0.01, 0.99], seed=0)
+    slow = mixtures.labelled_spectrum(law, torch.tensor(1.0).double(), PATH)[:, :-1].amin(1)
+    assert float(slow[0]) < float(slow[1])
