@@ -6,7 +6,6 @@ float64, so results do not depend on the order of rows, on block sizes or on the
 """
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -15,6 +14,8 @@ _FOLDS = 16  # columns of a block that are compared at once before any is looked
 _BLOCK = 2048
 _SPARE = 2  # candidates beyond the k wanted, so that a gap to the next one can certify them
 _FAR = 1e30
+TOGETHER = 64  # doubtful rows examined at once
+_ENTRIES = 2**18  # differences at a time: they stay in the processor's cache
 
 
 class Blocks:
@@ -91,8 +92,8 @@ def rounding(dim: int, device: torch.device) -> float:
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Float64 squared distances between matching rows of x and y, shape (..., dim) -> (...)."""
-    return (x.to(torch.float64) - y.to(torch.float64)).square().sum(-1)
+    """Float64 squared distances of rows of y to rows of x, which is broadcast: shape (..., dim) -> (...)."""
+    return y.to(torch.float64, copy=True).sub_(x).square_().sum(-1)
 
 
 class _Best:
@@ -175,7 +176,7 @@ def _settled(
     n, dim = queries.shape
     count = best.values.shape[1]
     distances = torch.empty((n, count), dtype=torch.float64, device=queries.device)
-    step = max(1, budget // (32 * count * dim))
+    step = _step(count * dim, budget)
     for start in range(0, n, step):
         part = slice(start, start + step)
         distances[part] = squared_distances(queries[part, None, :], other[best.columns[part]])
@@ -189,7 +190,7 @@ def _settled(
     reach = norm.square() + (norm + distances[:, k - 1].sqrt()).square()
     error = rounding(dim, queries.device) * reach
     doubtful = (best.values[:, -1].to(torch.float64) - error <= distances[:, k - 1]).nonzero()[:, 0]
-    for rows in torch.split(doubtful, 256):
+    for rows in torch.split(doubtful, TOGETHER):
         distances[rows, :k], columns[rows, :k] = _nearest_exactly(
             queries, other, rows, k, base is None, budget
         )
@@ -199,25 +200,55 @@ def _settled(
 def _nearest_exactly(
     queries: Tensor, other: Tensor, rows: Tensor, k: int, same: bool, budget: int
 ) -> tuple[Tensor, Tensor]:
-    values = torch.full((len(rows), 0), math.inf, dtype=torch.float64, device=queries.device)
-    columns = torch.zeros((len(rows), 0), dtype=torch.int64, device=queries.device)
-    for start, block in exact_blocks(queries[rows], other, budget):
-        if same:
-            inside = (rows >= start) & (rows < start + block.shape[1])
-            block[inside.nonzero()[:, 0], rows[inside] - start] = math.inf
-        merged = torch.cat([values, block], dim=1)
-        numbers = torch.arange(start, start + block.shape[1], device=queries.device).expand(len(rows), -1)
-        all_columns = torch.cat([columns, numbers], dim=1)
-        order = _by_distance_then_row(merged, all_columns)[:, :k]
-        values, columns = merged.gather(1, order), all_columns.gather(1, order)
-    return values, columns
+    """The k nearest rows of a few queries: products in float64 screen, exact distances of what is left decide."""
+    values, errors = double_products(queries[rows], other)
+    if same:
+        values[torch.arange(len(rows), device=values.device), rows] = math.inf
+    reach = (values + errors).kthvalue(k, dim=1, keepdim=True).values
+    numbers, columns = (values - errors <= reach).nonzero(as_tuple=True)
+    distances = exact_pairs(queries, rows[numbers], other, columns, budget)
+    order = distances.argsort(stable=True)  # pairs come by row and column, which settles ties
+    order = order[numbers[order].argsort(stable=True)]
+    counts = torch.bincount(numbers, minlength=len(rows))
+    first = (counts.cumsum(0) - counts)[:, None] + torch.arange(k, device=counts.device)
+    return distances[order][first], columns[order][first]
 
 
-def exact_blocks(queries: Tensor, base: Tensor, budget: int) -> Iterator[tuple[int, Tensor]]:
-    """Squared distances in float64 of a few queries to a base: (first row of the base, shape (q, block))."""
-    step = max(1, budget // (32 * max(1, len(queries)) * queries.shape[1]))
-    for start in range(0, len(base), step):
-        yield start, squared_distances(queries[:, None, :], base[None, start : start + step])
+def double_products(queries: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distances of a few queries to a base by products in float64, and bounds of their errors.
+
+    Args:
+        queries: shape (q, dim).
+        base: shape (m, dim).
+
+    Returns:
+        Two float64 tensors of shape (q, m).
+    """
+    centre = base.mean(0, dtype=torch.float64)
+    left = queries.to(torch.float64) - centre
+    norms = left.square().sum(1)[:, None]
+    values, errors = (
+        torch.empty(len(left), len(base), dtype=torch.float64, device=base.device) for _ in "ve"
+    )
+    relative = 8.0 * math.sqrt(left.shape[1] + 2) * 2.0**-53
+    for start in range(0, len(base), _BLOCK):
+        right = base[start : start + _BLOCK] - centre
+        sums = norms + right.square().sum(1)
+        values[:, start : start + _BLOCK] = torch.addmm(sums, left, right.T, alpha=-2.0)
+        errors[:, start : start + _BLOCK] = relative * sums
+    return values, errors
+
+
+def exact_pairs(queries: Tensor, rows: Tensor, base: Tensor, columns: Tensor, budget: int) -> Tensor:
+    """Squared distances of chosen pairs, float64, shape (pairs,)."""
+    step = _step(queries.shape[1], budget)
+    parts = zip(torch.split(rows, step), torch.split(columns, step), strict=True)
+    return torch.cat([squared_distances(queries[i], base[j]) for i, j in parts])
+
+
+def _step(entries: int, budget: int) -> int:
+    """Rows at a time where each takes a number of differences."""
+    return max(1, min(_ENTRIES, budget // 16) // entries)
 
 
 def _by_distance_then_row(distances: Tensor, rows: Tensor) -> Tensor:

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from precfm.errors import PrecfmError
 from precfm.metrics.checks import Features, feature_matrix, feature_pair
-from precfm.metrics.distances import Blocks, Products, exact_blocks, fits, nearest, rounding
+from precfm.metrics.distances import (
+    TOGETHER,
+    Blocks,
+    Products,
+    double_products,
+    exact_pairs,
+    fits,
+    nearest,
+    rounding,
+)
 
 
 @dataclass(frozen=True)
@@ -122,10 +131,15 @@ def _decided(
 ) -> Tensor:
     """Which rows of x lie in a ball around a row of y; where rounding leaves a doubt, by exact distances."""
     inside = margin <= 0
-    for rows in torch.split((margin.abs() <= error).nonzero()[:, 0], 256):
-        found = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
-        for start, block in exact_blocks(x[rows], y, memory_budget):
-            found |= (block <= radii[start : start + block.shape[1]]).any(1)
+    for rows in torch.split((margin.abs() <= error).nonzero()[:, 0], TOGETHER):
+        values, errors = double_products(x[rows], y)
+        excess = values - radii
+        errors += 1e-15 * radii
+        found = (excess < -errors).any(1)
+        numbers, columns = ((excess.abs() <= errors) & ~found[:, None]).nonzero(as_tuple=True)
+        if len(numbers):
+            touching = exact_pairs(x, rows[numbers], y, columns, memory_budget) <= radii[columns]
+            found[numbers[touching]] = True
         inside[rows] = found
     return inside
 
