@@ -26,6 +26,8 @@ def feature_matrix(features: Features, name: str, *, minimum: int = 2, finite: b
             not finite (the error names its row and column).
     """
     tensor = torch.as_tensor(features).detach()
+    if tensor.device.type == "mps":
+        tensor = tensor.cpu()  # that device has no float64
     if tensor.ndim != 2 or tensor.shape[1] == 0:
         raise PrecfmError(f"{name}: features have shape {tuple(tensor.shape)}; a matrix (n, dim) is needed")
     if tensor.is_complex() or tensor.dtype == torch.bool:
@@ -37,9 +39,7 @@ def feature_matrix(features: Features, name: str, *, minimum: int = 2, finite: b
     if len(tensor) < minimum:
         raise PrecfmError(f"{name}: {len(tensor)} rows; at least {minimum} are needed")
     # A sum is finite only if all of its terms are: one pass, no mask of the matrix's size.
-    if finite and not bool(
-        torch.isfinite(tensor.sum(dtype=torch.float64 if tensor.device.type != "mps" else None))
-    ):
+    if finite and not bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
         for start in range(0, len(tensor), 4096):
             bad = (~torch.isfinite(tensor[start : start + 4096])).nonzero()
             if len(bad):

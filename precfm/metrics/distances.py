@@ -227,9 +227,8 @@ def double_products(queries: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
     centre = base.mean(0, dtype=torch.float64)
     left = queries.to(torch.float64) - centre
     norms = left.square().sum(1)[:, None]
-    values, errors = (
-        torch.empty(len(left), len(base), dtype=torch.float64, device=base.device) for _ in "ve"
-    )
+    values = torch.empty(len(left), len(base), dtype=torch.float64, device=base.device)
+    errors = torch.empty_like(values)
     relative = 8.0 * math.sqrt(left.shape[1] + 2) * 2.0**-53
     for start in range(0, len(base), _BLOCK):
         right = base[start : start + _BLOCK] - centre

@@ -63,7 +63,7 @@ def mean_and_covariance(features: Features, *, memory_budget: int = 2**28) -> tu
     Returns:
         Mean of shape (dim,) and covariance of shape (dim, dim), divided by n - 1.
     """
-    return _mean_and_covariance(_double_device(feature_matrix(features, "features")), memory_budget)
+    return _mean_and_covariance(feature_matrix(features, "features"), memory_budget)
 
 
 def _mean_and_covariance(x: Tensor, memory_budget: int) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ def _add_gram(lower: Tensor, centred: Tensor) -> None:
 
 def moments(features: Features, *, memory_budget: int = 2**28) -> Moments:
     """Mean and covariance factor of a feature set; the factor is the centred features if n <= dim."""
-    return _moments(_double_device(feature_matrix(features, "features")), "features", memory_budget)
+    return _moments(feature_matrix(features, "features"), "features", memory_budget)
 
 
 def _moments(x: Tensor, name: str, memory_budget: int) -> Moments:
@@ -190,8 +190,8 @@ def frechet_distance(
                 "components or the KID, or say few_samples='allow'"
             )
     return frechet_from_moments(
-        _moments(_double_device(x), "generated", memory_budget),
-        _moments(_double_device(y), "reference", memory_budget),
+        _moments(x, "generated", memory_budget),
+        _moments(y, "reference", memory_budget),
     )
 
 
@@ -221,8 +221,3 @@ def _without_mean(centred: Tensor) -> Tensor:
     normal[0] -= 1.0
     normal /= normal.norm()
     return (centred - 2.0 * torch.outer(normal, normal @ centred))[1:]
-
-
-def _double_device(x: Tensor) -> Tensor:
-    """The tensor itself, or its copy on the CPU where its device has no float64."""
-    return x.cpu() if x.device.type == "mps" else x

@@ -203,7 +203,6 @@ def _block_size(memory_budget: int) -> int:
 def _within(x: Tensor, kernel: Kernel, memory_budget: int) -> tuple[Tensor, Tensor]:
     """Row sums (n,) and sum of squares of a kernel matrix without its diagonal; each pair once."""
     size = _block_size(memory_budget)
-    x = x.cpu() if x.device.type == "mps" else x
     rows = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     squares = torch.zeros((), dtype=torch.float64, device=x.device)
     for i in range(0, len(x), size):
@@ -222,7 +221,6 @@ def _within(x: Tensor, kernel: Kernel, memory_budget: int) -> tuple[Tensor, Tens
 def _across(x: Tensor, y: Tensor, kernel: Kernel, memory_budget: int) -> tuple[Tensor, Tensor, Tensor]:
     """Row sums (n,), column sums (m,) and sum of squares of the kernel matrix between two sets."""
     size = _block_size(memory_budget)
-    x, y = (z.cpu() if z.device.type == "mps" else z for z in (x, y))
     rows = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     columns = torch.zeros(len(y), dtype=torch.float64, device=x.device)
     squares = torch.zeros((), dtype=torch.float64, device=x.device)
