@@ -41,7 +41,17 @@ REGISTRY: dict[str, dict[str, str]] = {
         "fashion_mnist": "precfm.datasets.fashion_mnist:FashionMNIST",
         "imagefolder": "precfm.datasets.imagefolder:ImageFolder",
     },
-    "theory": {},
+    "theory": {
+        "linear_grid": "precfm.theory.experiments.linear_grid:run",
+        "steps_to_accuracy": "precfm.theory.experiments.steps_to_accuracy:run",
+        "residual_linear": "precfm.theory.experiments.residual_linear:run",
+        "residual_networks": "precfm.theory.experiments.residual_networks:run",
+        "mixture_linear": "precfm.theory.experiments.mixture_linear:run",
+        "mixture_networks": "precfm.theory.experiments.mixture_networks:run",
+        "mixture_ablations": "precfm.theory.experiments.mixture_ablations:run",
+        "trained_factors": "precfm.theory.experiments.trained_factors:run",
+        "trained_budgets": "precfm.theory.experiments.trained_budgets:run",
+    },
     "figures": {
         "spectra": "precfm.report.figures.spectra:draw",
         "path_conditioning": "precfm.report.figures.path_conditioning:draw",
