@@ -28,7 +28,7 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n $(CORES)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n $(CORES) --dist loadgroup
 
 test-slow: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
@@ -39,4 +39,4 @@ format: .venv/installed
 	$(BIN)/snakefmt Snakefile rules
 
 benchmarks: .venv/installed
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/pipeline.py $(EXPERIMENT)

@@ -1,16 +1,16 @@
 """What several test modules share."""
 
-from pathlib import Path
+import shutil
 
 import pytest
 import yaml
 from hypothesis import settings
 
+from tests.workflow import ROOT, git, reproduce, run
+
 # A busy machine is no failure: no test is decided by time.
 settings.register_profile("precfm", deadline=None, derandomize=True)
 settings.load_profile("precfm")
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -35,3 +35,24 @@ def planned(project):
         return load_plan(name)
 
     return plan
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A clone of this project, its uncommitted changes included, in which `smoke` was reproduced once."""
+    folder = tmp_path_factory.mktemp("made") / "precfm"
+    listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    for name in listed:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    for recorded in ("dvc.lock", "results"):
+        target = folder / recorded
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+    (folder / "params.yaml").write_text("experiments: []\nsources: []\n")
+    run(folder, "git", "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "start")
+    said = reproduce(folder)
+    assert "results/smoke/tables/" in said
+    return folder

@@ -4,97 +4,16 @@ One run of the experiment `smoke` in a fresh clone is shared by all tests here; 
 as it found it.
 """
 
-import hashlib
 import json
-import os
-import re
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parent.parent
-BIN = Path(sys.executable).parent
-ENVIRONMENT = {
-    **os.environ,
-    "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-    "DVC_NO_ANALYTICS": "1",
-    "OMP_NUM_THREADS": "1",
-}
+from tests.workflow import BIN, bytes_below, clone, git, jobs, reproduce, run
 
 pytestmark = pytest.mark.xdist_group("workflow")
-
-
-def run(folder, *command, code=0, **environment):
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env={**ENVIRONMENT, "PYTHONPATH": str(folder), **environment},
-        capture_output=True,
-        text=True,
-    )
-    said = done.stdout + done.stderr
-    assert done.returncode == code, (
-        f"{' '.join(map(str, command))} exited with {done.returncode}:\n{said[-4000:]}"
-    )
-    return said
-
-
-def git(folder, *arguments):
-    return run(folder, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", *arguments)
-
-
-def reproduce(folder, *arguments, code=0, **environment):
-    return run(
-        folder, sys.executable, "workflow_scripts/reproduce.py", "smoke", *arguments, code=code, **environment
-    )
-
-
-def jobs(said):
-    """The rules that Snakemake ran, with how often, from its table of job counts."""
-    table = re.search(r"^job\s+count\n[- ]+\n(.*?)^total", said, re.MULTILINE | re.DOTALL)
-    return (
-        {name: int(count) for name, count in re.findall(r"^(\S+)\s+(\d+)$", table[1], re.MULTILINE)}
-        if table
-        else {}
-    )
-
-
-def bytes_below(folder):
-    return {
-        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
-
-
-def clone(source, target):
-    git(source, "clone", "--quiet", str(source), str(target))
-    return target
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory):
-    """A clone of this project, its uncommitted changes included, in which `smoke` was reproduced once."""
-    folder = tmp_path_factory.mktemp("made") / "precfm"
-    listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
-    for name in listed:
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
-    for recorded in ("dvc.lock", "results"):
-        target = folder / recorded
-        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-    (folder / "params.yaml").write_text("experiments: []\nsources: []\n")
-    run(folder, "git", "init", "--quiet")
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "start")
-    said = reproduce(folder)
-    assert "results/smoke/tables/" in said
-    return folder
 
 
 def test_everything_is_made_and_published(made):

@@ -86,7 +86,8 @@ def estimate_texts(estimates: Sequence[Estimate], *, multiplicative: bool = Fals
     """Means with their intervals for one column: `1.57 ± 0.15`, or `2.77 [2.11, 3.64]` on the log scale.
 
     The whole column has the decimals, and for very small or large numbers the power of ten, that its narrower
-    intervals ask for. A mean without an interval stands alone.
+    intervals ask for; where the largest mean is over a thousand times the median one, each cell has its own. A mean
+    without an interval stands alone.
 
     Example:
         >>> estimate_texts([Estimate(1.5678, 1.4178, 1.7178, 5), Estimate(12.0, 11.8, 12.2, 5)])
@@ -95,6 +96,9 @@ def estimate_texts(estimates: Sequence[Estimate], *, multiplicative: bool = Fals
         ['2.77 [2.11, 3.64]']
         >>> estimate_texts([Estimate(-1.1e-4, -1.8e-4, -0.4e-4, 5), Estimate(2e-5, -1e-5, 5e-5, 5)])
         ['(−1.10 ± 0.70)×10⁻⁴', '(0.20 ± 0.30)×10⁻⁴']
+        >>> wide = [Estimate(0.012, 0.010, 0.014, 5), Estimate(0.013, 0.013, 0.013, 5), Estimate(5e4, 4e4, 6e4, 5)]
+        >>> estimate_texts(wide)
+        ['0.0120 ± 0.0020', '0.0130 ± 0', '50,000 ± 10,000']
     """
     if multiplicative:
         return [_bracketed(estimate) for estimate in estimates]
@@ -102,7 +106,13 @@ def estimate_texts(estimates: Sequence[Estimate], *, multiplicative: bool = Fals
     widths = sorted(half for half in halves if half > 0)  # NaN is not
     if not widths:
         return [number_text(estimate.value) for estimate in estimates]
-    size = max(*(abs(estimate.value) for estimate in estimates if not math.isnan(estimate.value)), widths[0])
+    sizes = sorted(abs(estimate.value) for estimate in estimates if not math.isnan(estimate.value))
+    if sizes[-1] > 1e3 * sizes[len(sizes) // 2]:
+        return [
+            number_text(estimate.value) + ("" if math.isnan(half) else f" ± {number_text(half, 2)}")
+            for estimate, half in zip(estimates, halves, strict=True)
+        ]
+    size = max(sizes[-1], widths[0])
     power = 0 if 1e-3 <= size < 1e5 else math.floor(math.log10(size))
     narrow = widths[(len(widths) - 1) // 4] / 10**power
     decimals = min(max(0, 1 - math.floor(math.log10(narrow))), 5)

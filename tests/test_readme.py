@@ -1,0 +1,85 @@
+"""The README is true: its commands run, its example of the library runs, its lists agree with the code."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from precfm.config import load_experiment
+from precfm.registry import REGISTRY
+from tests.workflow import ENVIRONMENT, ROOT, jobs
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+pytestmark = pytest.mark.xdist_group("workflow")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_every_command_runs_and_a_new_method_reuses_what_exists(made, tmp_path):
+    """With EXPERIMENT=smoke, and with `quick` read as `smoke` where a file extends it."""
+    folder = tmp_path / "precfm"
+    shutil.copytree(made, folder, symlinks=True)
+    (folder / ".venv").symlink_to(Path(sys.executable).parent.parent)
+    for name in ("requirements.lock", "pyproject.toml"):  # installed already: older than the stamp
+        os.utime(folder / name, (0, 0))
+    said = ""
+    for block in blocks("bash"):
+        script = "set -e\n" + block.replace("extends: quick", "extends: smoke")
+        done = subprocess.run(
+            ["bash", "-c", script],
+            cwd=folder,
+            env={**ENVIRONMENT, "PYTHONPATH": str(folder), "EXPERIMENT": "smoke"},
+            capture_output=True,
+            text=True,
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode == 0, said[-3000:]
+    ran = jobs(said)
+    assert ran["preconditioners"] == 1
+    assert not {"data", "classifiers", "autoencoders", "latents", "features"} & set(ran)
+    assert (folder / "results/mine/tables/metrics.md").is_file()
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_the_example_of_the_library_runs(block):
+    names: dict[str, object] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["samples"].shape == (1000, 16)
+    assert names["samples"].isfinite().all()
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_the_example_of_own_images_is_a_valid_configuration(block, tmp_path):
+    for file in (ROOT / "config").glob("*.yaml"):
+        (tmp_path / file.name).write_text(file.read_text())
+    (tmp_path / "own.yaml").write_text("extends: quick\n" + block)
+    assert yaml.safe_load(block)["datasets"].keys() <= load_experiment("own", tmp_path).datasets.keys()
+
+
+@pytest.mark.parametrize("room", ["tables", "figures"])
+def test_every_table_and_figure_is_described(room):
+    described = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
+    assert set(REGISTRY[room]) <= described
+
+
+def test_every_preconditioner_is_named():
+    missing = [name for name in REGISTRY["preconditioners"] if f"`{name}`" not in README]
+    assert missing == []
+
+
+def test_every_folder_and_file_that_is_named_exists():
+    names = [
+        name
+        for name in re.findall(r"`([\w./-]+/[\w./-]*)`", README)
+        if not name.startswith(("results", "path", "data/raw"))
+    ]
+    assert names
+    assert [name for name in names if not (ROOT / name).exists()] == []
