@@ -44,7 +44,7 @@ TOY = {
     },
     "steps_to_accuracy": {
         "dim": 3,
-        "condition_numbers": (1.0, 10.0, 100.0, 300.0),
+        "condition_numbers": (1.0, 20.0, 400.0),
         "times": (0.5, 0.99),
         "seeds": 3,
     },

@@ -28,6 +28,7 @@ from precfm.theory.claims import Frames
 from precfm.theory.residual import steps_bound
 
 KAPPA_COLOURS = ("#c7c7c7", "#8fb7d9", "#4c8fc4", "#1f6aa5", "#0d4375", "#05213d", "#000000")
+LIMITS = {"descent": (1e-6, 4), "stochastic": (1e-3, 30)}
 KIND_MARKS = {
     "none": "o",
     "per channel": "D",
@@ -62,7 +63,7 @@ def descent_curves(frames: Frames) -> Drawing:
             for colour, kappa in zip(_shades(len(kappas)), kappas, strict=True):
                 one = part[part["condition_number"] == kappa].sort_values("step")
                 _relative_curve(ax, one, colour)
-            ax.set(xscale="symlog", yscale="log", ylim=(1e-6, 4), xlabel="steps")
+            ax.set(xscale="symlog", yscale="log", ylim=LIMITS[algorithm], xlabel="steps")
             ax.set_xlim(left=0)
             letter(ax, row * 2 * len(targets) + column, f"{target}, {'P' if moved else 'no P'}")
         axes[row, 0].set_ylabel(f"excess risk, {'GD' if algorithm == 'descent' else 'SGD'}")
@@ -73,7 +74,7 @@ def descent_curves(frames: Frames) -> Drawing:
         figure,
         f"Excess risk of the direction of lowest variance relative to its start, at t = {t:g} on the {path} path. "
         f"Lines: closed form. Points: autograd on samples, mean and 95% t interval over {seeds} seeds. P is "
-        "Sigma_t^(-1/2). Values below 1e-6 are not shown.",
+        "Sigma_t^(-1/2). What is outside of the frame is not shown.",
     )
 
 
@@ -317,8 +318,8 @@ def trained_factors(frames: Frames) -> Drawing:
     return Drawing(
         figure,
         "Mean |ln variance ratio| over the lowest quartile of directions; networks trained on Gaussian data, one "
-        f"factor at a time around the base; geometric mean and 95% interval over {_seeds(table)}. Exact field: the solver's "
-        "floor.",
+        f"factor at a time around the base; geometric mean and 95% interval over {_seeds(table)}. Exact field: the "
+        "solver's floor.",
     )
 
 
@@ -343,8 +344,8 @@ def trained_budgets(frames: Frames) -> Drawing:
     _colour_legend(figure, list(looks.items()))
     return Drawing(
         figure,
-        "Mean |ln variance ratio| of generated samples against training steps, constant learning rate; geometric mean "
-        f"and 95% interval over {_seeds(table)}. Dashed: the solver's floor (exact field, as many samples).",
+        "Mean |ln variance ratio| of generated samples against training steps, constant learning rate; geometric "
+        f"mean and 95% interval over {_seeds(table)}. Dashed: the solver's floor (exact field, as many samples).",
     )
 
 

@@ -1,8 +1,9 @@
 """Experiment: steps to a given accuracy against the condition number, measured directly (C2, C3, C4)."""
 
 import itertools
+import math
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor
 
 from precfm.datasets.synthetic import rotation
-from precfm.report.statistics import slope, t_estimate
 from precfm.seeds import derived_seed, generator_for
 from precfm.theory import gaussian, measured
 from precfm.theory.settings import Setting, linear_problems, preconditioned
@@ -36,11 +36,12 @@ def run(
     stochastic_limit: float = 1e3,
     seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
-    """Count the steps until the excess risk has fallen to `fraction`, from a zero field.
+    """Count the steps until the excess risk has fallen to `fraction` of its start.
 
-    Gradient descent runs on independent samples, a data set and a rotation for each seed, so that the counts
-    scatter as they would in practice; stochastic descent draws fresh batches. The step size is set from the
-    largest variance of the inputs.
+    Gradient descent starts from zero and runs on independent samples, a data set and a rotation for each
+    seed, so that the counts scatter as they would in practice; stochastic descent draws fresh batches and
+    starts with an excess risk that is equal in all directions and well above its noise floor. The step size
+    is set from the largest variance of the inputs.
 
     Args:
         dim: dimension of the data.
@@ -56,15 +57,14 @@ def run(
         stochastic_rate: the same as `descent_rate`, for stochastic descent.
         preconditioned_stochastic_rate: the same with the preconditioner, where small steps (and so a low
             noise floor) cost little.
-        stochastic_limit: largest kappa(Sigma_t) for stochastic descent, whose small steps take longer.
+        stochastic_limit: largest kappa(Sigma_t) for stochastic descent without preconditioner, which is slow.
         seed: seed of everything.
 
     Returns:
         `steps`: one row per setting and seed (algorithm, preconditioned, path, target, t, condition_number,
-        condition_number_t, seed, lowest, total, theory_lowest, theory_total; infinite where not reached;
-        counts_lowest and counts_total: the goal is well above the noise floor), and `slopes`: of log steps
-        against log kappa(Sigma_t) over kappa_t >= 10 (algorithm, preconditioned, path, target, quantity,
-        value, low, high, n, theory).
+        condition_number_t, seed, lowest, total: steps of the slowest direction and of the total, infinite where
+        not reached; theory_lowest, theory_total; counts_lowest, counts_total: the goal is well above the noise
+        floor).
     """
     settings = [
         Setting(*s) for s in itertools.product(paths, targets, times, condition_numbers) for _ in range(seeds)
@@ -98,28 +98,40 @@ def run(
         above_floor = torch.ones(2, len(cells), dtype=torch.bool)
         frames.append(_frame(cells, "descent", moved, found, theory, above_floor))
 
-        index = torch.tensor(np.flatnonzero(cells["condition_number_t"] <= stochastic_limit))
+        limit = math.inf if moved else stochastic_limit
+        index = torch.tensor(np.flatnonzero(cells["condition_number_t"] <= limit))
         some, few = problems.part(index), closed.part(index)
         stochastic = preconditioned_stochastic_rate if moved else stochastic_rate
         rates = stochastic / few.variance.amax(-1)
         limits = (PATIENCE / stochastic * few.variance[:, -1] / few.variance[:, 0]).long() + 1
-        advance = measured.stochastic_advance(
-            some, rates, batch_size, generator_for(seed, "batches", int(moved))
-        )
+        generator = generator_for(seed, "batches", int(moved))
+        advance = measured.stochastic_advance(some, rates, batch_size, generator)
         # Fresh batches lead to the best field of the law, which samples of exact second moments have too.
         exact = some.data(*(draws[index] for draws in measured.matched_normals(own, dim)))
         yardstick = measured.Yardstick.of(*exact, some.basis)
-        found = measured.steps_until(yardstick, zero[index], advance, fraction, limits)
-        start = few.variance * few.optimum.square()
-        arguments = (few.variance, few.optimum.square(), few.residual, rates, batch_size)
+        start, errors = _far_start(few, some.basis)
+        found = measured.steps_until(yardstick, start, advance, fraction, limits)
+        arguments = (few.variance, errors, few.residual, rates, batch_size)
         theory = gaussian.stochastic_steps_to_fraction(*arguments, fraction, int(limits.max()))
         floor = gaussian.stochastic_floor(few.variance, few.residual, rates, batch_size)
+        first = few.variance * errors
         above_floor = MARGIN * torch.stack([floor[:, 0], floor.sum(1)]) <= fraction * torch.stack(
-            [start[:, 0], start.sum(1)]
+            [first[:, 0], first.sum(1)]
         )
         frames.append(_frame(cells.iloc[index.numpy()], "stochastic", moved, found, theory, above_floor))
-    steps = pd.concat(frames, ignore_index=True)
-    return {"steps": steps, "slopes": _slopes(steps)}
+    return {"steps": pd.concat(frames, ignore_index=True)}
+
+
+def _far_start(closed: gaussian.LinearProblem, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Fields whose error has the same excess risk, the unexplained variance, along every direction.
+
+    From a zero field the excess risk of the slowest direction may start below the noise floor of any
+    practical step size (velocity on the linear path), and then no number of steps is enough.
+    """
+    excess = closed.residual.sum(-1, keepdim=True).expand_as(closed.variance)
+    errors = excess / closed.variance
+    fields = (basis * (closed.optimum + errors.sqrt())[:, None, :]) @ basis.mT
+    return fields, errors
 
 
 def _frame(
@@ -140,28 +152,3 @@ def _frame(
         counts_lowest=above_floor[0].numpy(),
         counts_total=above_floor[1].numpy(),
     )
-
-
-def _slopes(steps: pd.DataFrame) -> pd.DataFrame:
-    """Slopes over the settings, one for each seed, then their mean with its interval."""
-    rows: list[dict[str, Any]] = []
-    keys = ["algorithm", "preconditioned", "path", "target"]
-    wide = steps[steps["condition_number_t"] >= 10]
-    for group, table in wide.groupby(keys, sort=True):
-        for quantity in ("lowest", "total"):
-            good = table[table[f"counts_{quantity}"] & np.isfinite(table[quantity])]
-            good = good[np.isfinite(good[f"theory_{quantity}"])]
-            fits, exact = [], []
-            for _, one in good.groupby("seed"):
-                if one["condition_number_t"].max() < 10 * one["condition_number_t"].min():
-                    continue  # too short a range for a slope
-                kappa = np.log(one["condition_number_t"])
-                fits.append(slope(kappa, np.log(one[quantity])))
-                exact.append(slope(kappa, np.log(one[f"theory_{quantity}"])))
-            estimate = t_estimate([value for value in fits if np.isfinite(value)])
-            rows.append(
-                dict(zip(keys, group, strict=True))
-                | {"quantity": quantity, "value": estimate.value, "low": estimate.low, "high": estimate.high}
-                | {"n": estimate.n, "theory": float(np.mean(exact)) if exact else float("nan")}
-            )
-    return pd.DataFrame(rows)

@@ -1,0 +1,67 @@
+"""Seconds of the full linear grid, batched, beside a plain loop over its problems.
+
+    python benchmarks/theory.py [--threads 1] [--loop-problems 6]
+
+The grid is 6 condition numbers x 5 times x 2 targets x 2 paths x 5 seeds, 2,000 steps, d = 64: gradient descent and
+stochastic descent, each with and without preconditioner. The loop descends on one problem after the other with the
+same autograd step; it is run on a few problems and multiplied up.
+"""
+
+import argparse
+import time
+
+import torch
+
+from precfm.datasets.synthetic import rotation, spectrum
+from precfm.theory import measured
+from precfm.theory.experiments import linear_grid
+
+PROBLEMS, STEPS, DIM, BATCH = 600, 2000, 64, 32
+
+
+def loop_seconds(problems: int) -> float:
+    """Seconds of the plain loop for all problems, from a few of them: both algorithms, without preconditioner."""
+    started = time.perf_counter()
+    generator = torch.Generator().manual_seed(0)
+    weights = measured.path_weights("linear", "velocity", 0.9)
+    for seed in range(problems):
+        basis, root = rotation(DIM, seed), spectrum(DIM, 1e3).sqrt()
+        pairs = measured.matched_normals([seed], DIM)
+        for stochastic in (False, True):
+            field = torch.zeros(DIM, DIM, dtype=torch.float64, requires_grad=True)
+            x0, x1 = pairs[0][0], (pairs[1][0] * root) @ basis.T
+            for _ in range(STEPS):
+                if stochastic:
+                    x0, normal = torch.randn(2, BATCH, DIM, generator=generator, dtype=torch.float64)
+                    x1 = (normal * root) @ basis.T
+                x_t, y = weights[0] * x1 + weights[1] * x0, weights[2] * x1 + weights[3] * x0
+                loss = (x_t @ field.T - y).square().sum() / len(x_t)
+                (gradient,) = torch.autograd.grad(loss, field)
+                with torch.no_grad():
+                    field -= 0.01 * gradient
+    return (time.perf_counter() - started) / problems * PROBLEMS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--loop-problems", type=int, default=6)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    started = time.perf_counter()
+    for path in ("linear", "variance_preserving"):  # as two jobs, on two cores, about half of this
+        one = time.perf_counter()
+        tables = linear_grid.run(paths=(path,))
+        print(f"batched, {path}: {time.perf_counter() - one:.0f} s", flush=True)
+        agreement = tables["agreement"]
+        print(
+            f"  worst deviation {agreement['worst_deviation'].max():.1e}, covered {agreement['covered'].mean():.3f}"
+        )
+    print(f"batched, whole grid, one job: {time.perf_counter() - started:.0f} s", flush=True)
+    print(
+        f"plain loop, whole grid without preconditioner: {loop_seconds(options.loop_problems):.0f} s (extrapolated)"
+    )
+
+
+if __name__ == "__main__":
+    main()
