@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import report_frames
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from precfm.report.claims import parse_claims
 from precfm.report.claims_document import merge_claims, write_claims
 from precfm.report.selection import COLUMNS
 from precfm.report.verdicts import evaluate_claims
+from tests import report_frames
 
 CLAIMS = yaml.safe_load((Path(__file__).parent.parent / "config" / "claims.yaml").read_text(encoding="utf-8"))
 

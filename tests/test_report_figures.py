@@ -3,13 +3,13 @@
 import matplotlib as mpl
 import numpy as np
 import pytest
-import report_frames
 
 from precfm.errors import PrecfmError
 from precfm.registry import REGISTRY, load
 from precfm.report.figures import sample_grids, style
 from precfm.report.products import write_figure
 from precfm.report.selection import LeftOutError
+from tests import report_frames
 
 FIGURES = sorted(REGISTRY["figures"])
 FEW = ("none", "whitening", "ours")

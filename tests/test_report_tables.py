@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-import report_frames
 from scipy import stats
 
 from precfm.errors import PrecfmError
@@ -15,6 +14,7 @@ from precfm.report.products import write_table
 from precfm.report.selection import COLUMNS, LeftOutError, at_final, final_steps, frame, pair, per_seed
 from precfm.report.statistics import Estimate, holm
 from precfm.report.tables import conditioning, metrics, paired, recovery, training
+from tests import report_frames
 
 
 @pytest.fixture(scope="module")
