@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from precfm.report.figures.style import (
+    BAND_FROM,
     FLOOR_LINE,
     INK,
     REFERENCE,
@@ -261,7 +262,7 @@ def mixture_methods(frames: Frames) -> Drawing:
                 style = styles[method].line(linestyle="none", markersize=3.6)
                 x = components.index(component) + shift
                 ax.plot([x], [estimate.value], **style)
-                if math.isfinite(estimate.low):
+                if estimate.n >= BAND_FROM:
                     ax.plot([x, x], [estimate.low, estimate.high], color=styles[method].colour, linewidth=0.7)
         floor = part[part["method"] == "floor"]["log_error_low"].mean()
         ax.axhline(floor, **FLOOR_LINE)
@@ -303,7 +304,7 @@ def trained_factors(frames: Frames) -> Drawing:
                 continue
             estimate = geometric_estimate(one["log_error_low"])
             ax.plot([estimate.value], [place], marker=mark, color=colour, markersize=4)
-            if math.isfinite(estimate.low):
+            if estimate.n >= BAND_FROM:
                 ax.plot([estimate.low, estimate.high], [place, place], color=colour, linewidth=0.8)
     ax.set_yticks(
         range(len(cells)), [level if factor == "budget" else f"{factor}: {level}" for factor, level in cells]
@@ -357,7 +358,8 @@ def _needed(frames: Frames, name: str) -> pd.DataFrame:
 
 def _seeds(table: pd.DataFrame) -> str:
     count = table["seed"].nunique()
-    return f"{count} seed{'s' if count != 1 else ''}"
+    few = " (too few for an interval)" if count < BAND_FROM else ""
+    return f"{count} seed{'s' if count != 1 else ''}{few}"
 
 
 def _shades(count: int, first: int = 0) -> Sequence[str]:
@@ -391,7 +393,7 @@ def _geometric_line(ax: Axes, table: pd.DataFrame, x: str, y: str, colour: str) 
         linewidth=1,
     )
     for at, estimate in points:
-        if math.isfinite(estimate.low):
+        if estimate.n >= BAND_FROM:
             ax.plot([at, at], [estimate.low, estimate.high], color=colour, linewidth=0.7)
 
 
