@@ -109,6 +109,5 @@ rule publish:
     localrule: True
     params:
         experiment=EXPERIMENT,
-        records=RECORDS,
     script:
         "../workflow_scripts/publish.py"

@@ -155,13 +155,9 @@ def test_a_corrupt_artifact_stops_the_first_job_that_meets_it_and_nothing_is_los
 
 
 def test_the_lint_of_snakemake_is_clean(made):
-    said = run(made, BIN / "snakemake", "--lint", "json", "--config", "experiment=smoke", code=1)
-    findings = json.loads(said[said.index("{") : said.rindex("}") + 1])
-    found = [lint["title"] for rule in findings["rules"] for lint in rule["lints"]]
-    found += [lint["title"] for file in findings["global"] for lint in file["lints"]]
-    assert [
-        title for title in found if title != "Specify a conda environment or container for each rule."
-    ] == []
+    said = run(made, BIN / "snakemake", "--lint", "--config", "experiment=smoke", code=1)
+    found = {line.strip() for line in said.splitlines() if line.startswith("    * ")}
+    assert found == {"* Specify a conda environment or container for each rule.:"}
 
 
 def test_the_report_of_snakemake_is_one_file(made, tmp_path):

@@ -6,6 +6,7 @@ import pandas as pd
 from torch import Tensor
 
 from precfm.artifacts import Artifact, Job, run_rule
+from precfm.theory.claims import theory_statistics
 
 HISTORY_POINTS = 200
 
@@ -32,6 +33,7 @@ def make(job: Job) -> None:
         ),
         "history": gather(told.get("flows", []), lambda artifact: thinned(artifact.frame("history.csv"))),
     }
+    frames |= theory_frames(told.get("theory", []))
     flow_spectra = gather(diagnostics, lambda artifact: artifact.frame("spectrum.csv"))
     frames["spectra"] = pd.concat([frames["spectra"], flow_spectra], ignore_index=True)
     for name, frame in frames.items():
@@ -40,6 +42,19 @@ def make(job: Job) -> None:
     if evaluations:
         job.write_tensors("grids.safetensors", sample_grids(evaluations))
     job.write_json("names.json", sorted(name for name, frame in frames.items() if not frame.empty))
+
+
+def theory_frames(told: Iterable[tuple[Artifact, dict]]) -> dict[str, pd.DataFrame]:
+    """The tables of the controlled experiments, as `<experiment>.<table>`, and what they say about the claims."""
+    parts: dict[str, list[pd.DataFrame]] = {}
+    for artifact, about in told:
+        for file in artifact.record["files"]:
+            frame = artifact.frame(file)
+            if "seed" not in frame:
+                frame.insert(0, "seed", about["seed"])
+            parts.setdefault(f"{about['run']}.{file.removesuffix('.csv')}", []).append(frame)
+    frames = {name: pd.concat(several, ignore_index=True) for name, several in parts.items()}
+    return {**frames, "theory_statistics": theory_statistics(frames)} if frames else {}
 
 
 def sample_grids(evaluations: Iterable[tuple[Artifact, dict]]) -> dict[str, Tensor]:

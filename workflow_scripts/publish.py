@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from precfm.artifacts import messages_to
+from precfm.artifacts import RESULTS, messages_to
 from precfm.errors import PrecfmError
 from precfm.plan import load_plan
 from precfm.store import publish
 
 if "snakemake" in globals():
-    for stamp in Path(snakemake.params.records).glob("published-*"):
+    for stamp in (RESULTS / snakemake.params.experiment / "records").glob("published-*"):
         stamp.unlink()
     try:
         with messages_to(Path(snakemake.log[0])):
