@@ -24,7 +24,7 @@ from precfm.report.figures.style import (
 )
 from precfm.report.selection import LeftOutError
 from precfm.report.statistics import geometric_estimate, t_estimate
-from precfm.report.vocabulary import in_order
+from precfm.report.vocabulary import in_order, split_matched
 from precfm.theory.claims import Frames
 from precfm.theory.residual import steps_bound
 
@@ -259,7 +259,7 @@ def mixture_methods(frames: Frames) -> Drawing:
             for component in components:
                 values = part[(part["method"] == method) & (part["component"] == component)]["log_error_low"]
                 estimate = geometric_estimate(values)
-                style = styles[method].line(linestyle="none", markersize=3.6)
+                style = styles[method].line(linestyle="none", **_mark_of(method, styles[method].colour))
                 x = components.index(component) + shift
                 ax.plot([x], [estimate.value], **style)
                 if estimate.n >= BAND_FROM:
@@ -272,13 +272,18 @@ def mixture_methods(frames: Frames) -> Drawing:
         letter(ax, position, f"conditioned on {regime}" if regime == "labels" else "unconditional")
     axes[0, 0].set_ylabel("error of low eigenvalues")
     shown = in_order(m for m in table["method"].unique() if m != "floor")
-    handles = [Line2D([], [], label=styles[m].label, **styles[m].line()) for m in shown]
+    handles = [
+        Line2D(
+            [], [], label=styles[m].label, **styles[m].line(linestyle="none", **_mark_of(m, styles[m].colour))
+        )
+        for m in shown
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return Drawing(
         figure,
         "Mean |ln variance ratio| over the lowest quartile of each component's directions: flows with a preconditioner "
         "beside wider and longer flows without; geometric mean and 95% interval over "
-        f"{_seeds(table)}. Dashed: an independent draw of the law.",
+        f"{_seeds(table)}. Hollow: wider, bars: longer. Dashed: an independent draw of the law.",
     )
 
 
@@ -360,6 +365,17 @@ def _seeds(table: pd.DataFrame) -> str:
     count = table["seed"].nunique()
     few = " (too few for an interval)" if count < BAND_FROM else ""
     return f"{count} seed{'s' if count != 1 else ''}{few}"
+
+
+def _mark_of(method: str, colour: str) -> dict[str, Any]:
+    """Filled marks for preconditioners, hollow ones for matched baselines: wider open, longer as a bar."""
+    suffix = split_matched(method)[1]
+    look: dict[str, Any] = {"markersize": 4.0, "markeredgecolor": colour, "markeredgewidth": 0.8}
+    if suffix == "-P":
+        look["markerfacecolor"] = "white"
+    if suffix == "-F":
+        look["marker"] = "_"
+    return look
 
 
 def _shades(count: int, first: int = 0) -> Sequence[str]:

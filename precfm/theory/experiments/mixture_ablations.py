@@ -18,7 +18,7 @@ def run(
     worst_condition_numbers: tuple[float, ...] = (1.0, 10.0, 100.0),
     methods: tuple[Literal["none", "class_whitening"], ...] = ("none", "class_whitening"),
     separation: float = 4.0,
-    steps: int = 2500,
+    steps: int = 2000,
     width: int = 128,
     data_size: int = 20_000,
     samples: int = 8000,

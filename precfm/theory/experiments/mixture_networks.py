@@ -76,7 +76,7 @@ def run(
         "normalizing_flow",
     ),
     baselines: bool = True,
-    steps: int = 4000,
+    steps: int = 3000,
     width: int = 128,
     flow_steps: int = 1500,
     data_size: int = 20_000,

@@ -14,7 +14,7 @@ def run(
     *,
     dim: int = 16,
     residual_kappas: tuple[float, ...] = (1.0, 10.0, 100.0, 1e3),
-    widths: tuple[int, ...] = (32, 96, 256),
+    widths: tuple[int, ...] = (32, 64, 128),
     weight_decays: tuple[float, ...] = (0.0, 0.1, 1.0),
     steps: int = 1500,
     data_size: int = 20_000,
