@@ -220,7 +220,7 @@ def table(rows: pd.DataFrame) -> str:
             memory = f"{row.extra_mib:.0f}" if row.extra_mib == row.extra_mib else ""
             value = f"{row.value:.8g}" if row.value == row.value else ""
             lines.append(
-                f"| {metric} | {n} | {dim} | {threads} | {row.who} | {row.seconds:.2f} | "
+                f"| {metric} | {n} | {dim} | {threads} | {row.who} | {row.seconds:.3g} | "
                 f"{row.seconds / ours:.2f} | {of_floor} | {memory} | {value} |"
             )
     return "\n".join(lines) + "\n"
