@@ -117,6 +117,29 @@ def claims() -> None:
     typer.echo(f"results/claims.md: verdicts of {', '.join(collect_claims())}")
 
 
+@app.command()
+def metrics(
+    real: Annotated[
+        Path, typer.Argument(help="Folder of images, .npy or .safetensors file, or an artifact.")
+    ],
+    generated: Annotated[Path, typer.Argument(help="The same for the generated set.")],
+    extractor: Annotated[
+        str, typer.Option(help="inception, imagenet or identity; for folders of images.")
+    ] = "inception",
+    weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights.")] = None,
+    tensor: Annotated[str | None, typer.Option(help="Which tensor of .safetensors files.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the records there as CSV, too.")] = None,
+) -> None:
+    """Compare generated with real: the pipeline's metrics, each with its protocol."""
+    from precfm.metrics.compare import compare
+    from precfm.metrics.values import records
+
+    table = records(compare(real, generated, extractor=extractor, weights=weights, tensor=tensor))
+    if output:
+        table.to_csv(output, index=False, lineterminator="\n")
+    typer.echo(table.dropna(axis="columns", how="all").to_string(index=False))
+
+
 @data_app.command("fetch")
 def fetch_data(name: Annotated[str, typer.Argument(help="A source in data/sources.yaml.")]) -> None:
     """Bring the raw files of a source to data/raw/NAME and check them."""
