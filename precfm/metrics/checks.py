@@ -38,8 +38,8 @@ def feature_matrix(features: Features, name: str, *, minimum: int = 2, finite: b
         tensor = tensor.to(torch.float32)
     if len(tensor) < minimum:
         raise PrecfmError(f"{name}: {len(tensor)} rows; at least {minimum} are needed")
-    # A sum is finite only if all of its terms are: one pass, no mask of the matrix's size.
-    if finite and not bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
+    # A sum is finite only if all of its terms are: one pass, no mask or copy of the matrix's size.
+    if finite and not bool(torch.isfinite(tensor.sum())):
         for start in range(0, len(tensor), 4096):
             bad = (~torch.isfinite(tensor[start : start + 4096])).nonzero()
             if len(bad):
@@ -49,6 +49,12 @@ def feature_matrix(features: Features, name: str, *, minimum: int = 2, finite: b
                     f"{name}: row {row}, column {column} is {value}; every feature must be finite"
                 )
     return tensor
+
+
+def column_means(features: Tensor) -> Tensor:
+    """Mean of each column in float64, shape (dim,), without a float64 copy of the whole matrix."""
+    parts = [block.sum(0, dtype=torch.float64) for block in torch.split(features, 2048)]
+    return torch.stack(parts).sum(0) / len(features)
 
 
 def feature_pair(

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from precfm.metrics.checks import column_means
+
 _FOLDS = 16  # columns of a block that are compared at once before any is looked at singly
 _BLOCK = 2048
 _SPARE = 2  # candidates beyond the k wanted, so that a gap to the next one can certify them
@@ -142,7 +144,7 @@ def nearest(
         Squared distances in increasing order, float64, and rows of the base, int64; both of shape (n, k).
     """
     other = queries if base is None else base
-    centre = other.mean(0, dtype=torch.float64)
+    centre = column_means(other)
     count = min(k + _SPARE, len(other) - (base is None))
     best = _Best(len(queries), count, queries.device)
     right = Blocks(other, centre, keep=fits(other, memory_budget))
@@ -224,7 +226,7 @@ def double_products(queries: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two float64 tensors of shape (q, m).
     """
-    centre = base.mean(0, dtype=torch.float64)
+    centre = column_means(base)
     left = queries.to(torch.float64) - centre
     norms = left.square().sum(1)[:, None]
     values = torch.empty(len(left), len(base), dtype=torch.float64, device=base.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 from precfm.errors import PrecfmError
 from precfm.metrics import few_samples as few
 from precfm.metrics import frechet, kernels, neighbours
-from precfm.metrics.checks import Features, feature_pair
+from precfm.metrics.checks import Features, column_means, feature_pair
 from precfm.metrics.resampling import Scheme, resampled_interval
 from precfm.metrics.values import MetricValue, Protocol
 
@@ -180,7 +180,7 @@ def _frechet_extrapolated(x: Tensor, y: Tensor, options: _Options) -> _Measured:
 
 def _kid(x: Tensor, y: Tensor, options: _Options) -> _Measured:
     if options.kid_scale == "reference":
-        centre = y.mean(0, dtype=torch.float64)
+        centre = column_means(y)
         scale = float((y - centre).square().mean().sqrt()) or 1.0
         x, y = (x - centre) / scale, (y - centre) / scale
     result = kernels.kid(x, y, memory_budget=options.memory_budget)
@@ -232,7 +232,7 @@ def _with_interval(
     measure = _MEASURES[value.metric]
     if value.metric == "kid" and options.kid_scale == "reference":
         # The scale belongs to the protocol, as the bandwidth does: it stays that of the whole reference.
-        centre = y.mean(0, dtype=torch.float64)
+        centre = column_means(y)
         scale = float((y - centre).square().mean().sqrt()) or 1.0
         x, y = (x - centre) / scale, (y - centre) / scale
         options = replace(options, kid_scale="none")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from precfm.errors import PrecfmError
-from precfm.metrics.checks import Features, feature_matrix, feature_pair
+from precfm.metrics.checks import Features, column_means, feature_matrix, feature_pair
 from precfm.metrics.distances import (
     TOGETHER,
     Blocks,
@@ -102,7 +102,7 @@ def _margins(
 
     One product of the two sets serves both directions.
     """
-    centre = y.mean(0, dtype=torch.float64)
+    centre = column_means(y)
     left = Blocks(x, centre, keep=False)
     right = Blocks(y, centre, keep=fits(y, memory_budget))
     margin_x = torch.full((len(x),), torch.inf, device=x.device)
