@@ -23,9 +23,13 @@ from precfm.registry import import_string
 
 CONFIG_FOLDER = Path("config")
 Model = TypeVar("Model", bound=BaseModel)
-FILLED_IN = frozenset(
-    {"dim", "num_classes", "channels", "image_size"}
-)  # known from the data, never configured
+# Arguments that the pipeline fills in from the data or the plan, by the registry's room: never configured.
+FILLED_IN = {
+    "models": frozenset({"dim", "num_classes"}),
+    "autoencoders": frozenset({"channels", "image_size"}),
+    "extractors": frozenset({"channels", "image_size", "num_classes"}),
+    "theory": frozenset({"seed"}),
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def _component(room: str, value: Any) -> Component:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise PrecfmError(f"got {value!r}; a mapping with a 'name' from the registry's {room} is needed")
     options = {key: item for key, item in value.items() if key != "name"}
-    schema = options_of(import_string(room, value["name"]), FILLED_IN)
+    schema = options_of(import_string(room, value["name"]), FILLED_IN.get(room, frozenset()))
     return Component(room, value["name"], _validate(schema, options))
 
 

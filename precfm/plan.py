@@ -17,7 +17,7 @@ from precfm.datasets.manifest import source_manifest
 from precfm.errors import PrecfmError
 from precfm.fingerprint import fingerprint
 from precfm.options import class_constant
-from precfm.registry import REGISTRY
+from precfm.registry import REGISTRY, THEORY_FIGURES, THEORY_TABLES, import_string
 
 SCRIPTS = Path(__file__).parent.parent / "workflow_scripts"
 SOURCES = Path("data/sources.yaml")
@@ -173,7 +173,11 @@ class _Builder:
         features = self.plan.add(
             "features", label, {}, {"data": data, "classifiers": tuple(judges), "latents": latents}
         )
-        shared: dict[str, Node | tuple[Node, ...]] = {"data": data, "latents": latents, "autoencoder": autoencoder}
+        shared: dict[str, Node | tuple[Node, ...]] = {
+            "data": data,
+            "latents": latents,
+            "autoencoder": autoencoder,
+        }
         shared |= {"classifiers": tuple(judges), "features": features}
         self._report("latents", latents, dataset=label)
         self._evaluate(label, "floor", 0, {"source": "train"}, {"latents": latents}, shared)
@@ -242,9 +246,20 @@ class _Builder:
         experiment = self.experiment
         frames = self.plan.add("frames", experiment.name, {"about": self.about}, self.reported)
         named = {"experiment": experiment.name}
+        theory = {THEORY_FIGURES[spec.run.name] for spec in experiment.theory.values()}
+        wanted = {
+            "figures": [
+                *theory,
+                *(set(REGISTRY["figures"]) - set(THEORY_FIGURES.values()) if experiment.datasets else ()),
+            ],
+            "tables": [
+                *(THEORY_TABLES if experiment.theory else ()),
+                *(set(REGISTRY["tables"]) - set(THEORY_TABLES) if experiment.datasets else ()),
+            ],
+        }
         for room, kind in (("tables", "table_files"), ("figures", "figure_files")):
-            for name, target in REGISTRY[room].items():
-                module = target.split(":")[0]
+            for name in sorted(wanted[room]):
+                module = import_string(room, name).split(":")[0]
                 self.plan.add(kind, name, {"name": name, **named}, {"frames": frames}, [module])
         self.plan.add("verdicts", "claims", {"claims": read_yaml(CLAIMS), **named}, {"frames": frames})
 

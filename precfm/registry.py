@@ -58,6 +58,15 @@ REGISTRY: dict[str, dict[str, str]] = {
         "metrics_vs_steps": "precfm.report.figures.metrics_vs_steps:draw",
         "recovery": "precfm.report.figures.recovery:draw",
         "sample_grids": "precfm.report.figures.sample_grids:draw",
+        "descent_curves": "precfm.theory.figures:descent_curves",
+        "steps_against_kappa": "precfm.theory.figures:steps_against_kappa",
+        "residual_bound": "precfm.theory.figures:residual_bound",
+        "residual_grid": "precfm.theory.figures:residual_grid",
+        "mixture_descent": "precfm.theory.figures:mixture_descent",
+        "mixture_ablations": "precfm.theory.figures:mixture_ablations",
+        "mixture_methods": "precfm.theory.figures:mixture_methods",
+        "trained_factors": "precfm.theory.figures:trained_factors",
+        "trained_budgets": "precfm.theory.figures:trained_budgets",
     },
     "tables": {
         "metrics": "precfm.report.tables.metrics:build",
@@ -65,8 +74,23 @@ REGISTRY: dict[str, dict[str, str]] = {
         "conditioning": "precfm.report.tables.conditioning:build",
         "recovery": "precfm.report.tables.recovery:build",
         "training": "precfm.report.tables.training:build",
+        "theory": "precfm.report.tables.theory:build",
     },
 }
+
+# The figure that shows a theory experiment; all other figures show data sets.
+THEORY_FIGURES = {
+    "linear_grid": "descent_curves",
+    "steps_to_accuracy": "steps_against_kappa",
+    "residual_linear": "residual_bound",
+    "residual_networks": "residual_grid",
+    "mixture_linear": "mixture_descent",
+    "mixture_networks": "mixture_methods",
+    "mixture_ablations": "mixture_ablations",
+    "trained_factors": "trained_factors",
+    "trained_budgets": "trained_budgets",
+}
+THEORY_TABLES = ("theory",)
 
 
 def import_string(room: str, name: str) -> str:

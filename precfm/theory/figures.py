@@ -17,6 +17,7 @@ from precfm.report.figures.style import (
     INK,
     REFERENCE,
     Drawing,
+    Images,
     letter,
     method_styles,
     panels,
@@ -47,7 +48,7 @@ POINT: dict[str, Any] = {
 
 
 @published
-def descent_curves(frames: Frames) -> Drawing:
+def descent_curves(frames: Frames, _images: Images | None = None) -> Drawing:
     """Excess risk of the slowest direction against steps: closed form as a line, measurement as points."""
     table = _needed(frames, "linear_grid.curves")
     t = table["t"].unique()[np.abs(table["t"].unique() - 0.99).argmin()]
@@ -80,7 +81,7 @@ def descent_curves(frames: Frames) -> Drawing:
 
 
 @published
-def steps_against_kappa(frames: Frames) -> Drawing:
+def steps_against_kappa(frames: Frames, _images: Images | None = None) -> Drawing:
     """Steps to accuracy against kappa(Sigma_t), for the slowest direction and for the total."""
     table = _needed(frames, "steps_to_accuracy.steps")
     targets = [name for name in ("velocity", "score") if name in set(table["target"])]
@@ -123,7 +124,7 @@ def steps_against_kappa(frames: Frames) -> Drawing:
 
 
 @published
-def residual_bound(frames: Frames) -> Drawing:
+def residual_bound(frames: Frames, _images: Images | None = None) -> Drawing:
     """Steps after an imperfect preconditioner, beside the bound in the residual condition number."""
     table = _needed(frames, "residual_linear.steps")
     figure, axes = panels(1, 2, height=2.4, sharey=True)
@@ -159,7 +160,7 @@ def residual_bound(frames: Frames) -> Drawing:
 
 
 @published
-def residual_grid(frames: Frames) -> Drawing:
+def residual_grid(frames: Frames, _images: Images | None = None) -> Drawing:
     """Error of trained networks over residual condition number, width and weight decay."""
     table = _needed(frames, "residual_networks.grid")
     decays = sorted(table["weight_decay"].unique())
@@ -183,7 +184,7 @@ def residual_grid(frames: Frames) -> Drawing:
 
 
 @published
-def mixture_descent(frames: Frames) -> Drawing:
+def mixture_descent(frames: Frames, _images: Images | None = None) -> Drawing:
     """Excess risk of each component of a mixture against steps, linear experts."""
     table = _needed(frames, "mixture_linear.components")
     base = table[(table["ablation"] == "separation") & (table["level"] == 4.0)]
@@ -214,7 +215,7 @@ def mixture_descent(frames: Frames) -> Drawing:
 
 
 @published
-def mixture_ablations(frames: Frames) -> Drawing:
+def mixture_ablations(frames: Frames, _images: Images | None = None) -> Drawing:
     """Error of every component when weights vary, and when one component's conditioning varies."""
     table = _needed(frames, "mixture_ablations.components")
     plain = table[table["method"] == "none"]
@@ -243,7 +244,7 @@ def mixture_ablations(frames: Frames) -> Drawing:
 
 
 @published
-def mixture_methods(frames: Frames) -> Drawing:
+def mixture_methods(frames: Frames, _images: Images | None = None) -> Drawing:
     """The refutation test: preconditioners and compute-matched baselines, by component."""
     table = _needed(frames, "mixture_networks.components")
     regimes = list(table["regime"].unique())
@@ -288,7 +289,7 @@ def mixture_methods(frames: Frames) -> Drawing:
 
 
 @published
-def trained_factors(frames: Frames) -> Drawing:
+def trained_factors(frames: Frames, _images: Images | None = None) -> Drawing:
     """Low-eigenvalue error of trained networks, one factor at a time, with the solver's floor."""
     table = pd.concat(
         [frames[k] for k in ("trained_factors.summary", "trained_budgets.summary") if k in frames]
@@ -330,7 +331,7 @@ def trained_factors(frames: Frames) -> Drawing:
 
 
 @published
-def trained_budgets(frames: Frames) -> Drawing:
+def trained_budgets(frames: Frames, _images: Images | None = None) -> Drawing:
     """Low-eigenvalue error against training steps: a plateau, or only a delay."""
     table = _needed(frames, "trained_budgets.summary")
     figure, axes = panels(1, 2, height=2.3)

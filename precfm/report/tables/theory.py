@@ -1,0 +1,55 @@
+"""The theory table: every statistic of the controlled experiments, claim by claim, beside what would support it."""
+
+import pandas as pd
+
+from precfm.report.formatting import MISSING, Block, Table, interval_text, number_text
+from precfm.report.selection import COLUMNS, Frames, needed
+
+
+def tidy(frames: Frames) -> pd.DataFrame:
+    """The statistics as the experiments state them.
+
+    Args:
+        frames: needs `theory_statistics`.
+
+    Returns:
+        Columns claim, statistic, value, low, high, n, note.
+
+    Raises:
+        LeftOutError: there are none.
+    """
+    return needed(frames, "theory_statistics")[list(COLUMNS["theory_statistics"])].reset_index(drop=True)
+
+
+def build(frames: Frames) -> Table:
+    """The table as it is printed, one block per claim.
+
+    Args:
+        frames: needs `theory_statistics`.
+
+    Raises:
+        LeftOutError: there are none.
+    """
+    data = tidy(frames)
+    blocks = []
+    for claim in sorted(data["claim"].unique(), key=lambda name: int(name.removeprefix("C"))):
+        rows = data[data["claim"] == claim]
+        cells = pd.DataFrame(
+            {
+                "statistic": rows["statistic"].str.replace("_", " "),
+                "value": [number_text(value) for value in rows["value"]],
+                "95% interval": [
+                    MISSING if pd.isna(low) or pd.isna(high) else interval_text(low, high)
+                    for low, high in zip(rows["low"], rows["high"], strict=True)
+                ],
+                "n": rows["n"].astype(int).astype(str),
+                "what": rows["note"].fillna(""),
+            }
+        )
+        blocks.append(Block(f"Claim {claim}", cells))
+    caption = (
+        "Statistics of the controlled experiments with closed forms, by claim. A value without an interval is exact "
+        "or the worst case over all cells. The ranges that support a claim stand in `config/claims.yaml`; verdicts in "
+        "`claims.md`."
+    )
+    return Table(data, blocks, caption)
