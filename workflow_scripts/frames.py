@@ -1,12 +1,17 @@
 """Kind `frames`: collect what all artifacts of an experiment say into long tables, one row per number."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from torch import Tensor
 
 from precfm.artifacts import Artifact, Job, run_rule
 from precfm.theory.claims import theory_statistics
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HISTORY_POINTS = 200
 
