@@ -1,7 +1,5 @@
 """Kind `frames`: collect what all artifacts of an experiment say into long tables, one row per number."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -62,7 +60,7 @@ def theory_frames(told: Iterable[tuple[Artifact, dict]]) -> dict[str, pd.DataFra
     return {**frames, "theory_statistics": theory_statistics(frames)} if frames else {}
 
 
-def sample_grids(evaluations: Iterable[tuple[Artifact, dict]]) -> dict[str, Tensor]:
+def sample_grids(evaluations: Iterable[tuple[Artifact, dict]]) -> dict[str, "Tensor"]:
     """Decoded samples of each method's first seed on the first dataset, beside held-out images of the same labels."""
     grids: dict[str, Tensor] = {}
     datasets = []
