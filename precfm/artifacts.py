@@ -28,6 +28,20 @@ if TYPE_CHECKING:
 
 RESULTS = Path("results")
 RECORD = "artifact.json"
+# Kinds whose jobs compute on the configured device; all others use the processor, and reports no torch at all.
+ON_DEVICE = frozenset(
+    {
+        "classifiers",
+        "autoencoders",
+        "latents",
+        "features",
+        "preconditioners",
+        "flows",
+        "samples",
+        "evaluations",
+    }
+)
+WITHOUT_TORCH = frozenset({"frames", "table_files", "figure_files", "verdicts"})
 
 
 @dataclass(frozen=True)
@@ -236,6 +250,9 @@ def build(node: Node, make: Make) -> bool:
         with FileLock(work / "locks" / f"{name}.lock"):
             if node.exists or adopt(node):
                 return False
+            _require_device(node)
+            for rubbish in (work / "parts").glob(f"{name}.*"):  # of killed jobs: this one holds the lock
+                shutil.rmtree(rubbish, ignore_errors=True)
             scratch = work / "scratch" / name
             part = work / "parts" / f"{name}.part-{socket.gethostname()}-{os.getpid()}"
             for folder in (part, scratch):
@@ -303,7 +320,7 @@ def _finish(node: Node, part: Path) -> None:
         "parents": {role: [_without_label(parent) for parent in ids] for role, ids in node.parents.items()},
         "fingerprint": node.fingerprint,
         "files": files,
-        "made_on": made_on(node.device),
+        "made_on": made_on(node),
     }
     with (part / RECORD).open("w", encoding="utf-8") as file:
         json.dump(record, file, indent=1, sort_keys=True)
@@ -318,20 +335,33 @@ def _without_label(parent_id: str) -> str:
     return f"{kind}/{name.rsplit('-', 1)[1]}"
 
 
-def made_on(device: str) -> dict[str, Any]:
-    """What may change the bytes from machine to machine; constant on one machine.
-
-    Jobs that never loaded torch, such as tables, do not depend on it.
-    """
+def made_on(node: Node) -> dict[str, Any]:
+    """What of the machine may change an artifact's bytes; constant on one machine."""
     place: dict[str, Any] = {"python": platform.python_version()}
-    if (torch := sys.modules.get("torch")) is not None:
-        place |= {
-            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-            "torch": torch.__version__,
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-        }
-    return place
+    if node.kind in WITHOUT_TORCH:
+        return place
+    import torch
+
+    return place | {
+        "device": torch.cuda.get_device_name() if _on_gpu(node) else "cpu",
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _on_gpu(node: Node) -> bool:
+    return node.device == "cuda" and node.kind in ON_DEVICE
+
+
+def _require_device(node: Node) -> None:
+    if _on_gpu(node):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise PrecfmError(
+                "device: 'cuda', but torch finds no GPU here; a GPU, or `device: cpu`, is needed"
+            )
 
 
 def file_sha256(file: Path) -> str:

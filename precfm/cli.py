@@ -28,6 +28,8 @@ def main() -> None:
         app()
     except PrecfmError as error:
         sys.exit(f"precfm: {error}")
+    except OSError as error:
+        sys.exit(f"precfm: {error.filename}: {error.strerror}; free space and write permission are needed")
 
 
 @app.command("ls")

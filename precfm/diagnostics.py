@@ -22,8 +22,8 @@ class EigenvalueRecovery:
     """How well generated samples recover the variances of the data, direction by direction.
 
     Attributes:
-        eigenvalues: variances of the reference along its eigenvectors, ascending, shape (dim,), float64.
-        ratios: variance of the generated samples over that of the reference along each eigenvector, shape
+        eigenvalues: variances of the reference along the directions, shape (dim,), float64.
+        ratios: variance of the generated samples over that of the reference along each direction, shape
             (dim,).
     """
 
@@ -51,17 +51,23 @@ class EigenvalueRecovery:
         return float(self.low.log().abs().mean())
 
 
-def eigenvalue_recovery(generated: Tensor, reference: Tensor) -> EigenvalueRecovery:
-    """Compare variances along the eigenvectors of the reference covariance.
+def eigenvalue_recovery(
+    generated: Tensor, reference: Tensor, directions: Tensor | None = None
+) -> EigenvalueRecovery:
+    """Compare variances along given directions, or along the eigenvectors of the reference covariance.
 
-    With `Sigma_ref = U diag(lambda) U^T`, the ratio of direction i is `u_i^T Sigma_gen u_i / lambda_i`.
+    The ratio of direction i is `u_i^T Sigma_gen u_i / u_i^T Sigma_ref u_i`. Directions that were fitted to the
+    reference itself make its low variances too small, and all ratios of a perfect generator too large by the order
+    of dim / m; so take them from a third sample, such as the train split.
 
     Args:
         generated: samples, shape (n, *dim).
         reference: held-out data, shape (m, *dim).
+        directions: one unit vector per column, lowest variance first, shape (dim, dim); the eigenvectors of the
+            reference's covariance where None.
 
     Returns:
-        Ratios per direction, lowest variance first, with summaries.
+        Ratios per direction, in the order of the directions, with summaries.
 
     Raises:
         PrecfmError: the dimensions differ, the reference is rank-deficient, or the generated samples do not
@@ -81,8 +87,15 @@ def eigenvalue_recovery(generated: Tensor, reference: Tensor) -> EigenvalueRecov
             f"generated has shape {tuple(generated.shape)}, but the reference has {tuple(reference.shape)}: "
             "all but the first number must agree"
         )
-    eigenvalues, eigenvectors = eigen_spectrum(covariance(reference))
+    reference_cov = covariance(reference)
+    eigenvalues, eigenvectors = eigen_spectrum(reference_cov)
     require_positive(eigenvalues)
+    if directions is not None:
+        if directions.shape != eigenvectors.shape:
+            needed = tuple(eigenvectors.shape)
+            raise PrecfmError(f"directions have shape {tuple(directions.shape)}, but {needed} is needed")
+        eigenvectors = directions.to(eigenvectors)
+        eigenvalues = _variances_along(reference_cov, eigenvectors)
     variances = _variances_along(covariance(generated), eigenvectors)
     ratios = variances / eigenvalues
     empty = (variances <= 0).nonzero()

@@ -7,7 +7,7 @@ fingerprint under Python 3.11, 3.12 and 3.13. Nothing is imported.
 
 import ast
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -35,17 +35,18 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
-def fingerprint(script: Path, modules: Iterable[str] = ()) -> str:
+@cache
+def fingerprint(script: Path, targets: tuple[str, ...] = ()) -> str:
     """The fingerprint of a script together with every precfm module that it needs, transitively.
 
     Args:
         script: the script's file.
-        modules: further modules that the script loads by name, such as a registry's entry.
+        targets: import strings `module:name` of what the script loads by name, such as a registry's entry.
 
     Returns:
         16 hexadecimal digits.
     """
-    pending = [*imports(script), *modules]
+    pending = [*imports(script), *(target.split(":")[0] for target in targets)]
     needed: set[str] = set()
     while pending:
         module = pending.pop()
@@ -53,10 +54,12 @@ def fingerprint(script: Path, modules: Iterable[str] = ()) -> str:
             continue
         needed.add(module)
         pending.extend(imports(module_file(module)))
-    parts = [syntax_hash(script), *(f"{name}:{syntax_hash(module_file(name))}" for name in sorted(needed))]
+    parts = [syntax_hash(script), *targets]
+    parts += [f"{name}:{syntax_hash(module_file(name))}" for name in sorted(needed)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
+@cache
 def module_file(module: str) -> Path:
     """The source file of a module of precfm."""
     base = PACKAGE.joinpath(*module.split(".")[1:])

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from precfm.artifacts import Node
-from precfm.config import Component, Experiment, Method, load_experiment, plain, read_yaml
+from precfm.config import Experiment, Method, load_experiment, plain, read_yaml
 from precfm.datasets.manifest import source_manifest
 from precfm.errors import PrecfmError
 from precfm.fingerprint import fingerprint
 from precfm.options import class_constant
 from precfm.registry import REGISTRY, THEORY_FIGURES, THEORY_TABLES, import_string
+from precfm.report.claims import parse_claims
 
 SCRIPTS = Path(__file__).parent.parent / "workflow_scripts"
 SOURCES = Path("data/sources.yaml")
@@ -63,7 +64,7 @@ class Plan:
         label: str,
         params: Mapping[str, Any],
         parents: Mapping[str, Node | Iterable[Node]] | None = None,
-        modules: Iterable[str] = (),
+        targets: Iterable[str] = (),
     ) -> Node:
         """Add an artifact, or find the one that is equal to it.
 
@@ -72,13 +73,13 @@ class Plan:
             label: a readable name.
             params: parts of the configuration, components and plain data.
             parents: the artifacts that it reads, by role.
-            modules: modules that its script loads by name.
+            targets: import strings `module:name` of what its script loads from the registry.
         """
         families = {
             role: (nodes,) if isinstance(nodes, Node) else tuple(nodes)
             for role, nodes in (parents or {}).items()
         }
-        code = fingerprint(SCRIPTS / KINDS[kind], modules)
+        code = fingerprint(SCRIPTS / KINDS[kind], tuple(targets))
         content = [
             kind,
             plain(params, for_key=True),
@@ -147,7 +148,7 @@ class _Builder:
         assert classifiers is not None, "checked by the configuration"
         checksum = source_manifest(spec.source_name, SOURCES).checksum
         data = self.plan.add(
-            "data", name, {"dataset": spec, "checksum": checksum}, modules=[spec.source.module]
+            "data", name, {"dataset": spec, "checksum": checksum}, targets=[spec.source.target]
         )
         judges = [
             self.plan.add(
@@ -155,7 +156,7 @@ class _Builder:
                 f"{name}-s{seed}",
                 {"model": classifiers.model, "training": classifiers.training, "seed": seed},
                 {"data": data},
-                [classifiers.model.module],
+                [classifiers.model.target],
             )
             for seed in classifiers.seeds
         ]
@@ -167,7 +168,7 @@ class _Builder:
         label = f"{dataset}-{space}"
         spec = self.experiment.autoencoders[space]
         trained = {name: getattr(spec, name) for name in ("model", "beta", "training", "seed")}
-        autoencoder = self.plan.add("autoencoders", label, trained, {"data": data}, [spec.model.module])
+        autoencoder = self.plan.add("autoencoders", label, trained, {"data": data}, [spec.model.target])
         encoded = {"encode": spec.encode, "seed": spec.seed}
         latents = self.plan.add("latents", label, encoded, {"data": data, "autoencoder": autoencoder})
         features = self.plan.add(
@@ -180,7 +181,8 @@ class _Builder:
         }
         shared |= {"classifiers": tuple(judges), "features": features}
         self._report("latents", latents, dataset=label)
-        self._evaluate(label, "floor", 0, {"source": "train"}, {"latents": latents}, shared)
+        first = self.experiment.seeds[0]
+        self._evaluate(label, "floor", first, {"source": "train"}, {"latents": latents}, shared)
         for name, method in self.experiment.methods.items():
             for seed in self.experiment.seeds:
                 self._method(label, name, method, seed, shared)
@@ -195,14 +197,14 @@ class _Builder:
             f"{label}-{name}" + (f"-s{seed}" if seeded else ""),
             {"preconditioner": component, "seed": seed if seeded else 0},
             {"latents": latents},
-            _modules(component),
+            _targets(component.room, plain(component)),
         )
         diagnostics = self.plan.add(
             "diagnostics",
             f"{label}-{name}" + (f"-s{seed}" if seeded else ""),
             {"path": flow.path},
             {"latents": latents, "preconditioner": preconditioner},
-            [flow.path.module],
+            [flow.path.target],
         )
         self._report("diagnostics", diagnostics, **about)
         parents = {"latents": latents, "preconditioner": preconditioner}
@@ -211,7 +213,7 @@ class _Builder:
             f"{label}-{name}-s{seed}",
             {"flow": flow, "seed": seed},
             parents,
-            [flow.model.module, flow.path.module],
+            [flow.model.target, flow.path.target],
         )
         self._report("flows", trained, **about)
         self._evaluate(label, name, seed, {"source": "flow"}, {**parents, "flow": trained}, shared)
@@ -228,7 +230,8 @@ class _Builder:
         shared: Mapping[str, Any],
     ) -> None:
         title = f"{label}-{method.replace(':', '-')}-s{seed}"
-        samples = self.plan.add("samples", title, {**source, "sampling": self.experiment.sampling}, parents)
+        drawn = {**source, "sampling": self.experiment.sampling, "seed": seed}
+        samples = self.plan.add("samples", title, drawn, parents)
         evaluation = self.plan.add(
             "evaluations", title, {"evaluation": self.experiment.evaluation}, {"samples": samples, **shared}
         )
@@ -238,7 +241,7 @@ class _Builder:
         for name, spec in self.experiment.theory.items():
             for seed in spec.seeds:
                 node = self.plan.add(
-                    "theory", f"{name}-s{seed}", {"run": spec.run, "seed": seed}, modules=[spec.run.module]
+                    "theory", f"{name}-s{seed}", {"run": spec.run, "seed": seed}, targets=[spec.run.target]
                 )
                 self._report("theory", node, name=name, run=spec.run.name, seed=seed)
 
@@ -259,16 +262,14 @@ class _Builder:
         }
         for room, kind in (("tables", "table_files"), ("figures", "figure_files")):
             for name in sorted(wanted[room]):
-                module = import_string(room, name).split(":")[0]
-                self.plan.add(kind, name, {"name": name, **named}, {"frames": frames}, [module])
-        self.plan.add("verdicts", "claims", {"claims": read_yaml(CLAIMS), **named}, {"frames": frames})
+                target = import_string(room, name)
+                self.plan.add(kind, name, {"name": name, **named}, {"frames": frames}, [target])
+        claims = read_yaml(CLAIMS)
+        parse_claims(claims)  # refused before the first job, not by the last one
+        self.plan.add("verdicts", "claims", {"claims": claims, **named}, {"frames": frames})
 
 
-def _modules(component: Component) -> list[str]:
-    """The module of a component and of those named inside its options."""
-    stages = [plain(component.options).get("stages", [])]
-    inner = [stage["name"] for stage in stages[0] if isinstance(stage, dict) and "name" in stage]
-    return [
-        component.module,
-        *(REGISTRY[component.room][name].split(":")[0] for name in inner if name in REGISTRY[component.room]),
-    ]
+def _targets(room: str, spec: Mapping[str, Any]) -> list[str]:
+    """Import strings of a component and of the stages inside it."""
+    inner = [target for stage in spec.get("stages", ()) for target in _targets(room, stage)]
+    return [import_string(room, spec["name"]), *inner]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from precfm import fingerprint as room
-from precfm.fingerprint import fingerprint, imports, syntax_hash
+from precfm.fingerprint import fingerprint, imports, module_file, syntax_hash
 
 SOURCE = textwrap.dedent(
     '''
@@ -126,6 +126,15 @@ def test_imports_are_followed_into_functions_and_packages(tmp_path):
     assert {"precfm.preconditioners.whitening", "precfm.seeds"} <= set(imports(script))
 
 
+def test_another_name_out_of_the_same_module_is_another_fingerprint():
+    script = Path(__file__).parent.parent / "workflow_scripts" / "figure.py"
+    first, second = (
+        fingerprint(script, (f"precfm.theory.figures:{name}",))
+        for name in ("residual_bound", "residual_grid")
+    )
+    assert first != second
+
+
 def test_a_change_of_one_preconditioner_leaves_the_others_alone(tmp_path, monkeypatch):
     package = tmp_path / "precfm"
     shutil.copytree(room.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -134,9 +143,9 @@ def test_a_change_of_one_preconditioner_leaves_the_others_alone(tmp_path, monkey
     names = ("scalar", "whitening")
 
     def prints():
-        imports.cache_clear()
-        syntax_hash.cache_clear()
-        return {name: fingerprint(script, [f"precfm.preconditioners.{name}"]) for name in names}
+        for cached in (fingerprint, imports, module_file, syntax_hash):
+            cached.cache_clear()
+        return {name: fingerprint(script, (f"precfm.preconditioners.{name}:Any",)) for name in names}
 
     before = prints()
     file = package / "preconditioners" / "scalar.py"

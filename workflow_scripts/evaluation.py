@@ -14,6 +14,7 @@ from precfm.metrics.extractors.identity import whitened
 from precfm.metrics.values import records
 from precfm.networks import load_network
 from precfm.sampling import rows_with_labels
+from precfm.spectra import covariance, eigen_spectrum
 
 GRID = 40  # decoded samples that are kept to be looked at
 
@@ -29,17 +30,18 @@ def make(job: Job) -> None:
     }
     reference = job.parent("features").tensors("features.safetensors")
     train = job.parent("latents").tensors("train.safetensors")["latents"]
+    directions = eigen_spectrum(covariance(train)).eigenvectors
     reference["latent-whitened"] = whitened(reference["latent"], train)
 
     options, tables, recovered = job.params["evaluation"], [], []
-    last = max(samples)
+    last = max(samples, key=step_number)
     for step, latents in samples.items():
         images = decode(latents)
         generated = {name: (extract(network, images), name, key) for name, (network, key) in judges.items()}
         generated["latent"] = (latents, "identity", "")
         generated["latent-whitened"] = (whitened(latents, train), "identity", "")
         full = options["precision_recall"] == "all" or step == last
-        number = int(step.removeprefix("step-"))
+        number = step_number(step)
         for space, (features, extractor, extractor_hash) in generated.items():
             values = evaluate_features(
                 features,
@@ -47,11 +49,11 @@ def make(job: Job) -> None:
                 metrics=METRICS if full else METRICS[:1],
                 k=options["neighbours"],
                 seed=options["seed"],
-                extractor=extractor,
+                extractor=f"{extractor}@{extractor_hash}" if extractor_hash else extractor,
                 extractor_hash=extractor_hash,
             )
             tables.append(records(values).assign(step=number, space=space))
-        recovery = eigenvalue_recovery(latents, reference["latent"])
+        recovery = eigenvalue_recovery(latents, reference["latent"], directions)
         recovered.append(
             pd.DataFrame(
                 {
@@ -71,6 +73,11 @@ def make(job: Job) -> None:
     )
     job.write_frame("records.csv", pd.concat(tables, ignore_index=True))
     job.write_frame("recovery.csv", pd.concat(recovered, ignore_index=True))
+
+
+def step_number(name: str) -> int:
+    """The training step that a checkpoint's name stands for."""
+    return int(name.removeprefix("step-"))
 
 
 def recovery_records(recovery: EigenvalueRecovery, protocol: pd.Series) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from precfm.artifacts import Job, run_rule
 from precfm.preconditioners.base import save
 from precfm.registry import load
+from precfm.seeds import derived_seed
 
 
 def make(job: Job) -> None:
@@ -15,7 +16,7 @@ def make(job: Job) -> None:
         train["latents"].to(job.node.device),
         train["labels"].to(job.node.device),
         validation=(validation["latents"].to(job.node.device), validation["labels"].to(job.node.device)),
-        seed=job.params["seed"],
+        seed=derived_seed(job.params["seed"], "preconditioner"),
         scratch=job.scratch,
     )
     save(preconditioner, job.folder)

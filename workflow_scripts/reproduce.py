@@ -1,17 +1,19 @@
 """Behind `make reproduce`: tidy the results, let Snakemake make what is missing, let DVC record it.
 
-Snakemake with the plan is the only judge of what must run. DVC is asked to record only when the plan, the results
-or the ledger have changed since it was last asked.
+Snakemake with the plan is the only judge of what must run; DVC records what is there.
 """
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import yaml
+from filelock import FileLock, Timeout
 
 from precfm.artifacts import RESULTS
 from precfm.config import Experiment
@@ -33,21 +35,39 @@ def main(
 ) -> None:
     """Make an experiment, or one of its kinds, and say where the products are."""
     plan = load_plan(experiment)
-    try:
+    with alone(experiment):
         left, returned = tidy(plan)
-    except OSError as error:
-        raise PrecfmError(
-            f"{error.filename}: {error.strerror}; free space and write permission are needed"
-        ) from error
-    if left or returned:
-        print(
-            f"{experiment}: {len(left)} artifacts moved to the attic, {len(returned)} fetched back or copied"
-        )
-    run_snakemake(plan, target, cores)
+        if left or returned:
+            print(
+                f"{experiment}: {len(left)} artifacts moved to the attic, {len(returned)} fetched back or copied"
+            )
+        home = RESULTS / experiment
+        if not all((home / name).is_file() for name in ("claims.json", "claims.md", "manifest.json")):
+            for stamp in (home / "records").glob("published-*"):
+                stamp.unlink()  # a product was deleted: publish again
+        run_snakemake(plan, target, cores)
     if target == "everything":
-        record(plan.experiment)
-        collect_claims()
+        with alone("ledger"):
+            record(plan.experiment)
+            collect_claims()
         announce(experiment)
+
+
+@contextmanager
+def alone(what: str) -> Iterator[None]:
+    """Let one run at a time work on an experiment, or on the ledger; a second one waits."""
+    folder = RESULTS / ".work" / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"run-{what}.lock")
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        print(f"{what}: another run is at work; waiting for it", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def run_snakemake(plan: Plan, target: str, cores: int) -> None:
@@ -82,7 +102,7 @@ def record(experiment: Experiment) -> None:
     if wanted != held:
         PARAMS.write_text(HEADER + yaml.safe_dump(wanted, default_flow_style=None), encoding="utf-8")
     stages = [f"{kind}@{experiment.name}" for kind in (*KINDS, "publish")]
-    stages += [f"raw@{name}" for name in sorted(sources & set(wanted["sources"]))]
+    stages += [f"raw@{name}" for name in sorted(sources) if (Path("data/raw") / name).is_dir()]
     dvc = [str(BIN / "dvc"), "commit", "--quiet", "--force", *stages]
     if subprocess.run(dvc, env={**os.environ, "DVC_NO_ANALYTICS": "1"}).returncode:
         sys.exit(f"precfm: {experiment.name}: everything is made, but DVC could not record it (see above)")
@@ -101,3 +121,5 @@ if __name__ == "__main__":
         typer.run(main)
     except PrecfmError as error:
         sys.exit(f"precfm: {error}")
+    except OSError as error:
+        sys.exit(f"precfm: {error.filename}: {error.strerror}; free space and write permission are needed")

@@ -6,12 +6,14 @@ from precfm.artifacts import Job, run_rule
 from precfm.networks import load_network
 from precfm.preconditioners.base import load
 from precfm.sampling import evaluation_labels, evaluation_noise, integrate, rows_with_labels
+from precfm.seeds import derived_seed
 
 
 def make(job: Job) -> None:
-    """Write labels and, for every checkpoint, samples in data space; labels and noise are the same for all."""
+    """Write labels and samples of every checkpoint; all methods of a training seed share labels and noise."""
     latents, options, device = job.parent("latents"), job.params["sampling"], job.node.device
-    n, seed = options["n"], options["seed"]
+    n = options["n"]
+    seed = derived_seed(options["seed"], "training seed", job.params["seed"])
     train = latents.tensors("train.safetensors")
     labels = evaluation_labels(n, train["labels"], seed)
     if job.params["source"] == "train":
@@ -31,16 +33,11 @@ def draw(job: Job, noise: torch.Tensor, labels: torch.Tensor) -> dict[str, torch
     if job.params["source"] == "preconditioner":
         return {"step-000000": noise}
     options, flow = job.params["sampling"], job.parent("flow")
-    flow.verified()
+    steps = sorted({name.split("/")[0] for name in flow.record["files"] if name.startswith("step-")})
+    how = {"solver": options["solver"], "steps": options["steps"]}
     return {
-        folder.name: integrate(
-            load_network(folder, job.node.device),
-            noise,
-            labels,
-            solver=options["solver"],
-            steps=options["steps"],
-        )
-        for folder in sorted(flow.folder.glob("step-*"))
+        step: integrate(load_network(flow.verified() / step, job.node.device), noise, labels, **how)
+        for step in steps
     }
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -78,7 +79,7 @@ def train_flow(
     name: str,
     checkpoints: tuple[int, ...] = (),
     on_checkpoint: Callable[[int, nn.Module], None] | None = None,
-) -> tuple[nn.Module, float]:
+) -> tuple[nn.Module, "pd.Series[float]"]:
     """Train a network on fixed data.
 
     Args:
@@ -91,7 +92,7 @@ def train_flow(
         on_checkpoint: receives the step and the network.
 
     Returns:
-        The network, and its mean loss over the last tenth of the steps.
+        The network, and its loss by step, from step 1.
     """
     classes = 0 if labels is None else int(labels.max()) + 1
     module = seeded_module(lambda: recipe.build(x.shape[1], classes), seed)
@@ -105,8 +106,12 @@ def train_flow(
         on_checkpoint=on_checkpoint,
         name=name,
     )
-    last = result.history["loss"].tail(max(recipe.steps // 10, 1))
-    return module.eval(), float(last.mean())
+    return module.eval(), result.history.set_index("step")["loss"]
+
+
+def late_loss(losses: "pd.Series[float]", step: int) -> float:
+    """Mean loss over the last tenth of the steps up to `step`."""
+    return float(losses.loc[step - max(step // 10, 1) + 1 : step].mean())
 
 
 def generate(

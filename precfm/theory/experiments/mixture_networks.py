@@ -26,6 +26,7 @@ from precfm.theory.networks import (
     Recipe,
     field_excess,
     generate,
+    late_loss,
     matched_steps,
     matched_width,
     recovery_summary,
@@ -179,7 +180,7 @@ def train_and_compare(
         Rows of `components` and the row of `methods`, without their names.
     """
     z = problem.x if fitted is None else fitted.forward(problem.x, problem.asked)
-    module, loss = train_flow(z, problem.asked, recipe, seed=problem.seed, name=name)
+    module, losses = train_flow(z, problem.asked, recipe, seed=problem.seed, name=name)
     evaluation = derived_seed(problem.seed, "evaluation")
     asked = evaluation_labels(problem.samples, problem.labels, evaluation) if problem.labelled else None
     made = generate(module, fitted, problem.samples, problem.law.dim, asked, seed=evaluation)
@@ -194,7 +195,7 @@ def train_and_compare(
         "steps": recipe.steps,
         "parameters": sum(p.numel() for p in module.parameters()),
         "preconditioner_parameters": 0 if fitted is None else fitted.num_parameters,
-        "loss": loss,
+        "loss": late_loss(losses, recipe.steps),
         "kappa": condition_number(covariance(z)),
         "kappa_worst": max(by_class),
     }

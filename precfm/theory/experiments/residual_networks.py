@@ -7,7 +7,7 @@ import pandas as pd
 
 from precfm.datasets.synthetic import gaussian
 from precfm.seeds import derived_seed
-from precfm.theory.networks import Recipe, generate, recovery_summary, train_flow, variance_ratios
+from precfm.theory.networks import Recipe, generate, late_loss, recovery_summary, train_flow, variance_ratios
 
 
 def run(
@@ -41,10 +41,10 @@ def run(
         law = gaussian(dim, kappa, seed=derived_seed(seed, "law"))
         x = law.sample(data_size, derived_seed(seed, "data"))
         recipe = Recipe(width=width, weight_decay=decay, steps=steps)
-        module, loss = train_flow(
+        module, losses = train_flow(
             x, None, recipe, seed=seed, name=f"kappa {kappa:g}, width {width}, decay {decay:g}"
         )
         made = generate(module, None, samples, dim, seed=derived_seed(seed, "evaluation"))
         name = {"residual_kappa": kappa, "width": width, "weight_decay": decay, "seed": seed}
-        rows.append(name | recovery_summary(variance_ratios(made, law)) | {"loss": loss})
+        rows.append(name | recovery_summary(variance_ratios(made, law)) | {"loss": late_loss(losses, steps)})
     return {"grid": pd.DataFrame(rows)}

@@ -17,6 +17,7 @@ from precfm.theory.networks import (
     Recipe,
     exact_samples,
     generate,
+    late_loss,
     recovery_summary,
     train_flow,
     variance_ratios,
@@ -155,7 +156,7 @@ def run_cell(
         ratios.append((step, variance_ratios(made, law)))
 
     ratios: list[tuple[int, Tensor]] = []
-    _, loss = train_flow(
+    _, losses = train_flow(
         z,
         None,
         cell.recipe,
@@ -165,7 +166,7 @@ def run_cell(
         on_checkpoint=evaluate,
     )
     for step, values in ratios:
-        rows.add(name | {"step": step}, values, law, more | {"loss": loss})
+        rows.add(name | {"step": step}, values, law, more | {"loss": late_loss(losses, step)})
     made = exact_samples(law, method != "none", samples, target=target, seed=evaluation)
     floor = name | {"method": f"exact:{method}", "step": 0}
     rows.add(floor, variance_ratios(made, law), law, more | {"loss": float("nan")})
