@@ -18,7 +18,7 @@ class Estimate:
 
     Attributes:
         value: the estimate.
-        low: lower end of the interval; NaN if one observation leaves no interval.
+        low: lower end of the interval; NaN if there is none: one observation, or several that do not vary.
         high: upper end of the interval.
         n: how many independent observations it rests on.
         p: two-sided p-value against the null value; NaN where there is no test.
@@ -34,7 +34,8 @@ class Estimate:
 def t_estimate(values: ArrayLike, *, null: float = 0.0, confidence: float = CONFIDENCE) -> Estimate:
     """Mean of independent values with Student's t interval and the two-sided test against `null`.
 
-    Values that do not vary (a closed-form preconditioner on the same data) give an interval of width zero.
+    Values that do not vary have neither: they are one observation repeated (a closed-form preconditioner on the
+    same data) or a discrete metric that ties, and neither gives an estimate of the scatter.
 
     Args:
         values: shape (n,), finite.
@@ -54,7 +55,7 @@ def t_estimate(values: ArrayLike, *, null: float = 0.0, confidence: float = CONF
         return Estimate(mean, math.nan, math.nan, 1)
     error = float(sample.std(ddof=1)) / math.sqrt(n)
     if error <= 1e-12 * max(abs(mean), abs(null)):
-        return Estimate(mean, mean, mean, n, p=1.0 if math.isclose(mean, null, abs_tol=1e-12) else 0.0)
+        return Estimate(mean, math.nan, math.nan, n)
     half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * error
     p = 2 * float(stats.t.sf(abs(mean - null) / error, n - 1))
     return Estimate(mean, mean - half, mean + half, n, p)

@@ -164,9 +164,6 @@ def _column(quantity: str, rows: pd.DataFrame) -> dict[str, str]:
         texts = [number_text(value, digits=2) for value in rows["value"]]
     else:
         texts = estimate_texts(estimates_of(rows), multiplicative=_QUANTITIES[quantity][1])
-        fixed = (rows["low"] == rows["high"]).tolist()
-        values = [number_text(value) for value in rows["value"]]
-        texts = [value if same else text for value, same, text in zip(values, fixed, texts, strict=True)]
     return dict(zip(rows["method"], texts, strict=True))
 
 
