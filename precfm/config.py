@@ -18,10 +18,11 @@ import yaml
 from pydantic import BaseModel, Field, PlainValidator, ValidationError, model_validator
 
 from precfm.errors import PrecfmError
-from precfm.options import Neutral, Strict, options_of
+from precfm.options import Neutral, Strict, check_ranges, options_of
 from precfm.registry import import_string
 
 CONFIG_FOLDER = Path("config")
+TRAINING = "precfm.training:TrainingOptions"
 Model = TypeVar("Model", bound=BaseModel)
 # Arguments that the pipeline fills in from the data or the plan, by the registry's room: never configured.
 FILLED_IN = {
@@ -67,8 +68,19 @@ def _component(room: str, value: Any) -> Component:
     return Component(room, value["name"], _validate(schema, options))
 
 
-def _options(target: str, value: Any) -> Strict:
-    return value if isinstance(value, Strict) else _validate(options_of(target), value)
+def _training(value: Any) -> Strict:
+    if isinstance(value, Strict):
+        return value
+    options = _validate(options_of(TRAINING), value)
+    try:
+        judged = check_ranges(TRAINING, options)
+    except PrecfmError as error:
+        raise PrecfmError(str(error).removeprefix("training: ")) from None
+    if judged.validate_every:
+        raise PrecfmError(
+            f"validate_every is {judged.validate_every}; it must be 0: only preconditioners train with validation"
+        )
+    return options
 
 
 def _validate(schema: type[Model], value: Any) -> Model:
@@ -93,7 +105,7 @@ def _sentence(error: ValidationError) -> str:
     return f"{field}: {what}{shown}{more}"
 
 
-Training = Annotated[Any, PlainValidator(partial(_options, "precfm.training:TrainingOptions"))]
+Training = Annotated[Any, PlainValidator(_training)]
 Positive = Annotated[int, Field(gt=0)]
 Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
 
@@ -139,15 +151,12 @@ class Flow(Strict):
     training: Training
 
     @model_validator(mode="after")
-    def _checkpoints_lie_within(self) -> "Flow":
+    def _last_checkpoint_is_the_end(self) -> "Flow":
         steps, checkpoints = self.training.steps, self.training.checkpoints
-        if (
-            not checkpoints
-            or list(checkpoints) != sorted(set(checkpoints))
-            or not 0 < checkpoints[-1] <= steps
-        ):
+        if checkpoints[-1:] != (steps,):
             raise PrecfmError(
-                f"training.checkpoints: got {list(checkpoints)}; rising steps up to {steps} are needed"
+                f"training.checkpoints: got {list(checkpoints)}; the last must be training.steps, {steps}, where the "
+                "final numbers come from (so a file that extends another and changes steps gives checkpoints too)"
             )
         return self
 
@@ -232,31 +241,43 @@ def load_experiment(name: str, folder: Path = CONFIG_FOLDER) -> Experiment:
     Raises:
         PrecfmError: the file is missing or wrong; the sentence names the file, the field, the value and the remedy.
     """
-    file = folder / f"{name}.yaml"
-    raw = expand(_extended(name, folder, ()))
+    raw = _extended(name, folder, ())
     try:
-        return _validate(Experiment, {"name": name, **raw})
+        return _validate(Experiment, {"name": name, **expand(raw)})
     except PrecfmError as error:
-        raise PrecfmError(f"{file}: {error}") from None
+        raise PrecfmError(f"{folder / f'{name}.yaml'}: {error}") from None
 
 
 def read_yaml(file: Path) -> Any:
     """Read a YAML file; numbers such as 1e-3 are numbers.
 
     Raises:
-        PrecfmError: the file is missing or is no YAML.
+        PrecfmError: the file is missing, is no YAML, or has a key twice.
     """
     try:
         return yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
         raise PrecfmError(f"{file}: no such file; {file.parent}/ holds {known or 'nothing'}") from None
-    except yaml.YAMLError as error:
-        raise PrecfmError(f"{file}: no valid YAML ({' '.join(str(error).split())})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        what = " ".join(str(error).split())
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            what = f"line {error.problem_mark.line + 1}: {error.problem}"
+        raise PrecfmError(f"{file}: no valid YAML ({what})") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as text; people who write it mean a number."""
+    """YAML 1.1 reads 1e-3 as text; people who write it mean a number. A key that stands twice is a mistake."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"the key '{key.value}' stands there a second time; remove one of the two"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -304,16 +325,27 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
     raw = dict(raw)
     shared = raw.pop("flow", {})
     methods: dict[str, Any] = {}
-    for name, method in (raw.get("methods") or {}).items():
-        if "preconditioner" not in (method or {}):
+    for name, method in _mapping("methods", raw.get("methods") or {}).items():
+        if "preconditioner" not in _mapping(f"methods.{name}", method):
             raise PrecfmError(f"methods.{name}.preconditioner: missing; a mapping with a 'name' is needed")
-        for label, variant in _unfold(name, dict(method)):
+        for label, variant in _unfold(str(name), dict(method)):
             methods[label] = {**variant, "flow": merge(shared, variant.get("flow", {}))}
     return {**raw, "methods": methods} if methods else raw
 
 
+def _mapping(field: str, value: Any) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise PrecfmError(f"{field}: got {value!r}; a mapping is needed")
+    return value
+
+
 def _unfold(name: str, method: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    sweep = method.pop("sweep", {})
+    sweep = _mapping(f"methods.{name}.sweep", method.pop("sweep", {}))
+    for field, values in sweep.items():
+        if not isinstance(field, str) or not isinstance(values, list) or not values:
+            raise PrecfmError(
+                f"methods.{name}.sweep.{field}: got {values!r}; the name of a field and a list of its values are needed"
+            )
     variants = []
     for values in itertools.product(*sweep.values()):
         label, variant = name, method

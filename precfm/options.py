@@ -5,7 +5,8 @@ plain types, so a schema for configurations can be made without importing the cl
 """
 
 import ast
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -74,9 +75,38 @@ def options_of(target: str, without: frozenset[str] = frozenset()) -> type[Stric
     return create_model(name, __base__=Strict, **fields)
 
 
+def check_ranges(target: str, options: Strict) -> Any:
+    """Let a dataclass judge values by its own `__post_init__`, without importing its module.
+
+    Args:
+        target: import string `module:class`, inside precfm; the class may use what `_dataclass_of` lends it.
+        options: made by the schema of `options_of(target)`.
+
+    Returns:
+        The same values as an instance of the class.
+
+    Raises:
+        PrecfmError: the class refuses a value.
+    """
+    return _dataclass_of(target)(**{name: getattr(options, name) for name in type(options).model_fields})
+
+
+@cache
+def _dataclass_of(target: str) -> Any:
+    """A dataclass made from its source alone: the module around it, which may need torch, is not run."""
+    module, name = target.split(":")
+    tree = ast.parse(module_file(module).read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+    lent = {"__name__": __name__, "dataclass": dataclass, "fields": fields, "math": math}
+    namespace: dict[str, Any] = {**lent, "Literal": Literal, "PrecfmError": PrecfmError}
+    exec(compile(tree, target, "exec"), namespace)  # our own source
+    return namespace[name]
+
+
 _Option = tuple[str, ast.expr, ast.expr]
 
 
+@cache
 def class_constant(target: str, name: str, otherwise: Any) -> Any:
     """The literal value of a class attribute, read from the source of the class.
 

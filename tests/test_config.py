@@ -1,5 +1,7 @@
 """Configurations: what is right is read, what is wrong is refused in one sentence that says how to mend it."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from precfm.errors import PrecfmError
 from precfm.options import Neutral, Strict, class_constant, options_of
 
 CONFIG = Path(__file__).parent.parent / "config"
+WHITENING = {"preconditioner": {"name": "whitening"}}
 
 
 @pytest.fixture
@@ -83,6 +86,31 @@ def test_numbers_like_1e_minus_3_are_numbers(folder):
         ({"methods": {"x": {}}}, ["methods.x.preconditioner", "missing"]),
         ({"methods": {"a b": {"preconditioner": {"name": "none"}}}}, ["'a b'", "letters"]),
         ({"flow": {"training": {"checkpoints": [10, 900]}}}, ["checkpoints", "900", "60"]),
+        ({"flow": {"training": {"checkpoints": []}}}, ["training.checkpoints", "[]", "60"]),
+        ({"flow": {"training": {"steps": 90}}}, ["training.checkpoints", "[30, 60]", "90", "extends"]),
+        ({"flow": {"training": {"learning_rate": -1}}}, ["flow.training: learning_rate", "-1", "positive"]),
+        ({"autoencoders": {"L16": {"training": {"warmup_steps": 60}}}}, ["warmup_steps", "60", "0..59"]),
+        (
+            {"classifiers": {"training": {"batch_size": 0}}},
+            ["classifiers.training: batch_size", "at least 1"],
+        ),
+        ({"classifiers": {"training": {"patience": 2}}}, ["patience", "2", "validate_every"]),
+        ({"classifiers": {"training": {"validate_every": 5}}}, ["validate_every", "5", "0"]),
+        ({"methods": ["a"]}, ["mine.yaml: methods", "['a']", "mapping"]),
+        ({"methods": {"x": "text"}}, ["mine.yaml: methods.x", "'text'", "mapping"]),
+        ({"methods": {"x": {**WHITENING, "sweep": None}}}, ["mine.yaml: methods.x.sweep", "None", "mapping"]),
+        (
+            {"methods": {"x": {**WHITENING, "sweep": {"f": 0.5}}}},
+            ["mine.yaml: methods.x.sweep.f", "0.5", "list"],
+        ),
+        (
+            {"methods": {"x": {**WHITENING, "sweep": {"f": []}}}},
+            ["mine.yaml: methods.x.sweep.f", "[]", "list"],
+        ),
+        (
+            {"methods": {"x": {**WHITENING, "sweep": {1: [2]}}}},
+            ["mine.yaml: methods.x.sweep.1", "[2]", "name"],
+        ),
         ({"flow": {"model": {"name": "mlp", "width": 1.5}}}, ["width", "integer"]),
         ({"seeds": [1, 1]}, ["seeds", "[1, 1]"]),
         ({"evaluation": {"neighbours": 400}}, ["neighbours", "400"]),
@@ -98,13 +126,23 @@ def test_a_wrong_configuration_is_refused_in_one_sentence(folder, change, words)
         changed(folder, change)
     sentence = str(caught.value)
     assert "\n" not in sentence
+    assert ".yaml: " in sentence
     for word in words:
         assert word in sentence
 
 
-@pytest.mark.parametrize(("text", "words"), [("a: [", "no valid YAML"), ("- 1", "mapping")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"a: [", r"mine\.yaml: no valid YAML \(line 1: "),
+        (b"- 1", "mapping"),
+        (b"a: \xff", "no valid YAML"),
+        (b"a: 1\nb: 2\na: 3", r"mine\.yaml: no valid YAML \(line 3: the key 'a' stands there a second time"),
+        (b"seeds: [0]\nb: {c: 1, c: 1}", r"line 2: the key 'c'"),
+    ],
+)
 def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, words):
-    (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "mine.yaml").write_bytes(text)
     with pytest.raises(PrecfmError, match=words):
         load_experiment("mine", tmp_path)
 
@@ -125,6 +163,12 @@ def test_options_are_those_of_the_class():
     options = options_of("precfm.models.mlp:MLPVelocity", frozenset({"num_classes"}))
     assert set(options.model_fields) == {"width", "depth", "time_features"}
     assert options().width == 256
+
+
+def test_reading_a_configuration_needs_no_torch():
+    """Whoever changes `TrainingOptions` must not make configurations need torch."""
+    ask = "import sys, precfm.config as c; c.load_experiment('quick'); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", ask], cwd=CONFIG.parent, check=True)
 
 
 def test_a_class_says_whether_its_fit_uses_the_seed():
