@@ -5,7 +5,6 @@ An artifact lives at `results/<experiment>/<kind>/<label>-<key>/` and is complet
 nor a second run over the same folder can leave a half-written artifact behind.
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from precfm.datasets.manifest import file_sha256
 from precfm.errors import PrecfmError
 
 if TYPE_CHECKING:
@@ -362,12 +362,6 @@ def _require_device(node: Node) -> None:
             raise PrecfmError(
                 "device: 'cuda', but torch finds no GPU here; a GPU, or `device: cpu`, is needed"
             )
-
-
-def file_sha256(file: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

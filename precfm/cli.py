@@ -145,13 +145,9 @@ def metrics(
 @data_app.command("fetch")
 def fetch_data(name: Annotated[str, typer.Argument(help="A source in data/sources.yaml.")]) -> None:
     """Bring the raw files of a source to data/raw/NAME and check them."""
-    from precfm.datasets.sources import fetch
-    from precfm.plan import SOURCES
+    from precfm.datasets.sources import fetch_raw
 
-    mirror = os.environ.get("PRECFM_MIRROR")
-    for line in fetch(
-        name, Path("data/raw") / name, sources_file=SOURCES, mirror=Path(mirror) if mirror else None
-    ):
+    for line in fetch_raw(name)[1]:
         typer.echo(line)
 
 
@@ -161,8 +157,7 @@ def add_data(
     path: Annotated[Path, typer.Argument(help="A folder or zip file of images, one folder per class.")],
 ) -> None:
     """Register your own images: write their checksums into data/sources.yaml."""
-    from precfm.datasets.manifest import add_source
-    from precfm.plan import SOURCES
+    from precfm.datasets.sources import SOURCES, add_source
 
     add_source(name, path, SOURCES)
     typer.echo(

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from precfm.registry import load
+from precfm.registry import build
 from precfm.training import seeded_module
 
 
@@ -28,8 +28,7 @@ def new_network(
     """
     options = {**filled_in, **{name: value for name, value in spec.items() if name != "name"}}
     description = {"room": room, "name": spec["name"], "options": options}
-    factory = load(room, spec["name"])
-    return seeded_module(lambda: factory(**options), seed), description
+    return seeded_module(lambda: build(room, spec, **filled_in), seed), description
 
 
 def save_network(network: nn.Module, description: Mapping[str, Any], folder: Path) -> None:
@@ -41,15 +40,14 @@ def save_network(network: nn.Module, description: Mapping[str, Any], folder: Pat
     )
 
 
-def load_network(folder: Path, device: str = "cpu", weights: Path | None = None) -> nn.Module:
+def load_network(folder: Path, device: str = "cpu") -> nn.Module:
     """Read a network back, frozen and in evaluation mode.
 
     Args:
         folder: where `save_network` wrote.
         device: where the network shall be.
-        weights: another file of weights for the same network, such as a checkpoint.
     """
     description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    network: nn.Module = load(description["room"], description["name"])(**description["options"])
-    network.load_state_dict(load_file(weights or folder / "model.safetensors"))
+    network: nn.Module = build(description["room"], {"name": description["name"]}, **description["options"])
+    network.load_state_dict(load_file(folder / "model.safetensors"))
     return network.to(device).eval().requires_grad_(False)

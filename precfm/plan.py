@@ -14,6 +14,7 @@ from typing import Any
 from precfm.artifacts import Node
 from precfm.config import Experiment, Method, load_experiment, plain, read_yaml
 from precfm.datasets.manifest import source_manifest
+from precfm.datasets.sources import SOURCES
 from precfm.errors import PrecfmError
 from precfm.fingerprint import fingerprint
 from precfm.options import class_constant
@@ -21,7 +22,6 @@ from precfm.registry import REGISTRY, THEORY_FIGURES, THEORY_TABLES, import_stri
 from precfm.report.claims import parse_claims
 
 SCRIPTS = Path(__file__).parent.parent / "workflow_scripts"
-SOURCES = Path("data/sources.yaml")
 CLAIMS = Path("config/claims.yaml")
 
 # Every kind of artifact with the script that makes it, in the order in which they are made.
@@ -148,7 +148,10 @@ class _Builder:
         assert classifiers is not None, "checked by the configuration"
         checksum = source_manifest(spec.source_name, SOURCES).checksum
         data = self.plan.add(
-            "data", name, {"dataset": spec, "checksum": checksum}, targets=[spec.source.target]
+            "data",
+            name,
+            {"dataset": spec, "source": spec.source_name, "checksum": checksum},
+            targets=[spec.source.target],
         )
         judges = [
             self.plan.add(

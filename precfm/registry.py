@@ -5,6 +5,7 @@ configuration. The table holds strings, so the plan can read it (and a class's o
 and a change to one class does not touch the fingerprint of the others.
 """
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -104,6 +105,19 @@ def import_string(room: str, name: str) -> str:
     except KeyError:
         known = ", ".join(sorted(REGISTRY[room]))
         raise PrecfmError(f"{room}: '{name}' is not registered; known are {known}") from None
+
+
+def build(room: str, spec: Mapping[str, Any], **filled_in: Any) -> Any:
+    """An instance of a registered class.
+
+    Args:
+        room: the registry's room, such as `preconditioners`.
+        spec: `name` and options, as a configuration gives them.
+        filled_in: arguments that are known from the data.
+    """
+    return load(room, spec["name"])(
+        **filled_in, **{name: value for name, value in spec.items() if name != "name"}
+    )
 
 
 def load(room: str, name: str) -> Any:

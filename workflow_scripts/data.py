@@ -1,28 +1,20 @@
 """Kind `data`: verify the raw files, decode the images, and write the splits."""
 
-import os
-from pathlib import Path
-
 import torch
 
 from precfm.artifacts import Job, run_rule
-from precfm.datasets.sources import fetch
+from precfm.datasets.sources import fetch_raw
 from precfm.datasets.splits import make_splits
-from precfm.registry import load
-
-SOURCES = Path("data/sources.yaml")
+from precfm.registry import build
 
 
 def make(job: Job) -> None:
     """Write one safetensors file per split: images, labels, and each image's index in the source."""
     spec = job.params["dataset"]
-    options = {name: value for name, value in spec["source"].items() if name != "name"}
-    name = spec["source"]["name"]
-    source = options.get("source", name)
-    raw, mirror = Path("data/raw") / source, os.environ.get("PRECFM_MIRROR")
-    for line in fetch(source, raw, sources_file=SOURCES, mirror=Path(mirror) if mirror else None):
+    raw, fetched = fetch_raw(job.params["source"])
+    for line in fetched:
         print(line)
-    images = load("datasets", name)(**options).load(raw)
+    images = build("datasets", spec["source"]).load(raw)
     sizes = {split: spec[split] for split in ("train", "validation", "heldout")}
     splits = make_splits(images.labels, **sizes, seed=spec["seed"], official_split=images.official_split)
     for split, indices in splits.items():

@@ -4,7 +4,7 @@ from precfm.artifacts import Job, run_rule
 from precfm.conditioning import path_frame, spectrum_frame
 from precfm.diagnostics import round_trip_error, tail_round_trip_error
 from precfm.preconditioners.base import load
-from precfm.registry import load as load_class
+from precfm.registry import build
 from precfm.spectra import condition_number, covariance
 
 
@@ -12,7 +12,7 @@ def make(job: Job) -> None:
     """Measure on the held-out split; the residual condition number also on validation, for selection."""
     latents = job.parent("latents")
     preconditioner = load(job.parent("preconditioner").verified())
-    path = load_class("paths", job.params["path"]["name"])()
+    path = build("paths", job.params["path"])
     x, labels, z = {}, {}, {}
     for split in ("validation", "heldout"):
         tensors = latents.tensors(f"{split}.safetensors")

@@ -8,7 +8,7 @@ from precfm.artifacts import Job, run_rule
 from precfm.networks import new_network, save_network
 from precfm.objectives import flow_matching_loss
 from precfm.preconditioners.base import load
-from precfm.registry import load as load_class
+from precfm.registry import build
 from precfm.training import TrainingOptions, train
 
 
@@ -20,7 +20,7 @@ def make(job: Job) -> None:
     z1 = load(job.parent("preconditioner").verified()).to(device).forward(x1, labels)
     filled_in = {"dim": z1.shape[1], "num_classes": int(labels.max()) + 1}
     model, description = new_network("models", spec["model"], job.params["seed"], **filled_in)
-    path = load_class("paths", spec["path"]["name"])()
+    path = build("paths", spec["path"])
 
     def write_checkpoint(step: int, module: nn.Module) -> None:
         folder = Path(job.folder / f"step-{step:06d}")

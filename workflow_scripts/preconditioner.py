@@ -2,16 +2,15 @@
 
 from precfm.artifacts import Job, run_rule
 from precfm.preconditioners.base import save
-from precfm.registry import load
+from precfm.registry import build
 from precfm.seeds import derived_seed
 
 
 def make(job: Job) -> None:
     """Fit on the train split; learned maps stop early on the validation split."""
-    latents, spec = job.parent("latents"), job.params["preconditioner"]
+    latents = job.parent("latents")
     train, validation = (latents.tensors(f"{split}.safetensors") for split in ("train", "validation"))
-    options = {name: value for name, value in spec.items() if name != "name"}
-    preconditioner = load("preconditioners", spec["name"])(**options)
+    preconditioner = build("preconditioners", job.params["preconditioner"])
     preconditioner.fit(
         train["latents"].to(job.node.device),
         train["labels"].to(job.node.device),

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from precfm.artifacts import RESULTS
 from precfm.config import Experiment
+from precfm.datasets.sources import RAW
 from precfm.errors import PrecfmError
 from precfm.plan import KINDS, Plan, load_plan
 from precfm.store import collect_claims, tidy
@@ -95,14 +96,12 @@ def record(experiment: Experiment) -> None:
     sources = {dataset.source_name for dataset in experiment.datasets.values()}
     wanted = {
         "experiments": sorted({*held["experiments"], experiment.name}),
-        "sources": sorted(
-            {*held["sources"], *(name for name in sources if (Path("data/raw") / name).is_dir())}
-        ),
+        "sources": sorted({*held["sources"], *(name for name in sources if (RAW / name).is_dir())}),
     }
     if wanted != held:
         PARAMS.write_text(HEADER + yaml.safe_dump(wanted, default_flow_style=None), encoding="utf-8")
     stages = [f"{kind}@{experiment.name}" for kind in (*KINDS, "publish")]
-    stages += [f"raw@{name}" for name in sorted(sources) if (Path("data/raw") / name).is_dir()]
+    stages += [f"raw@{name}" for name in sorted(sources) if (RAW / name).is_dir()]
     dvc = [str(BIN / "dvc"), "commit", "--quiet", "--force", *stages]
     if subprocess.run(dvc, env={**os.environ, "DVC_NO_ANALYTICS": "1"}).returncode:
         sys.exit(f"precfm: {experiment.name}: everything is made, but DVC could not record it (see above)")

@@ -1,6 +1,7 @@
 """Fetching data: from a mirror folder or the source's own origins, and kept only if the checksum agrees."""
 
 import hashlib
+import os
 import secrets
 import tarfile
 import tempfile
@@ -27,8 +28,11 @@ from precfm.datasets.origins import Mirror, OriginError, open_file
 from precfm.errors import PrecfmError
 from precfm.progress import progress_bar
 
-__all__ = ["Fetched", "SourceFile", "SourceManifest", "add_source", "fetch", "source_manifest"]
+__all__ = ["Fetched", "SourceFile", "SourceManifest", "add_source", "fetch", "fetch_raw", "source_manifest"]
 
+SOURCES = Path("data/sources.yaml")
+RAW = Path("data/raw")
+MIRROR = "PRECFM_MIRROR"  # environment variable: a folder that is searched before any other place
 BLOCK = 2**20
 NAMED = 3  # files that an error names
 _UNREADABLE = (OriginError, OSError, EOFError, HTTPException, tarfile.TarError, zlib.error)
@@ -52,6 +56,16 @@ class Fetched:
     def __str__(self) -> str:
         refused = f" (refused before: {'; '.join(self.refused)})" if self.refused else ""
         return f"{self.file}: {self.origin}{refused}"
+
+
+def fetch_raw(name: str) -> tuple[Path, list[Fetched]]:
+    """Bring a source's files to their place in this project, `data/raw/<name>`.
+
+    Returns:
+        That folder, and what happened to each file.
+    """
+    mirror = os.environ.get(MIRROR)
+    return RAW / name, fetch(name, RAW / name, sources_file=SOURCES, mirror=Path(mirror) if mirror else None)
 
 
 def fetch(name: str, folder: Path, *, sources_file: Path, mirror: Path | None = None) -> list[Fetched]:
