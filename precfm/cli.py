@@ -130,13 +130,24 @@ def metrics(
     ] = "inception",
     weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights.")] = None,
     tensor: Annotated[str | None, typer.Option(help="Which tensor of .safetensors files.")] = None,
+    generated_tensor: Annotated[
+        str | None, typer.Option(help="Which tensor of the generated file, where it has another name.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Write the records there as CSV, too.")] = None,
 ) -> None:
     """Compare generated with real: the pipeline's metrics, each with its protocol."""
     from precfm.metrics.compare import compare
     from precfm.metrics.values import records
 
-    table = records(compare(real, generated, extractor=extractor, weights=weights, tensor=tensor))
+    values = compare(
+        real,
+        generated,
+        extractor=extractor,
+        weights=weights,
+        tensor=tensor,
+        generated_tensor=generated_tensor,
+    )
+    table = records(values)
     if output:
         table.to_csv(output, index=False, lineterminator="\n")
     typer.echo(table.dropna(axis="columns", how="all").to_string(index=False))

@@ -56,6 +56,7 @@ def compare(
     extractor: str = "inception",
     weights: Path | None = None,
     tensor: str | None = None,
+    generated_tensor: str | None = None,
     batch_size: int = 50,
     device: str = "cpu",
     cache: Path | None = None,
@@ -71,6 +72,7 @@ def compare(
         extractor: a name of `EXTRACTORS`, for folders; files of features are used as they are.
         weights: file of the extractor's weights, where it needs one; searched for where None.
         tensor: which tensor of a .safetensors file; may be left out if there is one only.
+        generated_tensor: which one of the generated file, where it has another name.
         batch_size: images at a time.
         device: where the extractor and the metrics run.
         cache: folder in which features of image folders are kept, so that they are computed once per content
@@ -93,8 +95,8 @@ def compare(
         )
     network = _network(extractor, weights, device) if kinds[real] == "a folder" else None
     sets = [
-        load_features(path, network, tensor=tensor, batch_size=batch_size, cache=cache)
-        for path in (real, generated)
+        load_features(path, network, tensor=name, batch_size=batch_size, cache=cache)
+        for path, name in ((real, tensor), (generated, generated_tensor or tensor))
     ]
     widths = [each.features.shape[1] for each in sets]
     if widths[0] != widths[1]:

