@@ -10,10 +10,13 @@ results/.work/                   locks, part-folders and scratch of running jobs
 import json
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from precfm.artifacts import RESULTS, Artifact, Node, adopt
+from filelock import FileLock, Timeout
+
+from precfm.artifacts import RECORD, RESULTS, Artifact, Node, adopt
 from precfm.errors import PrecfmError
 from precfm.plan import KINDS, Plan
 
@@ -34,40 +37,63 @@ def tidy(plan: Plan) -> tuple[list[str], list[str]]:
     for kind in KINDS:
         (home / kind).mkdir(parents=True, exist_ok=True)
         for folder in sorted((home / kind).iterdir()):
-            if f"{kind}/{folder.name}" not in plan.nodes:
-                to_attic(folder, kind)
+            if f"{kind}/{folder.name}" not in plan.nodes and to_attic(folder, kind):
                 left.append(f"{kind}/{folder.name}")
     returned = [node.id for node in plan.nodes.values() if not node.exists and adopt(node)]
     return left, returned
 
 
-def to_attic(folder: Path, kind: str) -> None:
-    """Move one artifact out of DVC's sight; it comes back when a plan wants it again."""
+def to_attic(folder: Path, kind: str) -> bool:
+    """Move one artifact out of DVC's sight; it comes back when a plan wants it again.
+
+    What is no complete artifact is removed instead, so that it never replaces one.
+
+    Returns:
+        Whether it was moved.
+    """
+    if not (folder / RECORD).is_file():
+        remove(folder)
+        return False
     target = RESULTS / ".attic" / kind / folder.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        shutil.rmtree(target)
+    remove(target)
     folder.rename(target)
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, a file, a link, or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def collect_garbage(plans: Iterable[Plan]) -> int:
-    """Empty the attic and remove the remains of jobs that no plan will go on with.
+    """Empty the attic and remove the remains of jobs that no plan will go on with; running jobs are left alone.
 
     Returns:
         The number of bytes freed.
     """
     wanted = {f"{node.kind}-{node.key}" for plan in plans for node in plan.nodes.values()}
     work = RESULTS / ".work"
-    doomed = [
-        RESULTS / ".attic",
+    (work / "locks").mkdir(parents=True, exist_ok=True)
+    freed = _freed(RESULTS / ".attic")
+    remains = [
         *sorted(work.glob("parts/*")),
         *(folder for folder in sorted(work.glob("scratch/*")) if folder.name not in wanted),
     ]
-    freed = 0
-    for folder in doomed:
-        freed += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in remains:
+        job = folder.name.split(".")[0]  # a part-folder's name goes on with the machine and the process
+        with suppress(Timeout), FileLock(work / "locks" / f"{job}.lock", timeout=0):
+            freed += _freed(folder)
     return freed
+
+
+def _freed(folder: Path) -> int:
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    shutil.rmtree(folder, ignore_errors=True)
+    return size
 
 
 def publish(plan: Plan) -> None:
@@ -86,8 +112,8 @@ def publish(plan: Plan) -> None:
                 shutil.copyfile(artifact.path(file), target / file)
                 kept.add(target / file)
         if name:
-            for stale in set(target.iterdir()) - kept:
-                stale.unlink()
+            for stale in set(target.iterdir()) - kept - {target / ".snakemake_timestamp"}:
+                remove(stale)
     (home / "manifest.json").write_text(
         json.dumps(_manifest(plan), indent=1, sort_keys=True) + "\n", encoding="utf-8"
     )

@@ -1,7 +1,7 @@
 """Behind `make pull`: fetch an experiment's recorded artifacts from the DVC remote, and lose nothing that is here.
 
 A plain `dvc pull` refuses where an artifact lies that the ledger does not know, and with --force deletes it; so
-whatever differs from the manifest goes to the attic first.
+whatever differs from the manifest goes to the attic first, and what is damaged is removed.
 """
 
 import json
@@ -9,15 +9,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
 
-from precfm.artifacts import RECORD, RESULTS, Artifact
+from precfm.artifacts import RESULTS, Artifact
 from precfm.errors import PrecfmError
 from precfm.plan import KINDS
-from precfm.store import to_attic
+from precfm.store import remove, to_attic
 
 BIN = Path(sys.executable).parent
 
@@ -49,17 +49,32 @@ def main(
 
 
 def set_aside(experiment: str, kinds: list[str]) -> list[Path]:
-    """Move every artifact that is not as the manifest says to the attic."""
-    manifest = json.loads((RESULTS / experiment / "manifest.json").read_text(encoding="utf-8"))["artifacts"]
+    """Move every artifact that is not as the manifest says to the attic, and remove what is damaged."""
+    manifest = _manifest(RESULTS / experiment / "manifest.json")
     moved = []
     for kind in kinds:
         for folder in sorted((RESULTS / experiment / kind).glob("*")):
             known = manifest.get(f"{kind}/{folder.name}", {}).get("files")
-            complete = (folder / RECORD).is_file()
-            if not complete or Artifact.open(folder).record["files"] != known:
-                to_attic(folder, kind)
+            try:
+                artifact = Artifact.open(folder)
+                artifact.verified()
+            except PrecfmError:
+                remove(folder)
+                continue
+            if artifact.record["files"] != known and to_attic(folder, kind):
                 moved.append(folder)
     return moved
+
+
+def _manifest(file: Path) -> dict[str, Any]:
+    """What the ledger knows of each artifact."""
+    try:
+        artifacts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["artifacts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise PrecfmError(
+            f"{file}: missing or damaged; it is kept in git: `git checkout -- {file}` brings it back"
+        ) from None
+    return artifacts
 
 
 if __name__ == "__main__":
