@@ -53,10 +53,11 @@ def jobs(said):
 
 
 def bytes_below(folder):
+    """The checksum of every file, but for the time stamps that Snakemake leaves in folders."""
     return {
         str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(folder.rglob("*"))
-        if file.is_file()
+        if file.is_file() and file.name != ".snakemake_timestamp"
     }
 
 

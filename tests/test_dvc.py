@@ -1,0 +1,41 @@
+"""The ledger names what the plan does: a stage for every kind, whose dependencies are the parents of its artifacts."""
+
+import pytest
+import yaml
+
+from precfm.plan import KINDS, load_plan
+from tests.workflow import ROOT
+
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+RESULTS = "results/${item.experiment}/"
+
+
+@pytest.fixture(scope="module")
+def parents():
+    """For every kind, the kinds of its parents in any experiment that ships."""
+    found = {kind: set() for kind in KINDS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        for file in sorted(ROOT.glob("config/*.yaml")):
+            if file.stem != "claims":
+                for node in load_plan(file.stem).nodes.values():
+                    found[node.kind] |= {
+                        parent.split("/")[0] for ids in node.parents.values() for parent in ids
+                    }
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_stage_of_a_kind_depends_on_the_kinds_of_its_parents(kind, parents):
+    deps = {dep.removeprefix(RESULTS) for dep in STAGES[kind]["deps"] if dep.startswith(RESULTS)}
+    assert deps == parents[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_stage_of_a_kind_holds_its_folder(kind):
+    assert STAGES[kind]["outs"] == [{f"{RESULTS}{kind}": {"persist": True}}]
+    assert STAGES[kind]["cmd"].endswith(f" --target {kind}_all")
+
+
+def test_there_is_no_other_stage():
+    assert set(STAGES) == {"raw", *KINDS, "publish"}
