@@ -6,8 +6,22 @@ import pandas as pd
 from precfm.report.selection import COLUMNS
 
 DIM = 16
-METHODS = ("none", "scalar", "per_channel", "whitening", "class_whitening", "normalizing_flow", "ours")
-GAIN = dict(zip(METHODS, (0.0, -0.02, -0.05, -0.25, -0.32, -0.22, -0.1), strict=True))
+METHODS = (
+    "none",
+    "scalar",
+    "per_channel",
+    "whitening",
+    "class_whitening",
+    "normalizing_flow",
+    "third_learned",
+    "ours",
+)
+LEARNED = (
+    "normalizing_flow",
+    "third_learned",
+    "ours",
+)  # the others have no randomness: one artifact for all seeds
+GAIN = dict(zip(METHODS, (0.0, -0.02, -0.05, -0.25, -0.32, -0.22, -0.1, -0.18), strict=True))
 STEPS = (500, 1000, 2000, 3500, 5000)
 CLASSIFIERS = ("classifier-0", "classifier-1")
 
@@ -132,8 +146,14 @@ def records(rng, seeds, methods, dataset) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns.split())
 
 
+def artifact(method: str, seed: int) -> str:
+    """Key of the diagnostics of a method's preconditioner."""
+    return f"{method}-{seed if method in LEARNED else 0}"
+
+
 def eigenvalues(method: str, scope: str, seed: int) -> np.ndarray:
     """Ascending eigenvalues of the space in which a method's flow is trained."""
+    seed = seed if method in LEARNED else 0
     rng = np.random.default_rng([seed, len(scope) * 100 + (int(scope[-1]) if scope != "all" else 0)])
     kappa = {
         "none": 124,
@@ -142,6 +162,7 @@ def eigenvalues(method: str, scope: str, seed: int) -> np.ndarray:
         "whitening": 1,
         "class_whitening": 1.4,
         "normalizing_flow": 2.5,
+        "third_learned": 6,
         "ours": 12,
     }
     kappa = kappa.get(method, 124) * (
@@ -169,7 +190,8 @@ def spectra(rng, seeds, methods, dataset) -> pd.DataFrame:
                     for index, value in enumerate(values):
                         known = space == "data" and scope == "all"
                         sensitivity = 0.8 * value**0.8 if known else np.nan
-                        rows.append((dataset, method, seed, scope, space, index, value, sensitivity))
+                        key = artifact(method, seed) if space == "flow" else None
+                        rows.append((dataset, method, seed, scope, space, index, value, sensitivity, key))
     return pd.DataFrame(rows, columns=list(COLUMNS["spectra"]))
 
 
@@ -183,7 +205,8 @@ def path_conditioning(rng, seeds, methods, dataset) -> pd.DataFrame:
                     path = t**2 * values + (1 - t) ** 2
                     share = path / path.sum()
                     rank = float(np.exp(-(share * np.log(share)).sum()))
-                    rows.append((dataset, method, seed, scope, t, path.max() / path.min(), rank))
+                    kappa = path.max() / path.min()
+                    rows.append((dataset, method, seed, scope, t, kappa, rank, artifact(method, seed)))
     return pd.DataFrame(rows, columns=list(COLUMNS["path_conditioning"]))
 
 
@@ -207,7 +230,7 @@ def preconditioners(rng, seeds, methods, dataset) -> pd.DataFrame:
     for method in methods:
         for seed in range(seeds):
             values = eigenvalues(method, "all", seed)
-            learned = method in ("normalizing_flow", "ours")
+            learned = method in LEARNED
             notes = (
                 '["3 classes had fewer than 200 rows; shrinkage 0.02 applied"]'
                 if method == "class_whitening"
@@ -224,6 +247,7 @@ def preconditioners(rng, seeds, methods, dataset) -> pd.DataFrame:
                     1e-7 if not learned else 3e-4,
                     1e-7 if not learned else 4e-3,
                     notes,
+                    artifact(method, seed),
                 )
             )
     return pd.DataFrame(rows, columns=list(COLUMNS["preconditioners"]))

@@ -30,14 +30,16 @@ def make(job: Job) -> None:
             ],
             lambda artifact: artifact.frame("spectrum.csv"),
         ),
-        "path_conditioning": gather(diagnostics, lambda artifact: artifact.frame("path_conditioning.csv")),
-        "preconditioners": gather(
+        "path_conditioning": gather_marked(
+            diagnostics, lambda artifact: artifact.frame("path_conditioning.csv")
+        ),
+        "preconditioners": gather_marked(
             diagnostics, lambda artifact: pd.DataFrame([artifact.json("preconditioner.json")])
         ),
         "history": gather(told.get("flows", []), lambda artifact: thinned(artifact.frame("history.csv"))),
     }
     frames |= theory_frames(told.get("theory", []))
-    flow_spectra = gather(diagnostics, lambda artifact: artifact.frame("spectrum.csv"))
+    flow_spectra = gather_marked(diagnostics, lambda artifact: artifact.frame("spectrum.csv"))
     frames["spectra"] = pd.concat([frames["spectra"], flow_spectra], ignore_index=True)
     for name, frame in frames.items():
         if not frame.empty:
@@ -82,6 +84,13 @@ def gather(told: Iterable[tuple[Artifact, dict]], read: Callable[[Artifact], pd.
             frame.insert(position, column, value)
         parts.append(frame)
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def gather_marked(
+    told: Iterable[tuple[Artifact, dict]], read: Callable[[Artifact], pd.DataFrame]
+) -> pd.DataFrame:
+    """As `gather`, with the artifact's key: one without randomness stands for every seed, but counts once."""
+    return gather(told, lambda artifact: read(artifact).assign(artifact=artifact.key))
 
 
 def thinned(history: pd.DataFrame) -> pd.DataFrame:

@@ -39,6 +39,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         "index",
         "eigenvalue",
         "decoder_sensitivity",
+        "artifact",
     ),
     "path_conditioning": (
         "dataset",
@@ -48,6 +49,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         "t",
         "condition_number",
         "effective_rank",
+        "artifact",
     ),
     "recovery": ("dataset", "method", "seed", "step", "index", "eigenvalue", "ratio"),
     "preconditioners": (
@@ -60,6 +62,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         "round_trip_error",
         "tail_round_trip_error",
         "notes",
+        "artifact",
     ),
     "history": ("dataset", "method", "seed", "step", "loss"),
     "theory_statistics": ("claim", "statistic", "value", "low", "high", "n", "note"),
@@ -124,6 +127,16 @@ def per_seed(records: pd.DataFrame) -> pd.DataFrame:
     values["extractor"] = values["extractor"].fillna(NO_EXTRACTOR).replace("", NO_EXTRACTOR).astype(str)
     keys = [column for column in COLUMNS["records"] if column not in ("value", "evaluation_seed")]
     return values.groupby(keys, sort=True)["value"].mean().reset_index()
+
+
+def one_per_artifact(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the first seed of each artifact: what has no randomness is listed for every seed, but is one.
+
+    Args:
+        rows: with columns dataset, method, seed, artifact.
+    """
+    first = rows.groupby(["dataset", "method", "artifact"], dropna=False)["seed"].transform("min")
+    return rows.loc[rows["seed"] == first]
 
 
 def final_steps(rows: pd.DataFrame) -> pd.Series:

@@ -14,9 +14,8 @@ from precfm.report.formatting import (
     estimate_texts,
     estimates_of,
     number_text,
-    seeds_text,
 )
-from precfm.report.selection import ALL, Frames, LeftOutError, frame
+from precfm.report.selection import ALL, Frames, LeftOutError, frame, one_per_artifact
 from precfm.report.statistics import geometric_estimate, t_estimate
 from precfm.report.vocabulary import in_order, method_label
 
@@ -27,10 +26,8 @@ _QUANTITIES = {
     "condition_number": ("κ", True),
     "class_low": ("κ, best class", True),
     "class_high": ("κ, worst class", True),
-    "path_condition_number": ("largest κ(Σₜ)", True),
-    "path_condition_number_class": ("largest κ(Σₜ), worst class", True),
+    "path_log_condition_number": ("mean ln κ(Σₜ)", False),
     "effective_rank": ("effective rank", False),
-    "residual_condition_number": ("residual κ", True),
     "round_trip_error": ("round trip", False),
     "tail_round_trip_error": ("round trip, tails", False),
     "num_parameters": ("parameters", False),
@@ -39,22 +36,23 @@ _QUANTITIES = {
 
 
 def tidy(frames: Frames) -> pd.DataFrame:
-    """Conditioning of the space in which each method's flow is trained, mean and interval over seeds.
+    """Conditioning of the space in which each method's flow is trained, mean and interval over fits.
 
     Args:
         frames: `spectra`, `path_conditioning` and `preconditioners`; whichever are there.
 
     Returns:
-        Columns dataset, method ("data": before any preconditioner), quantity, value, low, high, n.
+        Columns dataset, method ("data": before any preconditioner), quantity, value, low, high, n; n counts
+        distinct fits, so that a preconditioner without randomness has n = 1 and no interval.
 
     Raises:
         LeftOutError: all three are empty.
     """
     values = pd.concat(
         [
-            _of_spectra(frame(frames, "spectra")),
-            _of_paths(frame(frames, "path_conditioning")),
-            _of_preconditioners(frame(frames, "preconditioners")),
+            _of_spectra(one_per_artifact(frame(frames, "spectra"))),
+            _of_paths(one_per_artifact(frame(frames, "path_conditioning"))),
+            _of_preconditioners(one_per_artifact(frame(frames, "preconditioners"))),
         ]
     )
     if values.empty:
@@ -102,16 +100,12 @@ def _of_spectra(spectra: pd.DataFrame) -> pd.DataFrame:
 
 def _of_paths(paths: pd.DataFrame) -> pd.DataFrame:
     rows = []
-    for (dataset, method, seed), group in paths.groupby(["dataset", "method", "seed"]):
-        overall, classes = group[group["scope"] == ALL], group[group["scope"] != ALL]
-        if len(overall):
-            end = overall.sort_values("t")["effective_rank"].iloc[-1]
-            rows.append((dataset, method, seed, "effective_rank", end))
-            worst = overall["condition_number"].max()
-            rows.append((dataset, method, seed, "path_condition_number", worst))
-        if len(classes):
-            worst = classes["condition_number"].max()
-            rows.append((dataset, method, seed, "path_condition_number_class", worst))
+    overall = paths[paths["scope"] == ALL]
+    for (dataset, method, seed), group in overall.groupby(["dataset", "method", "seed"]):
+        end = group.sort_values("t")["effective_rank"].iloc[-1]
+        rows.append((dataset, method, seed, "effective_rank", end))
+        mean = np.log(group["condition_number"].astype(float)).mean()
+        rows.append((dataset, method, seed, "path_log_condition_number", mean))
     return _long(rows)
 
 
@@ -142,16 +136,19 @@ def build(frames: Frames) -> Table:
             for method in order
         ]
         blocks.append(Block(str(dataset), pd.DataFrame(lines)))
-    counts = data[data["method"] != DATA]["n"]
+    fits = int(data["n"].max())
     caption = (
         "The space in which each method's flow is trained, against the data before any preconditioner: "
         "condition number κ of the covariance over all classes and for the best and worst single class; the "
-        "largest κ(Σₜ) over the times of the probability path; effective rank (exponential of the entropy "
-        "of the eigenvalues) at the data's end of the path; round-trip error on the data and in the tails, "
-        "relative to the smallest standard deviation of the data. κ(Σₜ) depends on the overall scale of the "
-        "data: compare with the row 'scalar', which fixes that scale alone. Mean over "
-        f"{seeds_text(counts if len(counts) else data['n'])} with the 95% t interval, for condition numbers "
-        "on the log scale in brackets; what does not vary over seeds stands alone."
+        "mean of ln κ(Σₜ) over the times of the probability path, with the overall scale of every space set to "
+        "mean variance one, on which κ(Σₜ) depends; effective rank (exponential of the entropy of the "
+        "eigenvalues) at the data's end of the path; round-trip error on the data and in the tails, relative to "
+        "the smallest standard deviation of the data. κ of a class has a floor from sampling: a perfectly white "
+        "sample of n rows in d dimensions is expected to have about ((1 + √(d/n)) / (1 − √(d/n)))², so that a "
+        "small class cannot reach 1. Mean over "
+        f"up to {fits} fit{'' if fits == 1 else 's'} with the 95% t interval, for condition numbers "
+        "on the log scale in brackets; a preconditioner without randomness is one fit for every training seed "
+        "and stands without an interval."
     )
     return Table(data, blocks, caption, _notes(frame(frames, "preconditioners")))
 
