@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from precfm.datasets.manifest import file_sha256
 from precfm.errors import PrecfmError
+from precfm.fingerprint import SCRIPTS, fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +58,8 @@ class Node:
         fingerprint: of the code that makes it.
         experiment: the experiment whose folder holds it.
         device: where it is made, `cpu` or `cuda`; not part of the key.
+        script: the file in workflow_scripts/ that makes it.
+        targets: import strings of what the script loads from the registry.
     """
 
     kind: str
@@ -67,11 +70,14 @@ class Node:
     fingerprint: str
     experiment: str
     device: str = "cpu"
+    script: str = ""
+    targets: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Node":
         """The inverse of `to_json`."""
-        return cls(**{**data, "parents": {role: tuple(ids) for role, ids in data["parents"].items()}})
+        parents = {role: tuple(ids) for role, ids in data["parents"].items()}
+        return cls(**{**data, "parents": parents, "targets": tuple(data.get("targets", ()))})
 
     @property
     def name(self) -> str:
@@ -251,6 +257,7 @@ def build(node: Node, make: Make) -> bool:
             if node.exists or adopt(node):
                 return False
             _require_device(node)
+            _require_planned_code(node)
             for rubbish in (work / "parts").glob(f"{name}.*"):  # of killed jobs: this one holds the lock
                 shutil.rmtree(rubbish, ignore_errors=True)
             scratch = work / "scratch" / name
@@ -352,6 +359,14 @@ def made_on(node: Node) -> dict[str, Any]:
 
 def _on_gpu(node: Node) -> bool:
     return node.device == "cuda" and node.kind in ON_DEVICE
+
+
+def _require_planned_code(node: Node) -> None:
+    """An artifact never carries the fingerprint of other code than that which made it."""
+    if node.script and fingerprint(SCRIPTS / node.script, node.targets) != node.fingerprint:
+        raise PrecfmError(
+            "the code that makes it was changed after the plan was made; run the same command again"
+        )
 
 
 def _require_device(node: Node) -> None:

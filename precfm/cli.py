@@ -54,7 +54,8 @@ def make(
     ] = None,
 ) -> None:
     """Make artifacts in order, without Snakemake: for machines that have only the library."""
-    from precfm.plan import KINDS, SCRIPTS, load_plan
+    from precfm.fingerprint import SCRIPTS
+    from precfm.plan import KINDS, load_plan
 
     plan = load_plan(experiment)
     wanted = [node for node in plan.nodes.values() if not ids or node.kind in ids or node.id in ids]
@@ -68,7 +69,7 @@ def make(
 
     torch.set_num_threads(plan.experiment.threads)
     for count, node in enumerate(wanted, start=1):
-        spec = importlib.util.spec_from_file_location("precfm_script", SCRIPTS / KINDS[node.kind])
+        spec = importlib.util.spec_from_file_location("precfm_script", SCRIPTS / node.script)
         assert spec is not None
         assert spec.loader is not None
         script = importlib.util.module_from_spec(spec)

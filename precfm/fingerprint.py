@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+SCRIPTS = PACKAGE.parent / "workflow_scripts"
 
 # These rooms decide what is made, where it comes from (checked by checksums) and where it is kept, never what is
 # in it.

@@ -16,12 +16,11 @@ from precfm.config import Experiment, Method, load_experiment, plain, read_yaml
 from precfm.datasets.manifest import source_manifest
 from precfm.datasets.sources import SOURCES
 from precfm.errors import PrecfmError
-from precfm.fingerprint import fingerprint
+from precfm.fingerprint import SCRIPTS, fingerprint
 from precfm.options import class_constant
 from precfm.registry import REGISTRY, THEORY_FIGURES, THEORY_TABLES, import_string
 from precfm.report.claims import parse_claims
 
-SCRIPTS = Path(__file__).parent.parent / "workflow_scripts"
 CLAIMS = Path("config/claims.yaml")
 
 # Every kind of artifact with the script that makes it, in the order in which they are made.
@@ -79,7 +78,8 @@ class Plan:
             role: (nodes,) if isinstance(nodes, Node) else tuple(nodes)
             for role, nodes in (parents or {}).items()
         }
-        code = fingerprint(SCRIPTS / KINDS[kind], tuple(targets))
+        targets = tuple(targets)
+        code = fingerprint(SCRIPTS / KINDS[kind], targets)
         content = [
             kind,
             plain(params, for_key=True),
@@ -89,8 +89,8 @@ class Plan:
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
         if (kind, key) not in self._by_key:
             ids = {role: tuple(node.id for node in nodes) for role, nodes in families.items()}
-            experiment = self.experiment
-            node = Node(kind, label, key, plain(params), ids, code, experiment.name, experiment.device)
+            where = (self.experiment.name, self.experiment.device)
+            node = Node(kind, label, key, plain(params), ids, code, *where, KINDS[kind], targets)
             self.nodes[node.id] = self._by_key[kind, key] = node
         return self._by_key[kind, key]
 

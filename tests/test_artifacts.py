@@ -18,6 +18,7 @@ import torch
 
 from precfm.artifacts import RECORD, Artifact, Node, build
 from precfm.errors import PrecfmError
+from precfm.fingerprint import SCRIPTS, fingerprint
 
 NODE = Node("flows", "some-label", "0123456789ab", {"steps": 3}, {}, "f" * 16, "mine")
 
@@ -197,5 +198,14 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing():
 
 
 def test_a_node_travels_as_json():
-    node = replace(NODE, parents={"data": ("data/x-1", "data/y-2")})
+    node = replace(NODE, parents={"data": ("data/x-1", "data/y-2")}, targets=("precfm.paths:LinearPath",))
     assert Node.from_json(json.loads(json.dumps(node.to_json()))) == node
+
+
+def test_code_that_changed_after_the_plan_makes_nothing():
+    changed = replace(NODE, script="publish.py")  # whose fingerprint is not that of the node
+    with pytest.raises(PrecfmError, match="changed after the plan was made"):
+        build(changed, make)
+    assert not NODE.exists
+    right = replace(changed, fingerprint=fingerprint(SCRIPTS / "publish.py"))
+    assert build(right, make) is True

@@ -8,7 +8,8 @@ import pytest
 
 from precfm.datasets.manifest import files_checksum, source_manifest
 from precfm.errors import PrecfmError
-from precfm.plan import KINDS, SCRIPTS, load_plan
+from precfm.fingerprint import SCRIPTS
+from precfm.plan import KINDS, load_plan
 
 
 def changed_ids(before, after):
