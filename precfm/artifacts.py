@@ -77,7 +77,7 @@ class Node:
     def from_json(cls, data: Mapping[str, Any]) -> "Node":
         """The inverse of `to_json`."""
         parents = {role: tuple(ids) for role, ids in data["parents"].items()}
-        return cls(**{**data, "parents": parents, "targets": tuple(data.get("targets", ()))})
+        return cls(**{**data, "parents": parents, "targets": tuple(data["targets"])})
 
     @property
     def name(self) -> str:
