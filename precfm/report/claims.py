@@ -78,21 +78,22 @@ class LateSlopeStatistic(_Effect):
 
 
 class PathStatistic(_Effect):
-    """ln of the ratio of the largest kappa(Sigma_t) over the times of the path, method over baseline.
+    """A quantity of Sigma_t averaged over the times of the path, method minus baseline.
 
     Attributes:
+        quantity: ln kappa(Sigma_t) or the effective rank; the overall scale of every space is mean variance one.
         scope: the covariance over all classes, or the worst single class.
     """
 
     kind: Literal["path_conditioning"]
+    quantity: Literal["log_condition_number", "effective_rank"]
     scope: Literal["all", "worst_class"]
 
 
 class RankCorrelationStatistic(_Effect):
-    """Spearman correlation over methods of a preconditioner's quality and a final metric.
+    """Spearman correlation of a preconditioner's quality and a final metric, over methods.
 
-    Two effects for each space: the mean over seeds of the correlation within a seed, and the correlation of
-    the methods' means with an interval over methods.
+    Of the means over seeds, since seeds of one method are no independent observations of its quality.
 
     Attributes:
         predictor: column of `preconditioners`.

@@ -16,8 +16,9 @@ _RULE = (
     "A claim is supported if at least one of its methods shows, on every deciding statistic, an effect of "
     "at least the smallest one that matters, with p below 5% after Holm's adjustment within the claim; not "
     "supported if every method's 95% interval on some deciding statistic excludes that effect; inconclusive "
-    "otherwise. Fewer than five seeds: indicative at most. Statistics, directions and smallest effects "
-    "stand in `config/claims.yaml`."
+    "otherwise. Fewer than five seeds, or a comparison without randomness: indicative at most. A ratio to a "
+    "baseline at the floor of its metric is unresolved. Statistics, directions and smallest effects stand in "
+    "`config/claims.yaml`."
 )
 
 
@@ -118,10 +119,11 @@ def _statistics(results: Sequence[StatisticResult]) -> str:
                 "p (Holm)": p_text(_float(result.p_holm)),
                 "claimed": result.direction.replace("_", " ") + smallest,
                 "outcome": result.outcome,
+                "note": result.note,
             }
         )
     table = pd.DataFrame(rows)
-    empty = [column for column in ("data", "comparison") if not table[column].any()]
+    empty = [column for column in ("data", "comparison", "note") if not table[column].any()]
     return markdown_cells(table.drop(columns=empty))
 
 

@@ -19,10 +19,12 @@ from precfm.report.claims import (
 )
 from precfm.report.selection import ALL, PROTOCOL, Frames, at_final, frame, pair, per_seed
 from precfm.report.statistics import Estimate, rank_correlation, slope, t_estimate
-from precfm.report.vocabulary import is_flow, split_matched
+from precfm.report.vocabulary import FLOOR, is_flow, split_matched
 
 LATE_CHECKPOINTS = 3
-RANKED_METHODS = 4
+RANKED_METHODS = 8
+EXACT = "exact: no randomness"
+NO_HEADROOM = "no headroom above the floor"
 _RECORD_KEYS = ["dataset", "metric", "space", *PROTOCOL]
 
 
@@ -37,7 +39,7 @@ class Effect:
         dataset: data set; empty for theory.
         method: the preconditioner; empty if it is about all of them or about none.
         baseline: what it was compared with.
-        note: a remark from the frame.
+        note: a remark from the frame, `EXACT` or `NO_HEADROOM`.
     """
 
     statistic: Statistic
@@ -80,10 +82,30 @@ def _comparisons(
             pairs, keys = _pairs(statistic, frames, method, baseline)
             for key, group in pairs.groupby(keys, sort=True):
                 named = dict(zip(keys, key, strict=True))
-                differences = group["value"] - group["value_baseline"]
+                differences, note = group["value"] - group["value_baseline"], ""
+                if isinstance(statistic, PathStatistic):
+                    fits = group.drop_duplicates(["artifact", "artifact_baseline"])
+                    note = EXACT if len(fits) == 1 < len(group) else ""
+                    differences = differences[fits.index]
+                elif isinstance(statistic, MetricStatistic) and statistic.effect == "log_ratio":
+                    note = _headroom_note(statistic, frames, named, float(group["value_baseline"].mean()))
                 estimate = t_estimate(differences, null=null_value(statistic))
                 name = _name(statistic, str(named.get("space", "")))
-                yield Effect(statistic, estimate, name, str(named["dataset"]), method, baseline)
+                yield Effect(statistic, estimate, name, str(named["dataset"]), method, baseline, note)
+
+
+def _headroom_note(
+    statistic: MetricStatistic, frames: Frames, named: dict[str, object], baseline: float
+) -> str:
+    """`NO_HEADROOM` if the baseline (mean ln) is closer to the floor than the smallest effect that matters."""
+    records = _chosen(per_seed(frame(frames, "records")), statistic)
+    floor = records[records["method"] == FLOOR]
+    for column in ("dataset", "space", "extractor"):
+        floor = floor[floor[column] == named[column]]
+    if floor.empty:
+        return ""
+    room = baseline - float(_logarithms(floor["value"], statistic.metric).mean())
+    return NO_HEADROOM if room < statistic.smallest_effect else ""
 
 
 def null_value(statistic: Statistic) -> float:
@@ -102,8 +124,13 @@ def _pairs(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Values of both by seed, ready to be subtracted, and the columns that tell effects apart."""
     if isinstance(statistic, PathStatistic):
-        worst = _largest_on_path(frame(frames, "path_conditioning"), statistic.scope)
-        return pair(worst, method, baseline, ["dataset"]), ["dataset"]
+        values = _mean_on_path(frame(frames, "path_conditioning"), statistic)
+        artifacts = values.set_index(["dataset", "method", "seed"])["artifact"]
+        pairs = pair(values, method, baseline, ["dataset"])
+        for column, of in (("artifact", method), ("artifact_baseline", baseline)):
+            keys = zip(pairs["dataset"], pairs["seed"], strict=True)
+            pairs[column] = [artifacts[dataset, of, seed] for dataset, seed in keys]
+        return pairs, ["dataset"]
     values = _chosen(per_seed(frame(frames, "records")), statistic)
     values = values[values["method"].isin([method, baseline])]
     if isinstance(statistic, LateSlopeStatistic):
@@ -126,10 +153,17 @@ def _logarithms(values: pd.Series, what: str) -> pd.Series:
     return numbers.map(math.log)
 
 
-def _largest_on_path(paths: pd.DataFrame, scope: str) -> pd.DataFrame:
-    chosen = paths[paths["scope"] == ALL] if scope == "all" else paths[paths["scope"] != ALL]
-    largest = chosen.groupby(["dataset", "method", "seed"])["condition_number"].max().reset_index()
-    return largest.assign(value=_logarithms(largest["condition_number"], "a condition number"))
+def _mean_on_path(paths: pd.DataFrame, statistic: PathStatistic) -> pd.DataFrame:
+    """Mean over the times of each run: dataset, method, seed, artifact, value; of several classes the worst."""
+    chosen = paths[(paths["scope"] == ALL) == (statistic.scope == "all")]
+    if statistic.quantity == "log_condition_number":
+        chosen = chosen.assign(value=_logarithms(chosen["condition_number"], "a condition number"))
+    else:
+        chosen = chosen.assign(value=chosen["effective_rank"].astype(float))
+    keys = ["dataset", "method", "seed", "artifact"]
+    means = chosen.groupby([*keys, "scope"])["value"].mean().groupby(keys)
+    worst = means.max() if statistic.quantity == "log_condition_number" else means.min()
+    return worst.reset_index()
 
 
 def _late_slopes(values: pd.DataFrame, statistic: LateSlopeStatistic) -> pd.DataFrame:
@@ -161,41 +195,30 @@ def _rank_correlations(statistic: RankCorrelationStatistic, frames: Frames) -> I
     both = values[own.astype(bool)].merge(quality, on=["dataset", "method", "seed"])
     for key, group in both.groupby(_RECORD_KEYS, sort=True):
         dataset, _, space, *_ = key
-        for over, estimate in _both_ways(group, statistic.predictor):
-            yield Effect(statistic, estimate, _name(statistic, f"{space}, over {over}"), str(dataset))
-
-
-def _both_ways(group: pd.DataFrame, predictor: str) -> Iterator[tuple[str, Estimate]]:
-    # Without their last digits, so that equal qualities tie instead of being ranked by rounding errors.
-    group = group.assign(quality=_logarithms(group[predictor], predictor).round(9))
-    within = [
-        rank_correlation(of_seed["quality"], of_seed["value"]).value
-        for _, of_seed in group.groupby("seed")
-        if of_seed["method"].nunique() >= RANKED_METHODS
-    ]
-    known = [value for value in within if not math.isnan(value)]
-    if known:
-        yield "seeds", t_estimate(known)
-    if group["method"].nunique() >= RANKED_METHODS:
-        means = group.groupby("method")[["quality", "value"]].mean()
-        yield "methods", rank_correlation(means["quality"], means["value"])
+        if group["method"].nunique() >= RANKED_METHODS:
+            logs = _logarithms(group[statistic.predictor], statistic.predictor)
+            means = group.assign(quality=logs).groupby("method")[["quality", "value"]].mean()
+            # Without their last digits, so that equal qualities tie instead of being ranked by rounding errors.
+            estimate = rank_correlation(means["quality"].round(9), means["value"])
+            yield Effect(statistic, estimate, _name(statistic, str(space)), str(dataset))
 
 
 def _name(statistic: Statistic, where: str) -> str:
     return f"{statistic.name} ({where})" if where else statistic.name
 
 
-def expected(claim: Claim, method: str) -> set[tuple[str, str]]:
-    """Name and baseline of every deciding effect that a complete comparison of a method has."""
+def expected(claim: Claim, dataset: str, method: str) -> set[tuple[str, str]]:
+    """Name and baseline of every deciding effect that a method must have on a data set.
+
+    Theory has no data set (an empty one), and a data set no theory: each is judged by its own statistics.
+    """
     names = set()
     for statistic in claim.statistics:
-        if statistic.role != "decides":
+        if statistic.role != "decides" or isinstance(statistic, TheoryStatistic) == bool(dataset):
             continue
         spaces: tuple[str, ...] = ("",)
         if isinstance(statistic, MetricStatistic | LateSlopeStatistic | RankCorrelationStatistic):
             spaces = statistic.spaces
-        if isinstance(statistic, RankCorrelationStatistic):
-            spaces = tuple(f"{space}, over {over}" for space in spaces for over in ("seeds", "methods"))
         baselines = [name.format(method=method) for name in claim.baselines] if method else [""]
         names |= {(_name(statistic, space), baseline) for space in spaces for baseline in baselines}
     return names

@@ -4,6 +4,8 @@ The rule, fixed before any run. An effect supports a claim if it points the clai
 smallest one that matters, and its p-value, adjusted by Holm over all deciding effects of the claim, is below
 5%. It contradicts the claim if its whole 95% interval is below the smallest effect that matters. Otherwise it
 is unresolved. A claim of no harm is supported if the change the wrong way is shown to be below the margin.
+A comparison without randomness is judged by its value, and counts as one seed. A ratio to a baseline that
+stands at the floor of its metric is unresolved: nothing could be gained there.
 
 A method meets a claim if all its deciding effects support it and fails if one contradicts it. On a data set
 the claim is supported if one of its methods meets it, and not supported if all fail. With fewer than five
@@ -17,7 +19,7 @@ from typing import Literal, cast
 from pydantic import BaseModel, ConfigDict
 
 from precfm.report.claims import Claim, ClaimsSpec, TheoryStatistic
-from precfm.report.effects import Effect, effects, expected, null_value
+from precfm.report.effects import EXACT, NO_HEADROOM, Effect, effects, expected, null_value
 from precfm.report.selection import Frames
 from precfm.report.statistics import CONFIDENCE, INDICATIVE_BELOW, holm
 from precfm.report.vocabulary import method_label
@@ -174,19 +176,21 @@ def _outcome(effect: Effect, p: float) -> Outcome:
     """What an effect with a direction says; measured so that the claimed way is positive."""
     statistic, estimate = effect.statistic, effect.estimate
     assert not isinstance(statistic, TheoryStatistic)
-    if math.isnan(estimate.low) or math.isnan(p):
+    exact = effect.note == EXACT
+    if effect.note == NO_HEADROOM or not (exact or math.isfinite(estimate.low + p)):
         return "unresolved"
     sign = 1 if statistic.direction in ("increase", "no_decrease") else -1
     value, null = sign * estimate.value, sign * null_value(statistic)
-    highest = max(sign * estimate.low, sign * estimate.high)
+    highest = value if exact else max(sign * estimate.low, sign * estimate.high)
     needed = null if statistic.direction.startswith("no_") else statistic.smallest_effect
     if highest < needed:
         return "contradicts"
-    return "supports" if value >= needed and value > null and p < 1 - CONFIDENCE else "unresolved"
+    shown = exact or p < 1 - CONFIDENCE
+    return "supports" if value >= needed and value > null and shown else "unresolved"
 
 
 def _outcome_of_range(effect: Effect) -> Outcome:
-    """What a number with a supporting range says; one without an interval is exact."""
+    """What a number with a supporting range says; one without an interval speaks by its value."""
     assert isinstance(effect.statistic, TheoryStatistic)
     estimate, (low, high) = effect.estimate, effect.statistic.supported_range
     if math.isnan(estimate.value):
@@ -246,7 +250,9 @@ def _outcome_of_method(claim: Claim, method: str, results: Sequence[StatisticRes
     against = sum(result.outcome == "contradicts" for result in results)
     if against:
         return "contradicts", f"fails {against} of {_criteria(len(results))}"
-    missing = expected(claim, method) - {(result.statistic, result.baseline) for result in results}
+    missing = expected(claim, results[0].dataset, method) - {
+        (result.statistic, result.baseline) for result in results
+    }
     if missing:
         names = ", ".join(
             sorted(name + (f" to {baseline}" if baseline else "") for name, baseline in missing)

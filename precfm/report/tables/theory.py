@@ -48,8 +48,8 @@ def build(frames: Frames) -> Table:
         )
         blocks.append(Block(f"Claim {claim}", cells))
     caption = (
-        "Statistics of the controlled experiments with closed forms, by claim. A value without an interval is exact "
-        "or the worst case over all cells. The ranges that support a claim stand in `config/claims.yaml`; verdicts in "
-        "`claims.md`."
+        "Statistics of the controlled experiments with closed forms, by claim. A value without an interval rests on "
+        "one observation, or on several that agree; a worst case over all cells has one of no width. The ranges that "
+        "support a claim stand in `config/claims.yaml`; verdicts in `claims.md`."
     )
     return Table(data, blocks, caption)
