@@ -178,7 +178,8 @@ def test_paired_comparisons_use_the_pairing_and_holms_steps() -> None:
     assert table.loc["better", "difference"] == pytest.approx(np.mean(scores["better"] - scores["none"]))
     assert 0 < table.loc["better", "resolvable"] < 0.3
     equal = paired_comparisons({"a": [1.0, 2.0], "b": [1.0, 2.0]}, "a").iloc[0]
-    assert (equal["p"], equal["p_wilcoxon"], equal["resolvable"]) == (1.0, 1.0, 0.0)
+    assert np.isnan(equal["p"])  # differences that do not vary say nothing of their scatter
+    assert (equal["p_wilcoxon"], equal["resolvable"]) == (1.0, 0.0)
     with pytest.raises(PrecfmError, match="better: 7 scores against 8 of 'none'"):
         paired_comparisons({**scores, "better": scores["better"][1:]}, "none")
     with pytest.raises(PrecfmError, match="baseline: 'nothing' has no scores; known are none, same, better"):

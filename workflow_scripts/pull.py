@@ -15,6 +15,7 @@ import typer
 import yaml
 
 from precfm.artifacts import RESULTS, Artifact
+from precfm.config import load_experiment
 from precfm.errors import PrecfmError
 from precfm.plan import KINDS
 from precfm.store import remove, to_attic
@@ -40,6 +41,9 @@ def main(
     if moved:
         print(f"{experiment}: {len(moved)} artifacts that the ledger does not know moved to the attic")
     stages = [f"{name}@{experiment}" for name in kinds]
+    if kind is None:
+        sources = {dataset.source_name for dataset in load_experiment(experiment).datasets.values()}
+        stages += [f"raw@{name}" for name in sorted(sources)]
     done = subprocess.run([str(BIN / "dvc"), "pull", *stages], env={**os.environ, "DVC_NO_ANALYTICS": "1"})
     if done.returncode:
         sys.exit(
