@@ -1,8 +1,9 @@
 """Behind `make reproduce`: tidy the results, let Snakemake make what is missing, let DVC record it.
 
-Snakemake with the plan is the only judge of what must run; DVC records what is there.
+Snakemake with the plan is the only judge of what must run; DVC records what is there, if anything has changed.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -15,9 +16,9 @@ import typer
 import yaml
 from filelock import FileLock, Timeout
 
-from precfm.artifacts import RESULTS
-from precfm.config import Experiment
-from precfm.datasets.sources import RAW
+from precfm.artifacts import RECORD, RESULTS
+from precfm.datasets.manifest import file_sha256
+from precfm.datasets.sources import RAW, SOURCES
 from precfm.errors import PrecfmError
 from precfm.plan import KINDS, Plan, load_plan
 from precfm.store import collect_claims, tidy
@@ -49,7 +50,7 @@ def main(
         run_snakemake(plan, target, cores)
     if target == "everything":
         with alone("ledger"):
-            record(plan.experiment)
+            record(plan)
             collect_claims()
         announce(experiment)
 
@@ -90,8 +91,15 @@ def run_snakemake(plan: Plan, target: str, cores: int) -> None:
         sys.exit("\n".join(said) or f"precfm: {plan.experiment.name}: not finished; the same command goes on")
 
 
-def record(experiment: Experiment) -> None:
-    """Let DVC record and store the artifacts; list the experiment and its sources in params.yaml first."""
+def record(plan: Plan) -> None:
+    """Let DVC record and store the artifacts, unless nothing has changed since it last did.
+
+    The experiment and its sources are listed in params.yaml first.
+    """
+    experiment = plan.experiment
+    stamp = RESULTS / experiment.name / "records" / "ledger"
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == ledger_state(plan):
+        return
     held = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
     sources = {dataset.source_name for dataset in experiment.datasets.values()}
     wanted = {
@@ -105,6 +113,23 @@ def record(experiment: Experiment) -> None:
     dvc = [str(BIN / "dvc"), "commit", "--quiet", "--force", *stages]
     if subprocess.run(dvc, env={**os.environ, "DVC_NO_ANALYTICS": "1"}).returncode:
         sys.exit(f"precfm: {experiment.name}: everything is made, but DVC could not record it (see above)")
+    stamp.write_text(ledger_state(plan), encoding="utf-8")
+
+
+def ledger_state(plan: Plan) -> str:
+    """A hash of all that DVC would look at: the ledger, the stages' dependencies, and when artifacts were made."""
+    home = RESULTS / plan.experiment.name
+    files = [
+        Path(name) for name in ("params.yaml", "dvc.yaml", "dvc.lock", "requirements.lock", str(SOURCES))
+    ]
+    files += [
+        path for name in ("config", "precfm", "workflow_scripts") for path in Path(name).rglob("*.[py]*")
+    ]
+    files += [path for name in ("tables", "figures") for path in (home / name).iterdir()]
+    files += [home / "manifest.json", home / "claims.json"]
+    contents = [f"{path} {file_sha256(path)}" for path in files if path.is_file() and path.suffix != ".pyc"]
+    made = [f"{node.id} {(node.folder / RECORD).stat().st_mtime_ns}" for node in plan.nodes.values()]
+    return hashlib.sha256("\n".join(sorted(contents + made)).encode()).hexdigest()
 
 
 def announce(experiment: str) -> None:
