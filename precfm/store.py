@@ -143,25 +143,29 @@ def _entry(node: Node, before: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _publish_times(home: Path, plan: Plan) -> None:
-    """Wall time per job, from Snakemake's benchmark files; it never enters a deterministic artifact."""
+    """Wall time per job, from Snakemake's benchmark files; it never enters a deterministic artifact.
+
+    What was made on another machine keeps the times that were published before.
+    """
     import pandas as pd
 
-    rows = []
+    table = home / "records" / "wall_time.csv"
+    before = pd.read_csv(table).to_dict("records") if table.is_file() else []
+    rows = {row["artifact"]: row for row in before if f"{row['kind']}/{row['artifact']}" in plan.nodes}
     for node in plan.nodes.values():
         file = home / "records" / "benchmarks" / node.kind / f"{node.name}.tsv"
         if file.is_file():
             times = pd.read_csv(file, sep="\t").iloc[-1]
-            rows.append(
-                {
-                    "kind": node.kind,
-                    "artifact": node.name,
-                    "seconds": times["s"],
-                    "max_rss_mb": times["max_rss"],
-                }
-            )
+            seconds, memory = float(times["s"]), float(times["max_rss"])
+            rows[node.name] = {
+                "kind": node.kind,
+                "artifact": node.name,
+                "seconds": seconds,
+                "max_rss_mb": memory,
+            }
     if rows:
-        (home / "records").mkdir(exist_ok=True)
-        pd.DataFrame(rows).to_csv(home / "records" / "wall_time.csv", index=False)
+        table.parent.mkdir(exist_ok=True)
+        pd.DataFrame(rows.values()).to_csv(table, index=False, lineterminator="\n")
 
 
 def summary(plan: Plan) -> list[tuple[str, int, int]]:
