@@ -30,6 +30,10 @@ REGISTRY: dict[str, dict[str, str]] = {
         "linear": "precfm.paths:LinearPath",
         "variance_preserving": "precfm.paths:VariancePreservingPath",
     },
+    "objectives": {
+        "flow_matching": "precfm.objectives:FlowMatching",
+        "denoising_score": "precfm.objectives:DenoisingScore",
+    },
     "autoencoders": {
         "conv_vae": "precfm.autoencoders.conv_vae:ConvVAE",
     },
