@@ -25,11 +25,8 @@ from precfm.theory.experiments import (
     trained_factors,
 )
 from precfm.theory.networks import (
-    Recipe,
     exact_samples,
     field_excess,
-    matched_width,
-    parameters_of,
     recovery_summary,
     variance_ratios,
 )
@@ -298,13 +295,6 @@ def test_recovery_summary_is_of_the_lowest_quartile():
     assert found["ratio_low"] == pytest.approx(1.0)
     assert found["log_error_low"] == pytest.approx(math.log(4))
     assert found["log_error"] == pytest.approx((2 * math.log(4) + 1) / 8)
-
-
-def test_matched_width_is_the_smallest_that_has_enough_parameters():
-    recipe = Recipe(width=16)
-    width = matched_width(recipe, 4, 3, extra=500)
-    goal = parameters_of(recipe, 4, 3) + 500
-    assert parameters_of(Recipe(width=width), 4, 3) >= goal > parameters_of(Recipe(width=width - 1), 4, 3)
 
 
 def test_field_excess_of_the_exact_field_is_zero_and_of_none_is_not():

@@ -1,19 +1,18 @@
 """What trained preconditioners have in common: whitening, held-out data, early stopping, counted FLOPs."""
 
-import copy
 from abc import abstractmethod
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from precfm.compute import flops_per_step
 from precfm.errors import PrecfmError
 from precfm.preconditioners.base import FitData, Preconditioner
 from precfm.preconditioners.symmetric_power import check_share
 from precfm.preconditioners.whitening import Whitening
 from precfm.seeds import generator_for
-from precfm.training import LossFunction, TrainingOptions, seeded_module, train
+from precfm.training import TrainingOptions, seeded_module, train
 
 
 class LearnedPreconditioner(Preconditioner):
@@ -173,25 +172,3 @@ def with_validation(data: FitData, share: float, what: str) -> FitData:
         x_validation=data.x[validation],
         classes_validation=None if data.classes is None else data.classes[validation],
     )
-
-
-def flops_per_step(
-    module: nn.Module, loss_function: LossFunction, data: tuple[Tensor, ...], batch_size: int
-) -> int:
-    """Floating point operations of one training step, forward and backward, as torch counts them.
-
-    Matrix products and convolutions count; element-wise operations, the optimizer and validation do not.
-
-    Args:
-        module: what is trained; it is left as it was.
-        loss_function: the training loss.
-        data: the training data, from which one mini-batch is made.
-        batch_size: rows of the mini-batch.
-    """
-    probe = copy.deepcopy(module)
-    rows = torch.arange(batch_size, device=data[0].device) % len(data[0])
-    generator = generator_for(0, "flops", device=data[0].device)
-    with FlopCounterMode(display=False) as counter:
-        loss = loss_function(probe, tuple(tensor[rows] for tensor in data), generator)
-        loss.backward()  # type: ignore[no-untyped-call]
-    return int(counter.get_total_flops())

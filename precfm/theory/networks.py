@@ -239,32 +239,3 @@ def field_excess(
             found = module(x_t.float(), time.float(), asked).to(torch.float64)
             squares += (found - exact(x_t, time, asked)).square().sum(1) / times
     return torch.stack([squares[labels == k].mean() for k in range(len(law.components))])
-
-
-def parameters_of(recipe: Recipe, dim: int, num_classes: int) -> int:
-    """Trainable numbers of the recipe's network."""
-    return sum(p.numel() for p in recipe.build(dim, num_classes).parameters())
-
-
-def matched_width(recipe: Recipe, dim: int, num_classes: int, extra: int) -> int:
-    """The smallest width whose network has as many parameters as this one and `extra` together.
-
-    Example:
-        >>> matched_width(Recipe(width=16), 4, 0, extra=0)
-        16
-    """
-    goal = parameters_of(recipe, dim, num_classes) + extra
-    width = recipe.width
-    while parameters_of(Recipe(width=width, depth=recipe.depth), dim, num_classes) < goal:
-        width += 1
-    return width
-
-
-def matched_steps(steps: int, flops_per_step: int, extra: int) -> int:
-    """The smallest number of steps that costs as many operations as `steps` and `extra` together.
-
-    Example:
-        >>> matched_steps(100, 10, 25)
-        103
-    """
-    return steps + -(-extra // flops_per_step)

@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from precfm.compute import flops_per_step, matched_steps, matched_width, num_parameters
 from precfm.datasets.synthetic import Mixture, mixture
 from precfm.preconditioners.base import Preconditioner
 from precfm.preconditioners.class_whitening import ClassWhitening
-from precfm.preconditioners.learned import flops_per_step
 from precfm.preconditioners.normalizing_flow import NormalizingFlow
 from precfm.preconditioners.whitening import Whitening
 from precfm.sampling import evaluation_labels
@@ -27,8 +27,6 @@ from precfm.theory.networks import (
     field_excess,
     generate,
     late_loss,
-    matched_steps,
-    matched_width,
     recovery_summary,
     train_flow,
 )
@@ -157,7 +155,9 @@ def fit(method: str, problem: Problem, flow_steps: int = 1500) -> Preconditioner
 def matched_recipes(problem: Problem, base: Recipe, fitted: Preconditioner) -> tuple[Recipe, Recipe]:
     """The wider and the longer recipe that match a flow with this preconditioner."""
     dim, classes = problem.law.dim, problem.num_classes
-    width = matched_width(base, dim, classes, fitted.num_parameters)
+    width = matched_width(
+        lambda width: replace(base, width=width).build(dim, classes), base.width, fitted.num_parameters
+    )
     data = (problem.x.float(), problem.labels) if problem.labelled else (problem.x.float(),)
     each = flops_per_step(base.build(dim, classes), base.loss, data, base.batch_size)
     return replace(base, width=width), replace(
@@ -193,7 +193,7 @@ def train_and_compare(
     facts = {
         "width": recipe.width,
         "steps": recipe.steps,
-        "parameters": sum(p.numel() for p in module.parameters()),
+        "parameters": num_parameters(module),
         "preconditioner_parameters": 0 if fitted is None else fitted.num_parameters,
         "loss": late_loss(losses, recipe.steps),
         "kappa": condition_number(covariance(z)),
