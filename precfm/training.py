@@ -39,7 +39,10 @@ class TrainingOptions:
         learning_rate: peak learning rate.
         schedule: what the learning rate does after the warm-up; `cosine` falls towards zero.
         warmup_steps: steps over which the learning rate rises linearly to its peak.
-        optimizer: `adam` (with betas 0.9 and 0.999, weight decay decoupled as in AdamW) or plain `sgd`.
+        optimizer: `adam` (with betas 0.9 and 0.999, weight decay decoupled as in AdamW), plain `sgd`, or `muon`:
+            steps of orthogonalised momentum for the matrices in parts of the module called `hidden`, `adam` for
+            all else (biases, embeddings, first and last layers), as its author advises. Its updates are scaled
+            to the size of Adam's, so that one learning rate and schedule serves both.
         weight_decay: strength of the weight decay.
         ema_decay: decay of the exponential moving average of the weights; None keeps none. At step k it is at
             most (1 + k) / (10 + k), so that the average forgets the initial weights early.
@@ -51,6 +54,12 @@ class TrainingOptions:
 
     Raises:
         PrecfmError: a value is out of its range.
+
+    References:
+        | Muon: An optimizer for hidden layers in neural networks (Jordan et al., 2024)
+        | https://kellerjordan.github.io/posts/muon/
+        | Muon is Scalable for LLM Training (Liu et al., 2025), section 2.2 for the scale of the updates
+        | https://arxiv.org/abs/2502.16982
     """
 
     steps: int = 5000
@@ -58,7 +67,7 @@ class TrainingOptions:
     learning_rate: float = 1e-3
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "sgd", "muon"] = "adam"
     weight_decay: float = 0.0
     ema_decay: float | None = None
     clip_norm: float | None = None
@@ -74,7 +83,7 @@ class TrainingOptions:
             "learning_rate": (0 < self.learning_rate < math.inf, "positive and finite"),
             "schedule": (self.schedule in ("constant", "cosine"), "'constant' or 'cosine'"),
             "warmup_steps": (0 <= self.warmup_steps < self.steps, f"in 0..{self.steps - 1}"),
-            "optimizer": (self.optimizer in ("adam", "sgd"), "'adam' or 'sgd'"),
+            "optimizer": (self.optimizer in ("adam", "sgd", "muon"), "'adam', 'sgd' or 'muon'"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "0 or positive and finite"),
             "ema_decay": (self.ema_decay is None or 0 <= self.ema_decay < 1, "in [0, 1), or None"),
             "clip_norm": (self.clip_norm is None or self.clip_norm > 0, "positive, or None"),
@@ -235,7 +244,7 @@ class _Run:
             None if options.ema_decay is None else copy.deepcopy(module).eval().requires_grad_(False)
         )
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._optimizer = _optimizer(self._parameters, options, device)
+        self._optimizers = _optimizers(module, options, device, name)
         # On the data's device, so that a step never waits for its loss.
         self._losses = torch.zeros(options.steps, dtype=torch.float64, device=device)
         self._validations = torch.full((options.steps,), torch.nan, dtype=torch.float64)
@@ -245,13 +254,15 @@ class _Run:
     def descend(self, loss: Tensor) -> None:
         """One step of the optimizer along the gradient of `loss`, then of the average."""
         options = self._options
-        self._optimizer.zero_grad()
+        for optimizer in self._optimizers.values():
+            optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if options.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, options.clip_norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate_at(self.step, options)
-        self._optimizer.step()
+        for optimizer in self._optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(self.step, options)
+            optimizer.step()
         self._losses[self.step] = loss.detach()
         self.step += 1
         if self._average is not None and options.ema_decay is not None:
@@ -312,8 +323,9 @@ class _Run:
                 "validations": self._validations[: self.step],
             },
         }
-        for index, state in self._optimizer.state_dict()["state"].items():
-            groups[f"optimizer{index}"] = state
+        for kind, optimizer in self._optimizers.items():
+            for index, state in optimizer.state_dict()["state"].items():
+                groups[f"{kind}{index}"] = state
         return {
             f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()
         }
@@ -333,8 +345,13 @@ class _Run:
         self._best_step = int(progress["best_step"])
         self._losses[: self.step] = progress["losses"].to(self._losses.device)
         self._validations[: self.step] = progress["validations"]
-        moments = {int(group.removeprefix("optimizer")): named for group, named in groups.items()}
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
+        for kind, optimizer in self._optimizers.items():
+            moments = {
+                int(group.removeprefix(kind)): named
+                for group, named in groups.items()
+                if group.startswith(kind)
+            }
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
     def finish(self) -> TrainingResult:
         """Give the module its final weights and tell the history."""
@@ -365,13 +382,31 @@ class _Run:
         )
 
 
-def _optimizer(
-    parameters: list[nn.Parameter], options: TrainingOptions, device: torch.device
-) -> torch.optim.Optimizer:
-    """The optimizer; fused (one kernel for all parameters) where torch has it."""
-    kind = torch.optim.AdamW if options.optimizer == "adam" else torch.optim.SGD
-    fused = device.type in ("cpu", "cuda")
-    return kind(parameters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=fused)
+def _optimizers(
+    module: nn.Module, options: TrainingOptions, device: torch.device, name: str
+) -> dict[str, torch.optim.Optimizer]:
+    """The optimizers, by a name for their saved state; fused (one kernel for all parameters) where torch has it."""
+    named = {key: weight for key, weight in module.named_parameters() if weight.requires_grad}
+    hidden = []
+    if options.optimizer == "muon":
+        hidden = [key for key, weight in named.items() if weight.ndim == 2 and "hidden" in key.split(".")]
+        if not hidden:
+            raise PrecfmError(
+                f"{name}: optimizer is 'muon', but the module has no matrix in a part called 'hidden'; "
+                "use 'adam' or a network with hidden layers"
+            )
+    rate, decay, fused = options.learning_rate, options.weight_decay, device.type in ("cpu", "cuda")
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    rest = [weight for key, weight in named.items() if key not in hidden]
+    if rest:
+        kind = torch.optim.SGD if options.optimizer == "sgd" else torch.optim.AdamW
+        optimizers["optimizer"] = kind(rest, lr=rate, weight_decay=decay, fused=fused)
+    if hidden:
+        matrices = [named[key] for key in hidden]
+        optimizers["muon"] = torch.optim.Muon(
+            matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+        )
+    return optimizers
 
 
 def _due(step: int, every: int, last: bool = False) -> bool:

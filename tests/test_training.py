@@ -182,6 +182,40 @@ def test_weights_are_those_of_the_textbook_update(optimizer: str, clip_norm: flo
     assert (result.steps_run, result.best_step) == (7, 7)
 
 
+def test_muon_orthogonalises_hidden_steps_and_leaves_the_rest_to_adam() -> None:
+    """One step, by the singular value decomposition that the Newton-Schulz iteration of Muon approximates."""
+    rate = 0.01
+    data = (
+        torch.randn(64, 8, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(64, dtype=torch.int64),
+    )
+    gradients: dict[str, Tensor] = {}
+
+    def loss(module: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
+        value = (module(batch[0], batch[0][:, 0], batch[1]) - batch[0]).square().mean()
+        names, weights = zip(*module.named_parameters(), strict=True)
+        gradients.update(zip(names, torch.autograd.grad(value, weights, retain_graph=True), strict=True))
+        return value
+
+    def one_step(optimizer: str) -> dict[str, Tensor]:
+        module = seeded_module(lambda: MLPVelocity(8, 2, width=16, depth=3), 0)
+        before = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+        options = TrainingOptions(steps=1, learning_rate=rate, optimizer=optimizer)  # type: ignore[arg-type]
+        train(module, loss, data, options, seed=0)
+        return {name: weight.detach() - before[name] for name, weight in module.named_parameters()}
+
+    moves, adams = one_step("muon"), one_step("adam")
+    matrices = {"hidden.0.weight", "hidden.1.weight"}
+    for name in moves.keys() - matrices:
+        assert torch.equal(moves[name], adams[name]), name
+    for name in matrices:
+        u, values, v = torch.linalg.svd(gradients[name])
+        inner = -(u.T @ moves[name] @ v.T) / (0.2 * 16**0.5 * rate)
+        kept = values > 0.1 * values.max()  # the iteration reaches one fast only for the larger values
+        assert bool(((inner.diagonal()[kept] > 0.6) & (inner.diagonal()[kept] < 1.3)).all())
+        assert float((inner - inner.diagonal().diag())[kept][:, kept].abs().max()) < 0.1
+
+
 @given(
     steps=st.integers(1, 400),
     warmup=st.integers(0, 399),
@@ -331,7 +365,14 @@ def test_scratch_folder_changes_nothing(tmp_path: Path) -> None:
 # ---- resume
 
 
-@pytest.mark.parametrize("options", [FULL, replace(FULL, optimizer="sgd", ema_decay=None, validate_every=0)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        FULL,
+        replace(FULL, optimizer="sgd", ema_decay=None, validate_every=0),
+        replace(FULL, optimizer="muon", ema_decay=None, validate_every=0),
+    ],
+)
 @pytest.mark.parametrize("died_after", [3, 6, 7, 13, 23])
 def test_killed_and_resumed_equals_never_killed(
     tmp_path: Path, options: TrainingOptions, died_after: int
@@ -393,7 +434,7 @@ import hashlib, json, os, random, signal, sys, time
 from pathlib import Path
 import test_training as room  # imports torch once; each child below is a fork that trains and may be killed
 
-OPTIONS = room.replace(room.FULL, steps=400, save_every=7, checkpoints=(50, 390))
+OPTIONS = room.replace(room.FULL, optimizer=sys.argv[2], steps=400, save_every=7, checkpoints=(50, 390))
 
 def child(folder):
     outcome = room.Outcome(OPTIONS, folder / "scratch")
@@ -425,14 +466,15 @@ print(json.dumps({"exits": exits, "digests": digests}))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")
-def test_killed_processes_end_in_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_killed_processes_end_in_the_same_bytes(tmp_path: Path, optimizer: str) -> None:
     here = Path(__file__).parent
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-c", KILLING, str(tmp_path)]
+    command = [sys.executable, "-c", KILLING, str(tmp_path), optimizer]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
@@ -642,5 +684,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         run(nn.Linear(1, 1, device="meta"), (x,))
     with pytest.raises(PrecfmError, match="nothing to train"):
         run(nn.Linear(1, 1).requires_grad_(False), (x,))
+    with pytest.raises(PrecfmError, match="no matrix in a part called 'hidden'"):
+        run(nn.Linear(1, 1), (x,), TrainingOptions(steps=1, optimizer="muon"))
     with pytest.raises(PrecfmError, match="validate_every is 2; give validation_loss too"):
         run(nn.Linear(1, 1), (x,), TrainingOptions(steps=4, validate_every=2))
