@@ -7,26 +7,35 @@ fingerprint under Python 3.11, 3.12 and 3.13. Nothing is imported.
 
 import ast
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
+from precfm.errors import PrecfmError
+
 PACKAGE = Path(__file__).parent
 SCRIPTS = PACKAGE.parent / "workflow_scripts"
+EQUIVALENCES = PACKAGE.parent / "config" / "equivalences.json"  # written by `precfm accept`
 
 # These rooms decide what is made, where it comes from (checked by checksums) and where it is kept, never what is
 # in it.
 WITHOUT_EFFECT = frozenset(
     {
         "precfm",
+        "precfm.accept",
+        "precfm.against",
         "precfm.artifacts",
+        "precfm.audit",
         "precfm.cli",
         "precfm.config",
+        "precfm.crate",
         "precfm.datasets.manifest",
         "precfm.datasets.origins",
         "precfm.datasets.sources",
         "precfm.errors",
         "precfm.fingerprint",
+        "precfm.lineage",
         "precfm.options",
         "precfm.plan",
         "precfm.progress",
@@ -40,13 +49,31 @@ WITHOUT_EFFECT = frozenset(
 def fingerprint(script: Path, targets: tuple[str, ...] = ()) -> str:
     """The fingerprint of a script together with every precfm module that it needs, transitively.
 
+    Code that `precfm accept` has found to make the same bytes as older code has the older code's fingerprint.
+
     Args:
         script: the script's file.
         targets: import strings `module:name` of what the script loads by name, such as a registry's entry.
 
     Returns:
         16 hexadecimal digits.
+
+    Raises:
+        PrecfmError: config/equivalences.json is damaged.
     """
+    own = own_fingerprint(script, targets)
+    return equivalences().get(own, own)
+
+
+def own_fingerprint(script: Path, targets: tuple[str, ...] = ()) -> str:
+    """As `fingerprint`, whatever has been accepted."""
+    parts = [syntax_hash(script), *targets]
+    parts += [f"{name}:{syntax_hash(module_file(name))}" for name in modules(script, targets)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def modules(script: Path, targets: tuple[str, ...] = ()) -> list[str]:
+    """Every module of precfm that a script and what it loads by name need and that has an effect; sorted."""
     pending = [*imports(script), *(target.split(":")[0] for target in targets)]
     needed: set[str] = set()
     while pending:
@@ -55,9 +82,21 @@ def fingerprint(script: Path, targets: tuple[str, ...] = ()) -> str:
             continue
         needed.add(module)
         pending.extend(imports(module_file(module)))
-    parts = [syntax_hash(script), *targets]
-    parts += [f"{name}:{syntax_hash(module_file(name))}" for name in sorted(needed)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return sorted(needed)
+
+
+@cache
+def equivalences() -> Mapping[str, str]:
+    """For each accepted fingerprint the older one that it stands for; see `precfm.accept`."""
+    if not EQUIVALENCES.is_file():  # an installed library has none
+        return {}
+    try:
+        accepted = json.loads(EQUIVALENCES.read_text(encoding="utf-8"))
+        return {new: str(entry["same_as"]) for new, entry in accepted.items()}
+    except (ValueError, AttributeError, KeyError, TypeError):
+        raise PrecfmError(
+            f"{EQUIVALENCES}: damaged; it is kept in git: `git checkout -- config/equivalences.json` brings it back"
+        ) from None
 
 
 @cache
