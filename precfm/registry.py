@@ -25,6 +25,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "models": {
         "mlp": "precfm.models.mlp:MLPVelocity",
+        "gaussian_skip": "precfm.models.gaussian_skip:GaussianSkip",
     },
     "paths": {
         "linear": "precfm.paths:LinearPath",

@@ -1,0 +1,356 @@
+"""The Gaussian skip connection: exact on Gaussians, EDM as a special case, each option on its own."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from precfm.datasets.synthetic import Gaussian, Mixture, gaussian, mixture
+from precfm.errors import PrecfmError
+from precfm.models.gaussian_skip import FLOOR, GaussianSkip, coefficients
+from precfm.models.mlp import MLPVelocity
+from precfm.networks import load_network, new_network, save_network
+from precfm.objectives import flow_matching_loss
+from precfm.paths import LinearPath, ProbabilityPath, VariancePreservingPath
+from precfm.registry import load
+from precfm.theory.mixtures import ExactVelocity
+from precfm.training import TrainingOptions, seeded_module, train
+
+PATHS: dict[str, ProbabilityPath] = {"linear": LinearPath(), "variance_preserving": VariancePreservingPath()}
+SKIPS = ("none", "scalar", "mean", "covariance", "classwise")
+DIM = 4
+SMALL: dict[str, Any] = {"width": 16, "depth": 2}
+
+
+def exact_rows(law: Gaussian) -> Tensor:
+    """Rows whose sample mean and covariance (divisor n - 1) are exactly those of the law."""
+    dim = law.dim
+    simplex = torch.cat([torch.eye(dim), -torch.eye(dim)]).double() * math.sqrt((2 * dim - 1) / 2)
+    return law.mean + (simplex * law.eigenvalues.sqrt()) @ law.basis.T
+
+
+def law_rows(law: Mixture, times: int = 10) -> tuple[Tensor, Tensor]:
+    """Exact rows of each component, repeated so that no class counts as small; divisors corrected."""
+    parts = []
+    for component in law.components:
+        rows = exact_rows(component).repeat(times, 1)
+        n = len(rows)
+        correction = math.sqrt((n - 1) / n * (n / times) / (n / times - 1))
+        parts.append(component.mean + (rows - component.mean) * correction)
+    labels = torch.arange(len(parts)).repeat_interleave(len(parts[0]))
+    return torch.cat(parts), labels
+
+
+def fitted(x1: Tensor, labels: Tensor | None, classes: int, **options: Any) -> GaussianSkip:
+    model = seeded_module(lambda: GaussianSkip(x1.shape[1], classes, **{**SMALL, **options}), 0)
+    model = model.to(x1.dtype)
+    model.fit_statistics(x1, labels)
+    return model
+
+
+def awake(model: GaussianSkip) -> GaussianSkip:
+    """Weights at random everywhere, the last layer too."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for weight in model.network.head.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def points(n: int, dim: int, t: float, classes: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    x_t = torch.randn(n, dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return x_t, torch.full((n,), t, dtype=torch.float64), torch.arange(n) % classes
+
+
+def test_registered_name_is_this_class() -> None:
+    assert load("models", "gaussian_skip") is GaussianSkip
+
+
+@pytest.mark.parametrize("path", PATHS)
+@given(
+    dim=st.integers(1, 12),
+    log_kappa=st.floats(0, 6),
+    t=st.floats(0, 1),
+    seed=st.integers(0, 20),
+    shift=st.floats(-3, 3),
+)
+@settings(max_examples=40, deadline=None)
+def test_an_untrained_field_is_the_exact_velocity_of_a_gaussian(
+    path: Any, dim: int, log_kappa: float, t: float, seed: int, shift: float
+) -> None:
+    law = gaussian(dim, 10**log_kappa if dim > 1 else 1.0, seed=seed)
+    law = Gaussian(law.eigenvalues, law.basis, law.mean + shift)
+    model = fitted(exact_rows(law), None, 0, path=path)
+    x_t, times, _ = points(9, dim, t)
+    expected = ExactVelocity(Mixture(torch.ones(1).double(), (law,)), PATHS[path])(x_t, times)
+    assert torch.allclose(
+        model(x_t, times), expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()) + 1e-9
+    )
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.99, 1.0])
+def test_an_untrained_classwise_field_is_the_exact_conditional_velocity_of_a_mixture(
+    path: Any, t: float
+) -> None:
+    law = mixture(DIM, [1, 30, 1e4], seed=1)
+    model = fitted(*law_rows(law), 3, skip="classwise", path=path)
+    assert model.notes == []
+    x_t, times, labels = points(9, DIM, t, classes=3)
+    expected = ExactVelocity(law, PATHS[path])(x_t, times, labels)
+    assert torch.allclose(model(x_t, times, labels), expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_float32_field_is_near_the_exact_velocity_up_to_both_ends(path: Any) -> None:
+    law = gaussian(16, 1e6, seed=3)
+    model = fitted(law.sample(5000, 0).float(), None, 0, path=path)
+    reference = fitted(law.sample(5000, 0), None, 0, path=path)
+    for t in (0.0, 1e-4, 0.5, 0.999, 0.9999, 1.0):
+        x1, x0 = law.sample(50, 1), torch.randn(50, 16, generator=torch.Generator().manual_seed(0)).double()
+        times = torch.full((50,), t).double()
+        x_t = PATHS[path].sample(x0, x1, times)[0]
+        error = model(x_t.float(), times.float()) - reference(x_t, times)
+        assert float(error.detach().abs().max()) < 2e-3
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("t", [0.1, 0.6, 0.95])
+def test_coefficients_against_monte_carlo(path: str, t: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    eigenvalues = torch.tensor([1e-2, 0.5, 4.0]).double()
+    x1 = torch.randn(200_000, 3, generator=generator).double() * eigenvalues.sqrt()
+    x0 = torch.randn(200_000, 3, generator=generator).double()
+    time = torch.tensor([[t]]).double()
+    x_t, velocity = PATHS[path].sample(x0, x1, time.expand(len(x1), 1)[:, 0])
+    slope = (x_t * velocity).sum(0) / x_t.square().sum(0)
+    skip, in_scale, out_scale = (value[0] for value in coefficients(eigenvalues, time, PATHS[path]))
+    assert torch.allclose(skip, slope, rtol=0.02, atol=0.02)
+    assert torch.allclose((in_scale * x_t).square().mean(0), torch.ones(3).double(), rtol=0.02)
+    assert torch.allclose(((velocity - slope * x_t).std(0)), out_scale, rtol=0.02)
+    none = coefficients(eigenvalues, time, PATHS[path], with_skip=False)
+    assert torch.equal(none.skip, torch.zeros(1, 3).double())
+    assert torch.allclose(velocity.std(0), none.out_scale[0], rtol=0.02)
+
+
+@given(t=st.floats(0.01, 0.99), sigma_data=st.floats(0.05, 20))
+def test_the_scalar_skip_is_the_denoiser_of_edm(t: float, sigma_data: float) -> None:
+    """x_t / t = x1 + noise of sigma = (1 - t) / t; v = (D - x_t) / (1 - t); table 1 of Karras et al. (2022)."""
+    sigma = (1 - t) / t
+    c_skip = sigma_data**2 / (sigma**2 + sigma_data**2)
+    c_out = sigma * sigma_data / math.sqrt(sigma**2 + sigma_data**2)
+    c_in = 1 / math.sqrt(sigma**2 + sigma_data**2)
+    variance, time = (torch.tensor([[value]], dtype=torch.float64) for value in (sigma_data**2, t))
+    found = coefficients(variance, time, LinearPath())
+    assert float(found.skip) == pytest.approx((c_skip / t - 1) / (1 - t), rel=1e-9, abs=1e-9)
+    assert float(found.in_scale) == pytest.approx(c_in / t, rel=1e-9)
+    assert float(found.out_scale) == pytest.approx(c_out / (1 - t), rel=1e-9)
+
+
+def parts(model: GaussianSkip) -> tuple[Tensor, Tensor, Tensor]:
+    """Means, covariances and eigenvalues that a fitted field holds."""
+    eye = torch.eye(model.dim).to(model.eigenvalues)
+    basis = model.basis if hasattr(model, "basis") else eye[None]
+    return model.means, basis * model.eigenvalues[:, None] @ basis.mT, model.eigenvalues
+
+
+def test_each_skip_knows_what_it_says_and_nothing_more() -> None:
+    law = mixture(DIM, [5, 100, 1e3], [0.2, 0.3, 0.5], seed=2)
+    x, labels = law.sample(3000, 0)
+    x = x + 0.7
+    own_means = torch.stack([x[labels == k].mean(0) for k in range(3)])
+    own = torch.stack([x[labels == k].T.cov() for k in range(3)])
+    counts = torch.bincount(labels).double()
+    pooled = ((counts - 1)[:, None, None] * own).sum(0) / (len(x) - 3)
+    isotropic = torch.eye(DIM).double()
+    expected = {
+        "none": (torch.zeros(3, DIM).double(), (x.T @ x / len(x))[None]),
+        "scalar": (torch.zeros(3, DIM).double(), x.square().mean() * isotropic[None]),
+        "mean": (own_means, pooled.trace() / DIM * isotropic[None]),
+        "covariance": (own_means, pooled[None]),
+        "classwise": (own_means, own),
+    }
+    for skip in SKIPS:
+        means, covariances, _ = parts(fitted(x, labels, 3, skip=skip))
+        assert torch.allclose(means, expected[skip][0], atol=1e-12)
+        assert torch.allclose(covariances, expected[skip][1], atol=1e-10)
+
+
+def test_an_untrained_field_of_each_skip() -> None:
+    """Written out by hand at one time, with a matrix inverse instead of an eigenbasis."""
+    law = mixture(DIM, [5, 100, 1e3], seed=2)
+    x, labels = law.sample(3000, 0)
+    t, (x_t, times, asked) = 0.8, points(6, DIM, 0.8, classes=3)
+    for skip in SKIPS:
+        model = fitted(x, labels, 3, skip=skip)
+        means, covariances, _ = parts(model)
+        found = model(x_t, times, asked)
+        for row, label in enumerate(asked.tolist()):
+            cov, mean = covariances[label if skip == "classwise" else 0], means[label]
+            eye = torch.eye(DIM).double()
+            field = (t * cov - (1 - t) * eye) @ torch.linalg.inv(t**2 * cov + (1 - t) ** 2 * eye)
+            expected = mean + field @ (x_t[row] - t * mean) if skip != "none" else torch.zeros(DIM).double()
+            assert torch.allclose(found[row], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("skip", SKIPS)
+@pytest.mark.parametrize("scalings", [(False, False), (True, False), (False, True), (True, True)])
+def test_the_network_is_scaled_as_asked(skip: Any, scalings: tuple[bool, bool], path: Any) -> None:
+    law = mixture(DIM, [5, 100, 1e3], seed=2)
+    x, labels = law.sample(3000, 0)
+    options = {"skip": skip, "input_scaling": scalings[0], "output_scaling": scalings[1], "path": path}
+    model = fitted(x, labels, 3, **options)
+    x_t, times, asked = points(6, DIM, 0.7, classes=3)
+    before = model(x_t, times, asked)
+    field = awake(model)(x_t, times, asked) - (0 if model.plain else before)
+    if model.plain:
+        assert torch.equal(field, model.network(x_t, times, asked))
+        return
+    which = asked if skip == "classwise" else torch.zeros_like(asked)
+    basis = model.basis[which] if hasattr(model, "basis") else torch.eye(DIM).double().repeat(6, 1, 1)
+    found = coefficients(model.eigenvalues[which], times[:, None], PATHS[path], skip != "none")
+    centred = x_t - PATHS[path].alpha(times)[:, None] * model.means[asked]
+    along = (basis.mT @ centred[..., None])[..., 0] * found.in_scale
+    learned = model.network(along if scalings[0] else x_t, times, asked)
+    if scalings[1]:
+        learned = (basis @ (found.out_scale * learned)[..., None])[..., 0]
+    assert torch.allclose(field, learned, rtol=1e-9, atol=1e-9)
+
+
+def test_without_skip_and_scaling_it_is_the_plain_network() -> None:
+    plain = {"skip": "none", "input_scaling": False, "output_scaling": False}
+    model = seeded_module(lambda: GaussianSkip(DIM, 3, **SMALL, **plain), 5)
+    mlp = seeded_module(lambda: MLPVelocity(DIM, 3, **SMALL), 5)
+    x_t, t, labels = (
+        value.float() if value.is_floating_point() else value for value in points(6, DIM, 0.4, 3)
+    )
+    assert torch.equal(model(x_t, t, labels), mlp(x_t, t, labels))
+    assert {name.removeprefix("network.") for name in model.state_dict()} == set(mlp.state_dict())
+
+
+@pytest.mark.parametrize("skip", SKIPS)
+def test_training_reaches_every_weight_and_leaves_the_statistics(skip: Any) -> None:
+    x, labels = mixture(DIM, [5, 1e3], seed=2).sample(500, 0)
+    model = fitted(x.float(), labels, 2, skip=skip)
+    start = copy.deepcopy(model.state_dict())
+    parameters = {name for name, _ in model.named_parameters()}
+
+    def loss(module: Any, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
+        return flow_matching_loss(module, LinearPath(), batch[0], batch[1], generator)
+
+    options = TrainingOptions(steps=3, batch_size=64, ema_decay=0.5)
+    train(model, loss, (x.float(), labels), options, seed=0)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, start[name]) is (name not in parameters), name
+
+
+def test_what_is_not_gaussian_is_learnt_on_top() -> None:
+    one = torch.ones(1, dtype=torch.float64)
+    law = Mixture(
+        one.repeat(2) / 2, tuple(Gaussian(0.04 * one, torch.eye(1).double(), m * one) for m in (-1, 1))
+    )
+    x = law.sample(4000, 0)[0].float()
+    model = fitted(x, None, 0, width=32)
+    t = torch.full((200,), 0.8)
+    x_t = LinearPath().sample(torch.randn(200, 1, generator=torch.Generator().manual_seed(0)), x[:200], t)[0]
+    expected = ExactVelocity(law, LinearPath())(x_t, t)
+
+    def loss(module: Any, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
+        return flow_matching_loss(module, LinearPath(), batch[0], None, generator)
+
+    before = float((model(x_t, t) - expected).detach().square().mean())
+    train(model, loss, (x,), TrainingOptions(steps=300, learning_rate=1e-2), seed=0)
+    assert float((model(x_t, t) - expected).detach().square().mean()) < 0.3 * before
+
+
+@pytest.mark.parametrize("skip", SKIPS)
+@pytest.mark.parametrize("classes", [0, 3])
+def test_a_saved_field_comes_back_with_its_statistics(skip: str, classes: int, tmp_path: Path) -> None:
+    x, labels = mixture(DIM, [5, 100, 1e3], seed=2).sample(200, 0)
+    spec = {"name": "gaussian_skip", "skip": skip, **SMALL}
+    model, description = new_network("models", spec, 3, dim=DIM, num_classes=classes)
+    assert isinstance(model, GaussianSkip)
+    model.fit_statistics(x.float(), labels)
+    awake(model)
+    save_network(model, description, tmp_path)
+    x_t, t, asked = points(6, DIM, 0.4, classes=3)
+    arguments = x_t.float(), t.float(), asked
+    assert torch.equal(load_network(tmp_path)(*arguments), model(*arguments))
+    assert torch.equal(copy.deepcopy(model)(*arguments), model(*arguments))
+
+
+def test_use_before_the_statistics_is_refused(tmp_path: Path) -> None:
+    model, description = new_network("models", {"name": "gaussian_skip", **SMALL}, 3, dim=DIM, num_classes=0)
+    save_network(model, description, tmp_path)
+    for unready in (model, load_network(tmp_path), copy.deepcopy(model)):
+        with pytest.raises(PrecfmError, match="before fit_statistics"):
+            unready(torch.zeros(2, DIM), torch.zeros(2))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 25, 40])
+def test_small_classes_lean_on_the_pooled_covariance(rows: int) -> None:
+    x, labels = mixture(DIM, [5, 1e3], seed=2).sample(600, 0)
+    keep = torch.cat([(labels == 0).nonzero()[:rows, 0], (labels == 1).nonzero()[:, 0]])
+    x, labels = x[keep], labels[keep]
+    model = fitted(x, labels, 2, skip="classwise")
+    covariances = parts(model)[1]
+    scatter = [
+        (own - own.mean(0)).T @ (own - own.mean(0)) if len(own) else torch.zeros(DIM, DIM).double()
+        for own in (x[labels == 0], x[labels == 1])
+    ]
+    pooled = (scatter[0] + scatter[1]) / (len(x) - (2 if rows else 1))
+    weight = max(0.0, 1 - rows / (10 * DIM))
+    expected = weight * pooled + (1 - weight) * scatter[0] / max(rows - 1, 1)
+    assert torch.allclose(covariances[0], expected, atol=1e-10)
+    assert torch.allclose(covariances[1], scatter[1] / (len(x) - rows - 1), atol=1e-10)
+    assert len(model.notes) == (1 if weight else 0)
+    assert all(f"class 0 has {rows} rows" in note for note in model.notes)
+    assert torch.allclose(model.means[0], x[labels == 0].mean(0) if rows else x.mean(0))
+    velocity = model(*points(6, DIM, 1.0, classes=2))
+    assert bool(velocity.isfinite().all())
+
+
+@pytest.mark.parametrize("skip", SKIPS)
+def test_flat_directions_are_floored_and_both_ends_are_finite(skip: Any) -> None:
+    x, labels = mixture(DIM, [5, 100], seed=2).sample(300, 0)
+    x[:, 1] = 0.5
+    x[:, 3] = x[:, 0]
+    x[labels == 1] = x[labels == 1][0].clone()  # a class of one repeated image
+    for dtype in (torch.float32, torch.float64):
+        model = awake(fitted(x.to(dtype), labels, 2, skip=skip))
+        pooled = fitted(x.to(dtype), labels, 2, skip="none" if skip in ("none", "scalar") else "covariance")
+        assert float(model.eigenvalues.min()) >= 0.99 * FLOOR * float(pooled.eigenvalues.max())
+        for t in (0.0, 0.5, 1.0):
+            x_t, times, asked = points(6, DIM, t, classes=2)
+            assert bool(model(x_t.to(dtype), times.to(dtype), asked).isfinite().all())
+
+
+def test_bad_input_is_refused() -> None:
+    x, labels = mixture(DIM, [5, 100], seed=2).sample(50, 0)
+    model = seeded_module(lambda: GaussianSkip(DIM, 2, **SMALL), 0)
+    for wrong, asked, message in [
+        (x[:, :2], labels, r"must be \(n, 4\)"),
+        (x[:1], labels[:1], "at least 2"),
+        (x.index_fill(0, torch.tensor([7]), math.nan), labels, "row 7"),
+        (x, None, "labels are missing"),
+        (x, labels[:-1], "labels have shape"),
+        (x, labels + 1, "label 2 is out of range"),
+        (torch.ones(50, DIM), labels, "does not vary"),
+    ]:
+        with pytest.raises(PrecfmError, match=message):
+            model.fit_statistics(wrong, asked)
+    model.fit_statistics(x, labels)
+    with pytest.raises(PrecfmError, match=r"must be \(batch, 4\)"):
+        model(torch.zeros(6, 5), torch.zeros(6), torch.zeros(6, dtype=torch.int64))
+    with pytest.raises(PrecfmError, match="label 2 is out of range"):
+        model(torch.zeros(1, 4), torch.zeros(1), torch.tensor([2]))
+    for options in ({"skip": "some"}, {"path": "curved"}, {"width": 0}):
+        with pytest.raises(PrecfmError, match=next(iter(options))):
+            GaussianSkip(DIM, **options)
