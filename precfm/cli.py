@@ -112,6 +112,34 @@ def garbage() -> None:
     typer.echo(f"freed {collect_garbage(load_plan(name) for name in names) / 1e6:.1f} MB")
 
 
+@app.command("export")
+def export_results(
+    names: Annotated[list[str], typer.Argument(help="EXPERIMENT, EXPERIMENT/KIND or KIND/LABEL-KEY.")],
+    to: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    max_size: Annotated[str, typer.Option(help="No file is larger: 16MiB, 2GB, ...")] = "1GiB",
+) -> None:
+    """Pack artifacts into tar files of bounded size, with a manifest of their checksums."""
+    from precfm.exchange import export_artifacts, find_artifacts, parse_size
+
+    manifest = export_artifacts(find_artifacts(names), to, parse_size(max_size))
+    files = [file for volume in manifest.volumes for file in volume.files]
+    count, size = sum(len(volume.artifacts) for volume in manifest.volumes), sum(file.bytes for file in files)
+    typer.echo(f"{to}: {count} artifacts in {len(files)} files, {size / 1e6:.1f} MB, and their manifest")
+
+
+@app.command("import")
+def import_results(
+    places: Annotated[list[Path], typer.Argument(help="Folders made by `precfm export`, or files of them.")],
+) -> None:
+    """Verify exported artifacts and put them in place; nothing that is here already is changed."""
+    from precfm.exchange import import_artifacts
+
+    done = import_artifacts(places)
+    typer.echo(f"{len(done.placed)} artifacts put in place, {len(done.kept)} were here already")
+    for name in done.different:
+        typer.echo(f"{name}: is here with other bytes, and was left as it is")
+
+
 @app.command()
 def claims() -> None:
     """Merge the verdicts of all published experiments into results/claims.json and results/claims.md."""
