@@ -17,7 +17,7 @@ from torch import Tensor
 
 from precfm.diagnostics import round_trip_error, smallest_std, tail_round_trip_error
 from precfm.errors import PrecfmError
-from precfm.options import class_constant
+from precfm.options import Neutral, class_constant, options_of
 from precfm.preconditioners.base import JSON_FILE, Preconditioner, load, save
 from precfm.preconditioners.class_whitening import ClassWhitening
 from precfm.preconditioners.composition import Composition
@@ -45,6 +45,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("whitening", {}),
     ("whitening", {"exponent": 0.25}),
     ("whitening", {"shrinkage": 0.1}),
+    ("whitening", {"rows": 60}),
     ("class_whitening", {}),
     ("class_whitening", {"exponent": 0.25, "shrinkage": 0.1}),
     ("normalizing_flow", TINY_FLOW),
@@ -387,6 +388,66 @@ def test_shrinkage_accepts_what_whitening_refuses(data: tuple[Tensor, Tensor]) -
     shrunk = Whitening(shrinkage=1e-3).fit(x)
     assert torch.allclose(shrunk.inverse(shrunk.forward(x)), x, atol=1e-12)
     assert any("shrunk by 0.001" in note for note in shrunk.notes)
+    assert any("constant in feature 4" in note for note in shrunk.notes)
+    assert not any("constant" in note for note in Whitening(shrinkage=1e-3).fit(data[0]).notes)
+
+
+def test_a_channel_that_is_constant_within_one_class_is_refused_or_noted(data: tuple[Tensor, Tensor]) -> None:
+    x, labels = data[0].flatten(1).clone(), data[1]
+    x[labels == 5, 4] = 0.1
+    with pytest.raises(PrecfmError, match="class 5 of x is constant in feature 4"):
+        ClassWhitening().fit(x, labels)
+    shrunk = ClassWhitening(shrinkage=0.01).fit(x, labels)
+    assert torch.allclose(shrunk.inverse(shrunk.forward(x, labels), labels), x, atol=1e-12)
+    assert [note for note in shrunk.notes if "constant" in note] == [
+        "class 5 of x is constant in feature 4 (variance 0); only the shrinkage makes its map invertible"
+    ]
+
+
+@pytest.mark.parametrize("case", [("normalizing_flow", TINY_FLOW), ("low_capacity_flow", TINY_FLOW)])
+def test_learned_maps_refuse_a_constant_channel_unless_shrunk(
+    data: tuple[Tensor, Tensor], case: tuple[str, dict[str, Any]]
+) -> None:
+    x = data[0].clone()
+    x[:, 1, 0] = -3.0
+    with pytest.raises(PrecfmError, match=r"constant in feature 3 .*shrinkage above 0"):
+        make(case).fit(x, data[1])
+    shrunk = make((case[0], {**case[1], "shrinkage": 0.01})).fit(x, data[1])
+    assert any("constant in feature 3" in note for note in shrunk.notes)
+    assert torch.allclose(shrunk.inverse(shrunk.forward(x, data[1]), data[1]), x, atol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [7, 100, 450])
+def test_whitening_from_the_first_rows_only(data: tuple[Tensor, Tensor], rows: int) -> None:
+    x = data[0]
+    few, cut = Whitening(rows=rows).fit(x), Whitening().fit(x[:rows])
+    assert torch.equal(few.forward(x), cut.forward(x))
+    assert few.flops_per_fit == cut.flops_per_fit
+    assert few.notes == [f"fitted on the first {rows} of 450 rows"]
+
+
+def test_whitening_from_too_few_rows_is_refused(data: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(PrecfmError, match="rows: got 451, but x has only 450"):
+        Whitening(rows=451).fit(data[0])
+    with pytest.raises(PrecfmError, match="rank-deficient in 3 of 6"):
+        Whitening(rows=4).fit(data[0])
+    assert any("rank-deficient" in note for note in Whitening(shrinkage=0.1, rows=4).fit(data[0]).notes)
+
+
+def test_the_rows_of_whitening_are_left_out_of_keys_at_their_neutral_value() -> None:
+    field = options_of(REGISTRY["preconditioners"]["whitening"]).model_fields["rows"]
+    assert field.default is None
+    assert field.metadata == [Neutral(None)]
+
+
+def test_a_class_with_fewer_rows_than_features_is_shrunk_or_refused(data: tuple[Tensor, Tensor]) -> None:
+    keep = torch.cat([(data[1] == 2).nonzero()[:4, 0], (data[1] != 2).nonzero()[:, 0]])
+    x, labels = data[0][keep], data[1][keep]
+    assert "class 2 has 4 rows of 6 features: covariance 0.87 of the pooled one and 0.13 of its own" in (
+        ClassWhitening().fit(x, labels).notes
+    )
+    with pytest.raises(PrecfmError, match="class 2 of x is rank-deficient in 3 of 6"):
+        ClassWhitening(rows_per_feature=0.0).fit(x, labels)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -482,6 +543,7 @@ def test_counts_of_the_linear_maps(data: tuple[Tensor, Tensor]) -> None:
         (Whitening, {"exponent": -0.1}),
         (Whitening, {"shrinkage": 1.5}),
         (Whitening, {"exponent": math.nan}),
+        (Whitening, {"rows": 1}),
         (ClassWhitening, {"rows_per_feature": -1.0}),
         (NormalizingFlow, {"kind": "planar"}),
         (NormalizingFlow, {"width": 0}),
@@ -496,6 +558,7 @@ def test_counts_of_the_linear_maps(data: tuple[Tensor, Tensor]) -> None:
         (Composition, {"stages": ()}),
         (Composition, {"stages": ({"exponent": 0.5},)}),
         (Composition, {"stages": ({"name": "bleaching"},)}),
+        (Composition, {"stages": ({"name": "auto"},)}),
         (Composition, {"stages": ({"name": "whitening", "width": 3},)}),
         (Composition, {"stages": ({"name": "whitening", "exponent": 3.0},)}),
     ],
@@ -562,6 +625,43 @@ def test_a_diverging_flow_is_refused(data: tuple[Tensor, Tensor], monkeypatch: p
         flow.fit(*data)
     with pytest.raises(PrecfmError, match="before fit"):
         flow.forward(*data)
+
+
+@pytest.mark.parametrize("case", [("normalizing_flow", TINY_FLOW), ("low_capacity_flow", TINY_FLOW)])
+@pytest.mark.parametrize("learning_rate", [10.0, 100.0])
+def test_a_flow_that_diverges_to_finite_weights_is_refused(
+    data: tuple[Tensor, Tensor], case: tuple[str, dict[str, Any]], learning_rate: float
+) -> None:
+    flow = make((case[0], {**case[1], "learning_rate": learning_rate}))
+    with pytest.raises(
+        PrecfmError, match=r"diverged: the best validation .*lower learning_rate|too few for a reversible"
+    ):
+        flow.fit(*data)
+    with pytest.raises(PrecfmError, match="before fit"):
+        flow.forward(*data)
+
+
+@pytest.mark.parametrize("wrong", [1.0, math.nan, math.inf])
+@pytest.mark.parametrize(
+    "case", [("normalizing_flow", TINY_FLOW), ("low_capacity_flow", TINY_FLOW), CASES[-1]], ids=lambda c: c[0]
+)
+def test_a_map_that_does_not_close_is_refused(
+    data: tuple[Tensor, Tensor],
+    case: tuple[str, dict[str, Any]],
+    wrong: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cls = type(make(case))
+    honest = cls._inverse
+    monkeypatch.setattr(cls, "_inverse", lambda self, z, classes: honest(self, z, classes) + wrong)
+    with pytest.raises(PrecfmError, match="round-trip error"):
+        make(case).fit(*data)
+
+
+def test_a_map_without_determinant_says_so_inside_too(data: tuple[Tensor, Tensor]) -> None:
+    flow = LowCapacityFlow(**TINY_FLOW).fit(*data)
+    with pytest.raises(PrecfmError, match="no closed-form Jacobian determinant"):
+        flow._log_abs_det(data[0].flatten(1), None)
 
 
 def test_a_killed_fit_resumes_from_its_scratch_folder(

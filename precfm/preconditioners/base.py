@@ -2,10 +2,10 @@
 
 import inspect
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from precfm import registry
 from precfm.errors import PrecfmError
+from precfm.seeds import generator_for
 
 TENSORS_FILE = "preconditioner.safetensors"
 JSON_FILE = "preconditioner.json"
 FORMAT = 1
+ROUND_TRIP_POINTS = 2000  # rows on which a fit measures its round trip, and as many in the tails
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Preconditioner(nn.Module, ABC):
         classes: labels seen in `fit` in ascending order; empty where labels are not used.
         flops_per_fit: floating point operations of the fit; a multiplication and an addition count as two.
         notes: sentences on what a reader of the results should know, such as shrinkage that was applied.
+        record: findings of the fit for programs, as plain JSON data; empty where `notes` say it all.
     """
 
     needs_labels: bool = False
@@ -86,6 +89,7 @@ class Preconditioner(nn.Module, ABC):
         self.classes: tuple[int, ...] = ()
         self.flops_per_fit: int = 0
         self.notes: list[str] = []
+        self.record: dict[str, Any] = {}
         # An empty tensor that follows `to`, so that every subclass knows its device and its dtype.
         self.register_buffer("anchor", torch.empty(0, dtype=torch.float64), persistent=False)
 
@@ -119,7 +123,7 @@ class Preconditioner(nn.Module, ABC):
         if x.ndim < 1 or len(x) < 2:
             raise PrecfmError(f"{self._name}: x has shape {tuple(x.shape)}, but a fit needs at least 2 rows")
         self.fitted = False
-        self.notes = []
+        self.notes, self.record = [], {}
         self.to(x.device, torch.float64)
         self.event_shape, self.classes = tuple(x.shape[1:]), ()
         rows = self._rows(x, "x").detach()
@@ -204,7 +208,7 @@ class Preconditioner(nn.Module, ABC):
     @property
     def features(self) -> int:
         """Number of features of one datum, trailing dimensions flattened."""
-        return prod(self.event_shape)
+        return math.prod(self.event_shape)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -239,6 +243,26 @@ class Preconditioner(nn.Module, ABC):
     @property
     def _name(self) -> str:
         return type(self).__name__
+
+    def _round_trip(self, data: FitData, smallest_std: float) -> float:
+        """What a fit checks: the largest `|inverse(forward(x)) - x|` on the data and on its tails.
+
+        Args:
+            data: what the fit received; at most `ROUND_TRIP_POINTS` rows are used.
+            smallest_std: the unit of the error.
+
+        Returns:
+            The error in that unit; infinite where a point does not come back as finite numbers.
+        """
+        every = -(-len(data.x) // ROUND_TRIP_POINTS)
+        x, classes = data.x[::every], None if data.classes is None else data.classes[::every]
+        noise = torch.randn(x.shape, generator=generator_for(data.seed, "tails"), dtype=torch.float64)
+        error = 0.0
+        for points in (x, self._inverse(1.5 * noise.to(x), classes)):
+            back = self._inverse(self._forward(points, classes), classes)
+            largest = float((back - points).abs().max() / smallest_std)
+            error = max(error, largest) if math.isfinite(largest) else math.inf
+        return error
 
     def _inputs(self, x: Tensor, labels: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
         if not self.fitted:
@@ -341,6 +365,8 @@ def save(preconditioner: Preconditioner, folder: Path) -> None:
         "flops_per_fit": preconditioner.flops_per_fit,
         "notes": preconditioner.notes,
     }
+    if preconditioner.record:
+        description["record"] = preconditioner.record
     text = json.dumps(description, indent=2, sort_keys=True, allow_nan=False)
     (folder / JSON_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -375,6 +401,7 @@ def load(folder: Path) -> Preconditioner:
     try:
         cls = registry.load("preconditioners", description["name"])
         preconditioner: Preconditioner = cls(**description["options"])
+        preconditioner.record = description.get("record", {})
         preconditioner.prepare(tuple(description["event_shape"]), tuple(description["classes"]))
         preconditioner.flops_per_fit = description["flops_per_fit"]
         preconditioner.notes = description["notes"]

@@ -5,7 +5,13 @@ from torch import Tensor
 
 from precfm.errors import PrecfmError
 from precfm.preconditioners.base import FitData, Preconditioner
-from precfm.preconditioners.symmetric_power import SymmetricMap, check_share, power_flops, symmetric_power
+from precfm.preconditioners.symmetric_power import (
+    SymmetricMap,
+    check_share,
+    deficiency,
+    power_flops,
+    symmetric_power,
+)
 from precfm.spectra import covariance
 
 
@@ -96,6 +102,8 @@ class ClassWhitening(Preconditioner):
                 f"the pooled one and {1 - weight:.2f} of its own"
             )
         mixed = weight * pooled + (1 - weight) * scatter / max(rows - 1, 1)
+        if self.shrinkage > 0 and (why := deficiency(mixed)) is not None:
+            self.notes.append(f"class {label} of x {why}; only the shrinkage makes its map invertible")
         return symmetric_power(mixed, self.exponent, self.shrinkage, f"ClassWhitening: class {label} of x")
 
     def _forward(self, x: Tensor, classes: Tensor | None) -> Tensor:

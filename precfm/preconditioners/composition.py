@@ -9,7 +9,7 @@ from precfm import registry
 from precfm.errors import PrecfmError
 from precfm.preconditioners.base import FitData, Preconditioner
 from precfm.preconditioners.symmetric_power import LARGEST_CONDITION_NUMBER
-from precfm.seeds import derived_seed, generator_for
+from precfm.seeds import derived_seed
 from precfm.spectra import covariance, eigen_spectrum
 
 
@@ -39,7 +39,9 @@ class Composition(Preconditioner):
         if not stages:
             raise PrecfmError("stages: got none, but at least one preconditioner is needed")
         self.stages = tuple(dict(stage) for stage in stages)
-        self.maps = nn.ModuleList(_stage(position, stage) for position, stage in enumerate(self.stages))
+        self.maps = nn.ModuleList(
+            component("stages", position, stage) for position, stage in enumerate(self.stages)
+        )
         self.needs_labels = any(stage.needs_labels for stage in self._maps)
         self.uses_seed = any(stage.uses_seed for stage in self._maps)
         self.has_log_det = all(stage.has_log_det for stage in self._maps)
@@ -81,8 +83,9 @@ class Composition(Preconditioner):
             x = stage.forward(x, labels)
             if validation is not None:
                 validation = stage.forward(*validation), validation[1]
+        self.flops_per_fit = sum(stage.flops_per_fit for stage in self._maps)
         self._check_round_trip(data)
-        return sum(stage.flops_per_fit for stage in self._maps)
+        return self.flops_per_fit
 
     def _labels(self, classes: Tensor | None) -> Tensor | None:
         """Labels of class positions: stages know only labels."""
@@ -92,19 +95,13 @@ class Composition(Preconditioner):
         """Refuse a whole that is less reversible than its stages claim to be."""
         eigenvalues = eigen_spectrum(covariance(data.x)).eigenvalues
         varying = eigenvalues[eigenvalues * LARGEST_CONDITION_NUMBER > eigenvalues[-1]]
-        noise = torch.randn(data.x.shape, generator=generator_for(data.seed, "tails"), dtype=torch.float64)
-        for where, points in (
-            ("on the data", data.x),
-            ("in the tails", self._inverse(1.5 * noise.to(data.x), data.classes)),
-        ):
-            back = self._inverse(self._forward(points, data.classes), data.classes)
-            error = float((back - points).abs().max() / varying[0].sqrt())
-            if error > self.round_trip_tolerance / 2:
-                raise PrecfmError(
-                    f"stages: the round-trip error {where} is {error:.2g} smallest standard deviations, "
-                    f"but at most {self.round_trip_tolerance / 2:.2g} is accepted: put an approximate stage "
-                    "first or lower its tolerance"
-                )
+        error = self._round_trip(data, float(varying[0].sqrt()))
+        if not error <= self.round_trip_tolerance / 2:
+            raise PrecfmError(
+                f"stages: the round-trip error on the data and its tails is {error:.2g} smallest standard "
+                f"deviations, but at most {self.round_trip_tolerance / 2:.2g} is accepted: put an approximate "
+                "stage first or lower its tolerance"
+            )
 
     def _forward(self, x: Tensor, classes: Tensor | None) -> Tensor:
         for stage in self._maps:
@@ -124,18 +121,31 @@ class Composition(Preconditioner):
         return total
 
 
-def _stage(position: int, stage: dict[str, Any]) -> Preconditioner:
-    """The unfitted preconditioner that an entry of `stages` stands for."""
-    options = {key: value for key, value in stage.items() if key != "name"}
-    if not isinstance(stage.get("name"), str):
+def component(field: str, position: int, entry: dict[str, Any]) -> Preconditioner:
+    """The unfitted preconditioner that one entry of an option such as `stages` stands for.
+
+    Args:
+        field: the option, for messages.
+        position: the entry's place in it, for messages.
+        entry: the registered `name` of a preconditioner and its options.
+
+    Raises:
+        PrecfmError: the name or an option does not exist, or the preconditioner is one that chooses among
+            whole maps itself.
+    """
+    if not isinstance(entry.get("name"), str):
         raise PrecfmError(
-            f"stages: entry {position} is {stage!r}, but it needs the 'name' of a preconditioner"
+            f"{field}: entry {position} is {entry!r}, but it needs the 'name' of a preconditioner"
         )
-    cls = registry.load("preconditioners", stage["name"])
+    if entry["name"] == "auto":
+        raise PrecfmError(
+            f"{field}: entry {position} is 'auto', which chooses among whole maps; list the maps themselves"
+        )
+    cls = registry.load("preconditioners", entry["name"])
     try:
-        preconditioner: Preconditioner = cls(**options)
+        preconditioner: Preconditioner = cls(**{key: value for key, value in entry.items() if key != "name"})
     except TypeError as error:
         raise PrecfmError(
-            f"stages: entry {position} ({stage['name']}) has options that do not fit ({error})"
+            f"{field}: entry {position} ({entry['name']}) has options that do not fit ({error})"
         ) from None
     return preconditioner

@@ -133,8 +133,14 @@ class LearnedPreconditioner(Preconditioner):
         self.notes.append(
             f"trained for {result.steps_run} of {self.steps} steps; best at step {result.best_step}"
         )
+        self.flops_per_fit = self.whitening.flops_per_fit + per_step * result.steps_run
         self._settle(data)
-        return self.whitening.flops_per_fit + per_step * result.steps_run
+        return self.flops_per_fit
+
+    @property
+    def _smallest_std(self) -> float:
+        """Smallest standard deviation of the training data, as far as the whitening did not shrink it."""
+        return 1 / float(torch.linalg.matrix_norm(self.whitening.matrix, ord=2))
 
     def _tensors(self, x: Tensor, classes: Tensor | None) -> tuple[Tensor, ...]:
         white = self.whitening.forward(x).float()

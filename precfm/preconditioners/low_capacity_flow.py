@@ -1,5 +1,8 @@
 """A low-capacity flow behind a whitening: a small velocity field, integrated from data to noise."""
 
+import copy
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -12,8 +15,8 @@ from precfm.preconditioners.learned import LearnedPreconditioner
 from precfm.sampling import integrate
 from precfm.seeds import generator_for
 
-POINTS = 2000  # on which the fit measures the round trip, and as many in the tails
 MARGIN = 4.0  # by which it must stay below the tolerance there, since later points may lie further out
+DIVERGED = 2.0  # times the validation loss of a field that is zero, above which a fit is refused
 VALIDATION_DRAWS = 8  # noises and times per validation row
 
 
@@ -109,7 +112,8 @@ class LowCapacityFlow(LearnedPreconditioner):
     def _settle(self, data: FitData) -> None:
         """Raise the number of midpoint steps until the map is reversible within the tolerance."""
         steps = self.solver_steps
-        while (error := self._round_trip(data, steps)) * MARGIN > self.tolerance:
+        self._check_loss(data)
+        while not (error := self._error(data, steps)) * MARGIN <= self.tolerance:
             if 2 * steps > self.max_solver_steps:
                 raise PrecfmError(
                     f"max_solver_steps: {self.max_solver_steps} are too few for a reversible map (round-trip "
@@ -122,17 +126,27 @@ class LowCapacityFlow(LearnedPreconditioner):
             "included"
         )
 
-    def _round_trip(self, data: FitData, steps: int) -> float:
-        """Largest error on data and tails with so many steps, in units of the smallest standard deviation."""
+    def _check_loss(self, data: FitData) -> None:
+        """Refuse a field that is far worse than none at all, whose loss is the variance of data and noise."""
+        assert data.x_validation is not None
+        batch = self._tensors(data.x_validation, data.classes_validation)
+        network = copy.deepcopy(self.network).float()
+        generator = generator_for(data.seed, "validation loss", device=data.x.device)
+        loss = float(self._validation_loss(network, batch, generator))
+        none = float(batch[0].square().mean()) + 1
+        if not loss <= DIVERGED * none:
+            raise PrecfmError(
+                f"LowCapacityFlow: diverged: the best validation loss is {loss:.3g}, but a field that is zero "
+                f"has {none:.3g}; lower learning_rate (now {self.learning_rate:g})"
+            )
+
+    def _error(self, data: FitData, steps: int) -> float:
+        """Round-trip error with so many steps; infinite if the solution leaves the finite numbers."""
         self.midpoint_steps.fill_(steps)
-        x, classes = data.x[:POINTS], None if data.classes is None else data.classes[:POINTS]
-        noise = torch.randn(x.shape, generator=generator_for(data.seed, "tails"), dtype=torch.float64)
-        smallest_std = 1 / torch.linalg.matrix_norm(self.whitening.matrix, ord=2)
-        error = 0.0
-        for points in (x, self._inverse(1.5 * noise.to(x), classes)):
-            back = self._inverse(self._forward(points, classes), classes)
-            error = max(error, float((back - points).abs().max() / smallest_std))
-        return error
+        try:
+            return self._round_trip(data, self._smallest_std)
+        except PrecfmError:
+            return math.inf
 
     def _forward(self, x: Tensor, classes: Tensor | None) -> Tensor:
         return self._carry(self.whitening._forward(x, None), classes, t0=1.0, t1=0.0)
@@ -145,4 +159,4 @@ class LowCapacityFlow(LearnedPreconditioner):
         return integrate(self.network, start, classes, solver="midpoint", steps=steps, t0=t0, t1=t1)
 
     def _log_abs_det(self, x: Tensor, classes: Tensor | None) -> Tensor:
-        raise NotImplementedError("has_log_det is False")
+        raise PrecfmError("LowCapacityFlow: this map has no closed-form Jacobian determinant")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zuko.transforms import MonotonicAffineTransform
 
 MAX_SHIFT = 5.0  # in standard deviations of the whitened data
+DIVERGED = 1.0  # nats per feature by which the likelihood may fall behind whitening, where the flow starts
 
 
 class NormalizingFlow(LearnedPreconditioner):
@@ -23,7 +24,8 @@ class NormalizingFlow(LearnedPreconditioner):
 
     The logarithm of every scale and every shift are bounded smoothly, so that points in the tails of the
     latent Gaussian stay near the data instead of being thrown far away. The flow starts as the identity,
-    trains on a validation likelihood with early stopping, and is evaluated in float64.
+    trains on a validation likelihood with early stopping, and is evaluated in float64. A flow that diverged is
+    refused: its likelihood, or its round trip on the data and the tails, says so.
 
     Arguments:
         kind: `coupling` is affine coupling (fast both ways), `autoregressive` masked affine autoregression
@@ -132,11 +134,21 @@ class NormalizingFlow(LearnedPreconditioner):
         return -log_prob.mean()
 
     def _settle(self, data: FitData) -> None:
-        """Note the likelihood beside that of whitening alone, and where the tails go."""
+        """Refuse what diverged; note the likelihood beside that of whitening alone, and where the tails go."""
         assert data.x_validation is not None
         white = self.whitening.forward(data.x_validation)
         learned = float(self._negative_log_likelihood(self.network, white, data.classes_validation))
         gaussian = float(0.5 * (white.square() + math.log(2 * math.pi)).sum(dim=1).mean())
+        if not learned <= gaussian + DIVERGED * self.features:
+            raise PrecfmError(
+                f"NormalizingFlow: diverged: the best validation NLL is {learned:.4g} nats, but whitening alone, "
+                f"where the flow starts, has {gaussian:.4g}; lower learning_rate (now {self.learning_rate:g})"
+            )
+        if not (error := self._round_trip(data, self._smallest_std)) <= self.round_trip_tolerance / 2:
+            raise PrecfmError(
+                f"NormalizingFlow: the round-trip error is {error:.2g} smallest standard deviations, but at most "
+                f"{self.round_trip_tolerance / 2:.2g} is accepted; lower max_log_scale or transforms"
+            )
         self.notes.append(
             f"validation NLL {learned:.3f} nats after whitening; whitening alone has {gaussian:.3f}"
         )

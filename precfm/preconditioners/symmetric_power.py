@@ -68,6 +68,22 @@ def symmetric_power(cov: Tensor, exponent: float, shrinkage: float, what: str) -
     return symmetric_map(scale * shrunk.pow(-exponent), eigenvectors)
 
 
+def deficiency(cov: Tensor) -> str | None:
+    """What makes a covariance rank-deficient, for a note where shrinkage alone makes it invertible.
+
+    Args:
+        cov: covariance of the data, shape (dim, dim), float64.
+
+    Returns:
+        The features that are constant or the direction that has no variance, as the end of a sentence; None
+        where the covariance is invertible.
+    """
+    eigenvalues, eigenvectors = eigen_spectrum(cov)
+    if float(eigenvalues[0]) * LARGEST_CONDITION_NUMBER >= float(eigenvalues[-1]):
+        return None
+    return _deficiency(cov, eigenvalues.clamp(min=0), eigenvectors)
+
+
 def symmetric_map(factors: Tensor, eigenvectors: Tensor) -> SymmetricMap:
     """The symmetric matrix with the given eigenvalues and eigenvectors, and its inverse.
 

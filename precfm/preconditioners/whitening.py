@@ -1,8 +1,12 @@
 """Global whitening: one symmetric linear map for all data, full, tempered or shrunk."""
 
+from typing import Annotated
+
+from precfm.errors import PrecfmError
+from precfm.options import Neutral
 from precfm.preconditioners.base import FitData
 from precfm.preconditioners.symmetric_affine import SymmetricAffine
-from precfm.preconditioners.symmetric_power import check_share, power_flops, symmetric_power
+from precfm.preconditioners.symmetric_power import check_share, deficiency, power_flops, symmetric_power
 from precfm.spectra import covariance
 
 
@@ -15,7 +19,8 @@ class Whitening(SymmetricAffine):
     Arguments:
         exponent: 0.5 whitens fully, 0.25 half-way on the logarithmic scale.
         shrinkage: weight in [0, 1] of the isotropic covariance `(trace(Sigma_1) / dim) I` in the one that is
-            inverted; above 0, constant and dependent features are accepted.
+            inverted; above 0, constant and dependent features are accepted, and noted.
+        rows: fit on the first so many rows only, to study whitening from few samples; None takes all.
 
     References:
         | Preconditioned (Score and) Flow Matching (Ahamed et al., 2026), section 3
@@ -30,10 +35,18 @@ class Whitening(SymmetricAffine):
         True
     """
 
-    def __init__(self, exponent: float = 0.5, shrinkage: float = 0.0) -> None:
+    def __init__(
+        self,
+        exponent: float = 0.5,
+        shrinkage: float = 0.0,
+        rows: Annotated[int | None, Neutral(None)] = None,
+    ) -> None:
         super().__init__()
         self.exponent = check_share("exponent", exponent)
         self.shrinkage = check_share("shrinkage", shrinkage)
+        if rows is not None and rows < 2:
+            raise PrecfmError(f"rows: got {rows!r}, but at least 2, or null, is needed")
+        self.rows = rows
 
     @property
     def num_parameters(self) -> int:
@@ -41,9 +54,18 @@ class Whitening(SymmetricAffine):
         return self.features + self.features * (self.features + 1) // 2
 
     def _fit(self, data: FitData) -> int:
-        power = symmetric_power(covariance(data.x), self.exponent, self.shrinkage, "Whitening: x")
-        self.mean = data.x.mean(dim=0)
-        self.matrix, self.inverse_matrix, self.log_det = power
+        if self.rows is not None and self.rows > len(data.x):
+            raise PrecfmError(f"rows: got {self.rows}, but x has only {len(data.x)}")
+        x = data.x[: self.rows]
+        cov = covariance(x)
+        self.mean = x.mean(dim=0)
+        self.matrix, self.inverse_matrix, self.log_det = symmetric_power(
+            cov, self.exponent, self.shrinkage, "Whitening: x"
+        )
+        if self.rows is not None:
+            self.notes.append(f"fitted on the first {len(x)} of {len(data.x)} rows")
         if self.shrinkage > 0:
             self.notes.append(f"covariance shrunk by {self.shrinkage:g} towards the isotropic one")
-        return power_flops(*data.x.shape)
+            if (why := deficiency(cov)) is not None:
+                self.notes.append(f"x {why}; only the shrinkage makes the map invertible")
+        return power_flops(*x.shape)
