@@ -21,6 +21,7 @@ from precfm.options import Neutral, class_constant, options_of
 from precfm.preconditioners.base import JSON_FILE, Preconditioner, load, save
 from precfm.preconditioners.class_whitening import ClassWhitening
 from precfm.preconditioners.composition import Composition
+from precfm.preconditioners.decoder_metric import DecoderMetric
 from precfm.preconditioners.identity import Identity
 from precfm.preconditioners.low_capacity_flow import LowCapacityFlow
 from precfm.preconditioners.normalizing_flow import NormalizingFlow
@@ -56,6 +57,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("low_capacity_flow", {**TINY_FLOW, "conditional": False, "tolerance": 1e-3}),
     ("projection", {}),
     ("projection", {"rank": 2}),
+    ("decoder_metric", {}),
+    ("decoder_metric", {"floor": 1.0}),
     ("composition", {"stages": ({"name": "class_whitening"}, {"name": "scalar"})}),
     ("composition", {"stages": ({"name": "per_channel"}, {"name": "normalizing_flow", **TINY_FLOW})}),
 ]
@@ -70,6 +73,14 @@ def case_id(case: tuple[str, dict[str, Any]]) -> str:
 def make(case: tuple[str, dict[str, Any]]) -> Preconditioner:
     name, options = case
     preconditioner: Preconditioner = registered("preconditioners", name)(**options)
+    return with_metric(preconditioner)
+
+
+def with_metric(preconditioner: Preconditioner) -> Preconditioner:
+    """Maps that need a metric get a rank-deficient one, rotated against the data."""
+    if isinstance(preconditioner, DecoderMetric):
+        root = torch.randn(3, FEATURES, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+        preconditioner.with_metric(root.T @ root)
     return preconditioner
 
 
@@ -118,7 +129,7 @@ def test_tails_of_maps_to_white_data_stay_near_the_data(
 ) -> None:
     options = fitted.options
     whitens = options.get("exponent", 0.5) == 0.5 and options.get("shrinkage", 0.0) == 0
-    if not whitens or isinstance(fitted, (Identity, Scalar, PerChannel, Projection)):
+    if not whitens or isinstance(fitted, (Identity, Scalar, PerChannel, Projection, DecoderMetric)):
         pytest.skip("this map does not make the data white")
     x, labels = data
     white = Whitening().fit(x)
@@ -312,7 +323,7 @@ def test_the_same_map_on_a_gpu(fitted: Preconditioner, data: tuple[Tensor, Tenso
 
 
 def make_again(fitted: Preconditioner) -> Preconditioner:
-    return type(fitted)(**fitted.options)
+    return with_metric(type(fitted)(**fitted.options))
 
 
 def test_broken_folders_are_refused(data: tuple[Tensor, Tensor], tmp_path: Path) -> None:
@@ -553,6 +564,8 @@ def test_counts_of_the_linear_maps(data: tuple[Tensor, Tensor]) -> None:
         (LowCapacityFlow, {"tolerance": 0.0}),
         (LowCapacityFlow, {"solver_steps": 500}),
         (LowCapacityFlow, {"width": 0}),
+        (DecoderMetric, {"floor": 0.0}),
+        (DecoderMetric, {"floor": 1.5}),
         (Projection, {"rank": 0}),
         (Projection, {"explained": 0.0}),
         (Composition, {"stages": ()}),
