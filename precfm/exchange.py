@@ -91,7 +91,7 @@ class _Record(BaseModel):
 
     model_config = ConfigDict(strict=True)
     kind: str
-    key: str
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
     params: dict[str, Any]
     parents: dict[str, list[str]]
     fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]+$")]
@@ -302,7 +302,8 @@ def import_artifacts(places: Sequence[Path]) -> Imported:
     Raises:
         PrecfmError: anything is missing, damaged or not as announced; then nothing was put in place.
     """
-    volumes = [volume for place in places for volume in _volumes(place)]
+    chosen = [volume for place in places for volume in _volumes(place)]
+    volumes = list({(folder, volume.files[0].name): (folder, volume) for folder, volume in chosen}.values())
     work = RESULTS / ".work"
     (work / "locks").mkdir(parents=True, exist_ok=True)
     with FileLock(work / "locks" / "import.lock"):
@@ -454,20 +455,19 @@ def checked_record(text: bytes, artifact_id: str) -> _Record:
         raise PrecfmError(
             f"{where}: says it is {record.kind} {record.key}; it should be what its folder is called"
         )
-    if not re.fullmatch(r"[0-9a-f]{12}", record.key):
-        raise PrecfmError(f"{where}: key {record.key!r} should be 12 hexadecimal digits")
+    names = frozenset(record.files)
     for file in record.files:
-        _check_file_name(file, record.files, where)
+        _check_file_name(file, names, where)
     return record
 
 
-def _check_file_name(name: str, names: Iterable[str], where: str) -> None:
+def _check_file_name(name: str, names: frozenset[str], where: str) -> None:
     """Refuse what leads out of the artifact, hides, or stands in another file's way."""
     path = PurePosixPath(name)
     plain = all(re.fullmatch(r"[A-Za-z0-9_=+:,@ -][A-Za-z0-9._=+:,@ -]*", part) for part in path.parts)
     if not plain or str(path) != name or not path.parts or name == RECORD:
         raise PrecfmError(f"{where}: file name {name!r} is none that a payload may have")
-    if any(str(parent) in set(names) for parent in path.parents):
+    if any(str(parent) in names for parent in path.parents):
         raise PrecfmError(f"{where}: {name!r} lies below a file")
 
 
