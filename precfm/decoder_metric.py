@@ -1,6 +1,7 @@
 """The metric that a decoder pulls back to its latents, and how it reads in the space of a preconditioner."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -8,6 +9,9 @@ from torch import Tensor
 from precfm.errors import PrecfmError
 from precfm.preconditioners.base import Preconditioner
 from precfm.seeds import generator_for
+
+if TYPE_CHECKING:
+    from precfm.artifacts import Artifact
 
 CHUNK = 64  # latents at once: the memory is chunk x pixels x dim numbers
 PROBES = 32  # random points at which an inverse is asked whether it is affine
@@ -57,7 +61,7 @@ def pull_back_metric(decode: Callable[[Tensor], Tensor], latents: Tensor, *, chu
         metric += (jacobian @ jacobian.T).to(metric)
     if not bool(metric.isfinite().all()):
         raise PrecfmError("the decoder's derivative is not finite at some latent; check latents and decoder")
-    return metric / len(latents)
+    return (metric + metric.T) / (2 * len(latents))
 
 
 @torch.no_grad()
@@ -115,3 +119,8 @@ def _inverse(preconditioner: Preconditioner, points: Tensor, label: int | None) 
     labels = None if label is None else torch.full((len(points),), label, device=points.device)
     shaped = points.reshape(len(points), *preconditioner.event_shape) if preconditioner.fitted else points
     return preconditioner.inverse(shaped, labels).flatten(1)
+
+
+def metric_of(artifacts: Sequence["Artifact"]) -> Tensor | None:
+    """The metric (dim, dim) that an artifact of kind `decoder_metrics` holds; None where the plan gives none."""
+    return artifacts[0].tensors("metric.safetensors")["metric"] if artifacts else None
