@@ -37,6 +37,7 @@ ON_DEVICE = frozenset(
         "latents",
         "features",
         "preconditioners",
+        "recipes",
         "flows",
         "samples",
         "evaluations",

@@ -104,7 +104,7 @@ def tidy(experiment: ExperimentName) -> None:
 @app.command("gc")
 def garbage() -> None:
     """Empty the attic and remove the remains of abandoned jobs."""
-    from precfm.config import CONFIG_FOLDER
+    from precfm.experiments import CONFIG_FOLDER
     from precfm.plan import load_plan
     from precfm.store import collect_garbage
 
@@ -138,6 +138,28 @@ def import_results(
     typer.echo(f"{len(done.placed)} artifacts put in place, {len(done.kept)} were here already")
     for name in done.different:
         typer.echo(f"{name}: is here with other bytes, and was left as it is")
+
+
+@app.command()
+def doctor(
+    network: Annotated[bool, typer.Option("--network", help="Also try to reach data sources.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Look whether this machine can run the pipeline, and say what to do; exit code 1 if it cannot."""
+    import json
+
+    from precfm.doctor import examine
+
+    findings = []
+    for finding in examine(network=network):
+        findings.append(finding)
+        if not as_json:
+            typer.echo(str(finding))
+    well = all(finding.status != "problem" for finding in findings)
+    if as_json:
+        typer.echo(json.dumps({"ok": well, "findings": [each.to_json() for each in findings]}, indent=1))
+    if not well:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -1,28 +1,25 @@
-"""Configurations of experiments: read, extended, expanded, and refused with one clear sentence when wrong.
+"""The schema of an experiment: strict, and with one clear sentence for what is wrong.
 
-An experiment is one file in `config/`. It may extend another (`extends: quick`): mappings merge, everything else
-replaces, `null` removes. Options of registered classes are checked against the classes' own signatures, without
-importing them, so a whole configuration is judged before the first job starts.
+Options of registered classes are checked against the classes' own signatures, without importing them, so a whole
+configuration is judged before the first job starts. `precfm.experiments` reads the files.
 """
 
-import itertools
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, Field, PlainValidator, ValidationError, model_validator
 
 from precfm.errors import PrecfmError
 from precfm.options import Neutral, Strict, check_ranges, options_of
 from precfm.registry import import_string
 
-CONFIG_FOLDER = Path("config")
 TRAINING = "precfm.training:TrainingOptions"
+NESTED = ("stages", "candidates")  # options that hold components of the same room
+PLAIN = "plain"  # the setting that has no name in labels: the one setting of a file that lists none
 Model = TypeVar("Model", bound=BaseModel)
 # Arguments that the pipeline fills in from the data or the plan, by the registry's room: never configured.
 FILLED_IN = {
@@ -65,13 +62,23 @@ def _component(room: str, value: Any) -> Component:
         raise PrecfmError(f"got {value!r}; a mapping with a 'name' from the registry's {room} is needed")
     options = {key: item for key, item in value.items() if key != "name"}
     schema = options_of(import_string(room, value["name"]), FILLED_IN.get(room, frozenset()))
-    return Component(room, value["name"], _validate(schema, options))
+    for field in NESTED:
+        if isinstance(options.get(field), list):
+            options[field] = [plain(_nested(room, field, i, stage)) for i, stage in enumerate(options[field])]
+    return Component(room, value["name"], validated(schema, options))
+
+
+def _nested(room: str, field: str, index: int, value: Any) -> Component:
+    try:
+        return _component(room, value)
+    except PrecfmError as error:
+        raise PrecfmError(f"{field}.{index}: {error}") from None
 
 
 def _training(value: Any) -> Strict:
     if isinstance(value, Strict):
         return value
-    options = _validate(options_of(TRAINING), value)
+    options = validated(options_of(TRAINING), value)
     try:
         judged = check_ranges(TRAINING, options)
     except PrecfmError as error:
@@ -83,8 +90,12 @@ def _training(value: Any) -> Strict:
     return options
 
 
-def _validate(schema: type[Model], value: Any) -> Model:
-    """Validate as JSON, which takes a list for a tuple and is strict about everything else."""
+def validated(schema: type[Model], value: Any) -> Model:
+    """Plain data as a schema object; judged as JSON, which takes a list for a tuple and is strict otherwise.
+
+    Raises:
+        PrecfmError: something is wrong; the sentence names the field, the value and the remedy.
+    """
     try:
         return schema.model_validate_json(json.dumps(value, allow_nan=False))
     except ValidationError as error:
@@ -148,6 +159,9 @@ class Flow(Strict):
 
     model: Annotated[Component, PlainValidator(partial(_component, "models"))]
     path: Annotated[Component, PlainValidator(partial(_component, "paths"))]
+    objective: Annotated[Component, PlainValidator(partial(_component, "objectives"))] = Field(
+        default={"name": "flow_matching"}, validate_default=True
+    )
     training: Training
 
     @model_validator(mode="after")
@@ -157,6 +171,12 @@ class Flow(Strict):
             raise PrecfmError(
                 f"training.checkpoints: got {list(checkpoints)}; the last must be training.steps, {steps}, where the "
                 "final numbers come from (so a file that extends another and changes steps gives checkpoints too)"
+            )
+        assumed = getattr(self.model.options, "path", self.path.name)
+        if assumed != self.path.name:
+            raise PrecfmError(
+                f"model.path: got '{assumed}'; it must be the flow's path, '{self.path.name}', whose statistics the "
+                "model uses"
             )
         return self
 
@@ -185,6 +205,49 @@ class Evaluation(Strict):
     seed: int = 0
 
 
+class Search(Strict):
+    """The tuned recipe: every method tries every combination, in short trainings judged on the validation split."""
+
+    time: Annotated[tuple[Literal["uniform", "logit_normal", "kappa_directed"], ...], Field(min_length=1)] = (
+        "uniform",
+        "logit_normal",
+    )
+    learning_rate: Annotated[tuple[float, ...], Field(min_length=1)] = (1e-3, 4e-3)
+    schedule: Annotated[tuple[Literal["constant", "cosine"], ...], Field(min_length=1)] = (
+        "constant",
+        "cosine",
+    )
+    steps: Positive = 1000
+    n: Positive = 500
+    seed: int = 1000
+
+
+class Setting(Strict):
+    """One comparison: methods that differ in nothing but themselves, on the same seeds.
+
+    Numbers of different settings are never compared. A learned preconditioner brings two matched baselines without
+    it, `<method>-P` of as many parameters and `<method>-F` of as many training FLOPs, unless `matched` leaves it out.
+    """
+
+    methods: Annotated[dict[str, Method], Field(min_length=1)]
+    autoencoders: Annotated[tuple[str, ...], Field(min_length=1)]
+    seeds: Seeds
+    sampling: Sampling
+    recipe: Literal["plain", "tuned"] = "plain"
+    matched: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Setting":
+        if len(set(self.seeds)) != len(self.seeds):
+            raise PrecfmError(f"seeds: got {list(self.seeds)}; every seed may stand there once")
+        unknown = set(self.matched or ()) - set(self.methods)
+        if unknown:
+            raise PrecfmError(
+                f"matched: got '{sorted(unknown)[0]}'; it must be one of its methods, {', '.join(self.methods)}"
+            )
+        return self
+
+
 class Theory(Strict):
     """One controlled experiment with closed forms, repeated over seeds."""
 
@@ -202,161 +265,41 @@ class Experiment(Strict):
     datasets: dict[str, Dataset] = Field(default_factory=dict)
     autoencoders: dict[str, Autoencoder] = Field(default_factory=dict)
     classifiers: Classifiers | None = None
-    methods: dict[str, Method] = Field(default_factory=dict)
-    seeds: tuple[int, ...] = ()
-    sampling: Sampling | None = None
+    settings: dict[str, Setting] = Field(default_factory=dict)
+    search: Search = Search()
+    baseline: Annotated[Component, PlainValidator(partial(_component, "preconditioners"))] = Field(
+        default={"name": "scalar"}, validate_default=True
+    )
+    predict: bool = False
     evaluation: Evaluation = Evaluation()
     theory: dict[str, Theory] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _whole(self) -> "Experiment":
-        if len(set(self.seeds)) != len(self.seeds):
-            raise PrecfmError(f"seeds: got {list(self.seeds)}; every seed may stand there once")
-        for room in (self.datasets, self.autoencoders, self.methods, self.theory):
-            for name in room:
-                if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]*", name) or name == "floor":
-                    raise PrecfmError(
-                        f"name '{name}': letters, digits and . _ = + - are needed, and 'floor' is taken"
-                    )
-        needed = ("autoencoders", "classifiers", "methods", "seeds", "sampling")
-        missing = [name for name in needed if not getattr(self, name)]
-        if self.datasets and missing:
-            raise PrecfmError(
-                f"datasets: given without {', '.join(missing)}; a data experiment needs them all"
-            )
+        names = [*self.datasets, *self.autoencoders, *self.settings, *self.theory]
+        names += [name for setting in self.settings.values() for name in setting.methods]
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]*", name) or name == "floor":
+                raise PrecfmError(
+                    f"name '{name}': letters, digits and . _ = + - are needed, and 'floor' is taken"
+                )
+        if self.datasets and self.classifiers is None:
+            raise PrecfmError("datasets: given without classifiers; a data experiment needs them all")
         if not self.datasets and not self.theory:
             raise PrecfmError("datasets, theory: both are empty, so there is nothing to make")
-        for name, dataset in self.datasets.items():
-            if min(dataset.heldout, self.sampling.n if self.sampling else 0) <= self.evaluation.neighbours:
-                raise PrecfmError(
-                    f"evaluation.neighbours: got {self.evaluation.neighbours}; fewer than sampling.n and "
-                    f"datasets.{name}.heldout are needed"
-                )
+        for name, setting in self.settings.items():
+            for space in setting.autoencoders:
+                if space not in self.autoencoders:
+                    raise PrecfmError(
+                        f"settings.{name}.autoencoders: got '{space}'; known are {', '.join(self.autoencoders)}"
+                    )
+            for dataset, spec in self.datasets.items():
+                if min(spec.heldout, setting.sampling.n) <= self.evaluation.neighbours:
+                    raise PrecfmError(
+                        f"evaluation.neighbours: got {self.evaluation.neighbours}; fewer than sampling.n and "
+                        f"datasets.{dataset}.heldout are needed"
+                    )
         return self
-
-
-def load_experiment(name: str, folder: Path = CONFIG_FOLDER) -> Experiment:
-    """Read and check the experiment `folder/<name>.yaml`.
-
-    Raises:
-        PrecfmError: the file is missing or wrong; the sentence names the file, the field, the value and the remedy.
-    """
-    raw = _extended(name, folder, ())
-    try:
-        return _validate(Experiment, {"name": name, **expand(raw)})
-    except PrecfmError as error:
-        raise PrecfmError(f"{folder / f'{name}.yaml'}: {error}") from None
-
-
-def read_yaml(file: Path) -> Any:
-    """Read a YAML file; numbers such as 1e-3 are numbers.
-
-    Raises:
-        PrecfmError: the file is missing, is no YAML, or has a key twice.
-    """
-    try:
-        return yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
-        raise PrecfmError(f"{file}: no such file; {file.parent}/ holds {known or 'nothing'}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        what = " ".join(str(error).split())
-        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-            what = f"line {error.problem_mark.line + 1}: {error.problem}"
-        raise PrecfmError(f"{file}: no valid YAML ({what})") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as text; people who write it mean a number. A key that stands twice is a mistake."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                problem = f"the key '{key.value}' stands there a second time; remove one of the two"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
-        return node
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+|[-+]?\.\d+[eE][-+]?\d+"),
-    list("-+.0123456789"),
-)
-
-
-def _extended(name: str, folder: Path, seen: tuple[str, ...]) -> dict[str, Any]:
-    file = folder / f"{name}.yaml"
-    raw = read_yaml(file)
-    if not isinstance(raw, dict):
-        raise PrecfmError(f"{file}: got {type(raw).__name__}; a mapping of fields is needed")
-    raw = dict(raw)
-    base = raw.pop("extends", None)
-    if base is None:
-        return raw
-    if base in (*seen, name):
-        raise PrecfmError(
-            f"{file}: extends: '{base}' extends this file in turn; a chain without a circle is needed"
-        )
-    return dict(merge(_extended(str(base), folder, (*seen, name)), raw))
-
-
-def merge(base: Any, change: Any) -> Any:
-    """Lay a change over a base: mappings merge, everything else replaces, `None` removes.
-
-    A component under another name replaces the old one whole, since options do not carry over.
-    """
-    if not (isinstance(base, Mapping) and isinstance(change, Mapping)):
-        return change
-    if "name" in base and "name" in change and base["name"] != change["name"]:
-        return dict(change)
-    merged = {**base, **{key: merge(base.get(key), value) for key, value in change.items()}}
-    return {key: value for key, value in merged.items() if value is not None}
-
-
-def expand(raw: dict[str, Any]) -> dict[str, Any]:
-    """Give every method its complete flow, and unfold sweeps into methods of their own.
-
-    A method with `sweep: {preconditioner.exponent: [0, 0.5]}` becomes `<method>-exponent=0` and
-    `<method>-exponent=0.5`; several fields give all combinations.
-    """
-    raw = dict(raw)
-    shared = raw.pop("flow", {})
-    methods: dict[str, Any] = {}
-    for name, method in _mapping("methods", raw.get("methods") or {}).items():
-        if "preconditioner" not in _mapping(f"methods.{name}", method):
-            raise PrecfmError(f"methods.{name}.preconditioner: missing; a mapping with a 'name' is needed")
-        for label, variant in _unfold(str(name), dict(method)):
-            methods[label] = {**variant, "flow": merge(shared, variant.get("flow", {}))}
-    return {**raw, "methods": methods} if methods else raw
-
-
-def _mapping(field: str, value: Any) -> Mapping[Any, Any]:
-    if not isinstance(value, Mapping):
-        raise PrecfmError(f"{field}: got {value!r}; a mapping is needed")
-    return value
-
-
-def _unfold(name: str, method: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    sweep = _mapping(f"methods.{name}.sweep", method.pop("sweep", {}))
-    for field, values in sweep.items():
-        if not isinstance(field, str) or not isinstance(values, list) or not values:
-            raise PrecfmError(
-                f"methods.{name}.sweep.{field}: got {values!r}; the name of a field and a list of its values are needed"
-            )
-    variants = []
-    for values in itertools.product(*sweep.values()):
-        label, variant = name, method
-        for field, value in zip(sweep, values, strict=True):
-            label += f"-{field.rsplit('.', 1)[-1]}={value}"
-            nested: Any = value
-            for part in reversed(field.split(".")):
-                nested = {part: nested}
-            variant = merge(variant, nested)
-        variants.append((label, variant))
-    return variants
 
 
 def plain(value: Any, *, for_key: bool = False) -> Any:

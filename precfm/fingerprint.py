@@ -34,6 +34,7 @@ WITHOUT_EFFECT = frozenset(
         "precfm.datasets.origins",
         "precfm.datasets.sources",
         "precfm.errors",
+        "precfm.experiments",
         "precfm.fingerprint",
         "precfm.lineage",
         "precfm.options",

@@ -8,20 +8,27 @@ method keeps its artifacts.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from precfm.artifacts import Node
-from precfm.config import Experiment, Method, load_experiment, plain, read_yaml
+from precfm.config import NESTED, PLAIN, Component, Experiment, Flow, Method, Setting, plain
 from precfm.datasets.manifest import source_manifest
 from precfm.datasets.sources import SOURCES
 from precfm.errors import PrecfmError
+from precfm.experiments import load_experiment, read_yaml
 from precfm.fingerprint import SCRIPTS, fingerprint
 from precfm.options import class_constant
 from precfm.registry import REGISTRY, THEORY_FIGURES, THEORY_TABLES, import_string
 from precfm.report.claims import parse_claims
 
 CLAIMS = Path("config/claims.yaml")
+METRIC_POINTS = 1000  # latents over which the decoder's pull-back metric is averaged
+KERNEL_POINTS = 48  # points of the tangent kernel
+KERNEL_THRESHOLD = 0.1  # residual, in units of the latents' mean variance, to which it predicts the steps
+SEARCH_STEPS = 25  # of the midpoint solver
+MATCHES = ("P", "F")  # baselines of as many parameters, of as many training FLOPs
 
 # Every kind of artifact with the script that makes it, in the order in which they are made.
 KINDS: dict[str, str] = {
@@ -30,8 +37,12 @@ KINDS: dict[str, str] = {
     "autoencoders": "autoencoder.py",
     "latents": "latents.py",
     "features": "features.py",
+    "decoder_metrics": "decoder_metric.py",
     "preconditioners": "preconditioner.py",
     "diagnostics": "diagnostics.py",
+    "budgets": "budget.py",
+    "recipes": "recipe.py",
+    "kernels": "kernel.py",
     "flows": "flow.py",
     "samples": "samples.py",
     "evaluations": "evaluation.py",
@@ -123,6 +134,18 @@ def load_plan(experiment: str) -> Plan:
     return Plan(load_experiment(experiment))
 
 
+@dataclass(frozen=True)
+class _Space:
+    """One dataset in the latent space of one autoencoder, with what all methods share there."""
+
+    label: str
+    data: Node
+    autoencoder: Node
+    latents: Node
+    classifiers: tuple[Node, ...]
+    features: Node
+
+
 class _Builder:
     """Walks through an experiment and adds its artifacts to a plan."""
 
@@ -132,6 +155,7 @@ class _Builder:
         # What the reports need to know about the artifacts: which method, seed and dataset each one stands for.
         self.about: dict[str, list[dict[str, Any]]] = {}
         self.reported: dict[str, list[Node]] = {}
+        self.searched: dict[str, Node] = {}
 
     def build(self) -> None:
         for dataset in self.experiment.datasets:
@@ -164,9 +188,18 @@ class _Builder:
             for seed in classifiers.seeds
         ]
         for space in self.experiment.autoencoders:
-            self._space(name, space, data, judges)
+            settings = {
+                setting: spec
+                for setting, spec in self.experiment.settings.items()
+                if space in spec.autoencoders
+            }
+            if settings:
+                shared = self._space(name, space, data, judges)
+                for setting, of_setting in settings.items():
+                    label = f"{name}-{space}" + (f"-{setting}" if setting != PLAIN else "")
+                    self._setting(label, of_setting, shared)
 
-    def _space(self, dataset: str, space: str, data: Node, judges: list[Node]) -> None:
+    def _space(self, dataset: str, space: str, data: Node, judges: list[Node]) -> "_Space":
         """One dataset in the latent space of one autoencoder."""
         label = f"{dataset}-{space}"
         spec = self.experiment.autoencoders[space]
@@ -177,66 +210,160 @@ class _Builder:
         features = self.plan.add(
             "features", label, {}, {"data": data, "classifiers": tuple(judges), "latents": latents}
         )
-        shared: dict[str, Node | tuple[Node, ...]] = {
-            "data": data,
-            "latents": latents,
-            "autoencoder": autoencoder,
-        }
-        shared |= {"classifiers": tuple(judges), "features": features}
         self._report("latents", latents, dataset=label)
-        first = self.experiment.seeds[0]
-        self._evaluate(label, "floor", first, {"source": "train"}, {"latents": latents}, shared)
-        for name, method in self.experiment.methods.items():
-            for seed in self.experiment.seeds:
-                self._method(label, name, method, seed, shared)
+        return _Space(label, data, autoencoder, latents, tuple(judges), features)
 
-    def _method(self, label: str, name: str, method: Method, seed: int, shared: Mapping[str, Any]) -> None:
-        component, flow = method.preconditioner, method.flow
-        latents = shared["latents"]
+    def _setting(self, label: str, setting: Setting, space: "_Space") -> None:
+        """All methods of one comparison, and the floor: the train split against the held-out one."""
+        floor = {"source": "train", "sampling": setting.sampling, "seed": setting.seeds[0]}
+        self._evaluate(label, "floor", setting.seeds[0], floor, {"latents": space.latents}, space)
+        for name, method in setting.methods.items():
+            for seed in setting.seeds:
+                self._method(label, name, method, seed, setting, space)
+
+    def _method(
+        self, label: str, name: str, method: Method, seed: int, setting: Setting, space: "_Space"
+    ) -> None:
+        component, first = method.preconditioner, seed == setting.seeds[0]
         seeded = class_constant(component.target, "uses_seed", False)
-        about = {"dataset": label, "method": name, "seed": seed}
-        preconditioner = self.plan.add(
-            "preconditioners",
-            f"{label}-{name}" + (f"-s{seed}" if seeded else ""),
-            {"preconditioner": component, "seed": seed if seeded else 0},
-            {"latents": latents},
-            _targets(component.room, plain(component)),
-        )
+        preconditioner = self._preconditioner(label, name, component, seed, space)
         diagnostics = self.plan.add(
             "diagnostics",
             f"{label}-{name}" + (f"-s{seed}" if seeded else ""),
-            {"path": flow.path},
-            {"latents": latents, "preconditioner": preconditioner},
-            [flow.path.target],
+            {"path": method.flow.path},
+            {"latents": space.latents, "preconditioner": preconditioner},
+            [method.flow.path.target],
         )
-        self._report("diagnostics", diagnostics, **about)
-        parents = {"latents": latents, "preconditioner": preconditioner}
+        self._report("diagnostics", diagnostics, dataset=label, method=name, seed=seed)
+        self._flow(label, name, method.flow, seed, preconditioner, setting, space)
+        if component.name != "none" and (seeded or first):
+            drawn = {"source": "preconditioner", "sampling": setting.sampling, "seed": seed}
+            parents = {"latents": space.latents, "preconditioner": preconditioner}
+            self._evaluate(label, f"alone:{name}", seed, drawn, parents, space)
+        if self.experiment.predict and first and setting.recipe == "plain":
+            self._kernel(label, name, method.flow, seed, preconditioner, space)
+        wanted = name in setting.matched if setting.matched is not None else seeded
+        if wanted:
+            parents = {"latents": space.latents, "preconditioner": preconditioner}
+            budget = self.plan.add(
+                "budgets",
+                f"{label}-{name}-s{seed}",
+                {"flow": method.flow},
+                {**parents, **self._geometry(method.flow, space)},
+                _flow_targets(method.flow),
+            )
+            bare = self._preconditioner(label, "baseline", self.experiment.baseline, seed, space)
+            for match in MATCHES:
+                self._flow(label, f"{name}-{match}", method.flow, seed, bare, setting, space, (match, budget))
+
+    def _preconditioner(
+        self, label: str, name: str, component: Component, seed: int, space: "_Space"
+    ) -> Node:
+        """The fitted map; a fit without randomness is one for all seeds."""
+        seeded = class_constant(component.target, "uses_seed", False)
+        metric = class_constant(component.target, "needs_metric", False)
+        return self.plan.add(
+            "preconditioners",
+            f"{label}-{name}" + (f"-s{seed}" if seeded else ""),
+            {"preconditioner": component, "seed": seed if seeded else 0},
+            {"latents": space.latents, **(self._decoder_metric(space) if metric else {})},
+            _targets(component.room, plain(component)),
+        )
+
+    def _flow(
+        self,
+        label: str,
+        name: str,
+        flow: Flow,
+        seed: int,
+        preconditioner: Node,
+        setting: Setting,
+        space: "_Space",
+        match: tuple[str, Node] | None = None,
+    ) -> None:
+        """Train, sample and evaluate one flow: under the plain recipe, or under one that a search has chosen."""
+        spec: dict[str, Any] = {"flow": flow}
+        parents: dict[str, Node] = {"latents": space.latents, "preconditioner": preconditioner}
+        parents |= self._geometry(flow, space)
+        if match is not None:
+            spec["match"], parents["budget"] = match
+        if setting.recipe == "tuned":
+            search = {"search": self.experiment.search, "solver": "midpoint", "solver_steps": SEARCH_STEPS}
+            judged = {"data": space.data, "autoencoder": space.autoencoder, "classifiers": space.classifiers}
+            parents["recipe"] = self._searched(
+                f"{label}-{name}", {**spec, **search}, {**parents, **judged}, _flow_targets(flow)
+            )
         trained = self.plan.add(
-            "flows",
-            f"{label}-{name}-s{seed}",
-            {"flow": flow, "seed": seed},
-            parents,
-            [flow.model.target, flow.path.target],
+            "flows", f"{label}-{name}-s{seed}", {**spec, "seed": seed}, parents, _flow_targets(flow)
         )
-        self._report("flows", trained, **about)
-        self._evaluate(label, name, seed, {"source": "flow"}, {**parents, "flow": trained}, shared)
-        if component.name != "none" and (seeded or seed == self.experiment.seeds[0]):
-            self._evaluate(label, f"alone:{name}", seed, {"source": "preconditioner"}, parents, shared)
+        self._report("flows", trained, dataset=label, method=name, seed=seed)
+        drawn = {"source": "flow", "sampling": setting.sampling, "seed": seed}
+        ends = {"latents": space.latents, "preconditioner": preconditioner, "flow": trained}
+        self._evaluate(label, name, seed, drawn, ends, space, _flow_targets(flow))
+
+    def _searched(
+        self,
+        label: str,
+        params: Mapping[str, Any],
+        parents: Mapping[str, Any],
+        targets: Iterable[str],
+    ) -> Node:
+        """The recipe of a method: searched once, behind the first seed's preconditioner, and used for all seeds."""
+        if label not in self.searched:
+            self.searched[label] = self.plan.add("recipes", label, params, parents, targets)
+        return self.searched[label]
+
+    def _kernel(
+        self, label: str, name: str, flow: Flow, seed: int, preconditioner: Node, space: "_Space"
+    ) -> None:
+        """What the tangent kernel predicts, for the first seed."""
+        kernel = self.plan.add(
+            "kernels",
+            f"{label}-{name}-s{seed}",
+            {"flow": flow, "seed": seed, "points": KERNEL_POINTS, "threshold": KERNEL_THRESHOLD},
+            {"latents": space.latents, "preconditioner": preconditioner, **self._geometry(flow, space)},
+            _flow_targets(flow),
+        )
+        self._report("kernels", kernel, dataset=label, method=name, seed=seed)
+
+    def _geometry(self, flow: Flow, space: "_Space") -> dict[str, Node]:
+        """The decoder's metric, where the objective measures errors in it."""
+        return (
+            self._decoder_metric(space) if getattr(flow.objective.options, "metric", "") == "decoder" else {}
+        )
+
+    def _decoder_metric(self, space: "_Space") -> dict[str, Node]:
+        parents = {"latents": space.latents, "autoencoder": space.autoencoder}
+        return {
+            "decoder_metric": self.plan.add(
+                "decoder_metrics", space.label, {"points": METRIC_POINTS}, parents
+            )
+        }
 
     def _evaluate(
         self,
         label: str,
         method: str,
         seed: int,
-        source: Mapping[str, Any],
+        drawn: Mapping[str, Any],
         parents: Mapping[str, Node],
-        shared: Mapping[str, Any],
+        space: "_Space",
+        targets: Iterable[str] = (),
     ) -> None:
         title = f"{label}-{method.replace(':', '-')}-s{seed}"
-        drawn = {**source, "sampling": self.experiment.sampling, "seed": seed}
-        samples = self.plan.add("samples", title, drawn, parents)
+        samples = self.plan.add("samples", title, drawn, parents, targets)
         evaluation = self.plan.add(
-            "evaluations", title, {"evaluation": self.experiment.evaluation}, {"samples": samples, **shared}
+            "evaluations",
+            title,
+            {"evaluation": self.experiment.evaluation},
+            {
+                "samples": samples,
+                "data": space.data,
+                "latents": space.latents,
+                "autoencoder": space.autoencoder,
+                "classifiers": space.classifiers,
+                "features": space.features,
+            },
         )
         self._report("evaluations", evaluation, dataset=label, method=method, seed=seed)
 
@@ -274,5 +401,13 @@ class _Builder:
 
 def _targets(room: str, spec: Mapping[str, Any]) -> list[str]:
     """Import strings of a component and of the stages inside it."""
-    inner = [target for stage in spec.get("stages", ()) for target in _targets(room, stage)]
-    return [import_string(room, spec["name"]), *inner]
+    stages = [stage for option in NESTED for stage in spec.get(option) or ()]
+    return [
+        import_string(room, spec["name"]),
+        *(target for stage in stages for target in _targets(room, stage)),
+    ]
+
+
+def _flow_targets(flow: Flow) -> list[str]:
+    """Import strings of all that a flow is made of."""
+    return [flow.model.target, flow.path.target, flow.objective.target]

@@ -1,4 +1,69 @@
-"""Flow training and sampling."""
+"""Matched baselines, recipes, predictions; flow training and sampling."""
+
+
+rule budgets:
+    input:
+        parents("budgets"),
+    output:
+        f"{HOME}/budgets/{{name}}/artifact.json",
+    log:
+        f"{RECORDS}/logs/budgets/{{name}}.log",
+    benchmark:
+        f"{RECORDS}/benchmarks/budgets/{{name}}.tsv"
+    threads: PLAN.experiment.threads
+    params:
+        node=node("budgets"),
+    script:
+        "../workflow_scripts/budget.py"
+
+
+rule budgets_all:
+    input:
+        artifacts("budgets"),
+
+
+rule recipes:
+    input:
+        parents("recipes"),
+    output:
+        f"{HOME}/recipes/{{name}}/artifact.json",
+    log:
+        f"{RECORDS}/logs/recipes/{{name}}.log",
+    benchmark:
+        f"{RECORDS}/benchmarks/recipes/{{name}}.tsv"
+    threads: PLAN.experiment.threads
+    resources:
+        gpu=gpus,
+    params:
+        node=node("recipes"),
+    script:
+        "../workflow_scripts/recipe.py"
+
+
+rule recipes_all:
+    input:
+        artifacts("recipes"),
+
+
+rule kernels:
+    input:
+        parents("kernels"),
+    output:
+        f"{HOME}/kernels/{{name}}/artifact.json",
+    log:
+        f"{RECORDS}/logs/kernels/{{name}}.log",
+    benchmark:
+        f"{RECORDS}/benchmarks/kernels/{{name}}.tsv"
+    threads: PLAN.experiment.threads
+    params:
+        node=node("kernels"),
+    script:
+        "../workflow_scripts/kernel.py"
+
+
+rule kernels_all:
+    input:
+        artifacts("kernels"),
 
 
 rule flows:

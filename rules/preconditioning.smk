@@ -1,6 +1,27 @@
 """The invertible maps, and what they do to the geometry."""
 
 
+rule decoder_metrics:
+    input:
+        parents("decoder_metrics"),
+    output:
+        f"{HOME}/decoder_metrics/{{name}}/artifact.json",
+    log:
+        f"{RECORDS}/logs/decoder_metrics/{{name}}.log",
+    benchmark:
+        f"{RECORDS}/benchmarks/decoder_metrics/{{name}}.tsv"
+    threads: PLAN.experiment.threads
+    params:
+        node=node("decoder_metrics"),
+    script:
+        "../workflow_scripts/decoder_metric.py"
+
+
+rule decoder_metrics_all:
+    input:
+        artifacts("decoder_metrics"),
+
+
 rule preconditioners:
     input:
         parents("preconditioners"),

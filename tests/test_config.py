@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from precfm.config import load_experiment, merge, plain, read_yaml
+from precfm.config import plain
 from precfm.errors import PrecfmError
+from precfm.experiments import load_experiment, merge, read_yaml
 from precfm.options import Neutral, Strict, class_constant, options_of
 
 CONFIG = Path(__file__).parent.parent / "config"
@@ -37,11 +38,11 @@ def test_extending_merges_replaces_and_removes(folder):
     experiment = changed(
         folder, {"methods": {"whitening": None}, "flow": {"training": {"learning_rate": 5e-4}}}
     )
-    assert "whitening" not in experiment.methods
-    assert experiment.methods["none"].flow.training.learning_rate == 5e-4
+    assert "whitening" not in experiment.settings["plain"].methods
+    assert experiment.settings["plain"].methods["none"].flow.training.learning_rate == 5e-4
     assert (
-        experiment.methods["none"].flow.training.steps
-        == load_experiment("smoke", folder).methods["none"].flow.training.steps
+        experiment.settings["plain"].methods["none"].flow.training.steps
+        == load_experiment("smoke", folder).settings["plain"].methods["none"].flow.training.steps
     )
 
 
@@ -53,21 +54,27 @@ def test_a_component_of_another_name_does_not_inherit_options():
 def test_a_method_may_change_its_own_flow_only(folder):
     wide = {"preconditioner": {"name": "none"}, "flow": {"model": {"width": 64}}}
     experiment = changed(folder, {"methods": {"wide": wide}})
-    assert experiment.methods["wide"].flow.model.options.width == 64
-    assert experiment.methods["none"].flow.model.options.width == 32
+    assert experiment.settings["plain"].methods["wide"].flow.model.options.width == 64
+    assert experiment.settings["plain"].methods["none"].flow.model.options.width == 32
 
 
 def test_a_sweep_becomes_one_method_per_value(folder):
     sweep = {"preconditioner": {"name": "whitening"}, "sweep": {"preconditioner.exponent": [0.25, 0.5]}}
     experiment = changed(folder, {"methods": {"tempered": sweep}})
-    assert experiment.methods["tempered-exponent=0.25"].preconditioner.options.exponent == 0.25
-    assert experiment.methods["tempered-exponent=0.5"].preconditioner.options.exponent == 0.5
-    assert "tempered" not in experiment.methods
+    assert (
+        experiment.settings["plain"].methods["tempered-exponent=0.25"].preconditioner.options.exponent == 0.25
+    )
+    assert (
+        experiment.settings["plain"].methods["tempered-exponent=0.5"].preconditioner.options.exponent == 0.5
+    )
+    assert "tempered" not in experiment.settings["plain"].methods
 
 
 def test_numbers_like_1e_minus_3_are_numbers(folder):
     (folder / "mine.yaml").write_text("extends: smoke\nflow: {training: {learning_rate: 1e-3}}\n")
-    assert load_experiment("mine", folder).methods["none"].flow.training.learning_rate == 1e-3
+    assert (
+        load_experiment("mine", folder).settings["plain"].methods["none"].flow.training.learning_rate == 1e-3
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,7 +174,7 @@ def test_options_are_those_of_the_class():
 
 def test_reading_a_configuration_needs_no_torch():
     """Whoever changes `TrainingOptions` must not make configurations need torch."""
-    ask = "import sys, precfm.config as c; c.load_experiment('quick'); sys.exit('torch' in sys.modules)"
+    ask = "import sys, precfm.experiments as c; c.load_experiment('quick'); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", ask], cwd=CONFIG.parent, check=True)
 
 

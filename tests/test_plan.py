@@ -1,5 +1,6 @@
 """The plan: keys change exactly downstream of what changes, and of nothing else."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -41,7 +42,8 @@ def test_a_changed_parameter_of_one_method_changes_that_method_alone(planned):
     before = planned()
     after = planned({"methods": {"whitening": {"preconditioner": {"exponent": 0.25}}}})
     changed = changed_ids(before, after)
-    assert kinds(changed) == {"preconditioners", "diagnostics", "flows", "samples", "evaluations"} | REPORTS
+    made = {"preconditioners", "diagnostics", "kernels", "flows", "samples", "evaluations"}
+    assert kinds(changed) == made | REPORTS
     assert all("-whitening" in node_id for node_id in changed if node_id.split("/")[0] not in REPORTS)
 
 
@@ -62,6 +64,48 @@ def test_a_further_seed_keeps_what_exists(planned):
     kept = {node_id for node_id in before.nodes if node_id.split("/")[0] not in REPORTS}
     assert kept < after.nodes.keys()
     assert len(after.of("flows")) == len(before.of("flows")) * 3 // 2
+
+
+def test_a_learned_preconditioner_brings_matched_baselines(planned):
+    plan = planned({"settings": {"plain": {"matched": None}}, "seeds": [0]})
+    (budget,) = plan.of("budgets")
+    flows = {node.label: node for node in plan.of("flows")}
+    for match in "PF":
+        flow = flows[f"mnist5k-L16-normalizing_flow-{match}-s0"]
+        assert flow.params["match"] == match
+        assert flow.parents["budget"] == (budget.id,)
+        fitted = plan.node(flow.parents["preconditioner"][0])
+        assert fitted.params["preconditioner"]["name"] == "scalar"
+    assert not planned({"settings": {"plain": {"matched": []}}}).of("budgets")
+
+
+def test_a_setting_changes_what_it_says_and_shares_the_rest(planned):
+    solver = {"methods": ["none"], "matched": [], "sampling": {"steps": 3}}
+    before, after = planned({"seeds": [0]}), planned({"seeds": [0], "settings": {"coarse": solver}})
+    assert kinds(changed_ids(before, after)) == {"samples", "evaluations"} | REPORTS
+    assert {about["dataset"] for about in after.of("frames")[0].params["about"]["evaluations"]} == {
+        "mnist5k-L16",
+        "mnist5k-L16-tuned",
+        "mnist5k-L16-coarse",
+    }
+
+
+def test_a_recipe_is_searched_once_for_all_seeds(planned):
+    plan = planned({"settings": {"tuned": {"seeds": [0, 1, 2]}}})
+    (recipe,) = plan.of("recipes")
+    tuned = [node for node in plan.of("flows") if node.parents.get("recipe") == (recipe.id,)]
+    assert len(tuned) == 3
+    assert "heldout" not in json.dumps(recipe.params)
+
+
+def test_a_tiny_experiment_has_every_artifact_of_the_whole_one(project):
+    whole, cut = load_plan("mnist"), load_plan("mnist-tiny")
+    first_seed = {
+        node.label for node in whole.nodes.values() if node.label[-3:] not in ("-s1", "-s2", "-s3", "-s4")
+    }
+    assert {node.kind for node in cut.nodes.values()} == {node.kind for node in whole.nodes.values()}
+    assert {node.label for node in cut.of("flows")} <= first_seed
+    assert all(node.params["flow"]["training"]["steps"] <= 12 for node in cut.of("flows"))
 
 
 def test_a_renamed_method_keeps_its_keys(planned):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from precfm.config import load_experiment
+from precfm.experiments import load_experiment
 from precfm.registry import REGISTRY
 from tests.workflow import ENVIRONMENT, ROOT, jobs
 

@@ -1,6 +1,7 @@
 """Kind `diagnostics`: what a preconditioner does to the spectrum, to the path, and how well it closes."""
 
 from precfm.artifacts import Job, run_rule
+from precfm.compute import flops_of
 from precfm.conditioning import path_frame, spectrum_frame
 from precfm.diagnostics import round_trip_error, tail_round_trip_error
 from precfm.preconditioners.base import load
@@ -29,6 +30,9 @@ def make(job: Job) -> None:
             "validation_condition_number": condition_number(covariance(z["validation"])),
             "round_trip_error": round_trip_error(preconditioner, x["heldout"], labels["heldout"]),
             "tail_round_trip_error": tail_round_trip_error(preconditioner, x["heldout"], labels["heldout"]),
+            "inverse_flops_per_sample": flops_of(
+                lambda: preconditioner.inverse(z["heldout"][:1], labels["heldout"][:1])
+            ),
             "notes": " ".join(preconditioner.notes),
         },
     )

@@ -1,43 +1,53 @@
 """Kind `flows`: train the velocity field in the preconditioned space."""
 
-from pathlib import Path
-
 from torch import nn
 
 from precfm.artifacts import Job, run_rule
-from precfm.networks import new_network, save_network
-from precfm.objectives import flow_matching_loss
+from precfm.compute import flops_per_step, num_parameters
+from precfm.decoder_metric import metric_of
+from precfm.flow import bind, matched, tuned
+from precfm.networks import save_network
 from precfm.preconditioners.base import load
-from precfm.registry import build
-from precfm.training import TrainingOptions, train
+from precfm.training import train
 
 
 def make(job: Job) -> None:
-    """Train on the train split; write the weights at every checkpoint and the loss at every step."""
-    latents, spec, device = job.parent("latents"), job.params["flow"], job.node.device
-    split = latents.tensors("train.safetensors")
+    """Train on the train split; write the weights at every checkpoint, the loss at every step, and the cost."""
+    device, seed, spec = job.node.device, job.params["seed"], dict(job.params["flow"])
+    if job.parents("budget"):
+        spec = matched(spec, job.parent("budget").json("budget.json"), job.params["match"])
+    if job.parents("recipe"):
+        spec = tuned(spec, job.parent("recipe").json("recipe.json"))
+    split = job.parent("latents").tensors("train.safetensors")
+    preconditioner = load(job.parent("preconditioner").verified()).to(device)
     x1, labels = split["latents"].to(device), split["labels"].to(device)
-    z1 = load(job.parent("preconditioner").verified()).to(device).forward(x1, labels)
-    filled_in = {"dim": z1.shape[1], "num_classes": int(labels.max()) + 1}
-    model, description = new_network("models", spec["model"], job.params["seed"], **filled_in)
-    path = build("paths", spec["path"])
+    flow = bind(spec, preconditioner, x1, labels, seed, metric_of(job.parents("decoder_metric")))
 
     def write_checkpoint(step: int, module: nn.Module) -> None:
-        folder = Path(job.folder / f"step-{step:06d}")
+        folder = job.folder / f"step-{step:06d}"
         folder.mkdir()
-        save_network(module, description, folder)
+        save_network(module, flow.description, folder)
 
+    cost = {
+        "flow_parameters": num_parameters(flow.model),
+        "flops_per_step": flops_per_step(
+            flow.model, flow.objective.loss, flow.data, flow.training.batch_size
+        ),
+        "steps": flow.training.steps,
+    }
     result = train(
-        model.to(device),
-        lambda module, batch, generator: flow_matching_loss(module, path, batch[0], batch[1], generator),
-        (z1, labels),
-        TrainingOptions(**spec["training"]),
-        seed=job.params["seed"],
+        flow.model,
+        flow.objective.loss,
+        flow.data,
+        flow.training,
+        seed=seed,
         scratch=job.scratch,
         on_checkpoint=write_checkpoint,
         name="flow",
     )
     job.write_frame("history.csv", result.history)
+    job.write_json("flow.json", spec)
+    job.write_json("cost.json", cost)
 
 
 if "snakemake" in globals():

@@ -36,6 +36,10 @@ def make(job: Job) -> None:
         "preconditioners": gather_marked(
             diagnostics, lambda artifact: pd.DataFrame([artifact.json("preconditioner.json")])
         ),
+        "budgets": budgets(told.get("flows", []), diagnostics),
+        "predictors": gather(
+            told.get("kernels", []), lambda artifact: pd.DataFrame([artifact.json("predictors.json")])
+        ),
         "history": gather(told.get("flows", []), lambda artifact: thinned(artifact.frame("history.csv"))),
     }
     frames |= theory_frames(told.get("theory", []))
@@ -60,6 +64,26 @@ def theory_frames(told: Iterable[tuple[Artifact, dict]]) -> dict[str, pd.DataFra
             parts.setdefault(f"{about['run']}.{file.removesuffix('.csv')}", []).append(frame)
     frames = {name: pd.concat(several, ignore_index=True) for name, several in parts.items()}
     return {**frames, "theory_statistics": theory_statistics(frames)} if frames else {}
+
+
+def budgets(
+    flows: Iterable[tuple[Artifact, dict]], diagnostics: Iterable[tuple[Artifact, dict]]
+) -> pd.DataFrame:
+    """What every flow cost, its preconditioner included; a matched baseline's own preconditioner counts as nothing."""
+    own = {tuple(about.values()): artifact.json("preconditioner.json") for artifact, about in diagnostics}
+    rows = []
+    for artifact, about in flows:
+        before = own.get(tuple(about.values()), {})
+        rows.append(
+            {
+                **about,
+                **artifact.json("cost.json"),
+                "preconditioner_parameters": before.get("num_parameters", 0),
+                "fit_flops": before.get("flops_per_fit", 0),
+                "inverse_flops_per_sample": before.get("inverse_flops_per_sample", 0),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def sample_grids(evaluations: Iterable[tuple[Artifact, dict]]) -> dict[str, "Tensor"]:

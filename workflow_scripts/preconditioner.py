@@ -1,6 +1,7 @@
 """Kind `preconditioners`: fit the invertible map from data space to the space of the flow."""
 
 from precfm.artifacts import Job, run_rule
+from precfm.decoder_metric import metric_of
 from precfm.preconditioners.base import save
 from precfm.registry import build
 from precfm.seeds import derived_seed
@@ -11,6 +12,9 @@ def make(job: Job) -> None:
     latents = job.parent("latents")
     train, validation = (latents.tensors(f"{split}.safetensors") for split in ("train", "validation"))
     preconditioner = build("preconditioners", job.params["preconditioner"])
+    metric = metric_of(job.parents("decoder_metric"))
+    if metric is not None:
+        preconditioner.with_metric(metric)
     preconditioner.fit(
         train["latents"].to(job.node.device),
         train["labels"].to(job.node.device),

@@ -15,8 +15,8 @@ import typer
 import yaml
 
 from precfm.artifacts import RESULTS, Artifact
-from precfm.config import load_experiment
 from precfm.errors import PrecfmError
+from precfm.experiments import load_experiment
 from precfm.plan import KINDS
 from precfm.store import remove, to_attic
 

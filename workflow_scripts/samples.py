@@ -3,9 +3,10 @@
 import torch
 
 from precfm.artifacts import Job, run_rule
+from precfm.flow import generate
 from precfm.networks import load_network
 from precfm.preconditioners.base import load
-from precfm.sampling import evaluation_labels, evaluation_noise, integrate, rows_with_labels
+from precfm.sampling import evaluation_labels, evaluation_noise, rows_with_labels
 from precfm.seeds import derived_seed
 
 
@@ -20,23 +21,21 @@ def make(job: Job) -> None:
         samples = {"step-000000": train["latents"][rows_with_labels(labels, train["labels"])]}
     else:
         noise = evaluation_noise(n, train["latents"].shape[1], seed).to(device)
-        preconditioner = load(job.parent("preconditioner").verified()).to(device)
-        samples = {
-            step: preconditioner.inverse(z, labels.to(device)).cpu()
-            for step, z in draw(job, noise, labels.to(device)).items()
-        }
+        samples = draw(job, noise, labels.to(device))
     job.write_tensors("samples.safetensors", {**samples, "labels": labels})
 
 
 def draw(job: Job, noise: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Samples in the space of the flow, by checkpoint; noise itself stands for a preconditioner alone."""
+    """Samples by checkpoint; a preconditioner alone maps the noise itself back to data space."""
+    device, options = job.node.device, job.params["sampling"]
+    preconditioner = load(job.parent("preconditioner").verified()).to(device)
     if job.params["source"] == "preconditioner":
-        return {"step-000000": noise}
-    options, flow = job.params["sampling"], job.parent("flow")
+        return {"step-000000": preconditioner.inverse(noise, labels).cpu()}
+    flow = job.parent("flow")
+    folder, spec, how = flow.verified(), flow.json("flow.json"), (options["solver"], options["steps"])
     steps = sorted({name.split("/")[0] for name in flow.record["files"] if name.startswith("step-")})
-    how = {"solver": options["solver"], "steps": options["steps"]}
     return {
-        step: integrate(load_network(flow.verified() / step, job.node.device), noise, labels, **how)
+        step: generate(spec, load_network(folder / step, device), preconditioner, noise, labels, *how).cpu()
         for step in steps
     }
 

@@ -1,0 +1,24 @@
+"""Kind `decoder_metrics`: how far the image moves when the latents do, averaged over the train split."""
+
+from functools import partial
+
+import torch
+
+from precfm.artifacts import Job, run_rule
+from precfm.autoencoders.conv_vae import decode_latents
+from precfm.decoder_metric import pull_back_metric
+from precfm.networks import load_network
+from precfm.seeds import generator_for
+
+
+def make(job: Job) -> None:
+    """Write the mean of J^T J of the decoder over a sample of the train split's latents."""
+    latents = job.parent("latents").tensors("train.safetensors")["latents"]
+    order = torch.randperm(len(latents), generator=generator_for(0, "decoder metric"))
+    decode = partial(decode_latents, load_network(job.parent("autoencoder").verified()))
+    metric = pull_back_metric(decode, latents[order[: job.params["points"]]])
+    job.write_tensors("metric.safetensors", {"metric": metric})
+
+
+if "snakemake" in globals():
+    run_rule(make, snakemake)

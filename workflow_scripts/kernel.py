@@ -1,0 +1,39 @@
+"""Kind `kernels`: what the tangent kernel of the untrained flow predicts of its training (C11)."""
+
+from precfm.artifacts import Job, run_rule
+from precfm.decoder_metric import metric_of
+from precfm.flow import bind
+from precfm.preconditioners.base import load
+from precfm.tangent_kernel import kernel_report
+
+
+def make(job: Job) -> None:
+    """Predict the number of steps to an absolute residual, from the initial weights and the train split."""
+    split, seed = job.parent("latents").tensors("train.safetensors"), job.params["seed"]
+    preconditioner = load(job.parent("preconditioner").verified())
+    flow = bind(
+        job.params["flow"],
+        preconditioner,
+        split["latents"],
+        split["labels"],
+        seed,
+        metric_of(job.parents("decoder_metric")),
+    )
+    z1, labels = flow.data
+    job.write_json(
+        "predictors.json",
+        kernel_report(
+            flow.model,
+            flow.path,
+            z1,
+            labels,
+            points=job.params["points"],
+            threshold=job.params["threshold"],
+            learning_rate=flow.training.learning_rate,
+            seed=seed,
+        ),
+    )
+
+
+if "snakemake" in globals():
+    run_rule(make, snakemake)
