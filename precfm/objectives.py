@@ -253,8 +253,6 @@ class FlowMatching:
     - `inverse_variance`: the inverse covariance of the data in the flow's space, its spectrum floored at 1e-6 of
       the largest eigenvalue.
 
-    Where J depends on the class, trace(M) is its mean over the training data.
-
     Args:
         time: law of the training times; see `uniform_time`, `logit_normal_time`, `kappa_directed_time`.
         time_mean: mean of the logit of `logit_normal` times.
@@ -301,18 +299,20 @@ class FlowMatching:
         Args:
             path: the probability path.
             z1: training data in the flow's space, shape (n, *dim).
-            labels: classes, int64, shape (n,), or None.
-            inverse_jacobian: J = dx/dz, shape (dim_x, dim), or (classes, dim_x, dim) with one J per label;
-                needed by the metrics `latent` and `decoder`.
+            labels: classes, int64, shape (n,), or None; no option uses them so far.
+            inverse_jacobian: J = dx/dz, constant, shape (dim_x, dim); needed by the metrics `latent` and
+                `decoder`.
             decoder_metric: G, symmetric and positive semi-definite, shape (dim_x, dim_x); needed by `decoder`.
 
         Raises:
             PrecfmError: what the metric needs is missing or does not fit, or the data have no variance.
         """
         root = self._metric_root(z1, inverse_jacobian, decoder_metric)
-        if root is not None:
-            root = _unit_trace(root, labels).to(z1.dtype)
-        self._bound = path, _time_law(*self._time, path, z1), root
+        self._bound = (
+            path,
+            _time_law(*self._time, path, z1),
+            None if root is None else _unit_trace(root).to(z1),
+        )
 
     def loss(self, module: Network, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """The loss of a mini-batch, for `precfm.training.train`.
@@ -339,14 +339,7 @@ class FlowMatching:
         error = module(x_t, t, labels) - velocity
         if root is None:
             return error.square().mean()
-        error = error.flatten(1)
-        if root.ndim == 2:
-            return (error @ root.T).square().sum(1).mean()
-        if labels is None:
-            raise PrecfmError(
-                "flow_matching: inverse_jacobian has one J per class, but the batch has no labels"
-            )
-        return torch.einsum("bij,bj->bi", root[labels], error).square().sum(1).mean()
+        return (error.flatten(1) @ root.T).square().sum(1).mean()
 
     def velocity(self, module: Network, path: ProbabilityPath) -> Network:
         """The velocity field to integrate: the network itself."""
@@ -359,7 +352,7 @@ class FlowMatching:
     def _metric_root(
         self, z1: Tensor, inverse_jacobian: Tensor | None, decoder_metric: Tensor | None
     ) -> Tensor | None:
-        """R with R^T R = M, shape ([classes,] rows, dim), float64; None for M = I."""
+        """R with R^T R = M, shape (rows, dim), float64; None for M = I."""
         if self._metric == "flow":
             return None
         if self._metric == "inverse_variance":
@@ -371,20 +364,20 @@ class FlowMatching:
                 f"flow_matching: metric '{self._metric}' needs the inverse_jacobian; it is missing"
             )
         jacobian = inverse_jacobian.to(z1.device, torch.float64)
-        shape = tuple(jacobian.shape)
-        if jacobian.ndim not in (2, 3) or shape[-1] != dim or not bool(jacobian.isfinite().all()):
+        if jacobian.ndim != 2 or jacobian.shape[1] != dim or not bool(jacobian.isfinite().all()):
             raise PrecfmError(
-                f"flow_matching: inverse_jacobian has shape {shape}; it must be finite and of shape "
-                f"(dim_x, {dim}) or (classes, dim_x, {dim})"
+                f"flow_matching: inverse_jacobian has shape {tuple(jacobian.shape)}; it must be finite and of "
+                f"shape (dim_x, {dim})"
             )
         if self._metric == "latent":
             return jacobian
         if decoder_metric is None:
             raise PrecfmError("flow_matching: metric 'decoder' needs the decoder_metric; it is missing")
-        if decoder_metric.shape != (shape[-2], shape[-2]):
+        rows = len(jacobian)
+        if decoder_metric.shape != (rows, rows):
             raise PrecfmError(
                 f"flow_matching: decoder_metric has shape {tuple(decoder_metric.shape)}; it must be "
-                f"({shape[-2]}, {shape[-2]}), as inverse_jacobian has it"
+                f"({rows}, {rows}), as inverse_jacobian has it"
             )
         spectrum = eigen_spectrum(decoder_metric.to(z1.device))
         return (spectrum.eigenvectors * spectrum.eigenvalues.clamp(min=0).sqrt()).T @ jacobian
@@ -487,19 +480,12 @@ def _floored_spectrum(cov: Tensor) -> Spectrum:
     return Spectrum(floored, eigenvectors)
 
 
-def _unit_trace(root: Tensor, labels: Tensor | None) -> Tensor:
-    """R scaled so that trace(R^T R) is one, on average over the labels where there is an R for each."""
-    traces = root.square().sum((-2, -1))
-    if root.ndim == 3:
-        if labels is None or int(labels.max()) >= len(root):
-            asked = "no labels" if labels is None else f"labels up to {int(labels.max())}"
-            raise PrecfmError(
-                f"flow_matching: inverse_jacobian has one J for each of {len(root)} classes, but there are {asked}"
-            )
-        traces = traces[labels].mean()
-    if not float(traces) > 0:
-        raise PrecfmError(f"flow_matching: the metric's trace is {float(traces)}; it must be positive")
-    return root / traces.sqrt()
+def _unit_trace(root: Tensor) -> Tensor:
+    """R scaled so that trace(R^T R) is one."""
+    trace = float(root.square().sum())
+    if not trace > 0:
+        raise PrecfmError(f"flow_matching: the metric's trace is {trace}; it must be positive")
+    return root / math.sqrt(trace)
 
 
 def _draw(x1: Tensor, generator: torch.Generator, sample_time: SampleTime | None) -> tuple[Tensor, Tensor]:
