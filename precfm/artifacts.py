@@ -5,6 +5,7 @@ An artifact lives at `results/<experiment>/<kind>/<label>-<key>/` and is complet
 nor a second run over the same folder can leave a half-written artifact behind.
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -330,12 +331,19 @@ def _finish(node: Node, part: Path) -> None:
         "files": files,
         "made_on": made_on(node),
     }
+    record["checksum"] = record_checksum(record)
     with (part / RECORD).open("w", encoding="utf-8") as file:
         json.dump(record, file, indent=1, sort_keys=True)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
     _put(part, node.folder)
+
+
+def record_checksum(record: Mapping[str, Any]) -> str:
+    """The checksum of everything else that a record holds."""
+    content = {name: value for name, value in record.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _without_label(parent_id: str) -> str:

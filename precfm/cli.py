@@ -204,6 +204,31 @@ def metrics(
     typer.echo(table.dropna(axis="columns", how="all").to_string(index=False))
 
 
+@app.command()
+def audit(
+    experiments: Annotated[
+        list[str] | None, typer.Argument(help="Experiments; default: all in results/.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    against: Annotated[
+        str | None, typer.Option(help="git:REVISION or a folder whose published numbers are compared, too.")
+    ] = None,
+) -> None:
+    """Check all of results/ against checksums, plan, ledger and machine; exit code 1 with errors, 2 if misused."""
+    import json
+
+    from precfm.audit import audit as audit_results
+
+    try:
+        report = audit_results(experiments or (), against)
+    except PrecfmError as error:
+        typer.echo(f"precfm: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(json.dumps(report.to_json(), indent=1) if as_json else "\n".join(report.lines()))
+    if not report.clean:
+        raise typer.Exit(1)
+
+
 @data_app.command("fetch")
 def fetch_data(name: Annotated[str, typer.Argument(help="A source in data/sources.yaml.")]) -> None:
     """Bring the raw files of a source to data/raw/NAME and check them."""

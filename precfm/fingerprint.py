@@ -35,6 +35,7 @@ WITHOUT_EFFECT = frozenset(
         "precfm.datasets.sources",
         "precfm.errors",
         "precfm.experiments",
+        "precfm.findings",
         "precfm.fingerprint",
         "precfm.lineage",
         "precfm.options",
@@ -42,6 +43,7 @@ WITHOUT_EFFECT = frozenset(
         "precfm.progress",
         "precfm.registry",
         "precfm.store",
+        "precfm.surroundings",
     }
 )
 
