@@ -1,18 +1,20 @@
 # Two commands: `make reproduce` and `make test`. Everything else is a variation of them.
 EXPERIMENT ?= quick
+override EXPERIMENT := $(value EXPERIMENT)
 CORES ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 PYTHON ?= python3
 BIN := .venv/bin
 export DVC_NO_ANALYTICS = 1
+export EXPERIMENT CORES # the shell gets values as words of its environment, never as text of a command
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: reproduce pull test test-slow format benchmarks install clean-results
 
 reproduce: .venv/installed
-	@$(BIN)/python workflow_scripts/reproduce.py $(EXPERIMENT) --cores $(CORES)
+	@$(BIN)/python workflow_scripts/reproduce.py "$$EXPERIMENT" --cores "$$CORES"
 
 pull: .venv/installed
-	@$(BIN)/python workflow_scripts/pull.py $(EXPERIMENT)
+	@$(BIN)/python workflow_scripts/pull.py "$$EXPERIMENT"
 
 install: .venv/installed
 
@@ -28,7 +30,7 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n $(CORES) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n "$$CORES" --dist loadgroup
 
 test-slow: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
@@ -39,4 +41,4 @@ format: .venv/installed
 	$(BIN)/snakefmt Snakefile rules
 
 benchmarks: .venv/installed
-	$(BIN)/python benchmarks/pipeline.py $(EXPERIMENT)
+	$(BIN)/python benchmarks/pipeline.py "$$EXPERIMENT"

@@ -121,12 +121,17 @@ class Artifact:
             PrecfmError: there is none, or its record is no valid JSON.
         """
         try:
-            return cls(folder, json.loads((folder / RECORD).read_text(encoding="utf-8")))
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            if not all(
+                isinstance(value, dict) for value in (record, record["files"], *record["files"].values())
+            ):
+                raise ValueError("it lists no files")
+            return cls(folder, record)
         except FileNotFoundError:
             raise PrecfmError(
                 f"{folder}: no complete artifact there; run `make reproduce` to make it"
             ) from None
-        except ValueError as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise PrecfmError(f"{folder / RECORD}: damaged ({error}); {_REMEDY}") from None
 
     @property
@@ -148,7 +153,7 @@ class Artifact:
         """
         file = self.folder / name
         expected = self.record["files"].get(name)
-        if expected is None:
+        if expected is None or Path(name).is_absolute() or ".." in Path(name).parts or file.is_symlink():
             raise PrecfmError(
                 f"{file}: not part of this artifact, which holds {', '.join(self.record['files'])}"
             )
@@ -156,9 +161,9 @@ class Artifact:
             found = file_sha256(file)
         except OSError as error:
             raise PrecfmError(f"{file}: {error.strerror or error}; {_REMEDY}") from None
-        if found != expected["sha256"]:
+        if found != expected.get("sha256"):
             raise PrecfmError(
-                f"{file}: damaged (checksum {found[:12]}, expected {expected['sha256'][:12]}); {_REMEDY}"
+                f"{file}: damaged (checksum {found[:12]}, expected {str(expected.get('sha256'))[:12]}); {_REMEDY}"
             )
         return file
 

