@@ -153,7 +153,7 @@ class Artifact:
         """
         file = self.folder / name
         expected = self.record["files"].get(name)
-        if expected is None or Path(name).is_absolute() or ".." in Path(name).parts or file.is_symlink():
+        if expected is None or Path(name).is_absolute() or ".." in Path(name).parts:
             raise PrecfmError(
                 f"{file}: not part of this artifact, which holds {', '.join(self.record['files'])}"
             )
