@@ -10,19 +10,22 @@ import json
 import os
 import platform
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from precfm.datasets.manifest import file_sha256
 from precfm.errors import PrecfmError
 from precfm.fingerprint import SCRIPTS, fingerprint
+from precfm.gpus import one_gpu
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -256,11 +259,9 @@ def build(node: Node, make: Make) -> bool:
     Raises:
         PrecfmError: a mistake that a user can mend, disk and permissions included.
     """
-    work = RESULTS / ".work"
-    name = f"{node.kind}-{node.key}"
+    work, name = RESULTS / ".work", f"{node.kind}-{node.key}"
     try:
-        (work / "locks").mkdir(parents=True, exist_ok=True)
-        with FileLock(work / "locks" / f"{name}.lock"):
+        with lock(node):
             if node.exists or adopt(node):
                 return False
             _require_device(node)
@@ -272,21 +273,40 @@ def build(node: Node, make: Make) -> bool:
             for folder in (part, scratch):
                 folder.mkdir(parents=True, exist_ok=True)
             try:
-                make(Job(node, part, scratch))
-                _finish(node, part)
+                with one_gpu(work / "locks") if _on_gpu(node) else nullcontext():
+                    make(Job(node, part, scratch))
+                    _finish(node, part)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
             shutil.rmtree(scratch, ignore_errors=True)
             return True
     except OSError as error:
-        raise PrecfmError(
-            f"{error.filename or node.folder}: {error.strerror or error}; free space and write permission are "
-            "needed; what was already made is kept"
-        ) from error
+        raise PrecfmError(_disk_trouble(node, error)) from error
+    except SafetensorError as error:  # its own error for a full disk, too
+        if "os error" not in str(error):
+            raise
+        raise PrecfmError(_disk_trouble(node, error)) from error
+
+
+def lock(node: Node, timeout: float = -1) -> FileLock:
+    """The lock that whoever makes or moves an artifact holds; -1 waits for it as long as it takes."""
+    folder = RESULTS / ".work" / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{node.kind}-{node.key}.lock", timeout=timeout)
+
+
+def _disk_trouble(node: Node, error: Exception) -> str:
+    file, what = getattr(error, "filename", None), getattr(error, "strerror", None)
+    return (
+        f"{file or node.folder}: {what or error}; free space and write permission are needed; "
+        "what was already made is kept"
+    )
 
 
 def adopt(node: Node) -> bool:
     """Take an equal artifact from the attic (moved) or from another experiment (copied) if there is one.
+
+    The caller holds the artifact's lock.
 
     Returns:
         Whether the artifact is now in place.
@@ -321,12 +341,14 @@ def _put(source: Path, target: Path) -> None:
 
 
 def _finish(node: Node, part: Path) -> None:
-    """Write the record and move the folder into place."""
+    """Write the record, once all else is on the disk, and move the folder into place."""
     files = {
         str(path.relative_to(part)): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
         for path in sorted(part.rglob("*"))
         if path.is_file()
     }
+    for file in files:
+        _sync(part / file)
     record = {
         "kind": node.kind,
         "key": node.key,
@@ -337,12 +359,15 @@ def _finish(node: Node, part: Path) -> None:
         "made_on": made_on(node),
     }
     record["checksum"] = record_checksum(record)
-    with (part / RECORD).open("w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+    (part / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    _sync(part / RECORD)
     _put(part, node.folder)
+
+
+def _sync(file: Path) -> None:
+    """Wait until a file's bytes are on the disk; some file systems tell only now that they are not."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def record_checksum(record: Mapping[str, Any]) -> str:
@@ -404,8 +429,9 @@ def messages_to(log: Path) -> Iterator[None]:
                 os.dup2(file.fileno(), descriptor)
             yield
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError):  # a full disk must not hide what went wrong
+                    stream.flush()
             for descriptor, copy in kept:
                 os.dup2(copy, descriptor)
                 os.close(copy)
@@ -421,11 +447,14 @@ def run_rule(make: Make, snakemake: Any) -> None:
         torch.set_num_threads(snakemake.threads)
     log = Path(snakemake.log[0])
     complaint = log.with_suffix(".error")
-    complaint.unlink(missing_ok=True)
     try:
+        complaint.unlink(missing_ok=True)
         with messages_to(log):
             build(node, make)
-    except PrecfmError as error:
+    except (PrecfmError, OSError) as error:
         sentence = f"precfm: {node.id}: {error}"
-        complaint.write_text(sentence + "\n", encoding="utf-8")
+        with suppress(OSError):
+            complaint.write_text(sentence + "\n", encoding="utf-8")
         sys.exit(sentence)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

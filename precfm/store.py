@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from precfm.artifacts import RECORD, RESULTS, Artifact, Node, adopt
+from precfm.artifacts import RECORD, RESULTS, Artifact, Node, adopt, lock
 from precfm.errors import PrecfmError
 from precfm.plan import KINDS, Plan
 
@@ -39,8 +39,15 @@ def tidy(plan: Plan) -> tuple[list[str], list[str]]:
         for folder in sorted((home / kind).iterdir()):
             if f"{kind}/{folder.name}" not in plan.nodes and to_attic(folder, kind):
                 left.append(f"{kind}/{folder.name}")
-    returned = [node.id for node in plan.nodes.values() if not node.exists and adopt(node)]
+    returned = [node.id for node in plan.nodes.values() if not node.exists and _adopt_unless_busy(node)]
     return left, returned
+
+
+def _adopt_unless_busy(node: Node) -> bool:
+    """Adopt, unless a job that outlived its run is about to finish this very artifact."""
+    with suppress(Timeout), lock(node, timeout=0):
+        return not node.exists and adopt(node)
+    return False
 
 
 def to_attic(folder: Path, kind: str) -> bool:
@@ -109,15 +116,21 @@ def publish(plan: Plan) -> None:
         for node in plan.of(kind):
             artifact = Artifact.open(node.folder)
             for file in artifact.record["files"]:
-                shutil.copyfile(artifact.path(file), target / file)
+                write_whole(target / file, artifact.path(file).read_bytes())
                 kept.add(target / file)
         if name:
             for stale in set(target.iterdir()) - kept - {target / ".snakemake_timestamp"}:
                 remove(stale)
-    (home / "manifest.json").write_text(
-        json.dumps(_manifest(plan), indent=1, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    manifest = json.dumps(_manifest(plan), indent=1, sort_keys=True) + "\n"
+    write_whole(home / "manifest.json", manifest.encode())
     _publish_times(home, plan)
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Replace a file by one rename: a reader, or a run after a kill, finds the old content or the new."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_bytes(content)
+    part.replace(file)
 
 
 def _manifest(plan: Plan) -> dict[str, Any]:
@@ -155,17 +168,17 @@ def _publish_times(home: Path, plan: Plan) -> None:
     for node in plan.nodes.values():
         file = home / "records" / "benchmarks" / node.kind / f"{node.name}.tsv"
         if file.is_file():
-            times = pd.read_csv(file, sep="\t").iloc[-1]
-            seconds, memory = float(times["s"]), float(times["max_rss"])
-            rows[node.name] = {
-                "kind": node.kind,
-                "artifact": node.name,
-                "seconds": seconds,
-                "max_rss_mb": memory,
-            }
+            with suppress(pd.errors.EmptyDataError, IndexError, KeyError, ValueError):  # killed as it wrote
+                times = pd.read_csv(file, sep="\t").iloc[-1]
+                rows[node.name] = {
+                    "kind": node.kind,
+                    "artifact": node.name,
+                    "seconds": float(times["s"]),
+                    "max_rss_mb": float(times["max_rss"]),
+                }
     if rows:
         table.parent.mkdir(exist_ok=True)
-        pd.DataFrame(rows.values()).to_csv(table, index=False, lineterminator="\n")
+        write_whole(table, pd.DataFrame(rows.values()).to_csv(index=False, lineterminator="\n").encode())
 
 
 def summary(plan: Plan) -> list[tuple[str, int, int]]:
@@ -187,6 +200,6 @@ def collect_claims() -> list[str]:
     if not files:
         raise PrecfmError(f"{RESULTS}: holds no published claims; run `make reproduce` first")
     as_json, as_markdown = merge_claims([file.read_text(encoding="utf-8") for file in files])
-    (RESULTS / "claims.json").write_text(as_json, encoding="utf-8")
-    (RESULTS / "claims.md").write_text(as_markdown, encoding="utf-8")
+    write_whole(RESULTS / "claims.json", as_json.encode())
+    write_whole(RESULTS / "claims.md", as_markdown.encode())
     return [file.parent.name for file in files]

@@ -5,7 +5,7 @@ rule data:
     input:
         parents("data"),
     output:
-        f"{HOME}/data/{{name}}/artifact.json",
+        update(f"{HOME}/data/{{name}}/artifact.json"),
     log:
         f"{RECORDS}/logs/data/{{name}}.log",
     benchmark:

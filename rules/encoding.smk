@@ -5,7 +5,7 @@ rule classifiers:
     input:
         parents("classifiers"),
     output:
-        f"{HOME}/classifiers/{{name}}/artifact.json",
+        update(f"{HOME}/classifiers/{{name}}/artifact.json"),
     log:
         f"{RECORDS}/logs/classifiers/{{name}}.log",
     benchmark:
@@ -28,7 +28,7 @@ rule autoencoders:
     input:
         parents("autoencoders"),
     output:
-        f"{HOME}/autoencoders/{{name}}/artifact.json",
+        update(f"{HOME}/autoencoders/{{name}}/artifact.json"),
     log:
         f"{RECORDS}/logs/autoencoders/{{name}}.log",
     benchmark:
@@ -51,7 +51,7 @@ rule latents:
     input:
         parents("latents"),
     output:
-        f"{HOME}/latents/{{name}}/artifact.json",
+        update(f"{HOME}/latents/{{name}}/artifact.json"),
     log:
         f"{RECORDS}/logs/latents/{{name}}.log",
     benchmark:
@@ -74,7 +74,7 @@ rule features:
     input:
         parents("features"),
     output:
-        f"{HOME}/features/{{name}}/artifact.json",
+        update(f"{HOME}/features/{{name}}/artifact.json"),
     log:
         f"{RECORDS}/logs/features/{{name}}.log",
     benchmark:

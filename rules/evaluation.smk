@@ -5,7 +5,7 @@ rule evaluations:
     input:
         parents("evaluations"),
     output:
-        f"{HOME}/evaluations/{{name}}/artifact.json",
+        update(f"{HOME}/evaluations/{{name}}/artifact.json"),
     log:
         f"{RECORDS}/logs/evaluations/{{name}}.log",
     benchmark:

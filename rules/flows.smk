@@ -5,7 +5,7 @@ rule budgets:
     input:
         parents("budgets"),
     output:
-        f"{HOME}/budgets/{{name}}/artifact.json",
+        update(f"{HOME}/budgets/{{name}}/artifact.json"),
     log:
         f"{RECORDS}/logs/budgets/{{name}}.log",
     benchmark:
@@ -26,7 +26,7 @@ rule recipes:
     input:
         parents("recipes"),
     output:
-        f"{HOME}/recipes/{{name}}/artifact.json",
+        update(f"{HOME}/recipes/{{name}}/artifact.json"),
     log:
         f"{RECORDS}/logs/recipes/{{name}}.log",
     benchmark:
@@ -49,7 +49,7 @@ rule kernels:
     input:
         parents("kernels"),
     output:
-        f"{HOME}/kernels/{{name}}/artifact.json",
+        update(f"{HOME}/kernels/{{name}}/artifact.json"),
     log:
         f"{RECORDS}/logs/kernels/{{name}}.log",
     benchmark:
@@ -70,7 +70,7 @@ rule flows:
     input:
         parents("flows"),
     output:
-        f"{HOME}/flows/{{name}}/artifact.json",
+        update(f"{HOME}/flows/{{name}}/artifact.json"),
     log:
         f"{RECORDS}/logs/flows/{{name}}.log",
     benchmark:
@@ -93,7 +93,7 @@ rule samples:
     input:
         parents("samples"),
     output:
-        f"{HOME}/samples/{{name}}/artifact.json",
+        update(f"{HOME}/samples/{{name}}/artifact.json"),
     log:
         f"{RECORDS}/logs/samples/{{name}}.log",
     benchmark:

@@ -5,7 +5,7 @@ rule decoder_metrics:
     input:
         parents("decoder_metrics"),
     output:
-        f"{HOME}/decoder_metrics/{{name}}/artifact.json",
+        update(f"{HOME}/decoder_metrics/{{name}}/artifact.json"),
     log:
         f"{RECORDS}/logs/decoder_metrics/{{name}}.log",
     benchmark:
@@ -26,7 +26,7 @@ rule preconditioners:
     input:
         parents("preconditioners"),
     output:
-        f"{HOME}/preconditioners/{{name}}/artifact.json",
+        update(f"{HOME}/preconditioners/{{name}}/artifact.json"),
     log:
         f"{RECORDS}/logs/preconditioners/{{name}}.log",
     benchmark:
@@ -49,7 +49,7 @@ rule diagnostics:
     input:
         parents("diagnostics"),
     output:
-        f"{HOME}/diagnostics/{{name}}/artifact.json",
+        update(f"{HOME}/diagnostics/{{name}}/artifact.json"),
     log:
         f"{RECORDS}/logs/diagnostics/{{name}}.log",
     benchmark:

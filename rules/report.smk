@@ -5,7 +5,7 @@ rule frames:
     input:
         parents("frames"),
     output:
-        f"{HOME}/frames/{{name}}/artifact.json",
+        update(f"{HOME}/frames/{{name}}/artifact.json"),
     log:
         f"{RECORDS}/logs/frames/{{name}}.log",
     benchmark:
@@ -26,7 +26,7 @@ rule table_files:
     input:
         parents("table_files"),
     output:
-        f"{HOME}/table_files/{{name}}/artifact.json",
+        update(f"{HOME}/table_files/{{name}}/artifact.json"),
     log:
         f"{RECORDS}/logs/table_files/{{name}}.log",
     benchmark:
@@ -47,7 +47,7 @@ rule figure_files:
     input:
         parents("figure_files"),
     output:
-        f"{HOME}/figure_files/{{name}}/artifact.json",
+        update(f"{HOME}/figure_files/{{name}}/artifact.json"),
     log:
         f"{RECORDS}/logs/figure_files/{{name}}.log",
     benchmark:
@@ -68,7 +68,7 @@ rule verdicts:
     input:
         parents("verdicts"),
     output:
-        f"{HOME}/verdicts/{{name}}/artifact.json",
+        update(f"{HOME}/verdicts/{{name}}/artifact.json"),
     log:
         f"{RECORDS}/logs/verdicts/{{name}}.log",
     benchmark:

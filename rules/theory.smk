@@ -5,7 +5,7 @@ rule theory:
     input:
         parents("theory"),
     output:
-        f"{HOME}/theory/{{name}}/artifact.json",
+        update(f"{HOME}/theory/{{name}}/artifact.json"),
     log:
         f"{RECORDS}/logs/theory/{{name}}.log",
     benchmark:

@@ -3,27 +3,32 @@
 Snakemake with the plan is the only judge of what must run; DVC records what is there, if anything has changed.
 """
 
+import fcntl
 import hashlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
-from filelock import FileLock, Timeout
 
-from precfm.artifacts import RECORD, RESULTS
+from precfm.artifacts import RECORD, RESULTS, Artifact
 from precfm.datasets.manifest import file_sha256
 from precfm.datasets.sources import RAW, SOURCES
 from precfm.errors import PrecfmError
 from precfm.plan import KINDS, Plan, load_plan
-from precfm.store import collect_claims, tidy
+from precfm.store import collect_claims, remove, tidy, write_whole
 
 PARAMS = Path("params.yaml")
+LOCK = Path("dvc.lock")
+LOCKS_BEFORE = RESULTS / ".work" / "ledger"  # the ledger as it was, there while DVC records an experiment
+DVC_TRIES, DVC_PAUSE = 5, 3.0  # seconds; for a `dvc` command that somebody runs meanwhile
 HEADER = "# What the ledger holds; `make reproduce EXPERIMENT=x` adds x when it is first recorded.\n"
 BIN = Path(sys.executable).parent
 
@@ -37,7 +42,8 @@ def main(
 ) -> None:
     """Make an experiment, or one of its kinds, and say where the products are."""
     plan = load_plan(experiment)
-    with alone(experiment):
+    with alone(experiment) as held:
+        mend_after_killed_dvc(plan)
         left, returned = tidy(plan)
         if left or returned:
             print(
@@ -47,32 +53,85 @@ def main(
         if not all((home / name).is_file() for name in ("claims.json", "claims.md", "manifest.json")):
             for stamp in (home / "records").glob("published-*"):
                 stamp.unlink()  # a product was deleted: publish again
-        run_snakemake(plan, target, cores)
+        run_snakemake(plan, target, cores, held)
     if target == "everything":
-        with alone("ledger"):
-            record(plan)
+        with alone("ledger") as held:
+            record(plan, held)
             collect_claims()
         announce(experiment)
 
 
 @contextmanager
-def alone(what: str) -> Iterator[None]:
-    """Let one run at a time work on an experiment, or on the ledger; a second one waits."""
+def alone(what: str) -> Iterator[int]:
+    """Let one run at a time work on an experiment, or on the ledger; a second one waits.
+
+    Yields:
+        The lock's file descriptor. Whoever inherits it holds the lock too, so that Snakemake keeps others away
+        even where the process that started it was killed.
+    """
     folder = RESULTS / ".work" / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"run-{what}.lock")
+    held = os.open(folder / f"run-{what}.lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        print(f"{what}: another run is at work; waiting for it", flush=True)
-        lock.acquire()
-    try:
-        yield
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{what}: another run is at work; waiting for it", flush=True)
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield held
     finally:
-        lock.release()
+        os.close(held)
 
 
-def run_snakemake(plan: Plan, target: str, cores: int) -> None:
+def run_group(command: list[str], environment: dict[str, str], held: int) -> int:
+    """Run a command in a process group of its own until all of the group has ended.
+
+    SIGINT, SIGTERM and SIGHUP interrupt the whole group, jobs included, once; a second one kills it.
+
+    Args:
+        command: what to run.
+        environment: added to this process's.
+        held: the lock that the command holds as long as it lives.
+
+    Returns:
+        The command's exit code; after a signal, this function does not return but says how to go on.
+    """
+    asked: list[int] = []
+    child: subprocess.Popen[bytes] | None = None
+
+    def stop(number: int, _: Any) -> None:
+        asked.append(number)
+        if child is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGINT if len(asked) == 1 else signal.SIGKILL)
+
+    stops = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
+    ]
+    before = {number: signal.signal(number, stop) for number in stops}
+    try:
+        child = subprocess.Popen(command, env={**os.environ, **environment}, process_group=0, pass_fds=[held])
+        if asked:  # before there was a child to tell
+            os.killpg(child.pid, signal.SIGINT)
+        code = child.wait()
+        with suppress(ProcessLookupError):  # jobs of a Snakemake that was killed
+            os.killpg(child.pid, signal.SIGKILL)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        print(
+            "precfm: stopped; what is finished is kept, trainings go on from their last save: "
+            "the same command goes on",
+            file=sys.stderr,
+        )
+        sys.exit(128 + asked[0])
+    return code
+
+
+def run_snakemake(plan: Plan, target: str, cores: int, held: int) -> None:
     """Run Snakemake; if it fails, repeat in one line each what the failed jobs said."""
     records = RESULTS / plan.experiment.name / "records"
     for old in records.glob("logs/*/*.error"):
@@ -83,15 +142,12 @@ def run_snakemake(plan: Plan, target: str, cores: int) -> None:
     }
     command = [str(BIN / "snakemake"), "--workflow-profile", "profiles/default", "--cores", str(cores)]
     command += ["--config", f"experiment={plan.experiment.name}", "--", target]
-    done = subprocess.run(
-        command, env={**os.environ, **threads, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    )
-    if done.returncode:
+    if run_group(command, {**threads, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}, held):
         said = [file.read_text(encoding="utf-8").strip() for file in sorted(records.glob("logs/*/*.error"))]
         sys.exit("\n".join(said) or f"precfm: {plan.experiment.name}: not finished; the same command goes on")
 
 
-def record(plan: Plan) -> None:
+def record(plan: Plan, held: int) -> None:
     """Let DVC record and store the artifacts, unless nothing has changed since it last did.
 
     The experiment and its sources are listed in params.yaml first.
@@ -107,13 +163,57 @@ def record(plan: Plan) -> None:
         "sources": sorted({*held["sources"], *(name for name in sources if (RAW / name).is_dir())}),
     }
     if wanted != held:
-        PARAMS.write_text(HEADER + yaml.safe_dump(wanted, default_flow_style=None), encoding="utf-8")
+        write_whole(PARAMS, (HEADER + yaml.safe_dump(wanted, default_flow_style=None)).encode())
     stages = [f"{kind}@{experiment.name}" for kind in (*KINDS, "publish")]
     stages += [f"raw@{name}" for name in sorted(sources) if (RAW / name).is_dir()]
     dvc = [str(BIN / "dvc"), "commit", "--quiet", "--force", *stages]
-    if subprocess.run(dvc, env={**os.environ, "DVC_NO_ANALYTICS": "1"}).returncode:
-        sys.exit(f"precfm: {experiment.name}: everything is made, but DVC could not record it (see above)")
-    stamp.write_text(ledger_state(plan), encoding="utf-8")
+    before = LOCKS_BEFORE / experiment.name
+    before.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(before, LOCK.read_bytes() if LOCK.is_file() else b"")
+    for attempt in range(DVC_TRIES):
+        if attempt:
+            time.sleep(DVC_PAUSE)
+        if not run_group(dvc, {"DVC_NO_ANALYTICS": "1"}, held):
+            break
+    else:
+        sys.exit(
+            f"precfm: {experiment.name}: everything is made, but DVC could not record it (see above); "
+            "the same command tries again"
+        )
+    before.unlink()
+    write_whole(stamp, ledger_state(plan).encode())
+
+
+def mend_after_killed_dvc(plan: Plan) -> None:
+    """Undo what a DVC that was killed while it recorded may have left: a cut ledger, files between two places.
+
+    Artifacts whose files are not as their record says are removed, so that this run makes them again.
+    """
+    for before in sorted(LOCKS_BEFORE.glob("[!.]*")):
+        kept = before.read_bytes()
+        try:
+            lost = _entries(kept) - _entries(LOCK.read_bytes() if LOCK.is_file() else b"")
+        except (ValueError, TypeError, AttributeError, yaml.YAMLError):
+            lost = {"all"}
+        if lost and kept:
+            write_whole(LOCK, kept)
+        elif lost:
+            LOCK.unlink()
+    if not (LOCKS_BEFORE / plan.experiment.name).is_file():
+        return
+    for node in plan.nodes.values():
+        try:
+            if node.exists:
+                Artifact.open(node.folder).verified()
+        except PrecfmError as error:
+            print(f"{node.id}: made again ({error})")
+            remove(node.folder)
+
+
+def _entries(lock: bytes) -> set[str]:
+    """The stages in the text of a ledger, each with its fields; an error where the text breaks off."""
+    stages = yaml.safe_load(lock)["stages"] if lock else {}
+    return {f"{stage} {field}" for stage, fields in stages.items() for field in fields}
 
 
 def ledger_state(plan: Plan) -> str:
