@@ -156,13 +156,13 @@ def record(plan: Plan, held: int) -> None:
     stamp = RESULTS / experiment.name / "records" / "ledger"
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == ledger_state(plan):
         return
-    held = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+    listed = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
     sources = {dataset.source_name for dataset in experiment.datasets.values()}
     wanted = {
-        "experiments": sorted({*held["experiments"], experiment.name}),
-        "sources": sorted({*held["sources"], *(name for name in sources if (RAW / name).is_dir())}),
+        "experiments": sorted({*listed["experiments"], experiment.name}),
+        "sources": sorted({*listed["sources"], *(name for name in sources if (RAW / name).is_dir())}),
     }
-    if wanted != held:
+    if wanted != listed:
         write_whole(PARAMS, (HEADER + yaml.safe_dump(wanted, default_flow_style=None)).encode())
     stages = [f"{kind}@{experiment.name}" for kind in (*KINDS, "publish")]
     stages += [f"raw@{name}" for name in sorted(sources) if (RAW / name).is_dir()]
