@@ -14,9 +14,9 @@ from typing import Any
 
 from precfm.against import compare, published_here, published_in
 from precfm.artifacts import ON_DEVICE, RECORD, RESULTS, Node, record_checksum
-from precfm.config import CONFIG_FOLDER
 from precfm.datasets.manifest import file_sha256
 from precfm.errors import PrecfmError
+from precfm.experiments import CONFIG_FOLDER
 from precfm.findings import Report, counted
 from precfm.plan import KINDS, Plan, load_plan
 from precfm.store import PRODUCTS

@@ -229,6 +229,28 @@ def audit(
         raise typer.Exit(1)
 
 
+@app.command()
+def why(
+    target: Annotated[str, typer.Argument(help="FILE, FILE:ROW or FILE:ROW,COLUMN below results/.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the lineage as JSON.")] = False,
+    crate: Annotated[
+        Path | None, typer.Option(help="Write it as a Workflow Run RO-Crate into this new folder, too.")
+    ] = None,
+) -> None:
+    """Tell where a file or a number comes from: artifacts, code, parameters, seeds, sources."""
+    import json
+
+    from precfm.lineage import lineage, tree
+
+    traced = lineage(target)
+    typer.echo(json.dumps(traced.to_json(), indent=1) if as_json else "\n".join(tree(traced)))
+    if crate is not None:
+        from precfm.crate import write_crate
+
+        write_crate(traced, crate)
+        typer.echo(f"{crate}: written", err=True)
+
+
 @data_app.command("fetch")
 def fetch_data(name: Annotated[str, typer.Argument(help="A source in data/sources.yaml.")]) -> None:
     """Bring the raw files of a source to data/raw/NAME and check them."""
