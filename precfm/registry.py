@@ -23,6 +23,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "decoder_metric": "precfm.preconditioners.decoder_metric:DecoderMetric",
         "projection": "precfm.preconditioners.projection:Projection",
         "composition": "precfm.preconditioners.composition:Composition",
+        "auto": "precfm.preconditioners.auto:Auto",
     },
     "models": {
         "mlp": "precfm.models.mlp:MLPVelocity",
@@ -65,6 +66,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "metrics_vs_steps": "precfm.report.figures.metrics_vs_steps:draw",
         "recovery": "precfm.report.figures.recovery:draw",
         "sample_grids": "precfm.report.figures.sample_grids:draw",
+        "time_to_quality": "precfm.report.figures.time_to_quality:draw",
+        "predictors": "precfm.report.figures.predictors:draw",
         "descent_curves": "precfm.theory.figures:descent_curves",
         "steps_against_kappa": "precfm.theory.figures:steps_against_kappa",
         "residual_bound": "precfm.theory.figures:residual_bound",
@@ -81,6 +84,10 @@ REGISTRY: dict[str, dict[str, str]] = {
         "conditioning": "precfm.report.tables.conditioning:build",
         "recovery": "precfm.report.tables.recovery:build",
         "training": "precfm.report.tables.training:build",
+        "methods": "precfm.report.tables.methods:build",
+        "time_to_quality": "precfm.report.tables.time_to_quality:build",
+        "plateaus": "precfm.report.tables.plateaus:build",
+        "predictors": "precfm.report.tables.predictors:build",
         "theory": "precfm.report.tables.theory:build",
     },
 }

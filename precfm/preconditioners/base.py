@@ -304,7 +304,7 @@ class Preconditioner(nn.Module, ABC):
                 f"{self._name}: labels have shape {tuple(labels.shape)} and dtype {labels.dtype}, "
                 f"but integers of shape ({rows},) are needed, one per row"
             )
-        return labels.to(self.anchor.device, torch.int64)
+        return labels.to(self.anchor.device, torch.int64).contiguous()
 
     def _positions(self, labels: Tensor | None, rows: int) -> Tensor | None:
         """Position of each label in `self.classes`, shape (rows,), or None where labels are not needed."""
