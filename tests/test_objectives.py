@@ -265,6 +265,7 @@ def test_kappa_directed_times_follow_the_stated_density(path: ProbabilityPath, k
     assert result.pvalue > 0.01
     assert times.dtype == torch.float32
     assert bool(((times >= 0) & (times <= 1)).all())
+    assert len(times.unique()) > 19_000  # between the points of the grid, too
     assert (kstest(times.double().numpy(), "uniform").pvalue > 0.01) == (kappa == 1.0)
 
 
