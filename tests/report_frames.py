@@ -41,6 +41,8 @@ def frames(
         "path_conditioning": path_conditioning(rng, seeds, methods, dataset),
         "recovery": recovery(rng, seeds, methods, dataset),
         "preconditioners": preconditioners(rng, seeds, methods, dataset),
+        "budgets": budgets(seeds, methods, dataset),
+        "predictors": predictors(methods, dataset),
         "history": pd.DataFrame(columns=list(COLUMNS["history"])),
     }
 
@@ -251,6 +253,26 @@ def preconditioners(rng, seeds, methods, dataset) -> pd.DataFrame:
                 )
             )
     return pd.DataFrame(rows, columns=list(COLUMNS["preconditioners"]))
+
+
+def budgets(seeds, methods, dataset) -> pd.DataFrame:
+    rows = []
+    for method in methods:
+        learned = method in LEARNED
+        for seed in range(seeds):
+            about = (150_000, 120_000 if learned else 272 * (method != "none"), 1e9)
+            fit = (3e11 + 1e9 * seed, 2e5) if learned else (1e7 * (method != "none"), 512)
+            matched = (300, 5300 + seed) if learned else (np.nan, np.nan)
+            rows.append((dataset, method, seed, *about, *fit, STEPS[-1], *matched))
+    return pd.DataFrame(rows, columns=list(COLUMNS["budgets"]))
+
+
+def predictors(methods, dataset) -> pd.DataFrame:
+    rows = []
+    for method in methods:
+        steps = 2e4 * np.exp(8 * gain(method) + 0.1 * len(method))
+        rows.append((dataset, method, 0, 4e3, 120.0, 0.6, steps, 0.05))
+    return pd.DataFrame(rows, columns=list(COLUMNS["predictors"]))
 
 
 def images(

@@ -96,13 +96,13 @@ class RankCorrelationStatistic(_Effect):
     Of the means over seeds, since seeds of one method are no independent observations of its quality.
 
     Attributes:
-        predictor: column of `preconditioners`.
+        predictor: one of `precfm.report.predictors.PREDICTORS`; an experiment without its frame has no effect.
         metric: as in the records.
         spaces: all count.
     """
 
     kind: Literal["rank_correlation"]
-    predictor: str
+    predictor: Literal["residual_condition_number", "path_log_condition_number", "predicted_steps"]
     metric: str
     spaces: Names
 

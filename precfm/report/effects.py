@@ -4,10 +4,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
-from precfm.errors import PrecfmError
 from precfm.report.claims import (
     Claim,
     LateSlopeStatistic,
@@ -17,15 +15,13 @@ from precfm.report.claims import (
     Statistic,
     TheoryStatistic,
 )
-from precfm.report.selection import ALL, PROTOCOL, Frames, at_final, frame, pair, per_seed
-from precfm.report.statistics import Estimate, rank_correlation, slope, t_estimate
-from precfm.report.vocabulary import FLOOR, is_flow, split_matched
+from precfm.report.predictors import RANKED_METHODS, beside_results
+from precfm.report.selection import ALL, RECORD_KEYS, Frames, frame, late_slopes, logarithms, pair, per_seed
+from precfm.report.statistics import Estimate, rank_correlation, t_estimate
+from precfm.report.vocabulary import FLOOR
 
-LATE_CHECKPOINTS = 3
-RANKED_METHODS = 8
 EXACT = "exact: no randomness"
 NO_HEADROOM = "no headroom above the floor"
-_RECORD_KEYS = ["dataset", "metric", "space", *PROTOCOL]
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,7 @@ def _headroom_note(
         floor = floor[floor[column] == named[column]]
     if floor.empty:
         return ""
-    room = baseline - float(_logarithms(floor["value"], statistic.metric).mean())
+    room = baseline - float(logarithms(floor["value"], statistic.metric).mean())
     return NO_HEADROOM if room < statistic.smallest_effect else ""
 
 
@@ -134,10 +130,10 @@ def _pairs(
     values = _chosen(per_seed(frame(frames, "records")), statistic)
     values = values[values["method"].isin([method, baseline])]
     if isinstance(statistic, LateSlopeStatistic):
-        values = _late_slopes(values, statistic)
+        values = late_slopes(values, RECORD_KEYS, statistic.late_from)
     elif statistic.effect == "log_ratio":
-        values = values.assign(value=_logarithms(values["value"], statistic.metric))
-    return pair(values, method, baseline, _RECORD_KEYS), _RECORD_KEYS
+        values = values.assign(value=logarithms(values["value"], statistic.metric))
+    return pair(values, method, baseline, RECORD_KEYS), RECORD_KEYS
 
 
 def _chosen(
@@ -146,18 +142,11 @@ def _chosen(
     return values[(values["metric"] == statistic.metric) & values["space"].isin(statistic.spaces)]
 
 
-def _logarithms(values: pd.Series, what: str) -> pd.Series:
-    numbers = values.astype(float)
-    if (numbers <= 0).any():
-        raise PrecfmError(f"{what} is {numbers.min():g}; its logarithm needs positive values")
-    return numbers.map(math.log)
-
-
 def _mean_on_path(paths: pd.DataFrame, statistic: PathStatistic) -> pd.DataFrame:
     """Mean over the times of each run: dataset, method, seed, artifact, value; of several classes the worst."""
     chosen = paths[(paths["scope"] == ALL) == (statistic.scope == "all")]
     if statistic.quantity == "log_condition_number":
-        chosen = chosen.assign(value=_logarithms(chosen["condition_number"], "a condition number"))
+        chosen = chosen.assign(value=logarithms(chosen["condition_number"], "a condition number"))
     else:
         chosen = chosen.assign(value=chosen["effective_rank"].astype(float))
     keys = ["dataset", "method", "seed", "artifact"]
@@ -166,40 +155,13 @@ def _mean_on_path(paths: pd.DataFrame, statistic: PathStatistic) -> pd.DataFrame
     return worst.reset_index()
 
 
-def _late_slopes(values: pd.DataFrame, statistic: LateSlopeStatistic) -> pd.DataFrame:
-    """Slope of ln(metric) per decade of steps for each seed, over the checkpoints that both methods share."""
-    rows = []
-    for _, group in values.groupby(_RECORD_KEYS, sort=True):
-        runs = len(group[["method", "seed"]].drop_duplicates())
-        reached = group.groupby("step").size()
-        shared = [step for step in reached[reached == runs].index if step > 0]
-        late = [step for step in shared if step >= statistic.late_from * max(shared)]
-        if len(late) < LATE_CHECKPOINTS:
-            continue
-        for _, run in group[group["step"].isin(late)].groupby(["method", "seed"]):
-            fitted = slope(np.log10(run["step"].astype(float)), _logarithms(run["value"], statistic.metric))
-            rows.append({**run.iloc[0].drop("step").to_dict(), "value": fitted})
-    return pd.DataFrame(rows, columns=[column for column in values.columns if column != "step"])
-
-
 def _rank_correlations(statistic: RankCorrelationStatistic, frames: Frames) -> Iterator[Effect]:
-    fitted = frame(frames, "preconditioners")
-    if statistic.predictor not in fitted.columns:
-        known = ", ".join(map(str, fitted.columns))
-        raise PrecfmError(
-            f"claims: predictor '{statistic.predictor}' is no column of preconditioners ({known})"
-        )
-    quality = fitted[["dataset", "method", "seed", statistic.predictor]]
-    values = at_final(_chosen(per_seed(frame(frames, "records")), statistic))
-    own = values["method"].map(lambda method: is_flow(method) and not split_matched(method)[1])
-    both = values[own.astype(bool)].merge(quality, on=["dataset", "method", "seed"])
-    for key, group in both.groupby(_RECORD_KEYS, sort=True):
+    values = _chosen(per_seed(frame(frames, "records")), statistic)
+    both = beside_results(values, frames, [statistic.predictor])
+    for key, group in both.groupby(RECORD_KEYS, sort=True):
         dataset, _, space, *_ = key
-        if group["method"].nunique() >= RANKED_METHODS:
-            logs = _logarithms(group[statistic.predictor], statistic.predictor)
-            means = group.assign(quality=logs).groupby("method")[["quality", "value"]].mean()
-            # Without their last digits, so that equal qualities tie instead of being ranked by rounding errors.
-            estimate = rank_correlation(means["quality"].round(9), means["value"])
+        if len(group) >= RANKED_METHODS:
+            estimate = rank_correlation(group[statistic.predictor], group["value"])
             yield Effect(statistic, estimate, _name(statistic, str(space)), str(dataset))
 
 

@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
 
 from precfm.report.statistics import Estimate
+from precfm.report.vocabulary import is_flow, method_label
 
 MISSING = "–"
 
@@ -145,6 +146,44 @@ def estimates_of(rows: pd.DataFrame) -> list[Estimate]:
     return [Estimate(value, low, high, int(n)) for value, low, high, n in zip(*columns, strict=True)]
 
 
+def method_cells(
+    methods: Sequence[str],
+    columns: Mapping[str, Mapping[str, str]],
+    label: Callable[[str], str] = method_label,
+) -> pd.DataFrame:
+    """The cells of a block with one row per method; a dash where a column has no text for it.
+
+    Args:
+        methods: in the order of the rows.
+        columns: by heading, the texts by method.
+        label: how a method is written.
+
+    Example:
+        >>> method_cells(["none", "scalar"], {"steps": {"none": "10"}}).values.tolist()
+        [['none', '10'], ['scalar', '–']]
+    """
+    rows = [
+        {"method": label(method), **{head: texts.get(method, MISSING) for head, texts in columns.items()}}
+        for method in methods
+    ]
+    return pd.DataFrame(rows, columns=["method", *columns])
+
+
+def steps_and_seeds(rows: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """The columns `steps` and `seeds` of `method_cells`; what is no trained flow has no steps.
+
+    Args:
+        rows: of a tidy table, with columns method, step and n.
+    """
+    about = rows.groupby("method")[["step", "n"]].max()
+    methods = [str(method) for method in about.index]
+    steps = [
+        count_text(step) if is_flow(m) else MISSING for m, step in zip(methods, about["step"], strict=True)
+    ]
+    seeds = [str(n) for n in about["n"]]
+    return {"steps": dict(zip(methods, steps, strict=True)), "seeds": dict(zip(methods, seeds, strict=True))}
+
+
 def interval_text(low: float, high: float) -> str:
     """An interval in brackets; a dash if there is none."""
     return MISSING if math.isnan(low) or math.isnan(high) else f"[{number_text(low)}, {number_text(high)}]"
@@ -211,6 +250,7 @@ _LATEX = {
     "−": "$-$",
     "–": "--",
     "∞": r"$\infty$",
+    "≤": r"$\leq$",
     "→": r"$\to$",
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",

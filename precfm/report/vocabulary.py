@@ -9,7 +9,16 @@ ALONE = "alone:"
 MATCHED = {"-P": "same parameters", "-F": "same training FLOPs"}
 
 # The order of every table and legend: from no preconditioning to the most expressive one.
-_METHOD_ORDER = ("none", "scalar", "per_channel", "whitening", "class_whitening", "normalizing_flow")
+_METHOD_ORDER = (
+    "none",
+    "scalar",
+    "per_channel",
+    "whitening",
+    "class_whitening",
+    "normalizing_flow",
+    "low_capacity_flow",
+    "gaussian_skip",
+)
 _METHOD_LABELS = {
     "none": "none",
     "scalar": "scalar",
@@ -17,6 +26,8 @@ _METHOD_LABELS = {
     "whitening": "whitening",
     "class_whitening": "class whitening",
     "normalizing_flow": "normalizing flow",
+    "low_capacity_flow": "low-capacity flow",
+    "gaussian_skip": "Gaussian skip",
 }
 
 

@@ -9,6 +9,7 @@ from precfm.report.figures.style import (
     FLOOR_ENTRY,
     FLOOR_LINE,
     REFERENCE,
+    SPAN_FOR_LOG,
     Drawing,
     Images,
     MethodStyle,
@@ -34,7 +35,6 @@ from precfm.report.vocabulary import (
 )
 
 COLUMNS = 3
-SPAN_FOR_LOG = 8.0  # a metric that falls by more is drawn on a log axis
 
 
 @published

@@ -30,6 +30,7 @@ R = TypeVar("R")
 
 WIDTH = 6.75  # inches: the text width of a two-column paper
 BAND_FROM = 3  # seeds
+SPAN_FOR_LOG = 8.0  # a metric that falls by more is drawn on a log axis
 INK = "#262626"
 REFERENCE = "#8a8a8a"  # floors, targets, held-out data
 
@@ -100,11 +101,12 @@ def method_styles(frames: Frames) -> dict[str, MethodStyle]:
     others = [base for base in in_order(split_matched(m)[0] for m in methods) if base not in _COLOURS]
     for method in in_order(methods):
         base, suffix = split_matched(method)
-        place = others.index(base) % len(_SPARE_COLOURS) if base in others else 0
+        place = others.index(base) if base in others else 0
+        turn, colour = divmod(place, len(_SPARE_COLOURS))  # where colours repeat, the marks differ
         styles[method] = MethodStyle(
             method_label(method),
-            _COLOURS.get(base, _SPARE_COLOURS[place]),
-            _MARKS.get(base, _SPARE_MARKS[place]),
+            _COLOURS.get(base, _SPARE_COLOURS[colour]),
+            _MARKS.get(base, _SPARE_MARKS[(colour + turn) % len(_SPARE_MARKS)]),
             _DASHES[suffix],
         )
     return styles
@@ -189,8 +191,10 @@ def panels(
 
 
 def letter(ax: Axes, position: int, text: str) -> None:
-    """Title of a panel with its letter: (a), (b), ..."""
-    ax.set_title(f"({chr(ord('a') + position)})  {text}")
+    """Title of a panel with its letter: (a) to (z), then (aa), (ab), ..."""
+    turn, place = divmod(position, 26)
+    first = chr(ord("a") + turn - 1) if turn else ""
+    ax.set_title(f"({first}{chr(ord('a') + place)})  {text}")
 
 
 def curve(

@@ -7,16 +7,15 @@ import numpy as np
 import pandas as pd
 
 from precfm.report.formatting import (
-    MISSING,
     Block,
     Table,
     count_text,
     estimate_texts,
     estimates_of,
+    method_cells,
     number_text,
 )
-from precfm.report.selection import ALL, Frames, LeftOutError, frame, one_per_artifact
-from precfm.report.statistics import geometric_estimate, t_estimate
+from precfm.report.selection import ALL, Frames, LeftOutError, frame, one_per_artifact, summarised
 from precfm.report.vocabulary import in_order, method_label
 
 DATA = "data"  # the row before any preconditioner
@@ -57,22 +56,8 @@ def tidy(frames: Frames) -> pd.DataFrame:
     )
     if values.empty:
         raise LeftOutError("this experiment has no rows of spectra, path conditioning or preconditioners")
-    rows = []
-    for (dataset, method, quantity), group in values.groupby(["dataset", "method", "quantity"], sort=True):
-        logarithmic = _QUANTITIES[str(quantity)][1]
-        estimate = (geometric_estimate if logarithmic else t_estimate)(group["value"])
-        rows.append(
-            {
-                "dataset": dataset,
-                "method": method,
-                "quantity": quantity,
-                "value": estimate.value,
-                "low": estimate.low,
-                "high": estimate.high,
-                "n": estimate.n,
-            }
-        )
-    return pd.DataFrame(rows)
+    keys = ["dataset", "method", "quantity"]
+    return summarised(values, keys, lambda group: _QUANTITIES[str(group["quantity"])][1])
 
 
 def _long(rows: Iterable[tuple[object, ...]]) -> pd.DataFrame:
@@ -128,14 +113,10 @@ def build(frames: Frames) -> Table:
         }
         methods = set(of_dataset["method"])
         order = [DATA] * (DATA in methods) + in_order(methods - {DATA})
-        lines = [
-            {
-                "method": "data, before" if method == DATA else method_label(method),
-                **{head: column.get(method, MISSING) for head, column in columns.items()},
-            }
-            for method in order
-        ]
-        blocks.append(Block(str(dataset), pd.DataFrame(lines)))
+        cells = method_cells(
+            order, columns, lambda method: "data, before" if method == DATA else method_label(method)
+        )
+        blocks.append(Block(str(dataset), cells))
     fits = int(data["n"].max())
     caption = (
         "The space in which each method's flow is trained, against the data before any preconditioner: "

@@ -5,21 +5,20 @@ from collections.abc import Iterable
 import pandas as pd
 
 from precfm.report.formatting import (
-    MISSING,
     Block,
     Table,
     count_text,
     estimate_texts,
     estimates_of,
+    method_cells,
     seeds_text,
+    steps_and_seeds,
 )
-from precfm.report.selection import NO_EXTRACTOR, PROTOCOL, Frames, at_final, needed, per_seed
-from precfm.report.statistics import geometric_estimate, t_estimate
+from precfm.report.selection import NO_EXTRACTOR, PROTOCOL, Frames, at_final, needed, per_seed, summarised
 from precfm.report.vocabulary import (
     FLOOR,
     in_order,
     is_flow,
-    method_label,
     metric_text,
     metrics_in_order,
     space_label,
@@ -45,17 +44,11 @@ def tidy(frames: Frames) -> pd.DataFrame:
 
 def summarise(values: pd.DataFrame) -> pd.DataFrame:
     """Mean and interval over seeds of one value per seed; ratios are averaged on the log scale."""
-    keys = ["dataset", "method", "step", "metric", "space", *PROTOCOL]
-    rows = []
-    for key, group in values.groupby(keys, sort=True):
-        named = dict(zip(keys, key, strict=True))
-        multiplicative = metric_text(str(named["metric"])).multiplicative
-        estimate = (geometric_estimate if multiplicative else t_estimate)(group["value"])
-        rows.append(
-            {**named, "value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
-        )
-    front = ["dataset", "method", "step", "metric", "space", "value", "low", "high", "n"]
-    return pd.DataFrame(rows, columns=[*front, *PROTOCOL])
+    keys = ["dataset", "method", "step", "metric", "space"]
+    found = summarised(
+        values, [*keys, *PROTOCOL], lambda group: metric_text(str(group["metric"])).multiplicative
+    )
+    return found[[*keys, "value", "low", "high", "n", *PROTOCOL]]
 
 
 def build(frames: Frames) -> Table:
@@ -83,29 +76,19 @@ def build(frames: Frames) -> Table:
 
 
 def _block(dataset: str, space: str, rows: pd.DataFrame) -> Block:
-    methods = in_order(rows["method"])
-    columns: dict[str, dict[str, list[str]]] = {}
+    columns = steps_and_seeds(rows)
     for metric in metrics_in_order(rows["metric"]):
         text, of_metric = metric_text(metric), rows[rows["metric"] == metric]
-        cells = estimate_texts(estimates_of(of_metric), multiplicative=text.multiplicative)
+        texts = estimate_texts(estimates_of(of_metric), multiplicative=text.multiplicative)
         column = columns.setdefault(text.head, {})
-        for method, cell in zip(of_metric["method"], cells, strict=True):
-            column.setdefault(method, []).append(cell)
-    lines = []
-    for method in methods:
-        of_method = rows[rows["method"] == method]
-        line = {
-            "method": method_label(method),
-            "steps": count_text(of_method["step"].max()) if is_flow(method) else MISSING,
-            "seeds": str(int(of_method["n"].max())),
-        }
-        line |= {head: " / ".join(column.get(method, [MISSING])) for head, column in columns.items()}
-        lines.append(line)
-    return Block(f"{dataset}: {space_label(space)}", pd.DataFrame(lines), _protocol(rows))
+        for method, cell in zip(of_metric["method"], texts, strict=True):
+            column[method] = f"{column[method]} / {cell}" if method in column else cell
+    cells = method_cells(in_order(rows["method"]), columns)
+    return Block(f"{dataset}: {space_label(space)}", cells, protocol_text(rows))
 
 
-def _protocol(rows: pd.DataFrame) -> str:
-    """The protocol of a block in words; where rows differ, which row has which."""
+def protocol_text(rows: pd.DataFrame) -> str:
+    """The protocol of rows with one extractor in words; where rows differ, which row has which."""
     flows = rows[rows["method"].map(is_flow)]
     main = flows if len(flows) else rows
     text = (

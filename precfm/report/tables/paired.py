@@ -12,7 +12,7 @@ from precfm.report.formatting import (
     p_text,
     seeds_text,
 )
-from precfm.report.selection import PROTOCOL, Frames, LeftOutError, needed, pair, per_seed
+from precfm.report.selection import PROTOCOL, RECORD_KEYS, Frames, LeftOutError, needed, pair, per_seed
 from precfm.report.statistics import INDICATIVE_BELOW, holm, smallest_resolvable, t_estimate
 from precfm.report.tables.metrics import extractor_text
 from precfm.report.vocabulary import (
@@ -26,7 +26,6 @@ from precfm.report.vocabulary import (
 )
 
 BASELINE = "none"
-_KEYS = ["dataset", "metric", "space", *PROTOCOL]
 
 
 def tidy(frames: Frames) -> pd.DataFrame:
@@ -53,12 +52,12 @@ def tidy(frames: Frames) -> pd.DataFrame:
     for method in in_order(values["method"]):
         if method == BASELINE:
             continue
-        for key, group in pair(values, method, BASELINE, _KEYS).groupby(_KEYS, sort=True):
+        for key, group in pair(values, method, BASELINE, RECORD_KEYS).groupby(RECORD_KEYS, sort=True):
             differences = group["value"] - group["value_baseline"]
             estimate = t_estimate(differences)
             rows.append(
                 {
-                    **dict(zip(_KEYS, key, strict=True)),
+                    **dict(zip(RECORD_KEYS, key, strict=True)),
                     "method": method,
                     "baseline": BASELINE,
                     "step": int(group["step"].max()),

@@ -4,17 +4,16 @@ import numpy as np
 import pandas as pd
 
 from precfm.report.formatting import (
-    MISSING,
     Block,
     Table,
-    count_text,
     estimate_texts,
     estimates_of,
+    method_cells,
     seeds_text,
+    steps_and_seeds,
 )
-from precfm.report.selection import Frames, at_final, lowest_quartile_count, needed
-from precfm.report.statistics import geometric_estimate, t_estimate
-from precfm.report.vocabulary import in_order, is_flow, method_label
+from precfm.report.selection import Frames, at_final, lowest_quartile_count, needed, summarised
+from precfm.report.vocabulary import in_order, is_flow
 
 # Quantity: (heading, is it averaged on the log scale).
 _QUANTITIES = {
@@ -37,24 +36,10 @@ def tidy(frames: Frames) -> pd.DataFrame:
     Raises:
         LeftOutError: there are no rows of recovery.
     """
-    rows = []
     values = per_seed_recovery(at_final(needed(frames, "recovery")))
-    for (dataset, method, step), group in values.groupby(["dataset", "method", "step"], sort=True):
-        for quantity, (_, logarithmic) in _QUANTITIES.items():
-            estimate = (geometric_estimate if logarithmic else t_estimate)(group[quantity])
-            rows.append(
-                {
-                    "dataset": dataset,
-                    "method": method,
-                    "step": step,
-                    "quantity": quantity,
-                    "value": estimate.value,
-                    "low": estimate.low,
-                    "high": estimate.high,
-                    "n": estimate.n,
-                }
-            )
-    return pd.DataFrame(rows)
+    keys = ["dataset", "method", "step"]
+    long = values.melt([*keys, "seed"], list(_QUANTITIES), "quantity", "value")
+    return summarised(long, [*keys, "quantity"], lambda group: _QUANTITIES[str(group["quantity"])][1])
 
 
 def per_seed_recovery(recovery: pd.DataFrame) -> pd.DataFrame:
@@ -89,22 +74,12 @@ def build(frames: Frames) -> Table:
     blocks = []
     for dataset in sorted(data["dataset"].unique()):
         of_dataset = data[data["dataset"] == dataset]
-        columns = {}
+        columns = steps_and_seeds(of_dataset)
         for quantity, (head, logarithmic) in _QUANTITIES.items():
             rows = of_dataset[of_dataset["quantity"] == quantity]
             texts = estimate_texts(estimates_of(rows), multiplicative=logarithmic)
             columns[head] = dict(zip(rows["method"], texts, strict=True))
-        about = of_dataset.drop_duplicates("method").set_index("method")
-        lines = [
-            {
-                "method": method_label(method),
-                "steps": count_text(about["step"][method]) if is_flow(method) else MISSING,
-                "seeds": str(about["n"][method]),
-                **{head: column[method] for head, column in columns.items()},
-            }
-            for method in in_order(about.index)
-        ]
-        blocks.append(Block(str(dataset), pd.DataFrame(lines)))
+        blocks.append(Block(str(dataset), method_cells(in_order(of_dataset["method"]), columns)))
     flows = data[data["method"].map(is_flow)]
     caption = (
         "Variance of the samples over variance of the reference along each eigenvector of the reference "

@@ -1,0 +1,58 @@
+"""Figure: what is known of a method before training against the Fréchet distance it ends at."""
+
+import numpy as np
+
+from precfm.report.correlations import spearman
+from precfm.report.figures.style import Drawing, Images, legend, letter, method_styles, panels, published
+from precfm.report.formatting import number_text
+from precfm.report.predictors import PREDICTORS
+from precfm.report.selection import RECORD_KEYS, Frames
+from precfm.report.tables.predictors import METRIC, ranked
+from precfm.report.vocabulary import in_order, metric_text, space_label
+
+_AXES = {
+    "residual_condition_number": "residual $\\kappa$",
+    "path_log_condition_number": "mean $\\ln\\,\\kappa(\\Sigma_t)$",
+    "predicted_steps": "predicted steps",
+}
+_LOG = ("residual_condition_number", "predicted_steps")
+
+
+@published
+def draw(frames: Frames, images: Images) -> Drawing:
+    """One row of panels per setting and classifier, one panel per predictor, one mark per method.
+
+    Args:
+        frames: see `precfm.report.tables.predictors.ranked`.
+        images: not used here.
+
+    Raises:
+        LeftOutError: no setting has enough methods with all predictors.
+    """
+    rows = ranked(frames)
+    groups, styles = list(rows.groupby(RECORD_KEYS, sort=True)), method_styles(frames)
+    figure, axes = panels(len(groups), len(PREDICTORS), height=2.0, sharey="row")
+    several = rows["dataset"].nunique() > 1
+    for position, ax in enumerate(axes.flat):
+        key, group = groups[position // len(PREDICTORS)]
+        predictor = list(PREDICTORS)[position % len(PREDICTORS)]
+        named = dict[str, str](zip(RECORD_KEYS, map(str, key), strict=True))
+        for method, x, y in zip(group["method"], group[predictor], group["value"], strict=True):
+            if np.isfinite(x) and (x > 0 or predictor not in _LOG):
+                ax.plot([x], [y], **styles[method].line(linestyle="none", markersize=5))
+        if predictor in _LOG:
+            ax.set_xscale("log")
+        ax.set_xlabel(_AXES[predictor])
+        where = space_label(named["space"]) + (f", {named['dataset']}" if several else "")
+        ax.set_ylabel(metric_text(METRIC).head if position % len(PREDICTORS) == 0 else "")
+        correlation = number_text(spearman(group[predictor], group["value"]), digits=2)
+        letter(ax, position, f"{where}: " * (position % len(PREDICTORS) == 0) + f"$\\rho$ = {correlation}")
+    legend(figure, [styles[method] for method in in_order(rows["method"])])
+    caption = (
+        "Final Fréchet distance of each method (mean over seeds) against what is known before its flow is trained: "
+        "condition number of the data after the preconditioner, mean of ln κ(Σₜ) along the path, and the steps that "
+        "the tangent kernel of the untrained flow predicts until the residual is below an absolute threshold in the "
+        "data; ρ: Spearman's rank correlation over methods. A method that is predicted to need no steps, or never to "
+        "get there, counts in ρ and has no mark. Intervals and partial correlations: table predictors."
+    )
+    return Drawing(figure, caption)

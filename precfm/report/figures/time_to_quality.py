@@ -1,0 +1,89 @@
+"""Figure: the Fréchet distance against the training FLOPs of a run, the fit of its preconditioner included."""
+
+import pandas as pd
+
+from precfm.report.figures.style import (
+    FLOOR_ENTRY,
+    FLOOR_LINE,
+    REFERENCE,
+    SPAN_FOR_LOG,
+    Drawing,
+    Images,
+    curve,
+    fit_to_means,
+    legend,
+    letter,
+    method_styles,
+    panels,
+    plain_log_ticks,
+    published,
+    spread_text,
+)
+from precfm.report.selection import RECORD_KEYS, Frames, at_final, needed, per_seed
+from precfm.report.tables.time_to_quality import METRIC, baseline_of, curves
+from precfm.report.vocabulary import FLOOR, in_order, method_label, metric_text, space_label
+
+COLUMNS = 2
+_TARGET = {"color": REFERENCE, "linestyle": ":", "linewidth": 0.9}
+
+
+@published
+def draw(frames: Frames, images: Images) -> Drawing:
+    """One panel per setting and classifier, one line per method.
+
+    Args:
+        frames: needs `records` and `budgets`.
+        images: not used here.
+
+    Raises:
+        LeftOutError: no run with a budget has its Fréchet distance at more than one checkpoint.
+    """
+    rows = curves(frames)
+    # Seeds may differ a little in what their fit cost: one place on the axis for all.
+    rows["x"] = rows.groupby([*RECORD_KEYS, "method", "step"])["flops"].transform("mean")
+    floors = _floors(frames)
+    groups = list(rows.groupby(RECORD_KEYS, sort=True))
+    styles = method_styles(frames)
+    columns = min(COLUMNS, len(groups))
+    figure, axes = panels(-(-len(groups) // columns), columns, height=2.3)
+    several = rows["dataset"].nunique() > 1
+    for ax in axes.flat[len(groups) :]:
+        ax.remove()
+    for position, (ax, (key, group)) in enumerate(zip(axes.flat, groups, strict=False)):
+        named = dict[str, str](zip(RECORD_KEYS, map(str, key), strict=True))
+        shown = []
+        for method in in_order(group["method"]):
+            shown += curve(ax, group[group["method"] == method], styles[method])
+        baseline = baseline_of(group)
+        if baseline is not None:
+            ax.axhline(at_final(group[group["method"] == baseline])["value"].mean(), zorder=1, **_TARGET)
+        floor = floors.get((named["dataset"], named["space"], named["extractor"]))
+        if floor is not None:
+            ax.axhline(floor, zorder=1, **FLOOR_LINE)
+            shown.append(floor)
+        log = min(shown) > 0 and max(shown) / min(shown) > SPAN_FOR_LOG
+        fit_to_means(ax, shown, log=log)
+        if log:
+            plain_log_ticks(ax)
+        ax.set_xscale("log")
+        ax.set_xlabel("training FLOPs, preconditioner included")
+        ax.set_ylabel(metric_text(METRIC).head)
+        letter(ax, position, space_label(named["space"]) + (f", {named['dataset']}" if several else ""))
+    extra = [(f"{method_label(name)} at its end", _TARGET) for name in [baseline_of(rows)] if name]
+    legend(
+        figure,
+        [styles[method] for method in in_order(rows["method"])],
+        [*extra, *([FLOOR_ENTRY] if len(floors) else [])],
+    )
+    caption = (
+        "Fréchet distance against floating-point operations spent on training, those to fit the preconditioner "
+        f"included: mean {spread_text(rows)}. Dotted: the baseline at its last checkpoint, the target of the table "
+        "time_to_quality; dashed grey: the floor, the train split against the same reference."
+    )
+    return Drawing(figure, caption)
+
+
+def _floors(frames: Frames) -> pd.Series:
+    records = per_seed(needed(frames, "records"))
+    floor = records[(records["method"] == FLOOR) & (records["metric"] == METRIC)]
+    return floor.groupby(["dataset", "space", "extractor"])["value"].mean()

@@ -1,0 +1,71 @@
+"""What may predict how good a method becomes, known before its flow is trained: one number per method."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from precfm.report.selection import ALL, RECORD_KEYS, Frames, at_final, frame, logarithms
+from precfm.report.vocabulary import is_flow, split_matched
+
+RANKED_METHODS = 8  # a rank correlation over fewer says nothing
+
+# How each is written; all are claimed to be better where they are lower.
+PREDICTORS = {
+    "residual_condition_number": "residual κ",
+    "path_log_condition_number": "mean ln κ(Σₜ)",
+    "predicted_steps": "predicted steps",
+}
+
+
+def predictor_values(frames: Frames, name: str) -> pd.DataFrame:
+    """One predictor for each method, the mean over its seeds (of the logarithm, for a condition number).
+
+    Args:
+        frames: needs the frame that the predictor comes from; empty without it.
+        name: one of `PREDICTORS`.
+
+    Returns:
+        Columns dataset, method and `name`, to nine digits, so that equal qualities tie instead of being ranked by
+        rounding errors; rows without a number are left out.
+
+    Raises:
+        PrecfmError: a condition number is not positive.
+    """
+    keys = ["dataset", "method"]
+    if name == "path_log_condition_number":
+        paths = frame(frames, "path_conditioning")
+        paths = paths[paths["scope"] == ALL]
+        values = paths.assign(value=logarithms(paths["condition_number"], "a condition number"))
+    elif name == "residual_condition_number":
+        fitted = frame(frames, "preconditioners").dropna(subset=[name])
+        values = fitted.assign(value=logarithms(fitted[name], name))
+    else:
+        predicted = frame(frames, "predictors").dropna(subset=[name])
+        values = predicted.assign(value=predicted[name].astype(float))
+    means = values.groupby(keys)["value"].mean()
+    if name == "residual_condition_number":
+        means = means.map(np.exp)
+    return means.map(lambda value: float(f"{value:.9g}")).rename(name).reset_index()
+
+
+def beside_results(values: pd.DataFrame, frames: Frames, names: Sequence[str]) -> pd.DataFrame:
+    """Predictors of each method beside its final metric: means over seeds, one row per method.
+
+    Seeds of one method are no independent observations of its quality. Matched baselines are left out: they repeat
+    a quality with another amount of compute.
+
+    Args:
+        values: one value per seed, as from `per_seed`.
+        frames: where the predictors come from.
+        names: of `PREDICTORS`; a method that lacks one is left out.
+
+    Returns:
+        Columns `RECORD_KEYS`, method, value and `names`.
+    """
+    own = values["method"].map(lambda method: is_flow(method) and not split_matched(method)[1])
+    final = at_final(values[own.astype(bool)])
+    both = final.groupby([*RECORD_KEYS, "method"])["value"].mean().reset_index()
+    for name in names:
+        both = both.merge(predictor_values(frames, name), on=["dataset", "method"])
+    return both

@@ -1,0 +1,173 @@
+"""The time-to-quality table: training FLOPs until a method is as good as the baseline is at its end."""
+
+import math
+from collections.abc import Hashable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from precfm.report.formatting import Block, Table, method_cells, number_text, seeds_text
+from precfm.report.selection import (
+    RECORD_KEYS,
+    Frames,
+    LeftOutError,
+    at_final,
+    needed,
+    per_seed,
+    with_training_flops,
+)
+from precfm.report.tables.metrics import extractor_text
+from precfm.report.vocabulary import in_order, is_flow, method_label, metric_text, space_label
+
+METRIC = "frechet"
+SPACES = ("classifier-0", "classifier-1")
+BASELINES = ("scalar", "none")  # the first that an experiment has: scalar is the fair one
+NOT_REACHED = "not reached"
+
+
+def curves(frames: Frames) -> pd.DataFrame:
+    """The metric against the training FLOPs of each run, preconditioner included.
+
+    Args:
+        frames: needs `records` and `budgets`.
+
+    Returns:
+        Columns `RECORD_KEYS`, method, seed, step, value, flops; groups with at least two checkpoints.
+
+    Raises:
+        LeftOutError: there are none.
+    """
+    budgets = needed(frames, "budgets")
+    records = per_seed(needed(frames, "records"))
+    chosen = (records["metric"] == METRIC) & records["space"].isin(SPACES) & (records["step"] > 0)
+    rows = with_training_flops(records[chosen & records["method"].map(is_flow)], budgets)
+    rows = rows[rows.groupby(RECORD_KEYS)["step"].transform("nunique") > 1]
+    if rows.empty:
+        raise LeftOutError("no run with a budget has its Fréchet distance at more than one checkpoint")
+    return rows
+
+
+def baseline_of(rows: pd.DataFrame) -> str | None:
+    """Which of `BASELINES` these rows have."""
+    return next((name for name in BASELINES if (rows["method"] == name).any()), None)
+
+
+def tidy(frames: Frames) -> pd.DataFrame:
+    """Training FLOPs until each method's metric is at most that of the baseline at its last checkpoint.
+
+    Seed by seed, against the baseline with the same seed, then the median over seeds; the baseline's own time is by
+    the same rule, so that it may be shorter than its training.
+
+    Args:
+        frames: needs `records` and `budgets`.
+
+    Returns:
+        Columns `RECORD_KEYS`, baseline, method, flops (median; infinite: not reached by half of the seeds), at_most
+        (the first checkpoint was already there in some seed, so that the time is a bound), ratio (median of method
+        over baseline), reached (seeds), n (seeds).
+
+    Raises:
+        LeftOutError: no setting has a baseline, budgets and two checkpoints.
+    """
+    rows = []
+    for key, group in curves(frames).groupby(RECORD_KEYS, sort=True):
+        baseline = baseline_of(group)
+        if baseline is None:
+            continue
+        ends = at_final(group[group["method"] == baseline])
+        targets = dict(zip(ends["seed"], ends["value"].astype(float), strict=True))
+        times = _times(group, targets)
+        of_baseline = times[times["method"] == baseline].set_index("seed")["flops"]
+        times["ratio"] = times["flops"] / times["seed"].map(of_baseline)
+        for method, of_method in times.groupby("method"):
+            rows.append(
+                {
+                    **dict[str, object](zip(RECORD_KEYS, key, strict=True)),
+                    "baseline": baseline,
+                    "method": method,
+                    "flops": float(np.median(of_method["flops"])),
+                    "at_most": bool(of_method["at_most"].any()),
+                    "ratio": float(np.median(of_method["ratio"])),
+                    "reached": int(np.isfinite(of_method["flops"]).sum()),
+                    "n": len(of_method),
+                }
+            )
+    if not rows:
+        raise LeftOutError(f"no setting has one of the methods {' and '.join(BASELINES)} to compare with")
+    return pd.DataFrame(rows)
+
+
+def _times(rows: pd.DataFrame, targets: Mapping[Hashable, float]) -> pd.DataFrame:
+    """Method, seed, flops, at_most for each run whose seed has a target."""
+    found = []
+    for (method, seed), run in rows.groupby(["method", "seed"], sort=True):
+        if seed in targets:
+            ordered = run.sort_values("flops")
+            flops, values = ordered["flops"].to_numpy(), ordered["value"].to_numpy()
+            time = time_to(flops, values, targets[seed])
+            found.append((method, seed, time, bool(values[0] <= targets[seed])))
+    return pd.DataFrame(found, columns=["method", "seed", "flops", "at_most"])
+
+
+def time_to(flops: np.ndarray, values: np.ndarray, target: float) -> float:
+    """When a curve is at most the target for the first time, linear in log FLOPs between checkpoints.
+
+    Args:
+        flops: of the checkpoints, ascending, positive, shape (n,).
+        values: at the checkpoints, shape (n,).
+        target: the value.
+
+    Returns:
+        FLOPs: those of the first checkpoint if it is already there, infinity if none is.
+
+    Example:
+        >>> round(time_to(np.array([1.0, 100.0]), np.array([3.0, 1.0]), 2.0), 6)
+        10.0
+    """
+    there = np.flatnonzero(values <= target)
+    if not len(there):
+        return math.inf
+    after = int(there[0])
+    if after == 0:
+        return float(flops[0])
+    before = after - 1
+    share = (values[before] - target) / (values[before] - values[after])
+    return float(flops[before] ** (1 - share) * flops[after] ** share)
+
+
+def build(frames: Frames) -> Table:
+    """The table as it is printed: one block per setting and space."""
+    data = tidy(frames)
+    blocks = []
+    for key, rows in data.groupby(RECORD_KEYS, sort=True):
+        named = dict[str, str](zip(RECORD_KEYS, map(str, key), strict=True))
+        baseline = str(rows["baseline"].iloc[0])
+        columns = {
+            "seeds that reach it": _texts(
+                rows, [f"{k} of {n}" for k, n in zip(rows["reached"], rows["n"], strict=True)]
+            ),
+            "training FLOPs": _texts(
+                rows, [_time(*pair) for pair in zip(rows["flops"], rows["at_most"], strict=True)]
+            ),
+            f"times {method_label(baseline)}": _texts(rows, [_time(ratio, False) for ratio in rows["ratio"]]),
+        }
+        title = f"{named['dataset']}: as good as {method_label(baseline)} at its end, {space_label(named['space'])}"
+        note = f"{metric_text(METRIC).label} with {extractor_text(named['extractor'])}."
+        blocks.append(Block(title, method_cells(in_order(rows["method"]), columns), note))
+    caption = (
+        "Training FLOPs, those to fit the preconditioner included, until the Fréchet distance is at most that of the "
+        "baseline with the same seed at its last checkpoint: median over "
+        f"{seeds_text(data['n'])}, linear in log FLOPs between checkpoints, and the median ratio to the baseline's own "
+        "time by the same rule. '≤': a seed was there at its first checkpoint. 'not reached': not by half of the seeds."
+    )
+    return Table(data, blocks, caption)
+
+
+def _texts(rows: pd.DataFrame, texts: list[str]) -> dict[str, str]:
+    return dict(zip(rows["method"], texts, strict=True))
+
+
+def _time(value: float, at_most: bool) -> str:
+    if math.isinf(value):
+        return NOT_REACHED
+    return ("≤ " if at_most else "") + number_text(value)
