@@ -28,7 +28,8 @@ def main(
     kind: Annotated[str | None, typer.Option(help="Only this kind of artifact.")] = None,
 ) -> None:
     """Fetch what the ledger holds of an experiment."""
-    recorded = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["experiments"]
+    held = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    recorded = held["experiments"]
     if experiment not in recorded:
         known = ", ".join(recorded) or "none yet"
         raise PrecfmError(
@@ -43,13 +44,14 @@ def main(
     stages = [f"{name}@{experiment}" for name in kinds]
     if kind is None:
         sources = {dataset.source_name for dataset in load_experiment(experiment).datasets.values()}
-        stages += [f"raw@{name}" for name in sorted(sources)]
+        stages += [f"raw@{name}" for name in sorted(sources & set(held["sources"]))]
     done = subprocess.run([str(BIN / "dvc"), "pull", *stages], env={**os.environ, "DVC_NO_ANALYTICS": "1"})
     if done.returncode:
         sys.exit(
             f"precfm: {experiment}: could not pull (see above); a remote that holds it is needed: "
             "`dvc remote add --default NAME URL`, and it is asked only for what `dvc push` has sent there"
         )
+    refuse_wrong(experiment, kinds)
 
 
 def set_aside(experiment: str, kinds: list[str]) -> list[Path]:
@@ -68,6 +70,38 @@ def set_aside(experiment: str, kinds: list[str]) -> list[Path]:
             if artifact.record["files"] != known and to_attic(folder, kind):
                 moved.append(folder)
     return moved
+
+
+def refuse_wrong(experiment: str, kinds: list[str]) -> None:
+    """Let nothing stay in place that came from elsewhere and is not as the manifest says.
+
+    Raises:
+        PrecfmError: there was such an artifact; the sentence names it.
+    """
+    manifest = _manifest(RESULTS / experiment / "manifest.json")
+    wrong = []
+    for kind in kinds:
+        for folder in sorted((RESULTS / experiment / kind).glob("*")):
+            entry = manifest.get(f"{kind}/{folder.name}")
+            try:
+                artifact = Artifact.open(folder)
+                artifact.verified()
+            except PrecfmError:
+                remove(folder)
+            else:
+                if entry and entry["files"] in (None, artifact.record["files"]):
+                    continue
+                if entry:
+                    remove(folder)
+                else:
+                    to_attic(folder, kind)  # somebody may have made it here meanwhile
+            wrong.append(folder)
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise PrecfmError(
+            f"{wrong[0]}{more}: not what {experiment}'s manifest in git lists, so not left in place; "
+            "`make reproduce` makes it anew, and after `dvc remote modify NAME verify true` DVC refuses it, too"
+        )
 
 
 def _manifest(file: Path) -> dict[str, Any]:
