@@ -59,6 +59,7 @@ TOY = {
         "worst_weights": (0.5, 0.9),
         "worst_condition_numbers": (1.0, 30.0, 100.0),
         "separations": (4.0,),
+        "control_condition_number": 30.0,
         "samples": 256,
         "steps": 64,
         "seeds": 2,
@@ -87,6 +88,7 @@ TOY = {
         "condition_numbers": (1.0, 50.0),
         "worst_weights": (0.5, 0.8),
         "worst_condition_numbers": (1.0,),
+        "control_condition_number": 50.0,
         "steps": 8,
         "width": 8,
         "data_size": 400,
@@ -233,6 +235,22 @@ def test_claims_read_the_tables_as_they_say():
     matched = rows.set_index("statistic")["value"]
     assert matched["controlled_matched_difference_labels_whitening_to_none"] == pytest.approx(-1.5)
     assert matched["controlled_matched_difference_labels_whitening_to_P"] == pytest.approx(-1.0)
+    # Errors in which tenfold kappa halves, and small variance multiplies by 9 (kappa 1) or 4 (kappa 10).
+    control = pd.DataFrame(
+        [
+            {"ablation": "scale", "method": "none", "level": 10.0, "seed": s, "component": c}
+            | {"condition_number": k, "smallest_variance": v, "log_error_low": e * (1 + s)}
+            for s in range(5)
+            for c, (k, v, e) in enumerate(
+                [(1.0, 1.0, 1.0), (1.0, 0.1, 9.0), (10.0, 0.1, 2.0), (10.0, 1.0, 0.5)]
+            )
+        ]
+    )
+    rows = claims.theory_statistics({"mixture_ablations.components": control}).set_index("statistic")
+    assert list(rows.index) == ["scale_control_kappa_effect", "scale_control_variance_effect"]
+    assert rows["value"].tolist() == pytest.approx(
+        [(math.log(2 / 9) + math.log(0.5)) / 2, (math.log(9) + math.log(4)) / 2]
+    )
     steps = pd.DataFrame(
         [
             {
@@ -247,6 +265,20 @@ def test_claims_read_the_tables_as_they_say():
         ]
     )
     assert claims.seed_slopes(steps, "lowest") == pytest.approx([0.5, 0.5])
+
+
+def test_the_scale_control_of_linear_experts_follows_its_closed_form():
+    varied = {"worst_weights": (), "worst_condition_numbers": (), "separations": (), "regimes": ("labels",)}
+    tables = mixture_linear.run(
+        dim=3, control_condition_number=30.0, samples=20_000, steps=64, seeds=2, **varied
+    )
+    table = tables["components"]
+    assert len(table) == 2 * 4 * table["step"].nunique()  # seeds x components
+    # The closed form is of the law's moments, the measurement of those of 5,000 samples for each component.
+    assert np.allclose(np.log(table["lowest"]), np.log(table["theory_lowest"]), rtol=0.25, atol=0.01)
+    rows = claims.theory_statistics({"mixture_linear.components": table}).set_index("statistic")["value"]
+    assert rows["linear_scale_control_variance_effect"] > 3
+    assert abs(rows["linear_scale_control_kappa_effect"]) < 0.3
 
 
 DRAWINGS = (

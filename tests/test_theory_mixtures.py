@@ -29,6 +29,45 @@ def test_a_law_has_the_spectrum_that_was_asked_for(dim, log_kappa, seed):
     assert torch.equal(law.sample(3, seed), law.sample(3, seed))
 
 
+@given(st.integers(2, 12), st.floats(0.1, 6), st.integers(0, 20))
+@settings(max_examples=30, deadline=None)
+def test_the_scale_control_crosses_condition_number_and_smallest_variance(dim, log_kappa, seed):
+    kappa = 10**log_kappa
+    law = mixtures.scale_control(dim, kappa, seed=seed)
+    spectra = [np.linalg.eigvalsh(component.cov.numpy()) for component in law.components]
+    small = dim / sum(kappa ** (i / (dim - 1)) for i in range(dim))  # of a geometric spectrum of mean one
+    lowest = [1, small, small, 1]
+    assert [s[0] for s in spectra] == pytest.approx(lowest, rel=1e-6)
+    assert [s[-1] / s[0] for s in spectra] == pytest.approx([1, 1, kappa, kappa], rel=1e-6)
+    assert law.weights.tolist() == [0.25] * 4
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=2), st.integers(0, 20))
+@settings(max_examples=20, deadline=None)
+def test_scales_multiply_the_covariances_and_change_nothing_else(scales, seed):
+    plain, scaled = mixture(3, [1, 10], seed=seed), mixture(3, [1, 10], scales=scales, seed=seed)
+    for scale, one, other in zip(scales, plain.components, scaled.components, strict=True):
+        assert torch.allclose(other.cov, scale * one.cov, rtol=1e-12)
+        assert torch.equal(other.mean, one.mean)
+        assert torch.equal(other.basis, one.basis)
+    same = mixture(3, [1, 10], scales=[1.0, 1.0], seed=seed)
+    assert all(torch.equal(a.cov, b.cov) for a, b in zip(plain.components, same.components, strict=True))
+
+
+def test_the_slowest_direction_of_a_component_follows_the_power_of_its_contraction():
+    """Against the matrix recursion on the law's own moments."""
+    law = mixtures.scale_control(3, 50.0, seed=1)
+    steps, eta = torch.tensor([0, 1, 7, 40]), 0.02
+    found = mixtures.lowest_relative_excess(law, T, PATH, eta, steps)
+    for k, component in enumerate(law.components):
+        moment = float(T) ** 2 * component.cov + (1 - float(T)) ** 2 * torch.eye(3).double()
+        contraction = torch.eye(3).double() - 2 * eta * 0.25 * moment
+        direction = component.basis[:, 0]
+        for row, n in enumerate(steps.tolist()):
+            left = torch.linalg.matrix_power(contraction, n) @ direction
+            assert float(found[row, k]) == pytest.approx(float(left.square().sum()), rel=1e-9)
+
+
 def test_samples_have_the_moments_of_the_law():
     law = mixture(3, [1, 50], [0.3, 0.7], seed=2)
     x, labels = law.sample(200_000, seed=0)
@@ -57,6 +96,9 @@ def test_rotations_are_uniform_enough_to_have_no_preferred_sign():
         (lambda: mixture(2, [1, 2], [0.5, 0.6]), "weights sum to 1.1"),
         (lambda: mixture(2, [1, 2], [1.5, -0.5]), "weight 1"),
         (lambda: mixture(2, [1, 2], [1.0]), "weights has 1"),
+        (lambda: mixture(2, [1, 2], scales=[1.0]), "scales has 1"),
+        (lambda: mixture(2, [1, 2], scales=[1.0, 0.0]), "scale 1 is 0.0"),
+        (lambda: mixtures.scale_control(2, 1.0), "condition_number is 1.0"),
         (lambda: mixture(2, []), "at least 1 component"),
         (lambda: spectrum(0, 1.0), "dim"),
         (lambda: spectrum(1, 2.0), "dimension 1"),

@@ -1,7 +1,8 @@
 """Data whose law is known: Gaussians with a given spectrum, and mixtures of them; all in float64.
 
 Scale is fixed by construction: a spectrum has mean one, because kappa(Sigma_t) depends on the scale of the
-data (the noise of the path has unit variance).
+data (the noise of the path has unit variance). Only a mixture's components may be given other scales, to tell
+what the scale does from what the condition number does.
 """
 
 import math
@@ -214,27 +215,30 @@ def mixture(
     condition_numbers: Sequence[float],
     weights: Sequence[float] | None = None,
     *,
+    scales: Sequence[float] | None = None,
     separation: float = 4.0,
     seed: int = 0,
 ) -> Mixture:
     """A mixture whose components differ in conditioning, each with a rotation of its own.
 
-    Every component has mean variance one; the means are drawn on a sphere and then shifted together so that
-    the mixture is centred. Nothing is rescaled, so that an ablation changes only what it says (other weights
-    move all means by one common vector).
+    Every component has mean variance one, times its scale; the means are drawn on a sphere and then shifted
+    together so that the mixture is centred. Nothing else is rescaled, so that an ablation changes only what it
+    says (other weights move all means by one common vector).
 
     Args:
         dim: dimension.
         condition_numbers: one for each component.
         weights: probabilities; equal when None.
-        separation: radius of the sphere of the means, in units of the components' root mean variance.
+        scales: mean variance of each component, positive; one when None.
+        separation: radius of the sphere of the means, in units of the root mean variance of scale one.
         seed: seed of the rotations and means.
 
     Returns:
         The mixture.
 
     Raises:
-        PrecfmError: the numbers of weights and components differ, or the weights do not sum to one.
+        PrecfmError: the numbers of weights or scales and components differ, the weights do not sum to one, or a
+            scale is not positive and finite.
 
     Example:
         >>> [round(c.condition_number) for c in mixture(4, [1, 10, 100]).components]
@@ -247,12 +251,22 @@ def mixture(
         w = torch.tensor(list(weights), dtype=torch.float64)
     if len(w) != count:
         raise PrecfmError(f"weights has {len(w)} numbers; it must have {count}, one for each component")
+    factors = [1.0] * count if scales is None else list(scales)
+    if len(factors) != count:
+        raise PrecfmError(f"scales has {len(factors)} numbers; it must have {count}, one for each component")
+    for k, factor in enumerate(factors):
+        if not 0 < factor < math.inf:
+            raise PrecfmError(f"scale {k} is {factor}; it must be positive and finite")
     generator = generator_for(seed, "mixture means", dim)
     means = torch.randn(count, dim, generator=generator, dtype=torch.float64)
     means = separation * means / means.norm(dim=1, keepdim=True)
     means = means - w @ means
     components = tuple(
-        Gaussian(spectrum(dim, kappa), rotation(dim, derived_seed(seed, "mixture component", k)), means[k])
+        Gaussian(
+            factors[k] * spectrum(dim, kappa),
+            rotation(dim, derived_seed(seed, "mixture component", k)),
+            means[k],
+        )
         for k, kappa in enumerate(condition_numbers)
     )
     return Mixture(w, components)

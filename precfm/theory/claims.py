@@ -113,7 +113,7 @@ def claim_c4(frames: Frames) -> list[Row]:
 
 
 def claim_c5(frames: Frames) -> list[Row]:
-    """Mixtures: the worst component's error, and the two ablations, for networks and for linear experts."""
+    """Mixtures: the worst component's error, ablations and control, for networks and for linear experts."""
     rows: list[Row] = []
     table = frames.get("mixture_networks.components")
     if table is not None:
@@ -128,10 +128,13 @@ def claim_c5(frames: Frames) -> list[Row]:
     if table is not None:
         plain = table[table["method"] == "none"]
         rows += list(_ablations(plain, "log_error_low", "", "networks, labels; mean |ln variance ratio|"))
+        rows += list(_scale_control(plain, "log_error_low", "", "networks, labels; ln ratio of errors"))
     table = frames.get("mixture_linear.components")
     if table is not None:
         for regime, group in table[table["step"] == table["step"].max()].groupby("regime"):
             rows += list(_ablations(group, "excess", "linear_", f"linear experts, {regime}; excess risk"))
+            note = f"linear experts, {regime}; ln ratio of relative excess risks, lowest variance"
+            rows += list(_scale_control(group, "lowest", "linear_", note))
             shares = group[(group["ablation"] == "weights")].groupby(["level", "seed"])
             worst = shares.apply(lambda one: one.set_index("component")["share"].sort_index().iloc[-1])
             for level, values in worst.groupby("level"):
@@ -364,6 +367,25 @@ def _ablations(table: pd.DataFrame, column: str, prefix: str, note: str) -> Iter
     fits = [fit for fit in fits if math.isfinite(fit)]
     if fits:
         yield _row("C5", f"{prefix}conditioning_varied_error_slope", t_estimate(fits), note)
+
+
+def _scale_control(table: pd.DataFrame, column: str, prefix: str, note: str) -> Iterator[Row]:
+    """Effects of the condition number and of the smallest variance, each at both levels of the other."""
+    effects: dict[str, list[float]] = {"kappa": [], "variance": []}
+    for _, one in table[table["ablation"] == "scale"].groupby("seed"):
+        logs = one.assign(
+            error=np.log(one[column]),
+            bad=one["condition_number"] > 1 + 1e-9,
+            small=one["smallest_variance"] < 1 - 1e-9,
+        ).set_index(["bad", "small"])["error"]
+        effects["kappa"].append(float((logs[True] - logs[False]).mean()))
+        effects["variance"].append(float((logs.xs(True, level=1) - logs.xs(False, level=1)).mean()))
+    if effects["kappa"]:
+        kappa = f"{table[table['ablation'] == 'scale']['condition_number'].max():g}"
+        at = {"kappa": f"kappa {kappa} over 1", "variance": "small over 1"}
+        for name, values in effects.items():
+            text = f"{note}; {at[name]}, mean of both levels of the other"
+            yield _row("C5", f"{prefix}scale_control_{name}_effect", t_estimate(values), text)
 
 
 def _preconditioned(table: pd.DataFrame) -> pd.DataFrame:

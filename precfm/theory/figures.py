@@ -216,11 +216,12 @@ def mixture_descent(frames: Frames, _images: Images | None = None) -> Drawing:
 
 @published
 def mixture_ablations(frames: Frames, _images: Images | None = None) -> Drawing:
-    """Error of every component when weights vary, and when one component's conditioning varies."""
+    """Error of every component when weights or one component's conditioning vary, and the control of scale."""
     table = _needed(frames, "mixture_ablations.components")
     plain = table[table["method"] == "none"]
     texts = {"weights": "weight of the worst component", "conditioning": "its condition number"}
-    figure, axes = panels(1, 2, height=2.2, sharey=True)
+    control = plain[plain["ablation"] == "scale"]
+    figure, axes = panels(1, 2 if control.empty else 3, height=2.2, sharey=True)
     components = sorted(plain["component"].unique())
     shades = _shades(len(components), first=1)
     for position, (ablation, text) in enumerate(texts.items()):
@@ -235,12 +236,29 @@ def mixture_ablations(frames: Frames, _images: Images | None = None) -> Drawing:
     axes[0, 0].set_ylabel("error of low eigenvalues")
     last = len(components) - 1
     names = [f"component {c + 1}" + (" (worst)" if c == last else "") for c in components]
-    _colour_legend(figure, list(zip(names, shades, strict=True)))
+    entries = list(zip(names, shades, strict=True))
+    if not control.empty:
+        entries += _scale_panel(axes[0, 2], control)
+        letter(axes[0, 2], 2, "scale controlled")
+    _colour_legend(figure, entries)
     return Drawing(
         figure,
         "Label-conditional networks without preconditioner: mean |ln variance ratio| over the lowest quartile of each "
-        f"component's directions; geometric mean and 95% interval over {_seeds(plain)}.",
+        f"component's directions; geometric mean and 95% interval over {_seeds(plain)}. Scale controlled: one mixture "
+        "of four components that crosses the condition number with the smallest variance.",
     )
+
+
+def _scale_panel(ax: Axes, control: pd.DataFrame) -> list[tuple[str, str]]:
+    """Error against the smallest variance, a line for each condition number; entries of the legend."""
+    kappas = sorted(control["condition_number"].round(6).unique())
+    entries = []
+    for kappa, colour in zip(kappas, ("#029e73", "#de8f05"), strict=True):
+        one = control[control["condition_number"].round(6) == kappa]
+        _geometric_line(ax, one, "smallest_variance", "log_error_low", colour)
+        entries.append((f"kappa {kappa:g}", colour))
+    ax.set(xscale="log", yscale="log", xlabel="smallest variance")
+    return entries
 
 
 @published

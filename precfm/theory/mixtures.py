@@ -13,7 +13,8 @@ Sigma_t:
 
 So the statement that the worst-conditioned component controls (C5) needs experts (labels, or a field rich
 enough to separate components), and "worst" is smallest w_k lambda_min,k: a rare component of good
-conditioning can be the slowest.
+conditioning can be the slowest, and so can an isotropic one of small variance. `scale_control` is the mixture
+that tells the two apart.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from precfm.datasets.synthetic import Gaussian, Mixture
+from precfm.datasets.synthetic import Gaussian, Mixture, mixture, spectrum
+from precfm.errors import PrecfmError
 from precfm.paths import ProbabilityPath
 from precfm.theory.gaussian import LinearProblem, linear_problem
 
@@ -104,6 +106,37 @@ def component_problems(law: Mixture, t: Tensor, path: ProbabilityPath) -> Linear
     return linear_problem(values, t.expand(len(values)), path)
 
 
+def scale_control(dim: int, condition_number: float, *, separation: float = 4.0, seed: int = 0) -> Mixture:
+    """Four equally frequent components that cross the condition number with the smallest variance.
+
+    At mean variance one, a larger condition number means a smaller smallest variance. Here each of the condition
+    numbers 1 and kappa occurs with each of two smallest variances: 1, and that of kappa's spectrum of mean one.
+
+    Args:
+        dim: dimension.
+        condition_number: kappa, above 1.
+        separation: radius of the sphere of the means.
+        seed: seed of the rotations and means.
+
+    Returns:
+        A mixture whose components have (condition number, smallest variance) = (1, 1), (1, small), (kappa,
+        small), (kappa, 1) in this order.
+
+    Raises:
+        PrecfmError: the condition number leaves nothing to cross.
+
+    Example:
+        >>> law = scale_control(4, 100.0)
+        >>> [round(float(c.eigenvalues.min() / c.eigenvalues.max()), 9) for c in law.components]
+        [1.0, 1.0, 0.01, 0.01]
+    """
+    if condition_number <= 1:
+        raise PrecfmError(f"condition_number is {condition_number}; the control of scale needs one above 1")
+    small = float(spectrum(dim, condition_number)[0])
+    kappas, scales = (1.0, 1.0, condition_number, condition_number), (1.0, small, 1.0, 1 / small)
+    return mixture(dim, kappas, scales=scales, separation=separation, seed=seed)
+
+
 def labelled_excess(
     law: Mixture, t: Tensor, path: ProbabilityPath, learning_rate: float, steps: Tensor
 ) -> Tensor:
@@ -131,6 +164,29 @@ def labelled_excess(
     bias = path.d_alpha(t) ** 2 * means.square().sum(1, keepdim=True)
     bias = bias * (1 - 2 * learning_rate * weights).abs() ** exponent
     return slopes.sum(-1) + bias.sum(-1)
+
+
+def lowest_relative_excess(
+    law: Mixture, t: Tensor, path: ProbabilityPath, learning_rate: float, steps: Tensor
+) -> Tensor:
+    """Excess risk along every component's direction of lowest variance, relative to its start.
+
+    (1 - 2 eta w_k lambda_min,k)^(2n) for descent on label-conditional experts: the condition number does not
+    occur, and the component enters by its weight times its smallest variance at time t alone.
+
+    Args:
+        law: the mixture.
+        t: one time.
+        path: the probability path.
+        learning_rate: eta.
+        steps: numbers of steps, shape (n,).
+
+    Returns:
+        Shape (n, components).
+    """
+    slowest = law.weights * component_problems(law, t, path).variance.amin(1)
+    factor: Tensor = (1 - 2 * learning_rate * slowest).abs() ** (2 * steps.to(torch.float64)[:, None])
+    return factor
 
 
 def labelled_spectrum(law: Mixture, t: Tensor, path: ProbabilityPath) -> Tensor:

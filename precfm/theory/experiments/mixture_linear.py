@@ -1,7 +1,8 @@
-"""Experiment: descent on mixtures with linear experts, by component, with two ablations (C5)."""
+"""Experiment: descent on mixtures with linear experts, by component, with ablations and a control (C5)."""
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
@@ -17,17 +18,6 @@ from precfm.theory.experiments.linear_grid import checkpoints
 PATH = LinearPath()
 
 
-@dataclass(frozen=True)
-class Case:
-    """One mixture: what is varied, at which level, and what follows for weights and condition numbers."""
-
-    ablation: str
-    level: float
-    condition_numbers: tuple[float, ...]
-    weights: tuple[float, ...]
-    separation: float
-
-
 def run(
     *,
     dim: int = 8,
@@ -35,6 +25,7 @@ def run(
     worst_weights: tuple[float, ...] = (0.05, 0.25, 0.7),
     worst_condition_numbers: tuple[float, ...] = (1.0, 10.0, 100.0, 1e3, 1e4),
     separations: tuple[float, ...] = (1.0, 4.0, 16.0),
+    control_condition_number: float | None = 1e3,
     t: float = 0.95,
     regimes: tuple[Literal["labels", "responsibilities"], ...] = ("labels", "responsibilities"),
     samples: int = 1024,
@@ -47,7 +38,8 @@ def run(
 
     The last component is the worst-conditioned one. Ablation `weights` varies its weight (the others share
     the rest) with covariances fixed, `conditioning` varies its condition number with weights fixed and equal,
-    `separation` moves the means apart. All of a seed's cases share rotations and mean directions.
+    `separation` moves the means apart. All of a seed's cases share rotations and mean directions. Case `scale`
+    is another mixture, which crosses condition number and smallest variance (see `mixtures.scale_control`).
 
     Args:
         dim: dimension of the data.
@@ -55,6 +47,7 @@ def run(
         worst_weights: weights of the last component in the first ablation.
         worst_condition_numbers: its condition numbers in the second.
         separations: radii of the sphere of the means in the third; 4 elsewhere.
+        control_condition_number: the larger condition number of case `scale`; None leaves it out.
         t: time.
         regimes: `labels`: experts chosen by the label; `responsibilities`: unconditional, by posterior
             probability.
@@ -65,28 +58,32 @@ def run(
         seed: seed of everything.
 
     Returns:
-        `components`: (regime, ablation, level, seed, step, component, condition_number, weight, excess
-        measured, exact by recursion on the samples' moments, theory in closed form for labels and NaN
-        otherwise, share of the weighted total, relative to the start), and `conditioning` at time t: (regime,
-        ablation, level, seed, condition_number of the features, whole of the mixture's covariance, worst of
-        the components).
+        `components`: (regime, ablation, level, seed, step, component, condition_number, smallest_variance,
+        weight, excess measured, exact by recursion on the samples' moments, theory in closed form for labels and
+        NaN otherwise, share of the weighted total, relative to the start, lowest: the same for the direction of
+        lowest variance alone, theory_lowest), and `conditioning` at time t: (regime, ablation, level, seed,
+        condition_number of the features, whole of the mixture's covariance, worst of the components).
     """
     others = len(condition_numbers) - 1
     equal = (1 / len(condition_numbers),) * len(condition_numbers)
-    cases = [
-        Case("weights", w, condition_numbers, (*((1 - w) / others,) * others, w), 4.0) for w in worst_weights
-    ]
-    cases += [
-        Case("conditioning", k, (*condition_numbers[:-1], k), equal, 4.0) for k in worst_condition_numbers
-    ]
-    cases += [Case("separation", s, condition_numbers, equal, s) for s in separations]
+    cases: dict[tuple[str, float], Callable[..., Mixture]] = {}
+    for w in worst_weights:
+        weights = (*((1 - w) / others,) * others, w)
+        cases["weights", w] = partial(mixture, dim, condition_numbers, weights)
+    for k in worst_condition_numbers:
+        cases["conditioning", k] = partial(mixture, dim, (*condition_numbers[:-1], k), equal)
+    for radius in separations:
+        cases["separation", radius] = partial(mixture, dim, condition_numbers, equal, separation=radius)
+    if control_condition_number is not None:
+        control = partial(mixtures.scale_control, dim, control_condition_number)
+        cases["scale", control_condition_number] = control
     looks = checkpoints(steps)
     components: list[dict[str, Any]] = []
     conditioning: list[dict[str, Any]] = []
-    for case, regime, s in itertools.product(cases, regimes, range(seeds)):
+    for ((ablation, level), build), regime, s in itertools.product(cases.items(), regimes, range(seeds)):
         own = derived_seed(seed, "mixture", s)
-        law = mixture(dim, case.condition_numbers, case.weights, separation=case.separation, seed=own)
-        name = {"regime": regime, "ablation": case.ablation, "level": case.level, "seed": s}
+        law = build(seed=own)
+        name = {"regime": regime, "ablation": ablation, "level": level, "seed": s}
         rows, kappas = _descend(law, regime, t, samples, looks, rate, own)
         components += [name | row for row in rows]
         conditioning.append(name | kappas)
@@ -115,24 +112,30 @@ def _descend(
     eta = rate / float(spectrum[-1])
     steps = torch.tensor(looks)
     exact = mixtures.descent_of_moments(moments, -best, eta, steps, weights)
-    theory = torch.full_like(exact, torch.nan)
+    theory = theory_lowest = torch.full_like(exact, torch.nan)
     if regime == "labels":
         theory = mixtures.labelled_excess(law, time, PATH, eta, steps)
+        theory_lowest = mixtures.lowest_relative_excess(law, time, PATH, eta, steps)
     start = torch.zeros_like(best)[None]
     walk = measured.descend(features[None], (x1 - x0)[None], start, torch.tensor([eta]).to(best), looks)
-    found = torch.stack([_excess(field[0] - best, groups) for _, field in walk])
+    errors = [field[0] - best for _, field in walk]
+    found = torch.stack([_excess(error, groups) for error in errors])
+    lowest = torch.stack([_lowest(error, groups, law) for error in errors])
     shares = weights * found / (weights * found).sum(1, keepdim=True)
     rows = [
         {
             "step": step,
             "component": k,
             "condition_number": law.components[k].condition_number,
+            "smallest_variance": float(law.components[k].eigenvalues[0]),
             "weight": float(law.weights[k]),
             "excess": float(found[look, k]),
             "exact": float(exact[look, k]),
             "theory": float(theory[look, k]),
             "share": float(shares[look, k]),
             "relative": float(found[look, k] / found[0, k]),
+            "lowest": float(lowest[look, k] / lowest[0, k]),
+            "theory_lowest": float(theory_lowest[look, k]),
         }
         for (look, step), k in itertools.product(enumerate(looks), range(count))
     ]
@@ -148,3 +151,13 @@ def _descend(
 def _excess(error: Tensor, groups: list[Tensor]) -> Tensor:
     """Mean squared error of each component's samples, relative to the best field, shape (components,)."""
     return torch.stack([(group @ error.T).square().sum(1).mean() for group in groups])
+
+
+def _lowest(error: Tensor, groups: list[Tensor], law: Mixture) -> Tensor:
+    """The same for the part of each component's own features along its lowest variance, (components,)."""
+    parts = []
+    for k, (component, group) in enumerate(zip(law.components, groups, strict=True)):
+        own = slice(k * (law.dim + 1), k * (law.dim + 1) + law.dim)
+        along = (group[:, own] @ component.basis[:, 0]).square().mean()
+        parts.append(along * (error[:, own] @ component.basis[:, 0]).square().sum())
+    return torch.stack(parts)
