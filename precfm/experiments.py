@@ -59,6 +59,11 @@ def _few(count: int) -> Callable[[Any], Any]:
     return lambda value: value[:count] if isinstance(value, list) else min(value, max(count, 2))
 
 
+def _gentle(kappas: list[float]) -> list[float]:
+    """Condition numbers that descent masters in a few steps, as many as before and as different."""
+    return [min(kappa, 2.0**position) for position, kappa in enumerate(kappas)]
+
+
 _TINY: dict[str, Callable[[Any], Any]] = {
     "steps": _at_most(12),
     "flow_steps": _at_most(12),
@@ -75,6 +80,8 @@ _TINY: dict[str, Callable[[Any], Any]] = {
     "samples": _at_most(200),
     "data_size": _at_most(500),
     "seeds": _few(1),
+    "condition_numbers": _gentle,
+    "worst_condition_numbers": _gentle,
     "learning_rate": lambda value: value[:1] if isinstance(value, list) else value,
 }
 

@@ -34,6 +34,7 @@ def make(job: Job) -> None:
             flow.model, flow.objective.loss, flow.data, flow.training.batch_size
         ),
         "steps": flow.training.steps,
+        "notes": " ".join(getattr(flow.model, "notes", ())),
     }
     result = train(
         flow.model,
