@@ -6,6 +6,7 @@ nor a second run over the same folder can leave a half-written artifact behind.
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -244,6 +245,17 @@ class Job:
 
 
 Make = Callable[[Job], None]
+
+
+def script_of(node: Node) -> Make:
+    """The function that makes an artifact, from its script."""
+    spec = importlib.util.spec_from_file_location("precfm_script", SCRIPTS / node.script)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    make: Make = script.make
+    return make
 
 
 def build(node: Node, make: Make) -> bool:

@@ -1,6 +1,5 @@
 """The command line: `precfm VERB`. Reads arguments, calls the library, prints; nothing else."""
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -54,7 +53,6 @@ def make(
     ] = None,
 ) -> None:
     """Make artifacts in order, without Snakemake: for machines that have only the library."""
-    from precfm.fingerprint import SCRIPTS
     from precfm.plan import KINDS, load_plan
 
     plan = load_plan(experiment)
@@ -65,17 +63,12 @@ def make(
     os.environ.setdefault("OMP_NUM_THREADS", str(plan.experiment.threads))
     import torch
 
-    from precfm.artifacts import build
+    from precfm.artifacts import build, script_of
 
     torch.set_num_threads(plan.experiment.threads)
     for count, node in enumerate(wanted, start=1):
-        spec = importlib.util.spec_from_file_location("precfm_script", SCRIPTS / node.script)
-        assert spec is not None
-        assert spec.loader is not None
-        script = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(script)
         try:
-            made = build(node, script.make)
+            made = build(node, script_of(node))
         except PrecfmError as error:
             raise PrecfmError(f"{node.id}: {error}") from error
         typer.echo(f"[{count}/{len(wanted)}] {'made' if made else 'kept'} {node.id}")
@@ -249,6 +242,26 @@ def why(
 
         write_crate(traced, crate)
         typer.echo(f"{crate}: written", err=True)
+
+
+@app.command()
+def accept(
+    kind: Annotated[str, typer.Argument(help="The kind whose code was rewritten.")],
+    experiments: Annotated[
+        list[str] | None, typer.Argument(help="Whose artifacts to compare with; default: all in results/.")
+    ] = None,
+    sample: Annotated[int, typer.Option(help="Artifacts to rebuild for each changed code.")] = 2,
+) -> None:
+    """Keep a kind's keys after a rewrite of its code, if a sample made with it is equal byte for byte."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from precfm.accept import accept as accept_kind
+
+    recorded = accept_kind(kind, experiments or (), sample)
+    for one in recorded:
+        typer.echo(f"{one.new} stands for {one.old}: {', '.join(one.artifacts)} are equal byte for byte")
+    typer.echo(
+        "recorded in config/equivalences.json; commit it" if recorded else f"{kind}: no code has changed"
+    )
 
 
 @data_app.command("fetch")

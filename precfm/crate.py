@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import date
+from mimetypes import guess_type
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +23,7 @@ PROFILES = {
     "https://w3id.org/ro/wfrun/workflow/0.5": "Workflow Run Crate",
     "https://w3id.org/workflowhub/workflow-ro-crate/1.0": "Workflow RO-Crate",
 }
-TERMS = "https://w3id.org/ro/terms/workflow-run/context"  # where sha256 is defined
+TERMS = {"sha256": "https://w3id.org/ro/terms/workflow-run#sha256"}  # not among the terms of RO-Crate itself
 LICENSE = "https://spdx.org/licenses/MIT"
 SNAKEFILE = PACKAGE.parent / "Snakefile"
 
@@ -70,9 +71,13 @@ class _Crate:
             self._context(url, "CreativeWork", name=name, version=url.rsplit("/", 1)[1])
             for url, name in PROFILES.items()
         ]
-        self.library.metadata.extra_contexts.append(TERMS)
+        self.library.metadata.extra_terms.update(TERMS)
         workflow = self.library.add_workflow(
-            SNAKEFILE, "Snakefile", main=True, lang="snakemake", properties={"name": "precfm"}
+            SNAKEFILE,
+            "Snakefile",
+            main=True,
+            lang="snakemake",
+            properties={"name": "precfm", "encodingFormat": "text/plain"},
         )
         sources = {name: self._source(name) for name in traced.sources}
         records = {step.id: self._record(step) for step in traced.steps.values()}
@@ -118,7 +123,9 @@ class _Crate:
 
     def _product(self) -> Any:
         file = Path(self.traced.file)
+        kind, _ = guess_type(file.name)
         properties: dict[str, Any] = {"name": self.traced.file, "sha256": self.traced.sha256}
+        properties["encodingFormat"] = kind or "application/octet-stream"
         if (cell := self.traced.cell) is not None:
             properties["description"] = (
                 f"row {cell.row}: {json.dumps(dict(cell.about))}; column {cell.column}"
@@ -146,7 +153,7 @@ class _Crate:
         return self.library.add_action(
             instrument,
             identifier=f"#action-{name.replace('/', '-')}",
-            object=used,
-            result=made,
+            object=used if len(used) != 1 else used[0],
+            result=made if len(made) != 1 else made[0],
             properties={"name": title, "actionStatus": "http://schema.org/CompletedActionStatus"},
         )

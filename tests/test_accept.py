@@ -1,0 +1,187 @@
+"""A rewrite keeps its keys if and only if it makes the same bytes; the evidence is kept."""
+
+import json
+
+import pytest
+
+from precfm import accept as room
+from precfm import artifacts, fingerprint, plan
+from precfm.accept import accept
+from precfm.artifacts import build, script_of
+from precfm.errors import PrecfmError
+from precfm.plan import KINDS, load_plan
+from precfm.store import tidy
+
+SCRIPT = """
+from precfm.artifacts import Job
+
+
+def make(job: Job) -> None:
+    seed = job.params.get("seed", 0)
+    job.write_json("value.json", {"seed": seed, "kind": job.node.kind})
+"""
+SAME = SCRIPT.replace('seed = job.params.get("seed", 0)', 'seed = dict(job.params).get("seed", 0) + 0')
+OTHER = SCRIPT.replace('job.params.get("seed", 0)', 'job.params.get("seed", 0) // 2')
+
+
+@pytest.fixture
+def scripts(planned, project, monkeypatch):
+    """Small scripts instead of the real ones, and no equivalences yet."""
+    folder = project / "workflow_scripts"
+    folder.mkdir()
+    for name in set(KINDS.values()):
+        (folder / name).write_text(SCRIPT)
+    for module in (artifacts, fingerprint, plan, room):
+        monkeypatch.setattr(module, "SCRIPTS", folder)
+    monkeypatch.setattr(fingerprint, "EQUIVALENCES", project / "config/equivalences.json")
+    forget()
+    yield folder
+    forget()
+
+
+def forget():
+    for cached in (
+        fingerprint.fingerprint,
+        fingerprint.equivalences,
+        fingerprint.imports,
+        fingerprint.syntax_hash,
+    ):
+        cached.cache_clear()
+
+
+def rewrite(scripts, kind, text):
+    (scripts / KINDS[kind]).write_text(text)
+    forget()
+
+
+def make_all(of):
+    return [node.id for node in of.nodes.values() if build(node, script_of(node))]
+
+
+def recorded(project):
+    return json.loads((project / "config/equivalences.json").read_text())
+
+
+def test_an_equal_rewrite_keeps_every_key_and_says_why(scripts, planned, project):
+    before = planned()
+    make_all(before)
+    rewrite(scripts, "flows", SAME)
+    changed = planned()
+    gone = {node_id for node_id in before.nodes if node_id not in changed.nodes}
+    assert {node_id.split("/")[0] for node_id in gone} > {"flows", "frames"}
+
+    (shown,) = accept("flows", ["mine"])
+    assert planned().nodes.keys() == before.nodes.keys()
+    assert make_all(planned()) == []
+    entry = recorded(project)[shown.new]
+    assert entry["same_as"] == shown.old == before.of("flows")[0].fingerprint
+    assert set(entry["artifacts"]) == set(shown.artifacts)
+    assert len(shown.artifacts) == 2
+    for node_id, files in entry["artifacts"].items():
+        held = json.loads((project / "results/mine" / node_id / "artifact.json").read_text())["files"]
+        assert files == {name: stamp["sha256"] for name, stamp in held.items()}
+
+
+def test_what_is_in_the_attic_counts_and_comes_back(scripts, planned):
+    before = planned()
+    make_all(before)
+    rewrite(scripts, "flows", SAME)
+    changed = planned()
+    assert tidy(changed)[0]
+    accept("flows", ["mine"])
+    assert set(tidy(planned())[1]) == {node_id for node_id in before.nodes if node_id not in changed.nodes}
+    assert make_all(planned()) == []
+
+
+def test_other_bytes_are_refused_and_nothing_is_recorded(scripts, planned, project):
+    make_all(planned({"seeds": [2, 3]}))
+    rewrite(scripts, "flows", OTHER)
+    after = planned({"seeds": [2, 3]}).key
+    with pytest.raises(PrecfmError, match=r"flows/.*other bytes of value\.json.*nothing is accepted"):
+        accept("flows", ["mine"])
+    assert not (project / "config/equivalences.json").exists()
+    assert planned({"seeds": [2, 3]}).key == after
+    assert list((project / "results/.work/accept").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SCRIPT.replace('"value.json"', '"renamed.json"'),
+        SCRIPT + '    job.write_json("more.json", 1)\n',
+    ],
+)
+def test_a_renamed_or_an_additional_file_is_refused(scripts, planned, text):
+    make_all(planned())
+    rewrite(scripts, "flows", text)
+    with pytest.raises(PrecfmError, match="nothing is accepted"):
+        accept("flows", ["mine"], sample=1)
+
+
+def test_rewrites_follow_each_other(scripts, planned, project):
+    before = planned()
+    make_all(before)
+    for text in (SAME, SAME.replace("+ 0", "* 1")):
+        rewrite(scripts, "flows", text)
+        assert len(accept("flows", ["mine"])) == 1
+    assert planned().nodes.keys() == before.nodes.keys()
+    assert {entry["same_as"] for entry in recorded(project).values()} == {before.of("flows")[0].fingerprint}
+    assert len(recorded(project)) == 2
+
+
+def test_a_job_still_refuses_code_that_changed_after_the_plan(scripts, planned):
+    make_all(planned())
+    rewrite(scripts, "flows", SAME)
+    accept("flows", ["mine"])
+    wanted = planned({"seeds": [5, 6]})
+    node = wanted.of("flows")[0]
+    rewrite(scripts, "flows", OTHER)
+    with pytest.raises(PrecfmError, match="changed after the plan"):
+        build(node, script_of(node))
+
+
+def test_what_a_kind_is_made_from_comes_first(scripts, planned):
+    make_all(planned())
+    for kind in ("latents", "flows"):
+        rewrite(scripts, kind, SAME)
+    with pytest.raises(PrecfmError, match="accept the kinds it is made from first"):
+        accept("flows", ["mine"])
+    accept("latents", ["mine"])
+    assert accept("flows", ["mine"])
+
+
+def test_without_a_change_there_is_nothing_to_accept(scripts, planned, project):
+    make_all(planned())
+    assert accept("flows", ["mine"]) == []
+    assert not (project / "config/equivalences.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "sample", "words"),
+    [("flow", 1, "kinds are"), ("flows", 0, "at least 1")],
+)
+def test_mistakes(scripts, planned, kind, sample, words):
+    planned()
+    with pytest.raises(PrecfmError, match=words):
+        accept(kind, ["mine"], sample)
+
+
+@pytest.mark.parametrize("text", ["[", "[]", '{"a": {}}', '{"a": 3}'])
+def test_damaged_equivalences_are_refused(scripts, planned, project, text):
+    (project / "config/equivalences.json").write_text(text)
+    with pytest.raises(PrecfmError, match=r"equivalences\.json: damaged"):
+        load_plan("smoke")
+
+
+def test_a_damaged_artifact_is_no_evidence(scripts, planned):
+    made = planned()
+    make_all(made)
+    for node in made.of("flows"):
+        (node.folder / "value.json").write_text("x")
+    rewrite(scripts, "flows", SAME)
+    with pytest.raises(PrecfmError, match=r"value\.json: damaged"):
+        accept("flows", ["mine"])
+
+
+def test_the_shipped_equivalences_can_be_read():
+    assert isinstance(fingerprint.equivalences(), dict)
