@@ -135,7 +135,7 @@ class Artifact:
             raise PrecfmError(
                 f"{folder}: no complete artifact there; run `make reproduce` to make it"
             ) from None
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PrecfmError(f"{folder / RECORD}: damaged ({error}); {_REMEDY}") from None
 
     @property
