@@ -1,0 +1,248 @@
+"""Breaking a run on purpose: kills and signals at seeded random moments, until the same command has ended well.
+
+`python -m tests.faults.harness FOLDER --rounds 3 --seed 0` does it by hand and prints the counts.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import yaml
+
+from tests.workflow import ENVIRONMENT, ROOT, git, run
+
+NAME = "tiny"
+# Every kind of artifact with as few jobs as that takes; trainings save often, so that there is what to resume from.
+TINY = {
+    "description": "Every kind of artifact in a few steps; made by the fault tests.",
+    "extends": "smoke",
+    "seeds": [0],
+    "classifiers": {"training": {"save_every": 10}},
+    "autoencoders": {"L16": {"training": {"save_every": 10}}},
+    "flow": {"training": {"save_every": 10}},
+    "methods": {"whitening": None, "gaussian_skip": None, "low_capacity_flow": None},
+    "theory": {"steps_to_accuracy": None},
+}
+LONGEST = 3600  # seconds that a run may take before it counts as hung
+VICTIMS = ("job", "snakemake", "reproduce", "everything", "interrupt", "terminate")
+
+
+def fresh_project(folder: Path, change: dict | None = None) -> Path:
+    """A copy of this project, uncommitted changes included, in which nothing was made, with the tiny experiment."""
+    listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    for name in listed:
+        recorded = name == "dvc.lock" or name.startswith("results/")
+        if (ROOT / name).is_file() and not recorded:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    (folder / "params.yaml").write_text("experiments: []\nsources: []\n")
+    (folder / f"config/{NAME}.yaml").write_text(yaml.safe_dump(TINY | (change or {})))
+    run(folder, "git", "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "start")
+    return folder
+
+
+REPRODUCE = (sys.executable, "workflow_scripts/reproduce.py", NAME, "--cores", "2")
+
+
+def start(folder: Path, *command: str | Path, log: Path) -> subprocess.Popen:
+    """Start a command in a session of its own, as from a terminal."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [str(part) for part in command],
+            cwd=folder,
+            env={**ENVIRONMENT, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def outcome(folder: Path) -> dict[str, str]:
+    """Checksums of all that a run promises: artifacts, products, verdicts, ledger. Records may differ."""
+    files = [folder / "dvc.lock", folder / "params.yaml"]
+    files += [
+        file
+        for file in sorted((folder / "results").rglob("*"))
+        if file.is_file()
+        and not {".work", ".attic", "records"} & set(file.relative_to(folder).parts)
+        and file.name != ".snakemake_timestamp"
+    ]
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+        if file.is_file()
+    }
+
+
+def damage(folder: Path) -> list[str]:
+    """What no fault may leave behind, whenever it strikes: artifacts with a record whose files are not as it says."""
+    found = []
+    for record in (folder / "results" / NAME).glob("*/*/artifact.json"):
+        try:
+            files = json.loads(record.read_text())["files"]
+        except ValueError:
+            found.append(f"{record}: no JSON")
+            continue
+        for name, wanted in files.items():
+            file = record.parent / name
+            if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != wanted["sha256"]:
+                found.append(str(file))
+    return found
+
+
+def family(process: subprocess.Popen) -> list[psutil.Process]:
+    """A process and all that came from it, in other process groups too."""
+    try:
+        head = psutil.Process(process.pid)
+        return [head, *head.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def role(process: psutil.Process) -> str:
+    """What a process of a run is: `reproduce`, `snakemake`, `dvc`, the name of a job's script, or empty."""
+    try:
+        words = process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return ""
+    for word in words[1:3]:
+        if "/.snakemake/scripts/" in word:
+            return word.rsplit(".", 2)[1]
+        if word.endswith(("/bin/snakemake", "/bin/dvc")):
+            return Path(word).name
+        if word.endswith("reproduce.py"):
+            return "reproduce"
+    return ""
+
+
+@dataclass
+class Counts:
+    """What was done to the runs, and what came of it."""
+
+    kills: Counter = field(default_factory=Counter)
+    stages: Counter = field(default_factory=Counter)
+    starts: int = 0
+    rounds: int = 0
+    recovered: int = 0
+    equal: int = 0
+
+    def __str__(self) -> str:
+        faults = ", ".join(f"{name} {count}" for name, count in sorted(self.kills.items()))
+        stages = ", ".join(f"{name} {count}" for name, count in sorted(self.stages.items()))
+        return (
+            f"{self.rounds} rounds, {self.starts} starts, {self.kills.total()} faults ({faults}), "
+            f"while at work: {stages}; recovered {self.recovered} of {self.rounds}, equal {self.equal} of {self.rounds}"
+        )
+
+
+def strike(process: subprocess.Popen, victim: str, counts: Counts, draw: random.Random) -> bool:
+    """Kill or signal one victim of a running command; False where there is none at this moment."""
+    roles = [(role(member), member) for member in family(process)]
+    jobs = [member for name, member in roles if name and name not in ("reproduce", "snakemake", "dvc")]
+    targets = {
+        "job": jobs,
+        "everything": [member for _, member in reversed(roles)],
+        "interrupt": [member for _, member in roles[:1]],
+        "terminate": [member for _, member in roles[:1]],
+    }.get(victim, [member for name, member in roles if name == victim])
+    if not targets:
+        return False
+    if victim == "job":
+        targets = [draw.choice(targets)]
+    number = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}.get(victim, signal.SIGKILL)
+    for target in targets:
+        try:
+            target.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+    at_work = {name for name, _ in roles} - {"", "reproduce", "snakemake"}
+    counts.kills[victim] += 1
+    counts.stages.update(at_work or {"between jobs"})
+    return True
+
+
+def disturbed(
+    folder: Path,
+    faults: int,
+    draw: random.Random,
+    counts: Counts,
+    *,
+    command: tuple[str | Path, ...] = REPRODUCE,
+    victims: tuple[str, ...] = VICTIMS,
+    mean_seconds: float = 15.0,
+) -> None:
+    """Run a command with faults at random moments and start it again after each, until it has ended well.
+
+    Raises:
+        AssertionError: an artifact was damaged, a signal was not answered, or the last run did not end well.
+    """
+    log = folder.parent / f"{folder.name}.log"
+    while True:
+        process = start(folder, *command, log=log)
+        counts.starts += 1
+        struck = ""
+        # Most faults come soon after a start, some late: memoryless, as in life.
+        due = time.monotonic() + draw.expovariate(1 / mean_seconds)
+        while faults and process.poll() is None:
+            time.sleep(0.02)
+            if time.monotonic() >= due:
+                victim = draw.choice(victims)
+                if strike(process, victim, counts, draw):
+                    struck, faults = victim, faults - 1
+                    break
+        process.wait(LONGEST)
+        left = damage(folder)
+        assert not left, f"after {struck}: {left}"
+        if struck in ("interrupt", "terminate") and process.returncode:
+            said = log.read_text()[-2000:]
+            assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM, -2, -15), said
+        if process.returncode == 0 and not faults:
+            return
+        if not struck:
+            assert process.returncode == 0, log.read_text()[-4000:]
+            return
+
+
+def main() -> None:
+    """Rounds of faults by hand."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--faults", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    reference = options.folder / "undisturbed"
+    if not (reference / "dvc.lock").is_file():
+        shutil.rmtree(reference, ignore_errors=True)
+        fresh_project(reference)
+        process = start(reference, *REPRODUCE, log=options.folder / "undisturbed.log")
+        assert process.wait(LONGEST) == 0, (options.folder / "undisturbed.log").read_text()[-4000:]
+    wanted, counts = outcome(reference), Counts()
+    for number in range(options.rounds):
+        draw = random.Random(f"{options.seed} {number}")
+        folder = options.folder / f"round-{number}"
+        shutil.rmtree(folder, ignore_errors=True)
+        run(reference, "git", "clone", "--quiet", str(reference), str(folder))
+        counts.rounds += 1
+        disturbed(folder, options.faults, draw, counts)
+        counts.recovered += 1
+        found = outcome(folder)
+        different = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+        counts.equal += not different
+        print(counts, *different[:10], sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
