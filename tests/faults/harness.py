@@ -22,6 +22,7 @@ import yaml
 from tests.workflow import ENVIRONMENT, ROOT, git, run
 
 NAME = "tiny"
+SMALL_NAME = "small"
 # Every kind of artifact with as few jobs as that takes; trainings save often, so that there is what to resume from.
 TINY = {
     "description": "Every kind of artifact in a few steps; made by the fault tests.",
@@ -33,12 +34,29 @@ TINY = {
     "methods": {"whitening": None, "gaussian_skip": None, "low_capacity_flow": None},
     "theory": {"steps_to_accuracy": None},
 }
+# Five jobs, for faults that need no training.
+SMALL = {
+    "description": "One controlled experiment and its report; made by the fault tests.",
+    "theory": {
+        "linear_grid": {
+            "run": {
+                "name": "linear_grid",
+                "dim": 2,
+                "condition_numbers": [1, 10],
+                "times": [0.5],
+                "steps": 16,
+                "preconditioned_steps": 8,
+            },
+            "seeds": [0],
+        }
+    },
+}
 LONGEST = 3600  # seconds that a run may take before it counts as hung
 VICTIMS = ("job", "snakemake", "reproduce", "everything", "interrupt", "terminate")
 
 
-def fresh_project(folder: Path, change: dict | None = None) -> Path:
-    """A copy of this project, uncommitted changes included, in which nothing was made, with the tiny experiment."""
+def fresh_project(folder: Path) -> Path:
+    """A copy of this project, uncommitted changes included, in which nothing was made, with both experiments."""
     listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
     for name in listed:
         recorded = name == "dvc.lock" or name.startswith("results/")
@@ -46,14 +64,17 @@ def fresh_project(folder: Path, change: dict | None = None) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
     (folder / "params.yaml").write_text("experiments: []\nsources: []\n")
-    (folder / f"config/{NAME}.yaml").write_text(yaml.safe_dump(TINY | (change or {})))
+    (folder / f"config/{NAME}.yaml").write_text(yaml.safe_dump(TINY))
+    (folder / f"config/{SMALL_NAME}.yaml").write_text(yaml.safe_dump(SMALL))
     run(folder, "git", "init", "--quiet")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "start")
     return folder
 
 
-REPRODUCE = (sys.executable, "workflow_scripts/reproduce.py", NAME, "--cores", "2")
+def reproduce(name: str) -> tuple[str, ...]:
+    """The command behind `make reproduce`."""
+    return (sys.executable, "workflow_scripts/reproduce.py", name, "--cores", "2")
 
 
 def start(folder: Path, *command: str | Path, log: Path) -> subprocess.Popen:
@@ -89,7 +110,7 @@ def outcome(folder: Path) -> dict[str, str]:
 def damage(folder: Path) -> list[str]:
     """What no fault may leave behind, whenever it strikes: artifacts with a record whose files are not as it says."""
     found = []
-    for record in (folder / "results" / NAME).glob("*/*/artifact.json"):
+    for record in (folder / "results").glob("*/*/*/artifact.json"):
         try:
             files = json.loads(record.read_text())["files"]
         except ValueError:
@@ -147,6 +168,17 @@ class Counts:
         )
 
 
+def wait_for(process: subprocess.Popen, name: str) -> psutil.Process:
+    """The first process of a role that appears in a run."""
+    begun = time.monotonic()
+    while process.poll() is None and time.monotonic() < begun + LONGEST:
+        for member in family(process):
+            if role(member) == name:
+                return member
+        time.sleep(0.02)
+    raise AssertionError(f"no {name} appeared")
+
+
 def strike(process: subprocess.Popen, victim: str, counts: Counts, draw: random.Random) -> bool:
     """Kill or signal one victim of a running command; False where there is none at this moment."""
     roles = [(role(member), member) for member in family(process)]
@@ -179,7 +211,7 @@ def disturbed(
     draw: random.Random,
     counts: Counts,
     *,
-    command: tuple[str | Path, ...] = REPRODUCE,
+    command: tuple[str | Path, ...] = reproduce(NAME),
     victims: tuple[str, ...] = VICTIMS,
     mean_seconds: float = 15.0,
 ) -> None:
@@ -227,7 +259,7 @@ def main() -> None:
     if not (reference / "dvc.lock").is_file():
         shutil.rmtree(reference, ignore_errors=True)
         fresh_project(reference)
-        process = start(reference, *REPRODUCE, log=options.folder / "undisturbed.log")
+        process = start(reference, *reproduce(NAME), log=options.folder / "undisturbed.log")
         assert process.wait(LONGEST) == 0, (options.folder / "undisturbed.log").read_text()[-4000:]
     wanted, counts = outcome(reference), Counts()
     for number in range(options.rounds):

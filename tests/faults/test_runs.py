@@ -1,0 +1,227 @@
+"""Whole runs under faults: after each, the same command ends well, with the bytes of a run that met none."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.faults.harness import (
+    NAME,
+    SMALL_NAME,
+    Counts,
+    damage,
+    disturbed,
+    family,
+    fresh_project,
+    outcome,
+    reproduce,
+    role,
+    start,
+    wait_for,
+)
+from tests.workflow import BIN, clone
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.xdist_group("faults")]
+
+SMALL = reproduce(SMALL_NAME)
+SNAKEMAKE = (
+    BIN / "snakemake",
+    "--workflow-profile",
+    "profiles/default",
+    "--config",
+    f"experiment={SMALL_NAME}",
+)
+
+
+def finish(folder, *command, code=0):
+    """Run a command to its end; what it said."""
+    log = folder.parent / f"{folder.name}.log"
+    before = log.stat().st_size if log.exists() else 0
+    assert start(folder, *command, log=log).wait() == code, log.read_text()[-4000:]
+    return log.read_text()[before:]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return fresh_project(tmp_path_factory.mktemp("faults") / "source")
+
+
+@pytest.fixture(scope="module")
+def small(source):
+    """Checksums of the small experiment, made once without a fault."""
+    folder = clone(source, source.parent / "small")
+    finish(folder, *SMALL)
+    return outcome(folder)
+
+
+@pytest.fixture
+def folder(source, tmp_path):
+    return clone(source, tmp_path / "project")
+
+
+def test_two_runs_from_scratch_and_one_with_kills_are_equal(source, folder, tmp_path, capsys):
+    undisturbed = clone(source, tmp_path / "undisturbed")
+    finish(undisturbed, *reproduce(NAME))
+    again = clone(source, tmp_path / "again")
+    finish(again, *reproduce(NAME))
+    assert outcome(again) == outcome(undisturbed)
+    counts = Counts(rounds=1)
+    disturbed(folder, 12, random.Random(0), counts)
+    counts.recovered += 1
+    counts.equal += outcome(folder) == outcome(undisturbed)
+    with capsys.disabled():
+        print(f" [{counts}]")
+    assert counts.equal == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_and_says_how_to_go_on(folder, small, number):
+    log = folder.parent / "log"
+    process = start(folder, *SMALL, log=log)
+    job = wait_for(process, "theory")
+    members = family(process)
+    process.send_signal(number)
+    assert process.wait() == 128 + number
+    assert not job.is_running()
+    assert not [member for member in members if member.is_running()]
+    said = log.read_text()
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    finish(folder, *SMALL)
+    assert outcome(folder) == small
+
+
+def test_a_killed_snakemake_leaves_no_job_behind(folder, small):
+    process = start(folder, *SMALL, log=folder.parent / "log")
+    job = wait_for(process, "theory")
+    next(member for member in family(process) if role(member) == "snakemake").kill()
+    assert process.wait() != 0
+    job.wait(60)
+    finish(folder, *SMALL)
+    assert outcome(folder) == small
+
+
+def test_a_second_run_waits_for_what_a_killed_one_left_running(folder, small):
+    process = start(folder, *SMALL, log=folder.parent / "log")
+    wait_for(process, "theory")
+    process.kill()
+    said = finish(folder, *SMALL)
+    assert "another run is at work" in said
+    assert outcome(folder) == small
+
+
+def test_two_runs_at_once_end_well(folder, small):
+    runs = [start(folder, *SMALL, log=folder.parent / f"log-{number}") for number in range(2)]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert outcome(folder) == small
+
+
+def test_two_snakemakes_at_once_end_well(folder, small):
+    """Without the command that lets only one work; Snakemake's own lock is off."""
+    first = start(folder, *SNAKEMAKE, log=folder.parent / "log-0")
+    wait_for(first, "theory")
+    second = start(folder, *SNAKEMAKE, log=folder.parent / "log-1")
+    assert (first.wait(), second.wait()) == (0, 0), (folder.parent / "log-1").read_text()[-3000:]
+    finish(folder, *SMALL)
+    assert outcome(folder) == small
+
+
+def test_dvc_killed_while_it_records(folder, small, capsys):
+    draw, kills = random.Random(0), 0
+    for _ in range(6):
+        process = start(folder, *SMALL, log=folder.parent / "log")
+        try:
+            recording = wait_for(process, "dvc")
+        except AssertionError:
+            break  # recorded before it could be killed
+        time.sleep(draw.uniform(0.3, 3))
+        kills += process.poll() is None
+        for member in reversed(family(process)):
+            member.kill()
+        recording.wait()
+        process.wait()
+    finish(folder, *SMALL)
+    assert not damage(folder)
+    assert outcome(folder) == small
+    with capsys.disabled():
+        print(f" [{kills} kills]")
+
+
+def test_dvc_repro_killed(folder, small):
+    finish(folder, *SMALL)
+    command = (BIN / "dvc", "repro", "--force", f"publish@{SMALL_NAME}")
+    for kind in ("theory", "figure"):
+        for part in folder.glob(f"results/{SMALL_NAME}/{kind}*/*/artifact.json"):
+            shutil.rmtree(part.parent)
+        process = start(folder, *command, log=folder.parent / "log")
+        wait_for(process, kind)
+        process.kill()
+        finish(folder, *command)
+    finish(folder, *SMALL)
+    assert outcome(folder) == small
+
+
+@pytest.fixture
+def mounts():
+    """Mount over folders; undone afterwards."""
+    mounted = []
+
+    def mount(folder, *options):
+        folder.mkdir(exist_ok=True)
+        done = subprocess.run(["mount", *options, str(folder)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+        if folder not in mounted:
+            mounted.append(folder)
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a small file system, as Linux does")
+@pytest.mark.parametrize("kilobytes", [60, 90, 120, 200, 300])
+def test_a_full_disk(folder, small, mounts, kilobytes):
+    shutil.rmtree(folder / "results", ignore_errors=True)
+    mounts(folder / "results", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs")
+    said = finish(folder, *SMALL, code=1)
+    assert "No space left on device" in said
+    assert not damage(folder)
+    mounts(folder / "results", "-o", "remount,size=50m")
+    finish(folder, *SMALL)
+    assert outcome(folder) == small
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts read-only, as Linux does")
+def test_read_only_results(folder, small, mounts):
+    (folder / "results").mkdir(exist_ok=True)
+    mounts(folder / "results", "--bind", str(folder / "results"))
+    mounts(folder / "results", "-o", "remount,bind,ro")
+    assert "write permission" in finish(folder, *SMALL, code=1)
+    mounts(folder / "results", "-o", "remount,bind,rw")
+    process = start(folder, *SMALL, log=folder.parent / "log")
+    wait_for(process, "theory")
+    mounts(folder / "results", "-o", "remount,bind,ro")
+    assert process.wait() == 1
+    mounts(folder / "results", "-o", "remount,bind,rw")
+    finish(folder, *SMALL)
+    assert not damage(folder)
+    assert outcome(folder) == small
+
+
+def test_a_cut_ledger_is_the_old_one_again(folder, small):
+    """As a DVC leaves it that is killed while it writes: every length is tried that a buffer might end at."""
+    finish(folder, *SMALL)
+    ledger = (folder / "dvc.lock").read_bytes()
+    kept = folder / "results/.work/ledger" / SMALL_NAME
+    for length in (0, 10, len(ledger) // 2, len(ledger) - 40):
+        kept.write_bytes(ledger)
+        os.truncate(folder / "dvc.lock", length)
+        finish(folder, *SMALL)
+        assert outcome(folder) == small
+        assert not kept.exists()
