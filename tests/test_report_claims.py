@@ -67,6 +67,10 @@ def test_the_committed_claims_are_valid_and_complete():
         (lambda c: c["claims"][6]["statistics"][0].update(metric=3), r"statistics\.0\.metric: .*\(got 3\)"),
         (lambda c: c["claims"][6]["statistics"][0].update(smallest_effect="1e-2"), "smallest_effect"),
         (lambda c: c["claims"][0].pop("text"), r"claims\.C1\.text"),
+        (
+            lambda c: c["claims"][10]["statistics"][0].update(predictor="seed"),
+            r"C11\.statistics\.0\.predictor",
+        ),
         (lambda c: c["claims"][5].update(methods=[]), "claims.C6: .*need methods and baselines"),
         (lambda c: c["claims"][1].update(id="C1"), "every id"),
         (lambda c: c["claims"][0]["statistics"][0].update(supported_range=[2.0, 1.0]), "rising"),
@@ -312,6 +316,25 @@ def test_rank_correlation_of_quality_and_result():
     )
     (against,) = evaluate_claims(parse_claims(content), {**frames, "preconditioners": turned}, "mnist")
     assert against.verdict == "not supported"
+
+
+def test_rival_predictors_are_reported_and_may_be_missing():
+    content = {"claims": [claim for claim in CLAIMS["claims"] if claim["id"] == "C11"]}
+    frames = report_frames.frames(seeds=5)
+    (verdict,) = evaluate_claims(parse_claims(content), frames, "mnist")
+    roles = [(result.statistic.split(" and ")[0], result.role) for result in verdict.statistics]
+    assert roles == [
+        *[("Spearman correlation of residual kappa", "decides")] * 2,
+        *[("Spearman correlation of mean ln kappa(Sigma_t)", "reported")] * 2,
+        *[("Spearman correlation of predicted steps", "reported")] * 2,
+    ]
+    turned = frames["predictors"].assign(predicted_steps=1 / frames["predictors"]["predicted_steps"])
+    (against,) = evaluate_claims(parse_claims(content), {**frames, "predictors": turned}, "mnist")
+    assert against.verdict == verdict.verdict
+    assert against.statistics[4].value == pytest.approx(-verdict.statistics[4].value)
+    without = {name: rows for name, rows in frames.items() if name != "predictors"}
+    (fewer,) = evaluate_claims(parse_claims(content), without, "mnist")
+    assert (fewer.verdict, len(fewer.statistics)) == (verdict.verdict, 4)
 
 
 @pytest.mark.parametrize(

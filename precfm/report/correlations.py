@@ -6,47 +6,68 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from precfm.report.statistics import CONFIDENCE, Estimate
 
-Columns: TypeAlias = tuple[NDArray[np.float64], ...]
+Numbers: TypeAlias = NDArray[np.float64]
 
 RESAMPLES = 2000
 SEED = 20260302
 
 
-def spearman(x: ArrayLike, y: ArrayLike) -> float:
-    """Spearman's rank correlation, ties with mean ranks; NaN if either variable is constant.
+def spearman(x: ArrayLike, y: ArrayLike) -> Numbers:
+    """Spearman's rank correlation, ties with mean ranks.
+
+    Args:
+        x: shape (..., n); infinite numbers rank, too.
+        y: shape (..., n).
+
+    Returns:
+        Shape (...); NaN where either variable is constant.
 
     Example:
-        >>> spearman([1, 2, 3, math.inf], [1.0, 4.0, 9.0, 10.0])
+        >>> float(spearman([1, 2, 3, math.inf], [1.0, 4.0, 9.0, 10.0]))
         1.0
     """
-    first, second = stats.rankdata(np.asarray(x)), stats.rankdata(np.asarray(y))
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return math.nan
-    return max(-1.0, min(1.0, float(np.corrcoef(first, second)[0, 1])))
+    first, second = _centred_ranks(x), _centred_ranks(y)
+    norms = (first**2).sum(axis=-1) * (second**2).sum(axis=-1)
+    products = (first * second).sum(axis=-1)
+    found: Numbers = np.clip(products / np.sqrt(np.where(norms > 0, norms, math.nan)), -1.0, 1.0)
+    return found
 
 
-def partial_spearman(x: ArrayLike, y: ArrayLike, control: ArrayLike) -> float:
+def _centred_ranks(x: ArrayLike) -> Numbers:
+    """Ranks along the last axis, less their mean; equal numbers share the mean of their ranks."""
+    values = np.asarray(x, dtype=np.float64)
+    one, other = values[..., :, None], values[..., None, :]
+    ranks: Numbers = (other < one).sum(axis=-1) + (other == one).sum(axis=-1) / 2 - values.shape[-1] / 2
+    return ranks
+
+
+def partial_spearman(x: ArrayLike, y: ArrayLike, control: ArrayLike) -> Numbers:
     """Rank correlation of x and y with the linear part of the ranks of `control` taken out of both.
 
-    (r_xy - r_xc r_yc) / sqrt((1 - r_xc^2) (1 - r_yc^2)); NaN where the control ranks like x or y exactly, so that
-    nothing is left, or anything is constant.
+    (r_xy - r_xc r_yc) / sqrt((1 - r_xc^2) (1 - r_yc^2)).
+
+    Args:
+        x: shape (..., n).
+        y: shape (..., n).
+        control: shape (..., n).
+
+    Returns:
+        Shape (...); NaN where the control ranks like x or y exactly, so that nothing is left, or anything is constant.
 
     References:
         Kendall, Rank Correlation Methods (1948), chapter 8.
     """
     xy, xc, yc = spearman(x, y), spearman(x, control), spearman(y, control)
     left = (1 - xc**2) * (1 - yc**2)
-    if not left > 1e-12:
-        return math.nan
-    return max(-1.0, min(1.0, (xy - xc * yc) / math.sqrt(left)))
+    found: Numbers = np.clip((xy - xc * yc) / np.sqrt(np.where(left > 1e-12, left, math.nan)), -1.0, 1.0)
+    return found
 
 
 def resampled(
-    statistic: Callable[..., float], *columns: ArrayLike, confidence: float = CONFIDENCE
+    statistic: Callable[..., Numbers], *columns: ArrayLike, confidence: float = CONFIDENCE
 ) -> Estimate:
     """A statistic over cases with the percentile interval of the bootstrap: cases are drawn with replacement.
 
@@ -54,8 +75,8 @@ def resampled(
     how much the statistic hangs on single cases.
 
     Args:
-        statistic: of columns of equal length.
-        columns: one number per case.
+        statistic: of columns of equal shape (..., n), over the last axis.
+        columns: one number per case, shape (n,), n at least 1.
         confidence: coverage of the interval.
 
     Returns:
@@ -65,12 +86,10 @@ def resampled(
     References:
         Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
-    cases: Columns = tuple(np.asarray(column, dtype=np.float64) for column in columns)
-    n = cases[0].size
-    value = statistic(*cases)
-    generator = np.random.default_rng(SEED)
-    draws = generator.integers(0, n, (RESAMPLES, n)) if n else np.empty((0, 0), dtype=np.int64)
-    values = np.array([statistic(*(column[draw] for column in cases)) for draw in draws])
+    cases = [np.asarray(column, dtype=np.float64) for column in columns]
+    n, value = cases[0].size, float(statistic(*cases))
+    draws = np.random.default_rng(SEED).integers(0, n, (RESAMPLES, n))
+    values = statistic(*(column[draws] for column in cases))
     known = values[~np.isnan(values)]
     if math.isnan(value) or 2 * known.size < RESAMPLES:
         return Estimate(value, math.nan, math.nan, n)

@@ -1,5 +1,6 @@
 """Which numbers a table, a figure or a verdict is made of: columns, final checkpoints, seeds, pairs."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -306,7 +307,7 @@ def logarithms(values: pd.Series, what: str) -> pd.Series:
     numbers = values.astype(float)
     if (numbers <= 0).any():
         raise PrecfmError(f"{what} is {numbers.min():g}; its logarithm needs positive values")
-    return numbers.map(np.log)
+    return numbers.map(math.log)
 
 
 def lowest_quartile_count(directions: int) -> int:

@@ -3,7 +3,16 @@
 import numpy as np
 
 from precfm.report.correlations import spearman
-from precfm.report.figures.style import Drawing, Images, legend, letter, method_styles, panels, published
+from precfm.report.figures.style import (
+    Drawing,
+    Images,
+    legend,
+    letter,
+    method_styles,
+    panels,
+    published,
+    sparse_log_ticks,
+)
 from precfm.report.formatting import number_text
 from precfm.report.predictors import PREDICTORS
 from precfm.report.selection import RECORD_KEYS, Frames
@@ -42,12 +51,14 @@ def draw(frames: Frames, images: Images) -> Drawing:
                 ax.plot([x], [y], **styles[method].line(linestyle="none", markersize=5))
         if predictor in _LOG:
             ax.set_xscale("log")
+            sparse_log_ticks(ax)
         ax.set_xlabel(_AXES[predictor])
         where = space_label(named["space"]) + (f", {named['dataset']}" if several else "")
         ax.set_ylabel(metric_text(METRIC).head if position % len(PREDICTORS) == 0 else "")
-        correlation = number_text(spearman(group[predictor], group["value"]), digits=2)
+        correlation = number_text(float(spearman(group[predictor], group["value"])), digits=2)
         letter(ax, position, f"{where}: " * (position % len(PREDICTORS) == 0) + f"$\\rho$ = {correlation}")
-    legend(figure, [styles[method] for method in in_order(rows["method"])])
+    shown = [styles[method] for method in in_order(rows["method"])]
+    legend(figure, [], [(style.label, style.line(linestyle="none", markersize=5)) for style in shown])
     caption = (
         "Final Fréchet distance of each method (mean over seeds) against what is known before its flow is trained: "
         "condition number of the data after the preconditioner, mean of ln κ(Σₜ) along the path, and the steps that "

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from precfm.report.formatting import seeds_text
@@ -295,6 +295,16 @@ def plain_log_ticks(ax: Axes) -> None:
     ax.yaxis.set_major_locator(LogLocator(base=10, subs=ticks))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_locator(NullLocator())
+
+
+def sparse_log_ticks(ax: Axes) -> None:
+    """Powers of ten on the horizontal log axis, with 2 and 5 between them where it spans little."""
+    low, high = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if high / low < 30 else (1,)))
+    ax.xaxis.set_major_formatter(
+        LogFormatterSciNotation(base=10, labelOnlyBase=False, minor_thresholds=(10, 10))
+    )
+    ax.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
 
 FLOOR_LINE: dict[str, Any] = {"color": REFERENCE, "linestyle": (0, (5, 2)), "linewidth": 0.9}

@@ -17,11 +17,12 @@ from precfm.report.figures.style import (
     panels,
     plain_log_ticks,
     published,
+    sparse_log_ticks,
     spread_text,
 )
 from precfm.report.selection import RECORD_KEYS, Frames, at_final, needed, per_seed
 from precfm.report.tables.time_to_quality import METRIC, baseline_of, curves
-from precfm.report.vocabulary import FLOOR, in_order, method_label, metric_text, space_label
+from precfm.report.vocabulary import FLOOR, in_order, metric_text, space_label
 
 COLUMNS = 2
 _TARGET = {"color": REFERENCE, "linestyle": ":", "linewidth": 0.9}
@@ -66,10 +67,11 @@ def draw(frames: Frames, images: Images) -> Drawing:
         if log:
             plain_log_ticks(ax)
         ax.set_xscale("log")
+        sparse_log_ticks(ax)
         ax.set_xlabel("training FLOPs, preconditioner included")
         ax.set_ylabel(metric_text(METRIC).head)
         letter(ax, position, space_label(named["space"]) + (f", {named['dataset']}" if several else ""))
-    extra = [(f"{method_label(name)} at its end", _TARGET) for name in [baseline_of(rows)] if name]
+    extra = [("baseline at its end", _TARGET)] if baseline_of(rows) else []
     legend(
         figure,
         [styles[method] for method in in_order(rows["method"])],
@@ -77,8 +79,9 @@ def draw(frames: Frames, images: Images) -> Drawing:
     )
     caption = (
         "Fréchet distance against floating-point operations spent on training, those to fit the preconditioner "
-        f"included: mean {spread_text(rows)}. Dotted: the baseline at its last checkpoint, the target of the table "
-        "time_to_quality; dashed grey: the floor, the train split against the same reference."
+        f"included: mean {spread_text(rows)}. Dotted: the baseline (scalar, else none) at its last "
+        "checkpoint, the target of the table time_to_quality; dashed grey: the floor, the train split against the same "
+        "reference."
     )
     return Drawing(figure, caption)
 
