@@ -38,9 +38,10 @@ def load_experiment(name: str, folder: Path = CONFIG_FOLDER) -> Experiment:
 
 
 def tiny(value: Any) -> Any:
-    """An experiment, as plain data, cut to seconds: every artifact of every kind, in a few steps on little data.
+    """An experiment, as plain data, cut to seconds: every method of every setting, in a few steps on little data.
 
-    Its numbers mean nothing; it shows that the whole command works.
+    One data set, one seed, and one autoencoder for each setting. Its numbers mean nothing; it shows that the whole
+    command works.
     """
     if isinstance(value, Mapping):
         cut = {name: _TINY[name](item) if name in _TINY else tiny(item) for name, item in value.items()}
@@ -80,6 +81,8 @@ _TINY: dict[str, Callable[[Any], Any]] = {
     "samples": _at_most(200),
     "data_size": _at_most(500),
     "seeds": _few(1),
+    "autoencoders": lambda value: value[:1] if isinstance(value, list) else tiny(value),
+    "datasets": lambda value: tiny(dict([*value.items()][:1])),
     "condition_numbers": _gentle,
     "worst_condition_numbers": _gentle,
     "learning_rate": lambda value: value[:1] if isinstance(value, list) else value,
