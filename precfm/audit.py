@@ -88,8 +88,7 @@ class _Room:
         self._check_links()
         self._check_manifest()
         for folder in self._folders():
-            record = _check_artifact(self.report, folder)
-            if record is not None:
+            if (record := check_artifact(self.report, folder)) is not None:
                 self.records[f"{folder.parent.name}/{folder.name}"] = record
         for node_id, record in self.records.items():
             self._check_origin(node_id, record)
@@ -169,9 +168,15 @@ class _Room:
         if entry is None:
             return
         for name in ("files", "params", "fingerprint", "made_on"):
-            if entry.get(name) is not None and entry[name] != record.get(name):
-                remedy = f"if the artifact is right, `make reproduce EXPERIMENT={self.name}` publishes again"
-                self.report.add("record", file, f"its {name} is not what {MANIFEST} says of it", remedy)
+            if entry.get(name) is None or entry[name] == record.get(name):
+                continue
+            if "checksum" in record:  # the record is whole, so the manifest is to blame
+                problem = f"damaged or stale: {name} of {node_id} is not what the artifact's own record says"
+                file = self.home / MANIFEST
+            else:
+                problem = f"its {name} is not what {MANIFEST} says of it"
+            remedy = f"`make reproduce EXPERIMENT={self.name}` publishes again, `git checkout` brings back"
+            self.report.add("record", file, problem, remedy)
 
     def _check_completeness(self) -> None:
         """Every artifact of the plan is here or published; no other one is here."""
@@ -192,7 +197,8 @@ class _Room:
         if ids := [
             node_id
             for node_id in self.plan.nodes
-            if node_id not in self.records and not (self.published.get(node_id) or {}).get("files")
+            if not (self.home / node_id / RECORD).is_file()
+            and not (self.published.get(node_id) or {}).get("files")
         ]:
             problem = f"missing: {counted(ids)} of the plan were never made"
             self.report.add(
@@ -254,7 +260,10 @@ class _Room:
         for dataset, several in devices.items():
             if len(several) > 1:
                 for table in sorted(self.home.glob("tables/*.csv")):
-                    if any(line.startswith(f"{dataset},") for line in table.read_text("utf-8").splitlines()):
+                    if any(
+                        line.startswith(f"{dataset},")
+                        for line in table.read_text("utf-8", "replace").splitlines()
+                    ):
                         problem = f"rows of {dataset} mix devices ({', '.join(sorted(several))})"
                         self.report.warn("devices", table, problem, "compare methods on one device only")
 
@@ -284,8 +293,8 @@ def _canonical(data: Any) -> str:
     return json.dumps(data, indent=1, sort_keys=True) + "\n"
 
 
-def _check_artifact(report: Report, folder: Path) -> Mapping[str, Any] | None:
-    """One artifact against its own record, which is returned if it can be read."""
+def check_artifact(report: Report, folder: Path) -> Mapping[str, Any] | None:
+    """One artifact against its own record, which is returned if it is whole."""
     file = folder / RECORD
     try:
         text = _read(report, file)
@@ -298,7 +307,8 @@ def _check_artifact(report: Report, folder: Path) -> Mapping[str, Any] | None:
     sealed = "checksum" not in record or record["checksum"] == record_checksum(record)
     if not sealed or names != _FIELDS or text != _canonical(record):
         report.add("record", file, "damaged: its own checksum or form is wrong", _DAMAGED)
-    elif (record["kind"], record["key"]) != (folder.parent.name, folder.name.rpartition("-")[2]):
+        return None
+    if (record["kind"], record["key"]) != (folder.parent.name, folder.name.rpartition("-")[2]):
         report.add("record", file, f"is the record of {record['kind']} {record['key']}", _DAMAGED)
     for name, (sha256, size) in stamps.items():
         payload = folder / name
@@ -357,7 +367,7 @@ def _ancestors(entries: Mapping[str, Any], node_id: str) -> set[str]:
 def _check_attic(report: Report) -> None:
     """What lies in the attic comes back when a plan wants it, so it is checked as well."""
     for file in sorted((RESULTS / ".attic").glob(f"*/*/{RECORD}")):
-        _check_artifact(report, file.parent)
+        check_artifact(report, file.parent)
 
 
 def _check_merged_claims(report: Report) -> None:

@@ -146,12 +146,13 @@ def _manifest(plan: Plan) -> dict[str, Any]:
 def _entry(node: Node, before: dict[str, Any] | None) -> dict[str, Any]:
     if not node.exists and before:
         return before
-    files = Artifact.open(node.folder).record["files"] if node.exists else None
+    record = Artifact.open(node.folder).record if node.exists else {}
     return {
         "params": node.params,
         "parents": {role: list(ids) for role, ids in node.parents.items()},
         "fingerprint": node.fingerprint,
-        "files": files,
+        "files": record.get("files"),
+        "made_on": record.get("made_on"),
     }
 
 
