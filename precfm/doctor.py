@@ -215,7 +215,9 @@ def filesystem() -> Iterator[Finding]:
             yield Finding("locks", "ok", "hold")
     shared = list(islice(_shared_files(RESULTS), NAMED + 1))
     if shared:
-        remedy = "a change in place would damage DVC's cache: `dvc config --unset cache.type`, then `dvc checkout --relink`"
+        remedy = (
+            "a change would damage DVC's cache: `dvc config --unset cache.type`, then `dvc checkout --relink`"
+        )
         yield Finding("links", "warning", f"links instead of files: {_some(shared)}", remedy)
 
 
