@@ -37,9 +37,7 @@ def make(job: Job) -> None:
             diagnostics, lambda artifact: pd.DataFrame([artifact.json("preconditioner.json")])
         ),
         "budgets": budgets(told.get("flows", []), diagnostics),
-        "predictors": gather(
-            told.get("kernels", []), lambda artifact: pd.DataFrame([artifact.json("predictors.json")])
-        ),
+        "predictors": gather(told.get("kernels", []), lambda artifact: artifact.frame("predictors.csv")),
         "history": gather(told.get("flows", []), lambda artifact: thinned(artifact.frame("history.csv"))),
     }
     frames |= theory_frames(told.get("theory", []))

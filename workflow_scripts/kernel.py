@@ -1,5 +1,7 @@
 """Kind `kernels`: what the tangent kernel of the untrained flow predicts of its training (C11)."""
 
+import pandas as pd
+
 from precfm.artifacts import Job, run_rule
 from precfm.decoder_metric import metric_of
 from precfm.flow import bind
@@ -20,19 +22,17 @@ def make(job: Job) -> None:
         metric_of(job.parents("decoder_metric")),
     )
     z1, labels = flow.data
-    job.write_json(
-        "predictors.json",
-        kernel_report(
-            flow.model,
-            flow.path,
-            z1,
-            labels,
-            points=job.params["points"],
-            threshold=job.params["threshold"],
-            learning_rate=flow.training.learning_rate,
-            seed=seed,
-        ),
+    report = kernel_report(
+        flow.model,
+        flow.path,
+        z1,
+        labels,
+        points=job.params["points"],
+        threshold=job.params["threshold"],
+        learning_rate=flow.training.learning_rate,
+        seed=seed,
     )
+    job.write_frame("predictors.csv", pd.DataFrame([report]))  # not JSON: a number of steps may be infinite
 
 
 if "snakemake" in globals():
