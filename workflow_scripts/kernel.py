@@ -28,9 +28,10 @@ def make(job: Job) -> None:
         z1,
         labels,
         points=job.params["points"],
-        threshold=job.params["threshold"],
+        threshold=job.params["threshold"] * float(split["latents"].var(0).mean()),
         learning_rate=flow.training.learning_rate,
         seed=seed,
+        inverse=preconditioner.inverse,
     )
     job.write_frame("predictors.csv", pd.DataFrame([report]))  # not JSON: a number of steps may be infinite
 
