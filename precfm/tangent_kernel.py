@@ -47,10 +47,7 @@ def tangent_kernel(
     References:
         Neural Tangent Kernel (Jacot et al., 2018), https://arxiv.org/abs/1806.07572
     """
-    state = {
-        name: value.detach().to(x_t) if value.is_floating_point() else value
-        for name, value in (*model.named_parameters(), *model.named_buffers())
-    }
+    state = _state(model, x_t)
     weights = {name: state[name] for name, _ in model.named_parameters()}
 
     def jacobian(rows: slice) -> Tensor:
@@ -272,7 +269,6 @@ def kernel_report(
     t = times.to(z1.device, torch.float64)
     x_t, _ = path.sample(x0, z1[chosen].double(), t)
     of_chosen = None if labels is None else labels[chosen]
-    model = model.to(z1.device)
     kernel = tangent_kernel(model, x_t, t, of_chosen)
     target = _target(
         path, x_t.flatten(1), t, of_chosen, z1[rest].flatten(1), None if labels is None else labels[rest]
@@ -304,9 +300,16 @@ def _target(
 
 @torch.no_grad()
 def _velocity(model: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-    weight = next(model.parameters())
-    velocity: Tensor = model(x_t.to(weight.dtype), t.to(weight.dtype), labels)
-    return velocity.double()
+    velocity: Tensor = functional_call(model, _state(model, x_t), (x_t, t, labels))
+    return velocity
+
+
+def _state(model: nn.Module, like: Tensor) -> dict[str, Tensor]:
+    """Weights and buffers, in the type and on the device of a tensor; the model stays as it is."""
+    named = (*model.named_parameters(), *model.named_buffers())
+    return {
+        name: value.detach().to(like if value.is_floating_point() else like.device) for name, value in named
+    }
 
 
 @torch.no_grad()
