@@ -5,13 +5,15 @@ as it found it.
 """
 
 import json
+import os
 import shutil
 import sys
 
+import pandas as pd
 import pytest
 import yaml
 
-from tests.workflow import BIN, bytes_below, clone, git, jobs, reproduce, run
+from tests.workflow import BIN, ROOT, bytes_below, clone, git, jobs, reproduce, run
 
 pytestmark = pytest.mark.xdist_group("workflow")
 
@@ -64,6 +66,22 @@ def test_two_runs_from_scratch_give_the_same_bytes(made, tmp_path):
         path.name for path in (made / "results/smoke").iterdir() if path.name != "records" and path.is_dir()
     ]:
         assert bytes_below(again / "results/smoke" / kind) == bytes_below(made / "results/smoke" / kind), kind
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["mnist-tiny", "paper-tiny"])
+def test_the_long_experiments_work_from_end_to_end(tmp_path, experiment):
+    """Every method of every setting in a few steps, by the code that makes the long runs."""
+    if "PRECFM_MIRROR" not in os.environ:
+        pytest.skip("MNIST is needed: set PRECFM_MIRROR to a folder that holds it")
+    copy = clone(ROOT, tmp_path / "copy")
+    (copy / "config/paper.yaml").write_text((copy / "config/paper.yaml").read_text().replace("cuda", "cpu"))
+    run(copy, BIN / "precfm", "make", experiment)
+    assert run(copy, BIN / "precfm", "ls", experiment, "--missing") == ""
+    (metrics,) = (copy / f"results/{experiment}/table_files").glob("metrics-*/metrics.csv")
+    table = pd.read_csv(metrics)
+    assert {"none", "whitening", "normalizing_flow-P", "normalizing_flow-F"} <= set(table["method"])
+    assert table["dataset"].nunique() > 5
 
 
 def test_clone_and_pull_run_nothing_but_publishing_and_one_parameter_runs_one_method(made, tmp_path):
