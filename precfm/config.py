@@ -62,9 +62,10 @@ def _component(room: str, value: Any) -> Component:
         raise PrecfmError(f"got {value!r}; a mapping with a 'name' from the registry's {room} is needed")
     options = {key: item for key, item in value.items() if key != "name"}
     schema = options_of(import_string(room, value["name"]), FILLED_IN.get(room, frozenset()))
-    for field in NESTED:
-        if isinstance(options.get(field), list):
-            options[field] = [plain(_nested(room, field, i, stage)) for i, stage in enumerate(options[field])]
+    for field in set(NESTED) & set(schema.model_fields):
+        stages = options.get(field, schema.model_fields[field].default)
+        if isinstance(stages, list | tuple):
+            options[field] = [plain(_nested(room, field, i, stage)) for i, stage in enumerate(stages)]
     return Component(room, value["name"], validated(schema, options))
 
 

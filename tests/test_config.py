@@ -198,3 +198,45 @@ def test_a_neutral_value_leaves_no_trace_in_a_key():
     assert plain(After(), for_key=True) == plain(Before(), for_key=True)
     assert plain(After(dropout=0.1), for_key=True) == {"width": 3, "dropout": 0.1}
     assert plain(After()) == {"width": 3, "dropout": 0.0}
+
+
+def test_components_inside_a_component_are_judged_too(folder):
+    stages = {"name": "composition", "stages": [{"name": "whitening"}, {"name": "whitening", "exponnt": 1}]}
+    with pytest.raises(PrecfmError, match=r"methods\.x\.preconditioner: stages\.1: exponnt: no such field"):
+        changed(folder, {"methods": {"x": {"preconditioner": stages}}})
+
+
+def test_a_setting_takes_the_files_values_but_for_its_own(folder):
+    coarse = {
+        "methods": ["none"],
+        "seeds": [7],
+        "sampling": {"steps": 3},
+        "flow": {"training": {"learning_rate": 0.1}},
+    }
+    experiment = changed(folder, {"settings": {"coarse": coarse}})
+    setting, plain_one = experiment.settings["coarse"], experiment.settings["plain"]
+    assert (list(setting.methods), setting.seeds) == (["none"], (7,))
+    assert (setting.sampling.steps, setting.sampling.n) == (3, plain_one.sampling.n)
+    assert setting.methods["none"].flow.training.learning_rate == 0.1
+    assert plain_one.methods["none"].flow.training.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"methods": ["nobody"]}, ["settings.x.methods", "nobody", "whitening"]),
+        ({"autoencoders": ["L64"]}, ["settings.x.autoencoders", "'L64'", "L16"]),
+        ({"matched": ["nobody"]}, ["settings.x: matched", "'nobody'"]),
+        ({"recipe": "magic"}, ["settings.x.recipe", "'tuned'"]),
+        (
+            {"flow": {"path": {"name": "variance_preserving"}}},
+            ["model.path", "'linear'", "'variance_preserving'"],
+        ),
+    ],
+)
+def test_a_wrong_setting_is_refused(folder, setting, words):
+    skip = {"preconditioner": {"name": "scalar"}, "flow": {"model": {"name": "gaussian_skip"}}}
+    with pytest.raises(PrecfmError) as caught:
+        changed(folder, {"methods": {"skip": skip}, "settings": {"x": setting}})
+    for word in words:
+        assert word in str(caught.value)
