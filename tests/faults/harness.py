@@ -87,6 +87,9 @@ def start(folder: Path, *command: str | Path, log: Path) -> subprocess.Popen:
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # ignored in a shell's background
         )
 
 
