@@ -117,7 +117,7 @@ def check_ledger(report: Report, stages: Mapping[str, Any], data: Mapping[str, A
         below = {name for name in (*files, *told) if name == path or name.startswith(f"{path}/")}
         if what != "deleted" and not below:
             report.add("ledger", path, f"{what} since {LEDGER} was written", record)
-    for path in deps.keys() - outs.keys():
+    for path in sorted(deps.keys() - outs.keys()):
         if path.startswith(homes):
             if deps[path] != "deleted":
                 report.add(

@@ -232,8 +232,8 @@ def test_the_ledger_speaks_of_files_only_where_it_must():
     check_ledger(report, stages, {"uncommitted": changed}, "")
     assert [(finding.level, finding.file) for finding in report.findings] == [
         ("error", "results/mine/flows/a"),
-        ("error", "dvc.lock"),
         ("warning", "dvc.lock"),
+        ("error", "dvc.lock"),
     ]
 
 
