@@ -271,7 +271,7 @@ class Experiment(Strict):
     baseline: Annotated[Component, PlainValidator(partial(_component, "preconditioners"))] = Field(
         default={"name": "scalar"}, validate_default=True
     )
-    predict: bool = False
+    predict: tuple[str, ...] = ()  # settings whose flows are predicted by their tangent kernels
     evaluation: Evaluation = Evaluation()
     theory: dict[str, Theory] = Field(default_factory=dict)
 
@@ -288,6 +288,11 @@ class Experiment(Strict):
             raise PrecfmError("datasets: given without classifiers; a data experiment needs them all")
         if not self.datasets and not self.theory:
             raise PrecfmError("datasets, theory: both are empty, so there is nothing to make")
+        for name in self.predict:
+            if name not in self.settings:
+                raise PrecfmError(
+                    f"predict: got '{name}'; it must be a setting, one of {', '.join(self.settings)}"
+                )
         for name, setting in self.settings.items():
             for space in setting.autoencoders:
                 if space not in self.autoencoders:

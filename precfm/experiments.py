@@ -74,6 +74,7 @@ _TINY: dict[str, Callable[[Any], Any]] = {
     "checkpoints": lambda value: [6, 12] if value else [],
     "batch_size": _at_most(32),
     "width": _at_most(32),
+    "rows": _at_most(100),
     "train": _at_most(600),
     "validation": _at_most(200),
     "heldout": _at_most(300),

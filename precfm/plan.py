@@ -26,7 +26,7 @@ from precfm.report.claims import parse_claims
 CLAIMS = Path("config/claims.yaml")
 METRIC_POINTS = 1000  # latents over which the decoder's pull-back metric is averaged
 KERNEL_POINTS = 48  # points of the tangent kernel
-KERNEL_THRESHOLD = 0.1  # residual, in units of the latents' mean variance, to which it predicts the steps
+KERNEL_THRESHOLD = 0.01  # residual, in units of the latents' mean variance, to which it predicts the steps
 SEARCH_STEPS = 25  # of the midpoint solver
 MATCHES = ("P", "F")  # baselines of as many parameters, of as many training FLOPs
 
@@ -156,6 +156,7 @@ class _Builder:
         self.about: dict[str, list[dict[str, Any]]] = {}
         self.reported: dict[str, list[Node]] = {}
         self.searched: dict[str, Node] = {}
+        self.setting = PLAIN
 
     def build(self) -> None:
         for dataset in self.experiment.datasets:
@@ -164,6 +165,8 @@ class _Builder:
         self._reports()
 
     def _report(self, role: str, node: Node, **about: Any) -> None:
+        if "dataset" in about and role != "latents":
+            about["setting"] = self.setting
         self.reported.setdefault(role, []).append(node)
         self.about.setdefault(role, []).append(about)
 
@@ -196,6 +199,7 @@ class _Builder:
             if settings:
                 shared = self._space(name, space, data, judges)
                 for setting, of_setting in settings.items():
+                    self.setting = setting
                     label = f"{name}-{space}" + (f"-{setting}" if setting != PLAIN else "")
                     self._setting(label, of_setting, shared)
 
@@ -240,7 +244,7 @@ class _Builder:
             drawn = {"source": "preconditioner", "sampling": setting.sampling, "seed": seed}
             parents = {"latents": space.latents, "preconditioner": preconditioner}
             self._evaluate(label, f"alone:{name}", seed, drawn, parents, space)
-        if self.experiment.predict and first and setting.recipe == "plain":
+        if self.setting in self.experiment.predict and first:
             self._kernel(label, name, method.flow, seed, preconditioner, space)
         wanted = name in setting.matched if setting.matched is not None else seeded
         if wanted:

@@ -28,7 +28,8 @@ def parents():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_stage_of_a_kind_depends_on_the_kinds_of_its_parents(kind, parents):
     deps = {dep.removeprefix(RESULTS) for dep in STAGES[kind]["deps"] if dep.startswith(RESULTS)}
-    assert deps == parents[kind]
+    # An objective may measure errors in the decoder's metric wherever there is a flow.
+    assert parents[kind] <= deps <= parents[kind] | {"decoder_metrics"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

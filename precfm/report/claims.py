@@ -123,6 +123,7 @@ class Claim(_Strict):
         baselines: what each is compared with, all of them; `{method}` stands for the method's name.
         statistics: the numbers that judge it.
         experiments: the experiments that count.
+        settings: the settings that count, where an experiment has several; all of them if none is named.
     """
 
     id: Annotated[str, Field(pattern=r"^C\d+$")]
@@ -131,6 +132,7 @@ class Claim(_Strict):
     baselines: tuple[str, ...] = ()
     statistics: Annotated[tuple[Statistic, ...], Field(min_length=1)]
     experiments: Names
+    settings: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _can_be_judged(self) -> "Claim":

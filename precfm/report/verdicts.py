@@ -117,12 +117,22 @@ def _evaluate(claim: Claim, frames: Frames, experiment: str) -> Verdict:
     if experiment not in claim.experiments:
         counting = ", ".join(claim.experiments)
         return _verdict(claim, experiment, "not tested", f"Only these experiments count: {counting}.", [])
-    found = list(effects(claim, frames))
+    found = list(effects(claim, _of_settings(claim, frames)))
     deciding = [effect for effect in found if effect.statistic.role == "decides"]
     adjusted = dict(zip(map(id, deciding), holm([effect.estimate.p for effect in deciding]), strict=True))
     results = [_result(effect, adjusted.get(id(effect), math.nan)) for effect in found]
     ruling, reason = _rule(claim, [result for result in results if result.role == "decides"])
     return _verdict(claim, experiment, ruling, reason, results)
+
+
+def _of_settings(claim: Claim, frames: Frames) -> Frames:
+    """The rows of the settings that count for a claim; frames without settings (theory) stay whole."""
+    if not claim.settings:
+        return frames
+    return {
+        name: frame[frame["setting"].isin(claim.settings)] if "setting" in frame.columns else frame
+        for name, frame in frames.items()
+    }
 
 
 def _verdict(
