@@ -86,7 +86,7 @@ def alone(what: str) -> Iterator[int]:
 def run_group(command: list[str], environment: dict[str, str], held: int) -> int:
     """Run a command in a process group of its own until all of the group has ended.
 
-    SIGINT, SIGTERM and SIGHUP interrupt the whole group, jobs included, once; a second one kills it.
+    SIGINT, SIGTERM and SIGHUP end the whole group, jobs included: Snakemake then starts no more; a second one kills.
 
     Args:
         command: what to run.
@@ -103,7 +103,7 @@ def run_group(command: list[str], environment: dict[str, str], held: int) -> int
         asked.append(number)
         if child is not None:
             with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGINT if len(asked) == 1 else signal.SIGKILL)
+                os.killpg(child.pid, signal.SIGTERM if len(asked) == 1 else signal.SIGKILL)
 
     stops = [
         number
@@ -114,7 +114,7 @@ def run_group(command: list[str], environment: dict[str, str], held: int) -> int
     try:
         child = subprocess.Popen(command, env={**os.environ, **environment}, process_group=0, pass_fds=[held])
         if asked:  # before there was a child to tell
-            os.killpg(child.pid, signal.SIGINT)
+            os.killpg(child.pid, signal.SIGTERM)
         code = child.wait()
         with suppress(ProcessLookupError):  # jobs of a Snakemake that was killed
             os.killpg(child.pid, signal.SIGKILL)
