@@ -1,6 +1,7 @@
 """The command line: `precfm VERB`. Reads arguments, calls the library, prints; nothing else."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -66,11 +67,17 @@ def make(
     from precfm.artifacts import build, script_of
 
     torch.set_num_threads(plan.experiment.threads)
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # so that both signals clean up on their way out
     for count, node in enumerate(wanted, start=1):
         try:
             made = build(node, script_of(node))
         except PrecfmError as error:
             raise PrecfmError(f"{node.id}: {error}") from error
+        except KeyboardInterrupt:
+            typer.echo("precfm: stopped; what is finished is kept; the same command goes on", err=True)
+            raise typer.Exit(128 + signal.SIGINT) from None
         typer.echo(f"[{count}/{len(wanted)}] {'made' if made else 'kept'} {node.id}")
     if not ids:
         from precfm.store import publish

@@ -6,6 +6,7 @@
 import argparse
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -83,7 +84,7 @@ def start(folder: Path, *command: str | Path, log: Path) -> subprocess.Popen:
         return subprocess.Popen(
             [str(part) for part in command],
             cwd=folder,
-            env={**ENVIRONMENT, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**ENVIRONMENT, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"},
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,

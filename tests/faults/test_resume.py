@@ -3,7 +3,6 @@
 Jobs are forks of this process, so that a kill costs no new start of Python.
 """
 
-import importlib.util
 import multiprocessing
 import os
 import random
@@ -12,24 +11,19 @@ import signal
 import time
 from functools import partial
 
+import pytest
 import torch
+import yaml
 
 import precfm.preconditioners.learned as learned
 import precfm.training as training
-from precfm.artifacts import RESULTS, build
+from precfm.artifacts import RESULTS, build, script_of
 from precfm.checkpoints import Scratch
-from precfm.fingerprint import SCRIPTS
-from tests.faults.harness import NAME, TINY, damage, outcome
+from tests.faults.harness import NAME, SMALL, SMALL_NAME, TINY, damage, outcome, start
+from tests.workflow import BIN
 
 TRAINED = ("classifiers", "autoencoders", "preconditioners", "flows")
 fork = multiprocessing.get_context("fork")
-
-
-def script_of(node):
-    spec = importlib.util.spec_from_file_location("precfm_script", SCRIPTS / node.script)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
 
 
 def job(node, dies_after_save=None, log=None):
@@ -46,7 +40,7 @@ def job(node, dies_after_save=None, log=None):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         Scratch.save_state = save_and_die
-    build(node, script_of(node).make)
+    build(node, script_of(node))
 
 
 def run_job(node, *, kill_after=None, **how):
@@ -128,3 +122,21 @@ def test_jobs_killed_at_any_moment_end_in_the_same_bytes(planned, project, monke
         print(
             f" [{kills} kills in {len(nodes)} jobs, {len(resumed)} trainings resumed, {damaged} saves damaged]"
         )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_making_without_snakemake_stops_cleanly_and_says_how_to_go_on(project, number):
+    (project / f"config/{SMALL_NAME}.yaml").write_text(yaml.safe_dump(SMALL))
+    log = project / "log"
+    process = start(project, BIN / "precfm", "make", SMALL_NAME, log=log)
+    locks = project / "results/.work/locks"
+    while not any(locks.glob("*")):  # until the first job begins
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(number)
+    code, said = process.wait(), log.read_text()
+    if code:  # it may have been done already
+        assert code == 128 + signal.SIGINT
+        assert "the same command goes on" in said
+        assert "Traceback" not in said
+    assert not any((project / "results/.work/parts").glob("*"))
