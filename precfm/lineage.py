@@ -29,7 +29,7 @@ FRAMES = {
     "spectra": ("latents", "diagnostics"),
     "path_conditioning": ("diagnostics",),
     "preconditioners": ("diagnostics",),
-    "budgets": ("flows", "diagnostics"),
+    "budgets": ("flows", "diagnostics", "budgets"),
     "predictors": ("kernels",),
     "history": ("flows",),
     "theory_statistics": ("theory",),

@@ -256,6 +256,7 @@ class _Builder:
                 {**parents, **self._geometry(method.flow, space)},
                 _flow_targets(method.flow),
             )
+            self._report("budgets", budget, dataset=label, method=name, seed=seed)
             bare = self._preconditioner(label, "baseline", self.experiment.baseline, seed, space)
             for match in MATCHES:
                 self._flow(label, f"{name}-{match}", method.flow, seed, bare, setting, space, (match, budget))

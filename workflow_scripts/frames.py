@@ -36,7 +36,7 @@ def make(job: Job) -> None:
         "preconditioners": gather_marked(
             diagnostics, lambda artifact: pd.DataFrame([artifact.json("preconditioner.json")])
         ),
-        "budgets": budgets(told.get("flows", []), diagnostics),
+        "budgets": budgets(told.get("flows", []), diagnostics, told.get("budgets", [])),
         "predictors": gather(told.get("kernels", []), lambda artifact: artifact.frame("predictors.csv")),
         "history": gather(told.get("flows", []), lambda artifact: thinned(artifact.frame("history.csv"))),
     }
@@ -65,20 +65,30 @@ def theory_frames(told: Iterable[tuple[Artifact, dict]]) -> dict[str, pd.DataFra
 
 
 def budgets(
-    flows: Iterable[tuple[Artifact, dict]], diagnostics: Iterable[tuple[Artifact, dict]]
+    flows: Iterable[tuple[Artifact, dict]],
+    diagnostics: Iterable[tuple[Artifact, dict]],
+    matches: Iterable[tuple[Artifact, dict]],
 ) -> pd.DataFrame:
-    """What every flow cost, its preconditioner included; a matched baseline's own preconditioner counts as nothing."""
+    """What every flow cost, its preconditioner included, and what would match it; what a map costs that only fixes
+    the scale of a matched baseline counts as nothing."""
     own = {tuple(about.values()): artifact.json("preconditioner.json") for artifact, about in diagnostics}
+    matched = {tuple(about.values()): artifact.json("budget.json") for artifact, about in matches}
     rows = []
     for artifact, about in flows:
-        before = own.get(tuple(about.values()), {})
+        cost, before = artifact.json("cost.json"), own.get(tuple(about.values()), {})
+        match = matched.get(tuple(about.values()), {})
         rows.append(
             {
                 **about,
-                **artifact.json("cost.json"),
+                "flow_parameters": cost["flow_parameters"],
                 "preconditioner_parameters": before.get("num_parameters", 0),
+                "flops_per_step": cost["flops_per_step"],
                 "fit_flops": before.get("flops_per_fit", 0),
                 "inverse_flops_per_sample": before.get("inverse_flops_per_sample", 0),
+                "steps": cost["steps"],
+                "matched_width": match.get("matched_width"),
+                "matched_steps": match.get("matched_steps"),
+                "notes": cost["notes"],
             }
         )
     return pd.DataFrame(rows)
