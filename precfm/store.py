@@ -182,6 +182,31 @@ def _publish_times(home: Path, plan: Plan) -> None:
         write_whole(table, pd.DataFrame(rows.values()).to_csv(index=False, lineterminator="\n").encode())
 
 
+def _publish_time_to_quality(home: Path, plan: Plan) -> None:
+    """Seconds to quality, where the wall times of all flows and preconditioners are known."""
+    import pandas as pd
+
+    from precfm.report.wall_time import seconds_to_quality
+
+    (node,) = plan.of("frames")
+    times = home / "records" / "wall_time.csv"
+    if not (times.is_file() and node.exists and node.parents.get("flows")):
+        return
+    seconds = pd.read_csv(times).set_index("artifact")["seconds"]
+    runs = []
+    for flow_id, about in zip(node.parents["flows"], node.params["about"]["flows"], strict=True):
+        flow = plan.node(flow_id)
+        fitted = plan.node(flow.parents["preconditioner"][0])
+        if not {flow.name, fitted.name} <= set(seconds.index):
+            return
+        named = {field: about[field] for field in ("dataset", "method", "seed")}
+        runs.append({**named, "fit_seconds": seconds[fitted.name], "train_seconds": seconds[flow.name]})
+    artifact = Artifact.open(node.folder)
+    table = seconds_to_quality({name: artifact.frame(f"{name}.csv") for name in ("records", "budgets")}, runs)
+    if table is not None:
+        table.to_csv(home / "records" / "time_to_quality.csv", index=False, lineterminator="\n")
+
+
 def summary(plan: Plan) -> list[tuple[str, int, int]]:
     """For every kind: how many artifacts the plan wants, and how many exist."""
     return [

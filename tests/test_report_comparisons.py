@@ -16,6 +16,7 @@ from precfm.report.figures import time_to_quality as time_figure
 from precfm.report.predictors import beside_results, predictor_values
 from precfm.report.selection import COLUMNS, LeftOutError, per_seed, with_training_flops
 from precfm.report.tables import methods, plateaus, predictors, time_to_quality
+from precfm.report.wall_time import seconds_to_quality
 from tests import report_frames
 
 SETTING = "mnist5k-vae"
@@ -331,3 +332,17 @@ def test_a_method_that_never_gets_there_counts_without_a_mark(frames):
     assert math.isfinite(row["value"])
     panels = predictors_figure.draw(with_inf, {}).figure.axes
     assert [len(ax.lines) for ax in panels[:3]] == [8, 8, 6]
+
+
+def test_time_to_quality_in_seconds_counts_the_fit_and_the_share_of_the_training():
+    curves = {"scalar": [[4.0, 2.0, 1.0]], "ours": [[1.0, 0.9, 0.8]]}
+    frames = {"records": curve_records(curves), "budgets": budget_rows({"scalar": (1, 0), "ours": (1, 0)}, 1)}
+    runs = [
+        {"dataset": "d", "method": "scalar", "seed": 0, "fit_seconds": 2.0, "train_seconds": 500.0},
+        {"dataset": "d", "method": "ours", "seed": 0, "fit_seconds": 30.0, "train_seconds": 500.0},
+    ]
+    data = seconds_to_quality(frames, runs)
+    # ours is there at its first checkpoint, step 10 of 1000: 30 s + 5 s; scalar at its end: 2 s + 500 s
+    assert cell(data, method="ours")["seconds"] == pytest.approx(35)
+    assert cell(data, method="scalar")["seconds"] == pytest.approx(502)
+    assert seconds_to_quality({**frames, "records": frames["records"].iloc[:0]}, runs) is None

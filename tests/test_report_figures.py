@@ -79,7 +79,7 @@ def test_matched_baselines_share_their_methods_colour_with_other_dashes():
 def test_a_legend_of_long_names_stays_inside_the_figure():
     with style.publication():
         figure, _ = style.panels(1, 1, height=2)
-        names = [f"none, parameters as method {i}" for i in range(7)]
+        names = [f"wider flow, parameters as method {i}" for i in range(7)]
         style.legend(figure, [style.MethodStyle(name, "black", "o", "-") for name in names])
         figure.canvas.draw()
     box = figure.legends[0].get_window_extent()

@@ -15,6 +15,8 @@ Frames = Mapping[str, pd.DataFrame]
 # Two numbers may be compared only if all of these are equal.
 PROTOCOL = ("n_real", "n_generated", "reference", "extractor")
 RECORD_KEYS = ["dataset", "metric", "space", *PROTOCOL]
+GEOMETRY = ("plain",)  # settings whose preconditioners are drawn: the others have the same
+TRAINED = ("plain", "tuned", "long")  # settings whose curves are drawn
 ALL = "all"  # the scope of all classes together
 NO_EXTRACTOR = "none"  # how a latent space, which needs none, is written
 LATE_CHECKPOINTS = 3  # a late slope rests on at least as many
@@ -132,6 +134,13 @@ def needed(frames: Frames, name: str) -> pd.DataFrame:
     if found.empty:
         raise LeftOutError(f"this experiment has no rows of {name.replace('_', ' ')}")
     return found
+
+
+def of_settings(rows: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
+    """The rows of these settings, for a figure that would grow with every ablation; all rows if there are none."""
+    if "setting" not in rows.columns or not rows["setting"].isin(settings).any():
+        return rows
+    return rows[rows["setting"].isin(settings)]
 
 
 def per_seed(records: pd.DataFrame) -> pd.DataFrame:

@@ -103,7 +103,7 @@ def method_label(method: str) -> str:
 
     Example:
         >>> method_label("class_whitening"), method_label("alone:whitening"), method_label("whitening-P")
-        ('class whitening', 'whitening alone', 'none, parameters as whitening')
+        ('class whitening', 'whitening alone', 'wider flow, parameters as whitening')
     """
     if method == FLOOR:
         return "floor (train split)"
@@ -111,7 +111,7 @@ def method_label(method: str) -> str:
         return f"{method_label(method.removeprefix(ALONE))} alone"
     base, suffix = split_matched(method)
     label = _METHOD_LABELS.get(base, base.replace("_", " "))
-    matched = {"": label, "-P": f"none, parameters as {label}", "-F": f"none, FLOPs as {label}"}
+    matched = {"": label, "-P": f"wider flow, parameters as {label}", "-F": f"longer flow, FLOPs as {label}"}
     return matched[suffix]
 
 

@@ -23,7 +23,7 @@ from precfm.report.figures.style import (
     published,
     spread_text,
 )
-from precfm.report.selection import Frames, LeftOutError, needed, per_seed
+from precfm.report.selection import TRAINED, Frames, LeftOutError, needed, of_settings, per_seed
 from precfm.report.vocabulary import (
     FLOOR,
     in_order,
@@ -48,7 +48,7 @@ def draw(frames: Frames, images: Images) -> Drawing:
     Raises:
         LeftOutError: there are no records, or no metric was taken at more than one checkpoint.
     """
-    records = per_seed(needed(frames, "records"))
+    records = per_seed(of_settings(needed(frames, "records"), TRAINED))
     records = records.assign(x=records["step"].astype(int))
     flows = records[records["method"].map(is_flow)]
     groups = [

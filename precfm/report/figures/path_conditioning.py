@@ -11,7 +11,7 @@ from precfm.report.figures.style import (
     published,
     spread_text,
 )
-from precfm.report.selection import ALL, Frames, needed
+from precfm.report.selection import ALL, GEOMETRY, Frames, needed, of_settings
 from precfm.report.vocabulary import in_order
 
 
@@ -26,7 +26,7 @@ def draw(frames: Frames, images: Images) -> Drawing:
     Raises:
         LeftOutError: there are no rows of path conditioning.
     """
-    paths = needed(frames, "path_conditioning")
+    paths = of_settings(needed(frames, "path_conditioning"), GEOMETRY)
     paths = paths.assign(x=paths["t"].astype(float))
     overall = paths[paths["scope"] == ALL]
     keys = ["dataset", "method", "seed", "x"]

@@ -22,7 +22,15 @@ from precfm.report.figures.style import (
     published,
     spread_text,
 )
-from precfm.report.selection import Frames, LeftOutError, at_final, lowest_quartile_count, needed
+from precfm.report.selection import (
+    TRAINED,
+    Frames,
+    LeftOutError,
+    at_final,
+    lowest_quartile_count,
+    needed,
+    of_settings,
+)
 from precfm.report.vocabulary import FLOOR, in_order, is_flow, method_label
 
 COLUMNS = 4
@@ -41,7 +49,7 @@ def draw(frames: Frames, images: Images) -> Drawing:
     Raises:
         LeftOutError: there are no rows of recovery, or none of a trained flow.
     """
-    recovery = needed(frames, "recovery")
+    recovery = of_settings(needed(frames, "recovery"), TRAINED)
     recovery = recovery.assign(x=recovery["index"].astype(int) + 1, value=recovery["ratio"].astype(float))
     final = at_final(recovery)
     flows = final[final["method"].map(is_flow)]

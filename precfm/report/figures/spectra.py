@@ -18,7 +18,7 @@ from precfm.report.figures.style import (
     spread_text,
 )
 from precfm.report.formatting import number_text
-from precfm.report.selection import ALL, Frames, needed
+from precfm.report.selection import ALL, GEOMETRY, Frames, needed, of_settings
 from precfm.report.vocabulary import in_order
 
 _TITLES = {"data": "data", "flow": "space of the flow", "decoder": "decoder sensitivity"}
@@ -35,7 +35,7 @@ def draw(frames: Frames, images: Images) -> Drawing:
     Raises:
         LeftOutError: there are no spectra.
     """
-    spectra = needed(frames, "spectra")
+    spectra = of_settings(needed(frames, "spectra"), GEOMETRY)
     spectra = spectra.assign(x=spectra["index"].astype(int) + 1, value=spectra["eigenvalue"].astype(float))
     data = spectra[spectra["space"] == "data"].drop_duplicates(["dataset", "scope", "index"])
     flow = spectra[(spectra["space"] == "flow") & (spectra["scope"] == ALL)]

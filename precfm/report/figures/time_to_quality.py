@@ -20,7 +20,7 @@ from precfm.report.figures.style import (
     sparse_log_ticks,
     spread_text,
 )
-from precfm.report.selection import RECORD_KEYS, Frames, at_final, needed, per_seed
+from precfm.report.selection import RECORD_KEYS, TRAINED, Frames, at_final, needed, of_settings, per_seed
 from precfm.report.tables.time_to_quality import METRIC, baseline_of, curves
 from precfm.report.vocabulary import FLOOR, in_order, metric_text, space_label
 
@@ -87,6 +87,6 @@ def draw(frames: Frames, images: Images) -> Drawing:
 
 
 def _floors(frames: Frames) -> pd.Series:
-    records = per_seed(needed(frames, "records"))
+    records = per_seed(of_settings(needed(frames, "records"), TRAINED))
     floor = records[(records["method"] == FLOOR) & (records["metric"] == METRIC)]
     return floor.groupby(["dataset", "space", "extractor"])["value"].mean()
