@@ -136,6 +136,18 @@ def family(process: subprocess.Popen) -> list[psutil.Process]:
         return []
 
 
+def at_work(folder: Path) -> list[psutil.Process]:
+    """All processes of runs in a folder, those that outlived their run included."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()) == folder and role(process):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
 def role(process: psutil.Process) -> str:
     """What a process of a run is: `reproduce`, `snakemake`, `dvc`, the name of a job's script, or empty."""
     try:
@@ -183,15 +195,15 @@ def wait_for(process: subprocess.Popen, name: str) -> psutil.Process:
     raise AssertionError(f"no {name} appeared")
 
 
-def strike(process: subprocess.Popen, victim: str, counts: Counts, draw: random.Random) -> bool:
+def strike(folder: Path, process: subprocess.Popen, victim: str, counts: Counts, draw: random.Random) -> bool:
     """Kill or signal one victim of a running command; False where there is none at this moment."""
-    roles = [(role(member), member) for member in family(process)]
+    roles = [(role(member), member) for member in at_work(folder)]
     jobs = [member for name, member in roles if name and name not in ("reproduce", "snakemake", "dvc")]
     targets = {
         "job": jobs,
-        "everything": [member for _, member in reversed(roles)],
-        "interrupt": [member for _, member in roles[:1]],
-        "terminate": [member for _, member in roles[:1]],
+        "everything": [member for _, member in roles],
+        "interrupt": family(process)[:1],
+        "terminate": family(process)[:1],
     }.get(victim, [member for name, member in roles if name == victim])
     if not targets:
         return False
@@ -203,9 +215,9 @@ def strike(process: subprocess.Popen, victim: str, counts: Counts, draw: random.
             target.send_signal(number)
         except psutil.NoSuchProcess:
             continue
-    at_work = {name for name, _ in roles} - {"", "reproduce", "snakemake"}
+    busy = {name for name, _ in roles} - {"", "reproduce", "snakemake"}
     counts.kills[victim] += 1
-    counts.stages.update(at_work or {"between jobs"})
+    counts.stages.update(busy or {"between jobs"})
     return True
 
 
@@ -231,16 +243,19 @@ def disturbed(
         struck = ""
         # Most faults come soon after a start, some late: memoryless, as in life.
         due = time.monotonic() + draw.expovariate(1 / mean_seconds)
-        while faults and process.poll() is None:
+        while faults and process.poll() is None and struck in ("", "job"):  # a run survives a killed job
             time.sleep(0.02)
             if time.monotonic() >= due:
                 victim = draw.choice(victims)
-                if strike(process, victim, counts, draw):
+                if strike(folder.resolve(), process, victim, counts, draw):
                     struck, faults = victim, faults - 1
-                    break
+                    due = time.monotonic() + draw.expovariate(1 / mean_seconds)
         process.wait(LONGEST)
+        recording = any(
+            (folder / "results/.work/ledger").glob("*")
+        )  # DVC moves files; the next run looks at them
         left = damage(folder)
-        assert not left, f"after {struck}: {left}"
+        assert recording or not left, f"after {struck}: {left}"
         if struck in ("interrupt", "terminate") and process.returncode:
             said = log.read_text()[-2000:]
             assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM, -2, -15), said
@@ -258,6 +273,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--faults", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mean-seconds", type=float, default=15.0, help="between faults")
     options = parser.parse_args()
     reference = options.folder / "undisturbed"
     if not (reference / "dvc.lock").is_file():
@@ -272,7 +288,7 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         run(reference, "git", "clone", "--quiet", str(reference), str(folder))
         counts.rounds += 1
-        disturbed(folder, options.faults, draw, counts)
+        disturbed(folder, options.faults, draw, counts, mean_seconds=options.mean_seconds)
         counts.recovered += 1
         found = outcome(folder)
         different = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))

@@ -166,10 +166,10 @@ def test_dvc_killed_while_it_records(folder, small, capsys):
 
 def test_dvc_repro_killed(folder, small):
     finish(folder, *SMALL)
-    command = (BIN / "dvc", "repro", "--force", f"publish@{SMALL_NAME}")
-    for kind in ("theory", "figure"):
-        for part in folder.glob(f"results/{SMALL_NAME}/{kind}*/*/artifact.json"):
-            shutil.rmtree(part.parent)
+    for kind in ("theory", "frames"):
+        command = (BIN / "dvc", "repro", "--force", "--single-item", f"{kind}@{SMALL_NAME}")
+        for record in folder.glob(f"results/{SMALL_NAME}/{kind}/*/artifact.json"):
+            shutil.rmtree(record.parent)
         process = start(folder, *command, log=folder.parent / "log")
         wait_for(process, kind)
         process.kill()
