@@ -52,10 +52,14 @@ def make(
     ids: Annotated[
         list[str] | None, typer.Argument(help="Kinds, or KIND/LABEL-KEY; default: everything.")
     ] = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="In 12 steps on little data: the experiment EXPERIMENT-tiny.")
+    ] = False,
 ) -> None:
     """Make artifacts in order, without Snakemake: for machines that have only the library."""
     from precfm.plan import KINDS, load_plan
 
+    experiment += "-tiny" if tiny else ""
     plan = load_plan(experiment)
     wanted = [node for node in plan.nodes.values() if not ids or node.kind in ids or node.id in ids]
     for name in ids or []:

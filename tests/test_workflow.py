@@ -69,16 +69,16 @@ def test_two_runs_from_scratch_give_the_same_bytes(made, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", ["mnist-tiny", "paper-tiny"])
+@pytest.mark.parametrize("experiment", ["mnist", "paper"])
 def test_the_long_experiments_work_from_end_to_end(tmp_path, experiment):
     """Every method of every setting in a few steps, by the code that makes the long runs."""
     if "PRECFM_MIRROR" not in os.environ:
         pytest.skip("MNIST is needed: set PRECFM_MIRROR to a folder that holds it")
     copy = clone(ROOT, tmp_path / "copy")
     (copy / "config/paper.yaml").write_text((copy / "config/paper.yaml").read_text().replace("cuda", "cpu"))
-    run(copy, BIN / "precfm", "make", experiment)
-    assert run(copy, BIN / "precfm", "ls", experiment, "--missing") == ""
-    (metrics,) = (copy / f"results/{experiment}/table_files").glob("metrics-*/metrics.csv")
+    run(copy, BIN / "precfm", "make", experiment, "--tiny")
+    assert run(copy, BIN / "precfm", "ls", f"{experiment}-tiny", "--missing") == ""
+    (metrics,) = (copy / f"results/{experiment}-tiny/table_files").glob("metrics-*/metrics.csv")
     table = pd.read_csv(metrics)
     assert {"none", "whitening", "normalizing_flow-P", "normalizing_flow-F"} <= set(table["method"])
     assert table["dataset"].nunique() > 5
