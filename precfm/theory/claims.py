@@ -370,22 +370,27 @@ def _ablations(table: pd.DataFrame, column: str, prefix: str, note: str) -> Iter
 
 
 def _scale_control(table: pd.DataFrame, column: str, prefix: str, note: str) -> Iterator[Row]:
-    """Effects of the condition number and of the smallest variance, each at both levels of the other."""
-    effects: dict[str, list[float]] = {"kappa": [], "variance": []}
-    for _, one in table[table["ablation"] == "scale"].groupby("seed"):
-        logs = one.assign(
-            error=np.log(one[column]),
-            bad=one["condition_number"] > 1 + 1e-9,
-            small=one["smallest_variance"] < 1 - 1e-9,
-        ).set_index(["bad", "small"])["error"]
-        effects["kappa"].append(float((logs[True] - logs[False]).mean()))
-        effects["variance"].append(float((logs.xs(True, level=1) - logs.xs(False, level=1)).mean()))
-    if effects["kappa"]:
-        kappa = f"{table[table['ablation'] == 'scale']['condition_number'].max():g}"
-        at = {"kappa": f"kappa {kappa} over 1", "variance": "small over 1"}
-        for name, values in effects.items():
-            text = f"{note}; {at[name]}, mean of both levels of the other"
-            yield _row("C5", f"{prefix}scale_control_{name}_effect", t_estimate(values), text)
+    """Effects of the condition number and of the smallest variance, the mean over both levels of the other."""
+    control = table[table["ablation"] == "scale"]
+    if control.empty:
+        return
+    logs = control.assign(
+        error=np.log(control[column]),
+        bad=control["condition_number"] > 1 + 1e-9,
+        small=control["smallest_variance"] < 1 - 1e-9,
+    ).pivot_table(index="seed", columns=["bad", "small"], values="error")
+    kappa = {small: logs[True, small] - logs[False, small] for small in (False, True)}
+    variance = {bad: logs[bad, True] - logs[bad, False] for bad in (False, True)}
+    kappa_text, variance_text = (
+        f"mean of {effects[False].mean():.2f} at {plain} and {effects[True].mean():.2f} at {other}"
+        for effects, plain, other in (
+            (kappa, "smallest variance 1", f"{control['smallest_variance'].min():.2g}"),
+            (variance, "kappa 1", f"{control['condition_number'].max():g}"),
+        )
+    )
+    for name, effects, text in (("kappa", kappa, kappa_text), ("variance", variance, variance_text)):
+        estimate = t_estimate((effects[False] + effects[True]) / 2)
+        yield _row("C5", f"{prefix}scale_control_{name}_effect", estimate, f"{note}; {text}")
 
 
 def _preconditioned(table: pd.DataFrame) -> pd.DataFrame:

@@ -31,6 +31,7 @@ from precfm.theory.residual import steps_bound
 
 KAPPA_COLOURS = ("#c7c7c7", "#8fb7d9", "#4c8fc4", "#1f6aa5", "#0d4375", "#05213d", "#000000")
 LIMITS = {"descent": (1e-6, 4), "stochastic": (1e-3, 30)}
+WHITENED_LINE = ":"
 KIND_MARKS = {
     "none": "o",
     "per channel": "D",
@@ -218,7 +219,7 @@ def mixture_descent(frames: Frames, _images: Images | None = None) -> Drawing:
 def mixture_ablations(frames: Frames, _images: Images | None = None) -> Drawing:
     """Error of every component when weights or one component's conditioning vary, and the control of scale."""
     table = _needed(frames, "mixture_ablations.components")
-    plain = table[table["method"] == "none"]
+    plain, whitened = table[table["method"] == "none"], table[table["method"] == "class_whitening"]
     texts = {"weights": "weight of the worst component", "conditioning": "its condition number"}
     control = plain[plain["ablation"] == "scale"]
     figure, axes = panels(1, 2 if control.empty else 3, height=2.2, sharey=True)
@@ -229,6 +230,8 @@ def mixture_ablations(frames: Frames, _images: Images | None = None) -> Drawing:
         for component, colour in zip(components, shades, strict=True):
             one = plain[(plain["ablation"] == ablation) & (plain["component"] == component)]
             _geometric_line(ax, one, "level", "log_error_low", colour)
+        worst = whitened[(whitened["ablation"] == ablation) & (whitened["component"] == components[-1])]
+        _geometric_line(ax, worst, "level", "log_error_low", shades[-1], WHITENED_LINE)
         ax.set(yscale="log", xlabel=text)
         if ablation == "conditioning":
             ax.set_xscale("log")
@@ -239,23 +242,25 @@ def mixture_ablations(frames: Frames, _images: Images | None = None) -> Drawing:
     entries = list(zip(names, shades, strict=True))
     if not control.empty:
         entries += _scale_panel(axes[0, 2], control)
+        _scale_panel(axes[0, 2], whitened[whitened["ablation"] == "scale"], WHITENED_LINE)
         letter(axes[0, 2], 2, "scale controlled")
     _colour_legend(figure, entries)
     return Drawing(
         figure,
         "Label-conditional networks without preconditioner: mean |ln variance ratio| over the lowest quartile of each "
-        f"component's directions; geometric mean and 95% interval over {_seeds(plain)}. Scale controlled: one mixture "
-        "of four components that crosses the condition number with the smallest variance.",
+        f"component's directions; geometric mean and 95% interval over {_seeds(plain)}. Dotted: with per-class "
+        "whitening (the worst component). Scale controlled: one mixture of four components that crosses the condition "
+        "number with the smallest variance.",
     )
 
 
-def _scale_panel(ax: Axes, control: pd.DataFrame) -> list[tuple[str, str]]:
+def _scale_panel(ax: Axes, control: pd.DataFrame, line: str = "-") -> list[tuple[str, str]]:
     """Error against the smallest variance, a line for each condition number; entries of the legend."""
     kappas = sorted(control["condition_number"].round(6).unique())
     entries = []
-    for kappa, colour in zip(kappas, ("#029e73", "#de8f05"), strict=True):
+    for kappa, colour in zip(kappas, ("#029e73", "#de8f05"), strict=False):
         one = control[control["condition_number"].round(6) == kappa]
-        _geometric_line(ax, one, "smallest_variance", "log_error_low", colour)
+        _geometric_line(ax, one, "smallest_variance", "log_error_low", colour, line)
         entries.append((f"kappa {kappa:g}", colour))
     ax.set(xscale="log", yscale="log", xlabel="smallest variance")
     return entries
@@ -413,7 +418,7 @@ def _relative_curve(ax: Axes, one: pd.DataFrame, colour: str) -> None:
     ax.errorbar(one["step"], middle, yerr=[low, high], color=colour, **POINT)
 
 
-def _geometric_line(ax: Axes, table: pd.DataFrame, x: str, y: str, colour: str) -> None:
+def _geometric_line(ax: Axes, table: pd.DataFrame, x: str, y: str, colour: str, line: str = "-") -> None:
     """Geometric mean over seeds as a line, its interval as bars."""
     estimator = geometric_estimate if (table[y] > 0).all() else t_estimate
     points = [(float(str(at)), estimator(group[y])) for at, group in table.groupby(x)]
@@ -423,6 +428,7 @@ def _geometric_line(ax: Axes, table: pd.DataFrame, x: str, y: str, colour: str) 
         [at for at, _ in points],
         [e.value for _, e in points],
         color=colour,
+        linestyle=line,
         marker="o",
         markersize=2.6,
         linewidth=1,
