@@ -165,13 +165,25 @@ class Flow(Strict):
     )
     training: Training
 
+    @property
+    def is_plain(self) -> bool:
+        """Plain flow matching by a plain network and optimizer: all that the tangent kernel foretells."""
+        usual = _component("objectives", {"name": "flow_matching"})
+        own = hasattr(self.model.options, "skip") or self.training.optimizer == "muon"
+        return bool(self.objective == usual) and not own
+
     @model_validator(mode="after")
-    def _last_checkpoint_is_the_end(self) -> "Flow":
+    def _consistent(self) -> "Flow":
         steps, checkpoints = self.training.steps, self.training.checkpoints
         if checkpoints[-1:] != (steps,):
             raise PrecfmError(
                 f"training.checkpoints: got {list(checkpoints)}; the last must be training.steps, {steps}, where the "
                 "final numbers come from (so a file that extends another and changes steps gives checkpoints too)"
+            )
+        if self.objective.name == "denoising_score" and hasattr(self.model.options, "skip"):
+            raise PrecfmError(
+                f"objective: got 'denoising_score' with the model '{self.model.name}', whose skip is a velocity; "
+                "'flow_matching', or another model, is needed"
             )
         assumed = getattr(self.model.options, "path", self.path.name)
         if assumed != self.path.name:
@@ -207,7 +219,10 @@ class Evaluation(Strict):
 
 
 class Search(Strict):
-    """The tuned recipe: every method tries every combination, in short trainings judged on the validation split."""
+    """The tuned recipe: every method tries every combination, in short trainings judged on the validation split.
+
+    The judges are the classifiers that report the results, on validation images; one training for each combination.
+    """
 
     time: Annotated[tuple[Literal["uniform", "logit_normal", "kappa_directed"], ...], Field(min_length=1)] = (
         "uniform",
@@ -271,7 +286,9 @@ class Experiment(Strict):
     baseline: Annotated[Component, PlainValidator(partial(_component, "preconditioners"))] = Field(
         default={"name": "scalar"}, validate_default=True
     )
-    predict: tuple[str, ...] = ()  # settings whose flows are predicted by their tangent kernels
+    predict: tuple[
+        str, ...
+    ] = ()  # settings whose flows the tangent kernel foretells, where it can: see `Flow`
     evaluation: Evaluation = Evaluation()
     theory: dict[str, Theory] = Field(default_factory=dict)
 

@@ -157,6 +157,7 @@ class _Builder:
         self.reported: dict[str, list[Node]] = {}
         self.searched: dict[str, Node] = {}
         self.setting = PLAIN
+        self.alone: set[tuple[str, str]] = set()
 
     def build(self) -> None:
         for dataset in self.experiment.datasets:
@@ -240,11 +241,12 @@ class _Builder:
         )
         self._report("diagnostics", diagnostics, dataset=label, method=name, seed=seed)
         self._flow(label, name, method.flow, seed, preconditioner, setting, space)
-        if component.name != "none" and (seeded or first):
+        if component.name != "none" and (label, preconditioner.id) not in self.alone:
+            self.alone.add((label, preconditioner.id))
             drawn = {"source": "preconditioner", "sampling": setting.sampling, "seed": seed}
             parents = {"latents": space.latents, "preconditioner": preconditioner}
             self._evaluate(label, f"alone:{name}", seed, drawn, parents, space)
-        if self.setting in self.experiment.predict and first:
+        if self.setting in self.experiment.predict and first and method.flow.is_plain:
             self._kernel(label, name, method.flow, seed, preconditioner, space)
         wanted = name in setting.matched if setting.matched is not None else seeded
         if wanted:

@@ -240,3 +240,14 @@ def test_a_wrong_setting_is_refused(folder, setting, words):
         changed(folder, {"methods": {"skip": skip}, "settings": {"x": setting}})
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_score_by_a_network_whose_skip_is_a_velocity_is_refused(folder):
+    skip = {"model": {"name": "gaussian_skip"}, "objective": {"name": "denoising_score"}}
+    with pytest.raises(PrecfmError, match="'denoising_score' with the model 'gaussian_skip'"):
+        changed(folder, {"methods": {"skip": {"preconditioner": {"name": "scalar"}, "flow": skip}}})
+
+
+def test_only_known_settings_are_predicted(folder):
+    with pytest.raises(PrecfmError, match="predict: got 'nothing'"):
+        changed(folder, {"predict": ["nothing"]})

@@ -90,6 +90,13 @@ def test_a_setting_changes_what_it_says_and_shares_the_rest(planned):
     }
 
 
+def test_only_plain_flow_matching_by_a_plain_network_is_foretold(planned):
+    cure = {"preconditioner": {"name": "scalar"}, "flow": {"objective": {"time": "logit_normal"}}}
+    skip = {"preconditioner": {"name": "scalar"}, "flow": {"model": {"name": "gaussian_skip"}}}
+    before, after = planned(), planned({"methods": {"cure": cure, "skip": skip}})
+    assert len(after.of("kernels")) == len(before.of("kernels")) == 3
+
+
 def test_a_recipe_is_searched_once_for_all_seeds(planned):
     plan = planned({"settings": {"tuned": {"seeds": [0, 1, 2]}}})
     (recipe,) = plan.of("recipes")

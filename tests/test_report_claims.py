@@ -382,3 +382,19 @@ def test_documents_hold_the_verdicts_and_merge():
 def test_a_file_that_holds_no_verdicts_is_refused():
     with pytest.raises(PrecfmError, match=r"claims\.json: .*"):
         merge_claims(['{"claims": [{"claim": "C1"}]}'])
+
+
+def test_settings_that_do_not_count_decide_nothing_and_those_that_do_must_agree():
+    gain, nothing = [-1.0, -1.1, -0.9, -1.05, -0.95, -1.02], [-0.2, 0.3, -0.1, 0.2, 0.1, -0.3]
+    plain = records(gain).assign(setting="plain")
+    ablation = records(nothing, dataset="d-sgd").assign(setting="sgd")
+    open_question = records(nothing, dataset="d-tuned").assign(setting="tuned")
+    same = records(gain, dataset="d-tuned").assign(setting="tuned")
+
+    def ruling(*parts):
+        spec = parse_claims(metric_claim(settings=["plain", "tuned"]))
+        (verdict,) = evaluate_claims(spec, {"records": pd.concat(parts, ignore_index=True)}, "x")
+        return verdict.verdict
+
+    assert ruling(plain) == ruling(plain, ablation) == ruling(plain, same) == "supported"
+    assert ruling(plain, open_question) == "inconclusive"

@@ -9,6 +9,7 @@ import pandas as pd
 from precfm.artifacts import Job, run_rule
 from precfm.autoencoders.conv_vae import decode_latents
 from precfm.decoder_metric import metric_of
+from precfm.errors import PrecfmError
 from precfm.flow import bind, generate, matched, tuned
 from precfm.metrics.extractors.base import extract
 from precfm.metrics.frechet import frechet_distance
@@ -43,21 +44,25 @@ def make(job: Job) -> None:
         recipe = dict(zip(names, values, strict=True))
         candidate = tuned({**spec, "training": short}, recipe)
         flow = bind(candidate, preconditioner, x1, labels, seed, metric_of(job.parents("decoder_metric")))
-        train(
-            flow.model,
-            flow.objective.loss,
-            flow.data,
-            flow.training,
-            seed=seed,
-            scratch=job.scratch / str(position),
-            name=f"recipe {position}",
-        )
         how = (job.params["solver"], job.params["solver_steps"])
-        made = generate(candidate, flow.model.eval(), preconditioner, noise, asked, *how)
-        rows.append({**recipe, "score": judge(made.cpu())})
-    table = pd.DataFrame(rows)
-    best = rows[int(table["score"].idxmin())]
-    job.write_frame("search.csv", table)
+        try:
+            train(
+                flow.model,
+                flow.objective.loss,
+                flow.data,
+                flow.training,
+                seed=seed,
+                scratch=job.scratch / str(position),
+                name=f"recipe {position}",
+            )
+            made = generate(candidate, flow.model.eval(), preconditioner, noise, asked, *how)
+            rows.append({**recipe, "score": judge(made.cpu()), "note": ""})
+        except PrecfmError as error:  # it diverged: no recipe for this method
+            rows.append({**recipe, "score": math.inf, "note": str(error)})
+    best = min(rows, key=lambda row: row["score"])
+    if math.isinf(best["score"]):
+        raise PrecfmError(f"search: no combination works; the best says: {best['note']}")
+    job.write_frame("search.csv", pd.DataFrame(rows))
     job.write_json("recipe.json", best)
 
 

@@ -1,4 +1,4 @@
-"""What may predict how good a method becomes, known before its flow is trained: one number per method."""
+"""What may predict how good a method becomes, known without training its flow: one number per method."""
 
 from collections.abc import Sequence
 

@@ -7,10 +7,9 @@ is unresolved. A claim of no harm is supported if the change the wrong way is sh
 A comparison without randomness is judged by its value, and counts as one seed. A ratio to a baseline that
 stands at the floor of its metric is unresolved: nothing could be gained there.
 
-A method meets a claim if all its deciding effects support it and fails if one contradicts it. On a data set
-the claim is supported if one of its methods meets it, and not supported if all fail. With fewer than five
-seeds a verdict is indicative at most.
-"""
+The settings of a data set must all rule the same way. A method meets a claim if all its deciding effects
+support it and fails if one contradicts it. On a data set the claim is supported if one of its methods meets
+it, and not supported if all fail. With fewer than five seeds a verdict is indicative at most."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -119,7 +118,11 @@ def _evaluate(claim: Claim, frames: Frames, experiment: str) -> Verdict:
         return _verdict(claim, experiment, "not tested", f"Only these experiments count: {counting}.", [])
     found = list(effects(claim, _of_settings(claim, frames)))
     deciding = [effect for effect in found if effect.statistic.role == "decides"]
-    adjusted = dict(zip(map(id, deciding), holm([effect.estimate.p for effect in deciding]), strict=True))
+    adjusted: dict[int, float] = {}
+    for dataset in {effect.dataset for effect in deciding}:
+        family = [effect for effect in deciding if effect.dataset == dataset]
+        corrected = holm([effect.estimate.p for effect in family])
+        adjusted |= dict(zip(map(id, family), corrected, strict=True))
     results = [_result(effect, adjusted.get(id(effect), math.nan)) for effect in found]
     ruling, reason = _rule(claim, [result for result in results if result.role == "decides"])
     return _verdict(claim, experiment, ruling, reason, results)
@@ -217,12 +220,31 @@ def _rule(claim: Claim, results: Sequence[StatisticResult]) -> tuple[Ruling, str
     """The ruling on a claim over its data sets, and its reason."""
     if not results:
         return "not tested", f"The experiment has no numbers for it: {_wanted(claim)} would be needed."
-    rulings, sentences = [], []
+    rulings: dict[str, list[Ruling]] = {}
+    sentences = []
     for dataset in dict.fromkeys(result.dataset for result in results):
         ruling, sentence = _rule_dataset(claim, [r for r in results if r.dataset == dataset])
-        rulings.append(ruling)
+        rulings.setdefault(_without_setting(dataset, claim.settings), []).append(ruling)
         sentences.append((f"{dataset}: " if dataset else "") + sentence)
-    return combine(rulings), "; ".join(sentences) + "."
+    return combine(agreed(several) for several in rulings.values()), "; ".join(sentences) + "."
+
+
+def _without_setting(dataset: str, settings: Sequence[str]) -> str:
+    """The data set that a setting is of: settings stand behind its name."""
+    return next((dataset.removesuffix(f"-{s}") for s in settings if dataset.endswith(f"-{s}")), dataset)
+
+
+def agreed(rulings: Sequence[Ruling]) -> Ruling:
+    """One ruling from several settings of a data set, which must all rule the same way.
+
+    Example:
+        >>> agreed(["supported", "indicative: supported"]), agreed(["supported", "inconclusive"])
+        ('indicative: supported', 'inconclusive')
+    """
+    ways = {ruling.removeprefix("indicative: ") for ruling in rulings}
+    if len(ways) > 1:
+        return "inconclusive"
+    return next((ruling for ruling in rulings if ruling.startswith("indicative")), rulings[0])
 
 
 def _wanted(claim: Claim) -> str:

@@ -60,7 +60,7 @@ def draw(frames: Frames, images: Images) -> Drawing:
     shown = [styles[method] for method in in_order(rows["method"])]
     legend(figure, [], [(style.label, style.line(linestyle="none", markersize=5)) for style in shown])
     caption = (
-        "Final Fréchet distance of each method (mean over seeds) against what is known before its flow is trained: "
+        "Final Fréchet distance of each method (mean over seeds) against what is known without training its flow: "
         "condition number of the data after the preconditioner, mean of ln κ(Σₜ) along the path, and the steps that "
         "the tangent kernel of the untrained flow predicts until the residual is below an absolute threshold in the "
         "data; ρ: Spearman's rank correlation over methods. A method that is predicted to need no steps, or never to "

@@ -1,4 +1,4 @@
-"""The predictor table: which number, known before training, ranks the methods as their results do?"""
+"""The predictor table: which number, known without training the flow, ranks the methods as their results do?"""
 
 import pandas as pd
 
@@ -98,10 +98,11 @@ def build(frames: Frames) -> Table:
         note = f"{metric_text(METRIC).label} with {extractor_text(named['extractor'])}."
         blocks.append(Block(f"{named['dataset']}: {space_label(named['space'])}", cells, note))
     caption = (
-        "Rank correlation over methods of what is known before training with the final Fréchet distance (means over "
-        "seeds): condition number of the data after the preconditioner, mean of ln κ(Σₜ) along the path, and the steps "
-        "that the tangent kernel of the untrained flow predicts until the residual is below an absolute threshold in "
-        "the data. Positive: lower is better, as claimed. Partial correlations hold the ranks of the other predictor "
+        "Rank correlation over methods of what is known without training the flow with the final Fréchet distance "
+        "(means over seeds): condition number of the data after the preconditioner, mean of ln κ(Σₜ) along the path, "
+        "and the steps that the tangent kernel of the untrained flow predicts until the residual is below an absolute "
+        "threshold in the data (infinity ranks last). Condition numbers are of the held-out split. Positive: "
+        "lower is better, as claimed. Partial correlations hold the ranks of the other predictor "
         "fixed. Intervals: percentiles of a bootstrap over methods, rough for few methods. Matched baselines are left "
         "out."
     )
