@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS = 1
 export EXPERIMENT CORES # the shell gets values as words of its environment, never as text of a command
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: reproduce pull test test-slow format benchmarks install clean-results
+.PHONY: reproduce pull test test-slow test-faults format benchmarks install clean-results
 
 reproduce: .venv/installed
 	@$(BIN)/python workflow_scripts/reproduce.py "$$EXPERIMENT" --cores "$$CORES"
@@ -33,7 +33,10 @@ test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n "$$CORES" --dist loadgroup
 
 test-slow: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not faults"
+
+test-faults: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m faults
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .
