@@ -272,7 +272,7 @@ def mixture_methods(frames: Frames, _images: Images | None = None) -> Drawing:
     table = _needed(frames, "mixture_networks.components")
     regimes = list(table["regime"].unique())
     styles = method_styles({"mixture": table})
-    figure, axes = panels(1, len(regimes), height=2.9, sharey=True)
+    figure, axes = panels(1, len(regimes), height=3.3, sharey=True)
     components = sorted(table["component"].unique())
     for position, regime in enumerate(regimes):
         ax = axes[0, position]
@@ -302,7 +302,7 @@ def mixture_methods(frames: Frames, _images: Images | None = None) -> Drawing:
         )
         for m in shown
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return Drawing(
         figure,
         "Mean |ln variance ratio| over the lowest quartile of each component's directions: flows with a preconditioner "
