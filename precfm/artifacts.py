@@ -17,15 +17,17 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from safetensors import SafetensorError
 
+from precfm import fingerprint as code
 from precfm.datasets.manifest import file_sha256
 from precfm.errors import PrecfmError
-from precfm.fingerprint import SCRIPTS, fingerprint
+from precfm.fingerprint import SCRIPTS
 from precfm.gpus import one_gpu
 
 if TYPE_CHECKING:
@@ -287,6 +289,7 @@ def build(node: Node, make: Make) -> bool:
             try:
                 with one_gpu(work / "locks") if _on_gpu(node) else nullcontext():
                     make(Job(node, part, scratch))
+                    _require_planned_code(node)
                     _finish(node, part)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
@@ -318,7 +321,7 @@ def _disk_trouble(node: Node, error: Exception) -> str:
 def adopt(node: Node) -> bool:
     """Take an equal artifact from the attic (moved) or from another experiment (copied) if there is one.
 
-    The caller holds the artifact's lock.
+    What is damaged is told and left where it lies. The caller holds the artifact's lock.
 
     Returns:
         Whether the artifact is now in place.
@@ -328,20 +331,26 @@ def adopt(node: Node) -> bool:
         for folder in sorted((place / node.kind).glob(f"*-{node.key}")):
             if folder == node.folder or not (folder / RECORD).is_file():
                 continue
-            if place.name == ".attic":
-                _put(folder, node.folder)
-            else:
-                copy = (
-                    RESULTS
-                    / ".work"
-                    / "parts"
-                    / f"{node.kind}-{node.key}.copy-{socket.gethostname()}-{os.getpid()}"
-                )
-                shutil.rmtree(copy, ignore_errors=True)
-                shutil.copytree(Artifact.open(folder).verified(), copy)
-                _put(copy, node.folder)
-            return True
+            try:
+                Artifact.open(folder).verified()
+                _put(folder if place.name == ".attic" else _copied(node, folder), node.folder)
+                return True
+            except (PrecfmError, shutil.Error) as error:
+                print(f"{folder}: not used ({error})", file=sys.stderr)
     return False
+
+
+def _copied(node: Node, folder: Path) -> Path:
+    """A verified copy of another experiment's artifact, which DVC may be moving at this moment."""
+    place = RESULTS / ".work" / "parts"
+    copy = place / f"{node.kind}-{node.key}.copy-{socket.gethostname()}-{os.getpid()}"
+    shutil.rmtree(copy, ignore_errors=True)
+    try:
+        shutil.copytree(folder, copy)
+        return Artifact.open(copy).verified()
+    except BaseException:
+        shutil.rmtree(copy, ignore_errors=True)
+        raise
 
 
 def _put(source: Path, target: Path) -> None:
@@ -414,10 +423,31 @@ def _on_gpu(node: Node) -> bool:
 
 def _require_planned_code(node: Node) -> None:
     """An artifact never carries the fingerprint of other code than that which made it."""
-    if node.script and fingerprint(SCRIPTS / node.script, node.targets) != node.fingerprint:
+    if not node.script:
+        return
+    _read_again(_code_state())
+    try:
+        found = code.fingerprint(SCRIPTS / node.script, node.targets)
+    except SyntaxError:  # somebody is writing it
+        found = ""
+    if found != node.fingerprint:
         raise PrecfmError(
             "the code that makes it was changed after the plan was made; run the same command again"
         )
+
+
+def _code_state() -> tuple[tuple[str, int, int], ...]:
+    """Which files of code there are, when each was written and how long it is."""
+    files = [file for folder in (code.PACKAGE, SCRIPTS) for file in sorted(folder.rglob("*.py"))]
+    states = [(str(file), file.stat()) for file in (*files, code.EQUIVALENCES) if file.is_file()]
+    return tuple((name, state.st_mtime_ns, state.st_size) for name, state in states)
+
+
+@lru_cache(maxsize=1)
+def _read_again(_: tuple[tuple[str, int, int], ...]) -> None:
+    """Forget fingerprints, once for each state of the code: a plan may have computed them before it changed."""
+    for cached in (code.fingerprint, code.equivalences, code.imports, code.module_file, code.syntax_hash):
+        cached.cache_clear()
 
 
 def _require_device(node: Node) -> None:

@@ -7,20 +7,50 @@ results/.attic/                  artifacts that no plan wants at present
 results/.work/                   locks, part-folders and scratch of running jobs
 """
 
+import itertools
 import json
+import os
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from precfm.artifacts import RECORD, RESULTS, Artifact, Node, adopt, lock
+from precfm.datasets.manifest import file_sha256
 from precfm.errors import PrecfmError
 from precfm.plan import KINDS, Plan
 
 PRODUCTS = {"table_files": "tables", "figure_files": "figures", "verdicts": ""}
+_UNTRACKED = ".snakemake_timestamp"
+
+
+@contextmanager
+def alone(what: str) -> Iterator[int]:
+    """Let one run at a time work on an experiment, or on the ledger; a second one waits.
+
+    Whoever needs both takes the experiment first.
+
+    Yields:
+        The lock's file descriptor. Whoever inherits it holds the lock too, so that Snakemake keeps others away
+        even where the process that started it was killed.
+    """
+    import fcntl
+
+    folder = RESULTS / ".work" / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder / f"run-{what}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{what}: another run is at work; waiting for it", flush=True)
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield held
+    finally:
+        os.close(held)
 
 
 def tidy(plan: Plan) -> tuple[list[str], list[str]]:
@@ -53,7 +83,8 @@ def _adopt_unless_busy(node: Node) -> bool:
 def to_attic(folder: Path, kind: str) -> bool:
     """Move one artifact out of DVC's sight; it comes back when a plan wants it again.
 
-    What is no complete artifact is removed instead, so that it never replaces one.
+    What is no complete artifact is removed instead, so that it never replaces one. Another artifact of the same name
+    that the attic holds is kept there as `<label>.<number>-<key>`.
 
     Returns:
         Whether it was moved.
@@ -63,6 +94,11 @@ def to_attic(folder: Path, kind: str) -> bool:
         return False
     target = RESULTS / ".attic" / kind / folder.name
     target.parent.mkdir(parents=True, exist_ok=True)
+    older = target / RECORD
+    if older.is_file() and older.read_bytes() != (folder / RECORD).read_bytes():
+        label, _, key = folder.name.rpartition("-")
+        names = (f"{label}.{number}-{key}" for number in itertools.count(1))
+        target.rename(next(path for name in names if not (path := target.with_name(name)).exists()))
     remove(target)
     folder.rename(target)
     return True
@@ -106,24 +142,58 @@ def _freed(folder: Path) -> int:
 def publish(plan: Plan) -> None:
     """Copy the products to their plain names and write the manifest of the whole experiment.
 
-    Artifacts that are not on this machine (a partial pull) keep what the last manifest said of them.
+    Artifacts that are not on this machine (a partial pull) keep what the last manifest said of them. Of several at
+    once, each waits for the one before.
     """
     home = RESULTS / plan.experiment.name
-    for kind, name in PRODUCTS.items():
-        target = home / name
-        kept = set()
-        target.mkdir(parents=True, exist_ok=True)
-        for node in plan.of(kind):
-            artifact = Artifact.open(node.folder)
-            for file in artifact.record["files"]:
-                write_whole(target / file, artifact.path(file).read_bytes())
-                kept.add(target / file)
-        if name:
-            for stale in set(target.iterdir()) - kept - {target / ".snakemake_timestamp"}:
-                remove(stale)
-    manifest = json.dumps(_manifest(plan), indent=1, sort_keys=True) + "\n"
-    write_whole(home / "manifest.json", manifest.encode())
-    _publish_times(home, plan)
+    locks = RESULTS / ".work" / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"publish-{plan.experiment.name}.lock"):
+        for name in PRODUCTS.values():
+            (home / name).mkdir(parents=True, exist_ok=True)
+        products = _products(plan)
+        for file, (artifact, name) in products.items():
+            write_whole(file, artifact.path(name).read_bytes())
+        for stale in _in_product_folders(home) - products.keys():
+            remove(stale)
+        write_whole(home / "manifest.json", _manifest(plan))
+        _publish_times(home, plan)
+        _publish_time_to_quality(home, plan)
+
+
+def is_published(plan: Plan) -> bool:
+    """Whether all that is published is whole and up to date, so that to publish again would change nothing."""
+    home = RESULTS / plan.experiment.name
+    try:
+        products = _products(plan)
+        return (
+            (home / "manifest.json").read_bytes() == _manifest(plan)
+            and _in_product_folders(home) <= products.keys()
+            and all(
+                file_sha256(file) == artifact.record["files"][name]["sha256"]
+                for file, (artifact, name) in products.items()
+            )
+        )
+    except (OSError, PrecfmError):  # a product or its artifact is not there
+        return False
+
+
+def _products(plan: Plan) -> dict[Path, tuple[Artifact, str]]:
+    """For each published file the artifact that holds it, and its name there."""
+    home = RESULTS / plan.experiment.name
+    artifacts = [
+        (folder, Artifact.open(node.folder)) for kind, folder in PRODUCTS.items() for node in plan.of(kind)
+    ]
+    return {
+        home / folder / name: (artifact, name)
+        for folder, artifact in artifacts
+        for name in artifact.record["files"]
+    }
+
+
+def _in_product_folders(home: Path) -> set[Path]:
+    folders = [home / name for name in PRODUCTS.values() if name]
+    return {file for folder in folders for file in folder.iterdir() if file.name != _UNTRACKED}
 
 
 def write_whole(file: Path, content: bytes) -> None:
@@ -133,14 +203,19 @@ def write_whole(file: Path, content: bytes) -> None:
     part.replace(file)
 
 
-def _manifest(plan: Plan) -> dict[str, Any]:
+def _manifest(plan: Plan) -> bytes:
+    """The manifest's text; what an earlier one says of artifacts that are not here is taken over."""
     file = RESULTS / plan.experiment.name / "manifest.json"
-    before = json.loads(file.read_text(encoding="utf-8"))["artifacts"] if file.is_file() else {}
-    return {
+    try:
+        before = dict(json.loads(file.read_text(encoding="utf-8"))["artifacts"])
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
+        before = {}
+    manifest = {
         "experiment": plan.experiment.name,
         "key": plan.key,
         "artifacts": {node.id: _entry(node, before.get(node.id)) for node in plan.nodes.values()},
     }
+    return (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _entry(node: Node, before: dict[str, Any] | None) -> dict[str, Any]:
@@ -192,6 +267,9 @@ def _publish_time_to_quality(home: Path, plan: Plan) -> None:
     times = home / "records" / "wall_time.csv"
     if not (times.is_file() and node.exists and node.parents.get("flows")):
         return
+    artifact = Artifact.open(node.folder)
+    if not {"records.csv", "budgets.csv"} <= artifact.record["files"].keys():
+        return
     seconds = pd.read_csv(times).set_index("artifact")["seconds"]
     runs = []
     for flow_id, about in zip(node.parents["flows"], node.params["about"]["flows"], strict=True):
@@ -201,10 +279,10 @@ def _publish_time_to_quality(home: Path, plan: Plan) -> None:
             return
         named = {field: about[field] for field in ("dataset", "method", "seed")}
         runs.append({**named, "fit_seconds": seconds[fitted.name], "train_seconds": seconds[flow.name]})
-    artifact = Artifact.open(node.folder)
     table = seconds_to_quality({name: artifact.frame(f"{name}.csv") for name in ("records", "budgets")}, runs)
     if table is not None:
-        table.to_csv(home / "records" / "time_to_quality.csv", index=False, lineterminator="\n")
+        text = table.to_csv(index=False, lineterminator="\n")
+        write_whole(home / "records" / "time_to_quality.csv", text.encode())
 
 
 def summary(plan: Plan) -> list[tuple[str, int, int]]:

@@ -163,11 +163,44 @@ def test_an_equal_artifact_of_another_experiment_is_copied():
     assert not any(path.is_symlink() or path.stat().st_nlink > 1 for path in other.folder.iterdir())
 
 
-def test_a_damaged_artifact_of_another_experiment_is_not_copied():
+def test_of_equal_artifacts_elsewhere_a_whole_one_is_taken_and_a_damaged_one_named(capsys):
+    """A damaged one in the attic, then one in an experiment, then a whole one in another."""
+    build(NODE, make)
+    whole = replace(NODE, experiment="other")
+    build(whole, make)
+    attic = NODE.folder.parents[2] / ".attic/flows" / NODE.name
+    shutil.copytree(NODE.folder, attic)
+    (attic / "table.csv").unlink()
+    (NODE.folder / "numbers.json").write_text("{}")
+    third = replace(NODE, experiment="third")
+    assert build(third, lambda job: pytest.fail("made again")) is False
+    assert Artifact.open(third.folder).verified()
+    said = capsys.readouterr().err
+    assert f"{attic}: not used" in said
+    assert f"{NODE.folder}: not used" in said
+    assert (attic / RECORD).is_file()
+
+
+def test_where_all_equal_artifacts_are_damaged_it_is_made():
     build(NODE, make)
     (NODE.folder / "numbers.json").write_text("{}")
-    with pytest.raises(PrecfmError, match=r"numbers\.json: damaged"):
-        build(replace(NODE, experiment="other"), make)
+    assert build(replace(NODE, experiment="other"), make) is True
+    assert not list((NODE.folder.parents[2] / ".work/parts").iterdir())
+
+
+def test_what_changes_while_it_is_copied_is_not_taken(monkeypatch):
+    """DVC moves files of another experiment while it records it."""
+    build(NODE, make)
+    copytree = shutil.copytree
+
+    def interrupted(source, target):
+        (Path(source) / "numbers.json").write_text("{}")
+        return copytree(source, target)
+
+    monkeypatch.setattr(shutil, "copytree", interrupted)
+    other = replace(NODE, experiment="other")
+    assert build(other, make) is True
+    assert Artifact.open(other.folder).verified()
 
 
 def test_nan_is_never_written():
@@ -209,3 +242,26 @@ def test_code_that_changed_after_the_plan_makes_nothing():
     assert not NODE.exists
     right = replace(changed, fingerprint=fingerprint(SCRIPTS / "publish.py"))
     assert build(right, make) is True
+
+
+@pytest.mark.parametrize("text", ["value = 2", "value ="])
+def test_code_that_changes_in_this_process_makes_nothing(folder, monkeypatch, text):
+    """As under `precfm make`, where plan and jobs share what was read of the code."""
+    script = folder / "scripts/job.py"
+    script.parent.mkdir()
+    script.write_text("value = 1")
+    monkeypatch.setattr("precfm.artifacts.SCRIPTS", script.parent)
+    planned = replace(NODE, script="job.py", fingerprint=fingerprint(script))
+    assert build(replace(planned, key="abcdef012345"), make) is True
+
+    def change(job):
+        make(job)
+        script.write_text(text)
+
+    with pytest.raises(PrecfmError, match="changed after the plan was made"):
+        build(planned, change)
+    with pytest.raises(PrecfmError, match="changed after the plan was made"):
+        build(planned, lambda job: pytest.fail("begun"))
+    assert not planned.exists
+    script.write_text("value = 1  # again")
+    assert build(planned, make) is True

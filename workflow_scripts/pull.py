@@ -14,13 +14,14 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from precfm.artifacts import RESULTS, Artifact
+from precfm.artifacts import RECORD, RESULTS, Artifact
 from precfm.errors import PrecfmError
 from precfm.experiments import load_experiment
 from precfm.plan import KINDS
-from precfm.store import remove, to_attic
+from precfm.store import alone, remove, to_attic
 
 BIN = Path(sys.executable).parent
+REFUSED = "refused"
 
 
 def main(
@@ -38,20 +39,28 @@ def main(
     if kind not in (None, *KINDS):
         raise PrecfmError(f"--kind: '{kind}' is no kind of artifact; kinds are {', '.join(KINDS)}")
     kinds = [kind] if kind else list(KINDS)
-    moved = set_aside(experiment, kinds)
-    if moved:
-        print(f"{experiment}: {len(moved)} artifacts that the ledger does not know moved to the attic")
     stages = [f"{name}@{experiment}" for name in kinds]
     if kind is None:
         sources = {dataset.source_name for dataset in load_experiment(experiment).datasets.values()}
         stages += [f"raw@{name}" for name in sorted(sources & set(held["sources"]))]
-    done = subprocess.run([str(BIN / "dvc"), "pull", *stages], env={**os.environ, "DVC_NO_ANALYTICS": "1"})
+    with alone(experiment) as own, alone("ledger") as ledger:
+        moved = set_aside(experiment, kinds)
+        if moved:
+            print(f"{experiment}: {len(moved)} artifacts that the ledger does not know moved to the attic")
+        done = subprocess.run(
+            [str(BIN / "dvc"), "pull", *stages],
+            env={**os.environ, "DVC_NO_ANALYTICS": "1"},
+            pass_fds=[own, ledger],
+        )
+        wrong = refuse_wrong(experiment, kinds)
+    complaints = [refusal(experiment, wrong)] if wrong else []
     if done.returncode:
-        sys.exit(
-            f"precfm: {experiment}: could not pull (see above); a remote that holds it is needed: "
+        complaints.append(
+            f"{experiment}: could not pull (see above); a remote that holds it is needed: "
             "`dvc remote add --default NAME URL`, and it is asked only for what `dvc push` has sent there"
         )
-    refuse_wrong(experiment, kinds)
+    if complaints:
+        raise PrecfmError("\nprecfm: ".join(complaints))
 
 
 def set_aside(experiment: str, kinds: list[str]) -> list[Path]:
@@ -60,48 +69,74 @@ def set_aside(experiment: str, kinds: list[str]) -> list[Path]:
     moved = []
     for kind in kinds:
         for folder in sorted((RESULTS / experiment / kind).glob("*")):
-            known = manifest.get(f"{kind}/{folder.name}", {}).get("files")
             try:
                 artifact = Artifact.open(folder)
                 artifact.verified()
             except PrecfmError:
                 remove(folder)
                 continue
-            if artifact.record["files"] != known and to_attic(folder, kind):
+            if not as_listed(artifact, manifest.get(f"{kind}/{folder.name}")) and to_attic(folder, kind):
                 moved.append(folder)
     return moved
 
 
-def refuse_wrong(experiment: str, kinds: list[str]) -> None:
+def refuse_wrong(experiment: str, kinds: list[str]) -> list[Path]:
     """Let nothing stay in place that came from elsewhere and is not as the manifest says.
 
-    Raises:
-        PrecfmError: there was such an artifact; the sentence names it.
+    It goes to a place in the attic from where no plan fetches it back: it may be somebody's forgery, or what somebody
+    made here meanwhile. What is damaged or incomplete is removed.
+
+    Returns:
+        The folders that such artifacts were in.
     """
     manifest = _manifest(RESULTS / experiment / "manifest.json")
     wrong = []
     for kind in kinds:
         for folder in sorted((RESULTS / experiment / kind).glob("*")):
-            entry = manifest.get(f"{kind}/{folder.name}")
+            complete = (folder / RECORD).is_file()
             try:
                 artifact = Artifact.open(folder)
                 artifact.verified()
             except PrecfmError:
                 remove(folder)
             else:
-                if entry and entry["files"] in (None, artifact.record["files"]):
+                if as_listed(artifact, manifest.get(f"{kind}/{folder.name}")):
                     continue
-                if entry:
-                    remove(folder)
-                else:
-                    to_attic(folder, kind)  # somebody may have made it here meanwhile
-            wrong.append(folder)
-    if wrong:
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise PrecfmError(
-            f"{wrong[0]}{more}: not what {experiment}'s manifest in git lists, so not left in place; "
-            "`make reproduce` makes it anew, and after `dvc remote modify NAME verify true` DVC refuses it, too"
-        )
+                to_attic(folder, f"{REFUSED}/{kind}")
+            if complete:
+                wrong.append(folder)
+    return wrong
+
+
+def refusal(experiment: str, wrong: list[Path]) -> str:
+    """What to say of artifacts that were refused."""
+    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return (
+        f"{wrong[0]}{more}: not what {experiment}'s manifest in git lists, so not left in place "
+        f"(see {RESULTS}/.attic/{REFUSED}/); `make reproduce` makes it anew, and after "
+        "`dvc remote modify NAME verify true` DVC refuses it, too"
+    )
+
+
+def as_listed(artifact: Artifact, entry: dict[str, Any] | None) -> bool:
+    """Whether an artifact's record says what the manifest says of it; files only where they were published."""
+    if not entry:
+        return False
+    record = artifact.record
+    name = f"{record.get('kind')}/{artifact.folder.name.rpartition('-')[0]}-{record.get('key')}"
+    optional = [field for field in ("files", "made_on") if entry.get(field) is not None]
+    return (
+        name == f"{artifact.folder.parent.name}/{artifact.folder.name}"
+        and all(record.get(field) == entry[field] for field in ("params", "fingerprint", *optional))
+        and record.get("parents")
+        == {role: [_key(id_) for id_ in ids] for role, ids in entry["parents"].items()}
+    )
+
+
+def _key(parent: str) -> str:
+    """The id of a parent as records have it: without its label."""
+    kind, name = parent.split("/")
+    return f"{kind}/{name.rpartition('-')[2]}"
 
 
 def _manifest(file: Path) -> dict[str, Any]:

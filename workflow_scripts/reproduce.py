@@ -3,15 +3,13 @@
 Snakemake with the plan is the only judge of what must run; DVC records what is there, if anything has changed.
 """
 
-import fcntl
 import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +21,7 @@ from precfm.datasets.manifest import file_sha256
 from precfm.datasets.sources import RAW, SOURCES
 from precfm.errors import PrecfmError
 from precfm.plan import KINDS, Plan, load_plan
-from precfm.store import collect_claims, remove, tidy, write_whole
+from precfm.store import alone, collect_claims, is_published, remove, tidy, write_whole
 
 PARAMS = Path("params.yaml")
 LOCK = Path("dvc.lock")
@@ -43,44 +41,29 @@ def main(
     """Make an experiment, or one of its kinds, and say where the products are."""
     plan = load_plan(experiment)
     with alone(experiment) as held:
-        mend_after_killed_dvc(plan)
+        if any(LOCKS_BEFORE.glob("[!.]*")):
+            with alone("ledger"):  # DVC may have outlived the run that started it
+                mend_after_killed_dvc(plan)
         left, returned = tidy(plan)
         if left or returned:
             print(
                 f"{experiment}: {len(left)} artifacts moved to the attic, {len(returned)} fetched back or copied"
             )
-        home = RESULTS / experiment
-        if not all((home / name).is_file() for name in ("claims.json", "claims.md", "manifest.json")):
-            for stamp in (home / "records").glob("published-*"):
-                stamp.unlink()  # a product was deleted: publish again
+        publish_again_unless_whole(plan)
         run_snakemake(plan, target, cores, held)
+        if target == "everything":
+            with alone("ledger") as ledger:  # nobody takes what DVC moves for damaged
+                record(plan, ledger)
+                collect_claims()
     if target == "everything":
-        with alone("ledger") as held:
-            record(plan, held)
-            collect_claims()
         announce(experiment)
 
 
-@contextmanager
-def alone(what: str) -> Iterator[int]:
-    """Let one run at a time work on an experiment, or on the ledger; a second one waits.
-
-    Yields:
-        The lock's file descriptor. Whoever inherits it holds the lock too, so that Snakemake keeps others away
-        even where the process that started it was killed.
-    """
-    folder = RESULTS / ".work" / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    held = os.open(folder / f"run-{what}.lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{what}: another run is at work; waiting for it", flush=True)
-            fcntl.flock(held, fcntl.LOCK_EX)
-        yield held
-    finally:
-        os.close(held)
+def publish_again_unless_whole(plan: Plan) -> None:
+    """Remove the stamp that tells Snakemake that all is published, where a product was deleted or damaged."""
+    if not is_published(plan):
+        for stamp in (RESULTS / plan.experiment.name / "records").glob("published-*"):
+            stamp.unlink()
 
 
 def run_group(command: list[str], environment: dict[str, str], held: int) -> int:
@@ -208,6 +191,7 @@ def mend_after_killed_dvc(plan: Plan) -> None:
         except PrecfmError as error:
             print(f"{node.id}: made again ({error})")
             remove(node.folder)
+    (LOCKS_BEFORE / plan.experiment.name).unlink()
 
 
 def _entries(lock: bytes) -> set[str]:
