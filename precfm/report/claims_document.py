@@ -14,7 +14,8 @@ from precfm.report.vocabulary import method_label
 
 _RULE = (
     "A claim is supported if at least one of its methods shows, on every deciding statistic, an effect of "
-    "at least the smallest one that matters, with p below 5% after Holm's adjustment within the claim; not "
+    "at least the smallest one that matters, with p below 5% after Holm's adjustment within claim and setting, and all "
+    "settings of a data set agree; not "
     "supported if every method's 95% interval on some deciding statistic excludes that effect; inconclusive "
     "otherwise. Fewer than five seeds, or a comparison without randomness: indicative at most. A ratio to a "
     "baseline at the floor of its metric is unresolved. Statistics, directions and smallest effects stand in "
