@@ -10,11 +10,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from precfm import fingerprint as code
 from precfm.artifacts import RECORD, RESULTS, Artifact, Job, Node, made_on, script_of
@@ -22,6 +24,7 @@ from precfm.datasets.manifest import file_sha256
 from precfm.errors import PrecfmError
 from precfm.fingerprint import SCRIPTS
 from precfm.plan import KINDS, Plan, load_plan
+from precfm.published import read_manifest
 
 
 @dataclass(frozen=True)
@@ -51,22 +54,28 @@ def accept(kind: str, experiments: Sequence[str] = (), sample: int = 2) -> list[
         What was recorded, which is nothing if no code has changed.
 
     Raises:
-        PrecfmError: a rebuilt file differs, or nothing can be compared; then nothing is recorded.
+        PrecfmError: a rebuilt file differs, nothing can be compared, or artifacts of several older codes are here;
+            then nothing is recorded.
     """
     if kind not in KINDS:
         raise PrecfmError(f"kind: {kind!r} is none; the kinds are {', '.join(KINDS)}")
     if sample < 1:
         raise PrecfmError(f"sample: {sample} should be at least 1")
-    names = list(experiments) or sorted(path.name for path in RESULTS.glob("[!.]*") if path.is_dir())
-    found: dict[tuple[str, str], list[Node]] = {}
-    changed = False
+    with _alone():
+        return _accept(kind, list(experiments) or _with_results(), sample)
+
+
+def _accept(kind: str, names: Sequence[str], sample: int) -> list[Accepted]:
+    lacking = False
+    olds: dict[str, set[str]] = {}
     for name in names:
-        plan = load_plan(name)
-        changed |= any(not node.exists and not _in_attic(node) for node in plan.of(kind))
-        for pair, nodes in _candidates(plan, kind).items():
-            found.setdefault(pair, []).extend(nodes)
+        for new, nodes in _lacking(load_plan(name), kind).items():
+            lacking = True
+            olds.setdefault(new, set()).update(_older(name, kind, nodes))
+    pairs = [(new, _only(kind, new, several)) for new, several in sorted(olds.items()) if several]
+    found = {pair: nodes for pair in pairs if (nodes := _candidates(names, kind, *pair))}
     if not found:
-        if not changed:
+        if not lacking:
             return []
         raise PrecfmError(
             f"{kind}: no artifact of older code is here that differs from the plan in its code alone; accept the kinds "
@@ -81,30 +90,91 @@ def accept(kind: str, experiments: Sequence[str] = (), sample: int = 2) -> list[
     return [accepted for accepted, _, _ in shown]
 
 
-def _candidates(plan: Plan, kind: str) -> dict[tuple[str, str], list[Node]]:
-    """For each pair of new and old fingerprint, the artifacts whose key is the plan's once the pair is assumed."""
-    pairs = set()
+def _with_results() -> list[str]:
+    return sorted(path.name for path in RESULTS.glob("[!.]*") if path.is_dir())
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Nobody else rebuilds here; what a killed run left behind is removed first."""
+    work = RESULTS / ".work"
+    (work / "locks").mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(work / "locks" / "accept.lock", timeout=0):
+            shutil.rmtree(work / "accept", ignore_errors=True)
+            yield
+    except Timeout:
+        raise PrecfmError("accept: another one is running here; wait until it is finished") from None
+
+
+def _lacking(plan: Plan, kind: str) -> dict[str, list[Node]]:
+    """By new fingerprint, the plan's artifacts of a kind, where some are not here and nothing was accepted yet."""
+    nodes: dict[str, list[Node]] = {}
     for node in plan.of(kind):
-        new = code.own_fingerprint(SCRIPTS / node.script, node.targets)
-        for folder in _folders(plan.experiment.name, kind):
-            if folder.name.rpartition("-")[0] == node.label:
-                old = str(Artifact.open(folder).record["fingerprint"])
-                if old != node.fingerprint:
-                    pairs.add((new, old))
-    found: dict[tuple[str, str], list[Node]] = {}
-    for pair in sorted(pairs):
-        with _assumed(*pair):
-            for node in load_plan(plan.experiment.name).of(kind):
-                own = code.own_fingerprint(SCRIPTS / node.script, node.targets)
-                if own == pair[0] and (node.exists or _in_attic(node)):
-                    found.setdefault(pair, []).append(node)
-    return found
+        nodes.setdefault(code.own_fingerprint(SCRIPTS / node.script, node.targets), []).append(node)
+    return {
+        new: several
+        for new, several in nodes.items()
+        if new not in code.equivalences() and not all(node.exists or _in_attic(node) for node in several)
+    }
 
 
-def _folders(experiment: str, kind: str) -> Iterator[Path]:
-    """Complete artifacts of a kind, in the attic too."""
-    for place in (RESULTS / experiment / kind, RESULTS / ".attic" / kind):
-        yield from (file.parent for file in sorted(place.glob(f"*/{RECORD}")))
+def _older(experiment: str, kind: str, nodes: Sequence[Node]) -> set[str]:
+    """The fingerprints that came before the present one of some artifacts.
+
+    Those that results/<experiment>/ holds (of several the published one), or else what the manifest says, or else
+    those in the attic, which may be much older.
+    """
+    labels, present = {node.label for node in nodes}, nodes[0].fingerprint
+    home = RESULTS / experiment
+    here = _fingerprints(home / kind, labels)
+    published = {
+        str(entry["fingerprint"])
+        for node_id, entry in ((read_manifest(home) or {}).get("artifacts") or {}).items()
+        if node_id.split("/")[0] == kind and _label(node_id.split("/")[1]) in labels
+    }
+    if older := here - {present}:
+        return older & published or older
+    if here | published:
+        return published - {present}
+    return _fingerprints(RESULTS / ".attic" / kind, labels) - {present}
+
+
+def _fingerprints(place: Path, labels: Collection[str]) -> set[str]:
+    """Of the complete artifacts below a folder that have one of some labels."""
+    folders = (file.parent for file in place.glob(f"*/{RECORD}"))
+    return {
+        str(Artifact.open(folder).record["fingerprint"])
+        for folder in folders
+        if _label(folder.name) in labels
+    }
+
+
+def _label(name: str) -> str:
+    return name.rpartition("-")[0]
+
+
+def _only(kind: str, new: str, olds: Collection[str]) -> str:
+    """The one older fingerprint, since code can stand for one alone."""
+    if len(olds) > 1:
+        raise PrecfmError(
+            f"{kind}: artifacts of several older codes are here ({', '.join(sorted(olds))}), and {new} can stand for "
+            "one alone; name an experiment whose manifest or artifacts are of that one"
+        )
+    (old,) = olds
+    return old
+
+
+def _candidates(names: Iterable[str], kind: str, new: str, old: str) -> list[Node]:
+    """The artifacts that are here and whose key is the plan's once the pair is assumed."""
+    with _assumed(new, old):
+        return [
+            node
+            for name in names
+            for node in load_plan(name).of(kind)
+            if code.own_fingerprint(SCRIPTS / node.script, node.targets) == new
+            and (node.exists or _in_attic(node))
+        ]
 
 
 def _in_attic(node: Node) -> bool:

@@ -2,8 +2,10 @@
 
 One machine makes equal bytes. Another processor, GPU, thread count or torch rounds differently; training amplifies
 that, so its numbers agree only as far as training itself is reproducible. Two numbers agree if they differ by at
-most `ABSOLUTE`, or by at most `RELATIVE` of the larger one, or if one lies within the 95% interval over training
-seeds that the other's row states. Verdicts and counts must be equal.
+most `RELATIVE` of the larger one, or by at most `ABSOLUTE` and a factor of `SMALL_FACTOR`, or if one lies within the
+95% interval over training seeds that the other's row states. Small errors of theory are rounding, so they may differ by
+that factor, and in any way below `ROUNDING`. Verdicts and counts must be equal; files, rows and columns that only one
+run has are differences.
 """
 
 import io
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 RELATIVE = 0.05
 ABSOLUTE = 1e-6
+SMALL_FACTOR = 5.0
+ROUNDING = 1e-14  # some dozens of units in the last place of 1
 _NOT_COMPARED = {"low", "high", "p", "p_holm", "resolvable", "smallest_effect"}  # they follow from the values
 _TEXTS = {"note", "reason", "text"}
 _INTEGERS = {"step", "seed", "n_real", "n_generated"}
@@ -37,9 +41,9 @@ class Comparison:
         rows: how many rows both have.
         only_here: rows that only this run has.
         only_there: rows that only the other one has.
-        largest: the largest relative difference; None without a number that differs by more than `ABSOLUTE`.
+        largest: the largest relative difference; None without a number that differs by more than small numbers may.
         at: the row and column of the largest difference.
-        beyond: rows and columns that differ by more than the tolerance.
+        beyond: rows and columns that differ by more than the tolerance, or that only one of them has.
     """
 
     file: str
@@ -163,8 +167,8 @@ def _frame(file: str, text: str) -> "pd.DataFrame":
 def _compare(file: str, here: "pd.DataFrame | None", there: "pd.DataFrame | None") -> Comparison:
     if here is None or there is None:
         rows = (0 if here is None else len(here), 0 if there is None else len(there))
-        lacking = ("it is not published here",) if here is None else ()
-        return Comparison(file, 0, *rows, None, "", lacking)
+        where = "here" if here is None else "there"
+        return Comparison(file, 0, *rows, None, "", (f"it is not published {where}",))
     mine, other = here.to_dict("index"), there.to_dict("index")
     both = [row for row in mine if row in other]
     columns = [name for name in here.columns if name in there.columns and name not in _NOT_COMPARED | _TEXTS]
@@ -178,8 +182,12 @@ def _compare(file: str, here: "pd.DataFrame | None", there: "pd.DataFrame | None
             if difference > (largest or 0.0):
                 largest, at = difference, where
     only = (len(here) - len(both), len(there) - len(both))
-    if only[1]:
-        beyond.append(f"{only[1]} rows are only there")
+    places = ("here", "there")
+    beyond += [f"{count} rows are only {place}" for count, place in zip(only, places, strict=True) if count]
+    for mine_alone, place in zip(
+        (set(here.columns) - set(there.columns), set(there.columns) - set(here.columns)), places, strict=True
+    ):
+        beyond += [f"the column {name} is only {place}" for name in sorted(map(str, mine_alone))]
     return Comparison(file, len(both), *only, largest, at, tuple(beyond))
 
 
@@ -193,11 +201,17 @@ def _difference(column: str, mine: Mapping[Any, Any], other: Mapping[Any, Any]) 
         return 0.0, True
     if not (math.isfinite(a) and math.isfinite(b)):
         return math.inf, False
-    if abs(a - b) <= ABSOLUTE:
+    if _as_small(float(a), float(b)):
         return 0.0, True
     difference = abs(a - b) / max(abs(a), abs(b))
     inside = column == "value" and (_inside(a, other) or _inside(b, mine))
     return difference, bool(column != "n" and (difference <= RELATIVE or inside))
+
+
+def _as_small(a: float, b: float) -> bool:
+    """Whether two numbers differ as rounding may: by at most `ABSOLUTE`, and tiny or of the same order."""
+    smaller, larger = sorted((abs(a), abs(b)))
+    return abs(a - b) <= ABSOLUTE and (larger <= ROUNDING or larger <= SMALL_FACTOR * smaller)
 
 
 def _inside(value: float, row: Mapping[Any, Any]) -> bool:

@@ -15,21 +15,21 @@ import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from http.client import HTTPException
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from filelock import FileLock, Timeout
-from packaging.requirements import Requirement
 
 from precfm.artifacts import RESULTS
 from precfm.datasets.manifest import SourceManifest, source_manifest
 from precfm.datasets.origins import Mirror, OriginError
 from precfm.datasets.sources import MIRROR, RAW, SOURCES
 from precfm.errors import PrecfmError
+from precfm.surroundings import LOCK, differing_packages, installed
 
-LOCK = Path("requirements.lock")
 PYTHONS = ((3, 11), (3, 13))
 GIB = 2**30
 DISK_PROBLEM, DISK_WARNING = 2 * GIB, 20 * GIB
@@ -104,13 +104,10 @@ def versions() -> Iterator[Finding]:
             "versions", "warning", f"there is no {LOCK} here", "run it in a checkout to compare versions"
         )
         return
-    pinned = _pinned(LOCK.read_text(encoding="utf-8"))
-    installed = {name: _installed(name) for name in pinned}
-    missing = [name for name, version in installed.items() if version is None]
+    other = differing_packages()
+    missing = [name for name, (_, here) in other.items() if here is None]
     differ = [
-        f"{name} {installed[name]} instead of {version}"
-        for name, version in pinned.items()
-        if installed[name] not in (None, version)
+        f"{name} {here} instead of {pinned}" for name, (pinned, here) in other.items() if here is not None
     ]
     remedy = "`make install` brings them; other versions may give other bytes"
     if differ:
@@ -119,26 +116,8 @@ def versions() -> Iterator[Finding]:
         needed = sorted(_needed_by_the_library() & set(missing))
         status: Status = "problem" if needed else "warning"
         yield Finding("versions", status, f"not installed: {_some(needed or missing)}", remedy)
-    if not differ and not missing:
-        yield Finding("versions", "ok", f"all {len(pinned)} packages are those of {LOCK}")
-
-
-def _pinned(text: str) -> dict[str, str]:
-    """Packages that the lock pins for this machine, with their versions."""
-    lines = [line.split(" \\")[0] for line in text.splitlines() if re.match(r"[A-Za-z0-9]", line)]
-    requirements = [Requirement(line) for line in lines]
-    return {
-        each.name: next(iter(each.specifier)).version
-        for each in requirements
-        if each.marker is None or each.marker.evaluate()
-    }
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    if not other:
+        yield Finding("versions", "ok", f"all packages are those of {LOCK}")
 
 
 def _needed_by_the_library() -> set[str]:
@@ -158,7 +137,7 @@ def tools() -> Iterator[Finding]:
     }.items():
         place = shutil.which(name, path=f"{beside}{os.pathsep}{os.environ.get('PATH', '')}")
         if place:
-            version = _installed(name) if name in ("snakemake", "dvc") else None
+            version = installed(name) if name in ("snakemake", "dvc") else None
             yield Finding(name, "ok", version or place)
         else:
             remedy = "`make install`" if name in ("snakemake", "dvc") else f"install {name} with your system"
@@ -417,14 +396,14 @@ def _package_folder(package: str) -> Path | None:
 
 
 def _unreachable(url: str) -> str:
-    """Why a URL cannot be read; empty if it can. Its first bytes are read, nothing else."""
+    """Why a URL cannot be read; empty if it can. Only its headers are asked for."""
     if not url.startswith(("https://", "http://")):
         return "no web address"
-    request = urllib.request.Request(url, headers={"User-Agent": "precfm"}, method="HEAD")
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "precfm"}, method="HEAD")
         with urllib.request.urlopen(request, timeout=NETWORK_SECONDS):
             return ""
-    except OSError as error:
+    except (OSError, HTTPException, ValueError) as error:
         return " ".join(str(error).split())
 
 

@@ -28,9 +28,10 @@ from typing import IO, Annotated, Any, Literal
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from precfm.artifacts import RECORD, RESULTS, Artifact
+from precfm.artifacts import RECORD, RESULTS, Artifact, record_checksum
 from precfm.datasets.manifest import file_sha256
 from precfm.errors import PrecfmError
+from precfm.experiments import NAME
 from precfm.plan import KINDS
 from precfm.store import remove
 
@@ -61,7 +62,7 @@ class PackedFile(_Plain):
 class PackedArtifact(_Plain):
     """One artifact of an export: where it belongs, and the checksum of its record."""
 
-    experiment: Annotated[str, Field(pattern=f"^{_SAFE}$")]
+    experiment: Annotated[str, Field(pattern=f"^{NAME}$")]
     id: Annotated[str, Field(pattern=rf"^[a-z_]+/{_SAFE}-[0-9a-f]{{12}}$")]
     record: Sha256
 
@@ -137,7 +138,8 @@ def find_artifacts(names: Iterable[str]) -> list[Path]:
     """The folders of artifacts that lie in results/.
 
     Args:
-        names: each EXPERIMENT, EXPERIMENT/KIND, or KIND/LABEL-KEY (in whichever experiment holds it).
+        names: each EXPERIMENT, EXPERIMENT/KIND, or KIND/LABEL-KEY (in whichever experiment holds it). An experiment
+            may be called as a kind is.
 
     Raises:
         PrecfmError: a name fits no complete artifact.
@@ -145,12 +147,13 @@ def find_artifacts(names: Iterable[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for name in names:
         head, _, tail = name.partition("/")
-        if head in KINDS:
-            homes = sorted(RESULTS.glob("[!.]*"))
-            folders = [home / head / tail for home in homes if re.fullmatch(_SAFE, tail)]
-        elif re.fullmatch(_SAFE, head) and tail in ("", *KINDS):
+        one = False
+        if re.fullmatch(NAME, head) and tail in ("", *KINDS) and (RESULTS / head).is_dir():
             kinds = [tail] if tail else list(KINDS)
             folders = [folder for kind in kinds for folder in sorted((RESULTS / head / kind).glob("*"))]
+        elif head in KINDS and re.fullmatch(_SAFE, tail):
+            one = True
+            folders = [home / head / tail for home in sorted(RESULTS.glob("[!.]*"))]
         else:
             folders = []
         complete = [folder for folder in folders if (folder / RECORD).is_file()]
@@ -159,7 +162,7 @@ def find_artifacts(names: Iterable[str]) -> list[Path]:
                 f"{name}: no complete artifact in {RESULTS}/ is called so; an experiment, EXPERIMENT/KIND or "
                 "KIND/LABEL-KEY is needed, and `precfm ls EXPERIMENT` lists them"
             )
-        found.update(dict.fromkeys(complete[:1] if head in KINDS else complete))
+        found.update(dict.fromkeys(complete[:1] if one else complete))
     return list(found)
 
 
@@ -443,13 +446,17 @@ def checked_record(text: bytes, artifact_id: str) -> _Record:
         artifact_id: `kind/label-key`, where it was found.
 
     Raises:
-        PrecfmError: a field is missing or malformed, it belongs to another artifact, or a file's name leads elsewhere.
+        PrecfmError: a field is missing or malformed, its own checksum is wrong, it belongs to another artifact, or a
+            file's name leads elsewhere.
     """
     where = f"{artifact_id}/{RECORD}"
     try:
         record = _Record.model_validate_json(text)
     except ValidationError as error:
         raise PrecfmError(f"{where}: {_first(error)}; the record of an artifact is needed") from None
+    content = json.loads(text)
+    if "checksum" in content and content["checksum"] != record_checksum(content):
+        raise PrecfmError(f"{where}: damaged (its own checksum is wrong); fetch it anew")
     kind, _, name = artifact_id.partition("/")
     if kind not in KINDS or record.kind != kind or not name.endswith(f"-{record.key}"):
         raise PrecfmError(

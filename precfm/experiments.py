@@ -16,6 +16,7 @@ from precfm.config import PLAIN, Experiment, plain, validated
 from precfm.errors import PrecfmError
 
 CONFIG_FOLDER = Path("config")
+NAME = r"[A-Za-z][A-Za-z0-9_-]*"  # of an experiment: it becomes part of paths and of commands
 TINY = "-tiny"  # `<experiment>-tiny` is that experiment, cut to seconds
 
 
@@ -131,7 +132,7 @@ _Loader.add_implicit_resolver(
 
 def _extended(name: str, folder: Path, seen: tuple[str, ...]) -> dict[str, Any]:
     file = folder / f"{name}.yaml"
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):  # it becomes part of paths and of commands
+    if not re.fullmatch(NAME, name):
         raise PrecfmError(f"experiment {name!r}: letters, digits, _ and - are needed, a letter first")
     raw = read_yaml(file)
     if not isinstance(raw, dict):

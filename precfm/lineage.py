@@ -19,6 +19,7 @@ from precfm.datasets.sources import SOURCES
 from precfm.errors import PrecfmError
 from precfm.fingerprint import SCRIPTS, module_file, modules
 from precfm.plan import KINDS, Plan, load_plan
+from precfm.published import read_manifest
 from precfm.registry import REGISTRY, import_string
 from precfm.store import PRODUCTS
 
@@ -127,7 +128,7 @@ def lineage(target: str) -> Lineage:
         Its lineage.
 
     Raises:
-        PrecfmError: there is no such file, row or column, or nothing is known of the file.
+        PrecfmError: there is no such file, row or column, nothing is known of the file, or the manifest is damaged.
     """
     file, cell = _parse(target)
     experiment, inside = _place(file)
@@ -152,6 +153,10 @@ def lineage(target: str) -> Lineage:
     notes = list(_notes(experiment, plan, entries))
     if name and name in stamped and stamped[name]["sha256"] != sha256:
         notes.append(f"{file} is not what {root} holds; `precfm audit` says more")
+    if cell and chosen and not any(chosen.values()):
+        notes.append(
+            f"no artifact is of the data set, method and seed of row {cell.row}, so it is traced no further"
+        )
     return Lineage(
         file.as_posix(),
         sha256,
@@ -208,15 +213,8 @@ def _plan(experiment: str) -> Plan | None:
 
 def _entries(experiment: str, plan: Plan | None) -> dict[str, dict[str, Any]]:
     """What is known of each artifact: the manifest's word, completed by the artifacts that are here."""
-    home = RESULTS / experiment
-    try:
-        entries = json.loads((home / "manifest.json").read_text(encoding="utf-8"))["artifacts"]
-    except OSError:
-        entries = {}
-    except (ValueError, KeyError):
-        raise PrecfmError(
-            f"{home / 'manifest.json'}: damaged; it is kept in git: `git checkout` brings it back"
-        ) from None
+    manifest = read_manifest(RESULTS / experiment)
+    entries = manifest["artifacts"] if manifest else {}
     found: dict[str, dict[str, Any]] = dict(entries)
     for node in plan.nodes.values() if plan else ():  # what was made but not published yet
         if node.id not in found and node.exists:

@@ -1,5 +1,6 @@
-"""The audit of what surrounds the results: DVC's ledger, installed packages, this machine."""
+"""The audit of what surrounds the results: DVC's ledger, published times, installed packages, this machine."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -8,38 +9,85 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+from packaging.requirements import InvalidRequirement, Requirement
+
 from precfm.artifacts import RESULTS
+from precfm.errors import PrecfmError
 from precfm.findings import Report, counted
 
 LOCK = Path("requirements.lock")
 LEDGER = Path("dvc.lock")
+TIMES = ("wall_time.csv", "time_to_quality.csv")
+_BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")  # what DVC says
 
 
 def check_versions(report: Report) -> None:
     """Installed packages against requirements.lock."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    from packaging.requirements import Requirement
-
     if not LOCK.is_file():
         report.notes.append(f"{LOCK}: not here, so installed versions are not compared")
         return
-    other = []
-    for line in LOCK.read_text(encoding="utf-8").splitlines():
-        if "==" not in line or line[0] in " #":
-            continue
-        pinned = Requirement(line.rstrip(" \\"))
-        if pinned.marker is not None and not pinned.marker.evaluate():
-            continue
-        try:
-            found = version(pinned.name)
-        except PackageNotFoundError:
-            found = "none"
-        if found == "none" or not pinned.specifier.contains(found, prereleases=True):
-            other.append(f"{pinned.name} {found} instead of {str(pinned.specifier).lstrip('=')}")
-    if other:
+    try:
+        differing = differing_packages()
+    except PrecfmError as error:
+        report.add("environment", LOCK, str(error).removeprefix(f"{LOCK}: "), f"`git checkout -- {LOCK}`")
+        return
+    if differing:
+        other = [f"{name} {here or 'none'} instead of {pinned}" for name, (pinned, here) in differing.items()]
         problem = f"{len(other)} package{'s' * (len(other) > 1)} here in another version"
         report.warn("environment", LOCK, problem, "`make install` brings the pinned ones", other)
+
+
+def differing_packages() -> dict[str, tuple[str, str | None]]:
+    """Packages that are not here as requirements.lock pins them for this machine.
+
+    Returns:
+        By name, the pinned version, and the installed one or None.
+
+    Raises:
+        PrecfmError: a line of the file is no requirement.
+    """
+    found: dict[str, tuple[str, str | None]] = {}
+    for line in LOCK.read_text(encoding="utf-8").splitlines():
+        if not line.strip() or line[0] in " #":  # checksums and comments
+            continue
+        try:
+            pinned = Requirement(line.rstrip(" \\"))
+        except InvalidRequirement:
+            raise PrecfmError(
+                f"{LOCK}: {line!r} is no requirement; one package in each line is needed"
+            ) from None
+        if pinned.marker is not None and not pinned.marker.evaluate():
+            continue
+        here = installed(pinned.name)
+        if here is None or not pinned.specifier.contains(here, prereleases=True):
+            found[pinned.name] = (str(pinned.specifier).removeprefix("=="), here)
+    return found
+
+
+def installed(package: str) -> str | None:
+    """The version of an installed package; None if there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def check_times(report: Report, experiment: str) -> None:
+    """Published times, which no artifact holds, against the commit."""
+    for name in TIMES:
+        file = RESULTS / experiment / "records" / name
+        asked = ["git", "status", "--porcelain", "--ignored", "--", str(file)]
+        try:
+            done = subprocess.run(asked, capture_output=True, text=True)
+        except OSError:  # git is not installed
+            done = subprocess.CompletedProcess(asked, 1, "", "")
+        if done.returncode or done.stdout.startswith(("??", "!!")):
+            if file.is_file():
+                report.notes.append(f"{file}: not in a commit yet, and times carry no checksum")
+        elif done.stdout:
+            remedy = "commit it after a run of your own, or `git checkout` brings back what was published"
+            report.warn("times", file, "differs from the commit", remedy)
 
 
 def check_machine(report: Report, experiment: str, records: Mapping[str, Mapping[str, Any]]) -> None:
@@ -86,7 +134,10 @@ def ask_ledger() -> tuple[dict[str, Any], dict[str, Any], str]:
             env={**os.environ, "DVC_NO_ANALYTICS": "1"},
         )
         if done.returncode:
-            return {}, {}, f"{LEDGER}: DVC failed: {' '.join(done.stderr.split()) or done.returncode}"
+            said = " ".join(done.stderr.split())
+            if any(words in said for words in _BUSY):
+                return {}, {}, f"{LEDGER}: another DVC is at work here; try again when it is finished"
+            return {}, {}, f"{LEDGER}: DVC failed: {said or done.returncode}"
         answers.append(json.loads(done.stdout or "{}"))
     return answers[0], answers[1], ""
 
@@ -94,9 +145,9 @@ def ask_ledger() -> tuple[dict[str, Any], dict[str, Any], str]:
 def check_ledger(report: Report, stages: Mapping[str, Any], data: Mapping[str, Any], trouble: str) -> None:
     """The checksums in dvc.lock against the files, by DVC itself; what is not here is no finding."""
     if trouble.startswith(f"{LEDGER}: DVC failed"):
-        report.add(
-            "ledger", LEDGER, trouble.removeprefix(f"{LEDGER}: "), f"`git checkout -- {LEDGER}` may help"
-        )
+        back = f"`git checkout -- {LEDGER}` brings back what was committed"
+        remedy = "`dvc status` tells more" if _parses(LEDGER) else back
+        report.add("ledger", LEDGER, trouble.removeprefix(f"{LEDGER}: "), remedy)
     elif trouble:
         report.notes.append(trouble)
     homes = tuple(f"{RESULTS}/{name}/" for name in report.experiments)
@@ -126,6 +177,15 @@ def check_ledger(report: Report, stages: Mapping[str, Any], data: Mapping[str, A
         else:
             problem = f"was recorded with another state of {path}"
             report.warn("ledger", LEDGER, problem, "`make reproduce` records the present one")
+
+
+def _parses(file: Path) -> bool:
+    """Whether a file is YAML, as a conflict of a merge or a damage leaves it not."""
+    try:
+        yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return True
 
 
 def _changed(stages: Mapping[str, Any], experiments: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -10,7 +10,7 @@ from precfm.accept import accept
 from precfm.artifacts import build, script_of
 from precfm.errors import PrecfmError
 from precfm.plan import KINDS, load_plan
-from precfm.store import tidy
+from precfm.store import publish, tidy
 
 SCRIPT = """
 from precfm.artifacts import Job
@@ -91,6 +91,55 @@ def test_what_is_in_the_attic_counts_and_comes_back(scripts, planned):
     accept("flows", ["mine"])
     assert set(tidy(planned())[1]) == {node_id for node_id in before.nodes if node_id not in changed.nodes}
     assert make_all(planned()) == []
+
+
+OLDEST, OLDER, NEWEST = SCRIPT, OTHER, OTHER.replace("// 2", "// 2 + 0")
+
+
+def of_three_codes(scripts, planned, told):
+    """Artifacts of code whose bytes differ from the oldest, and equal those of the newest; that of `OLDER`."""
+    three = {"seeds": [2, 3]}
+    make_all(planned(three))
+    rewrite(scripts, "flows", OLDER)
+    second = planned(three)
+    tidy(second)
+    make_all(second)
+    (old,) = {node.fingerprint for node in second.of("flows")}
+    if told == "manifest":
+        publish(second)
+    rewrite(scripts, "flows", NEWEST)
+    if told != "results":
+        tidy(planned(three))
+    return three, old
+
+
+@pytest.mark.parametrize("told", ["results", "manifest"])
+def test_of_several_older_codes_the_last_one_counts(scripts, planned, project, told):
+    three, old = of_three_codes(scripts, planned, told)
+    (shown,) = accept("flows", ["mine"])
+    assert shown.old == old
+    assert {entry["same_as"] for entry in recorded(project).values()} == {old}
+    after = planned(three)
+    tidy(after)
+    assert make_all(after) == []
+    assert accept("flows", ["mine"]) == []
+
+
+def test_several_older_codes_of_which_none_was_the_last_are_refused(scripts, planned, project):
+    of_three_codes(scripts, planned, "nothing")
+    with pytest.raises(PrecfmError, match="several older codes"):
+        accept("flows", ["mine"])
+    assert not (project / "config/equivalences.json").exists()
+
+
+def test_what_a_killed_run_left_is_removed_and_a_second_one_waits_outside(scripts, planned, project):
+    make_all(planned())
+    remains = project / "results/.work/accept/tmp123/payload"
+    remains.mkdir(parents=True)
+    assert accept("flows", ["mine"]) == []
+    assert not remains.exists()
+    with room._alone(), pytest.raises(PrecfmError, match="another one is running"):
+        accept("flows", ["mine"])
 
 
 def test_other_bytes_are_refused_and_nothing_is_recorded(scripts, planned, project):

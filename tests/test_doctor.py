@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from precfm import doctor
+from precfm import doctor, surroundings
 from precfm.cli import app
 from precfm.doctor import GIB, Finding
 from tests.workflow import ROOT
@@ -61,7 +61,7 @@ def test_other_and_missing_packages_are_named(checkout):
 
 
 def test_a_package_that_the_library_needs_is_a_problem_where_missing(monkeypatch):
-    monkeypatch.setattr(doctor, "_installed", lambda name: None if name == "torch" else "0")
+    monkeypatch.setattr(surroundings, "installed", lambda name: None if name == "torch" else "0")
     problem = [finding for finding in doctor.versions() if finding.status == "problem"]
     assert only(problem).found == "not installed: torch"
 
@@ -256,6 +256,11 @@ def test_the_network_is_left_alone_unless_asked_for(checkout, monkeypatch):
     assert asked
     monkeypatch.setattr(doctor.urllib.request, "urlopen", lambda request, timeout: io.BytesIO())
     assert set(statuses(doctor.data(network=True))) == {"ok"}
+
+
+@pytest.mark.parametrize("url", ["http://a b/c", "http://[", "http://127.0.0.1:port/", "ftp://127.0.0.1/"])
+def test_an_address_that_is_none_is_told(url):
+    assert doctor._unreachable(url)
 
 
 def test_a_check_that_cannot_be_made_is_a_problem_and_the_others_go_on(checkout):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from precfm import exchange
-from precfm.artifacts import RECORD, Artifact, Node, build
+from precfm.artifacts import RECORD, Artifact, Node, build, record_checksum
 from precfm.cli import app
 from precfm.errors import PrecfmError
 from precfm.exchange import (
@@ -124,6 +124,15 @@ def test_names_choose_experiments_kinds_and_artifacts(mine):
             find_artifacts([name])
 
 
+def test_an_experiment_may_be_called_as_a_kind(mine):
+    own = make("theory", 6, {"a.csv": b"6"}, experiment="theory")
+    make("flows", 7, {"a.csv": b"7"}, experiment="theory")
+    make("theory", 8, {"a.csv": b"8"})
+    assert len(find_artifacts(["theory"])) == 2
+    assert find_artifacts(["theory/theory"]) == [Path("results") / "theory" / own.id]
+    assert find_artifacts(["theory/label8-000000000008"]) == [Path("results/mine/theory/label8-000000000008")]
+
+
 def test_one_file_brings_its_volume_and_needs_all_its_pieces(mine):
     exported()
     move_away()
@@ -216,7 +225,7 @@ def placed():
 # ---- attacks: whoever forges an export forges its manifest, too
 
 
-def forge(change_members=None, change_record=None, change_manifest=None, change_tar=None):
+def forge(change_members=None, change_record=None, change_manifest=None, change_tar=None, sealed=True):
     """An export of one artifact, changed on purpose, whose checksums are all right."""
     exported(["frames/label1-000000000001"])
     move_away()
@@ -226,6 +235,8 @@ def forge(change_members=None, change_record=None, change_manifest=None, change_
     record = json.loads(members[0][1])
     if change_record:
         change_record(record)
+    if sealed:
+        record["checksum"] = record_checksum(record)
     text = json.dumps(record).encode()
     members[0][0].size = len(text)
     members[0] = (members[0][0], text)
@@ -340,6 +351,19 @@ def test_records_that_lie_are_refused(mine, change, match):
     refused(match)
 
 
+@pytest.mark.parametrize(
+    "change", [{"params": {"n": 2}}, {"made_on": {}}, {"checksum": "0" * 64}, {"checksum": None}]
+)
+def test_a_record_that_is_not_what_its_own_checksum_says_is_refused(mine, change):
+    forge(change_record=lambda record: record.update(change), sealed=False)
+    refused("its own checksum is wrong")
+
+
+def test_an_older_record_without_a_checksum_is_one(mine):
+    forge(change_record=lambda record: record.pop("checksum"), sealed=False)
+    assert len(import_artifacts([Path("out")]).placed) == 1
+
+
 def artifact(**fields):
     return lambda manifest: manifest["volumes"][0]["artifacts"][0].update(fields)
 
@@ -354,6 +378,8 @@ def file(**fields):
         (artifact(experiment="../.."), "experiment"),
         (artifact(experiment=".work"), "experiment"),
         (artifact(experiment="/tmp"), "experiment"),
+        (artifact(experiment="1st"), "experiment"),
+        (artifact(experiment="a.b"), "experiment"),
         (artifact(id="frames/../../evil-000000000001"), "id"),
         (artifact(id="nonsense/label1-000000000001"), "stands where"),
         (artifact(id="frames/label1"), "id"),

@@ -2,9 +2,13 @@
 
 import json
 import random
+import runpy
 import shutil
+from collections import defaultdict
 from pathlib import Path
+from typing import ClassVar
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -163,12 +167,62 @@ def test_mistakes(plan, target, words):
         lineage(target)
 
 
-def test_frames_that_tables_read_are_known():
+def test_a_row_that_no_artifact_stands_for_is_said(plan):
+    (target,) = Path("results/mine/tables").glob("metrics.csv")
+    target.write_text(METRICS + "mnist5k-L16,nobody,60,frechet,1.0\n")
+    traced = lineage(f"{target}:3,value")
+    assert any("no artifact is of the data set, method and seed of row 3" in note for note in traced.notes)
+    assert not any("no artifact" in note for note in lineage(f"{target}:1,value").notes)
+
+
+class AnyArtifact:
+    """Has whatever a script reads, with one row in each table."""
+
+    key = "0" * 12
+    record: ClassVar = {"files": {"table.csv": {}}}
+
+    def frame(self, name):
+        return pd.DataFrame({"step": [1], "loss": [0.0]})
+
+    def json(self, name):
+        return defaultdict(int)
+
+
+def written(roles):
+    """The names of the frames that the real script writes from one artifact of each role; not those of theory."""
+    make = runpy.run_path(str(SCRIPTS / "frames.py"))["make"]
+    make.__globals__["theory_statistics"] = lambda frames: pd.DataFrame({"value": [1.0]})
+    make.__globals__["sample_grids"] = lambda evaluations: {}
+    names = []
+    about = {"run": "own"}
+
+    class AnyJob:
+        params: ClassVar = {"about": {role: [about] for role in roles}}
+
+        def parents(self, role):
+            return [AnyArtifact()]
+
+        def write_frame(self, name, frame):
+            names.append(name.removesuffix(".csv"))
+
+        def write_json(self, name, value): ...
+        def write_tensors(self, name, tensors): ...
+
+    make(AnyJob())
+    return {name for name in names if not name.startswith("own.")}
+
+
+def test_the_frames_that_the_script_writes_are_known_with_their_roles(plan):
     """A new frame belongs into FRAMES, or its rows are traced to too much or to nothing."""
     from precfm.lineage import _roles
 
+    (frames,) = plan.of("frames")
+    known = {role for roles in FRAMES.values() for role in roles}
+    every = known | set(frames.params["about"])
+    assert written(every) == set(FRAMES)
+    for role in every:
+        assert written([role]) <= {frame for frame, roles in FRAMES.items() if role in roles}
     assert all(_roles(name) for name in REGISTRY["tables"])
-    assert set(FRAMES) >= {"records", "recovery", "spectra", "theory_statistics"}
 
 
 def test_why_on_the_command_line(plan):

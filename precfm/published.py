@@ -1,0 +1,88 @@
+"""What an experiment has published of its artifacts: its manifest, read and checked in one place."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from precfm.errors import PrecfmError
+
+MANIFEST = "manifest.json"
+_FIELDS = {"artifacts", "experiment", "key"}
+_ENTRY = {"params", "parents", "fingerprint", "files", "made_on"}
+_OLDER_ENTRY = _ENTRY - {"made_on"}  # manifests once did not tell where an artifact was made
+
+
+def read_manifest(home: Path) -> dict[str, Any] | None:
+    """The manifest of an experiment, once it has exactly the form in which it is written.
+
+    Args:
+        home: `results/<experiment>`.
+
+    Returns:
+        Its fields `experiment`, `key` and `artifacts` (by id: `params`, `parents`, `fingerprint`, `files` and, but for
+        older ones, `made_on`); None if there is none.
+
+    Raises:
+        PrecfmError: it is damaged.
+    """
+    file = home / MANIFEST
+    try:
+        text = file.read_bytes().decode("utf-8")
+        manifest = json.loads(text)
+        damage = _damage(manifest, home.name) or ("" if canonical(manifest) == text else "its form is wrong")
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        damage = " ".join(str(error).split())
+    if damage:
+        raise PrecfmError(f"{file}: damaged ({damage}): `git checkout -- {file}` brings it back")
+    return dict(manifest)
+
+
+def canonical(data: Any) -> str:
+    """The one way in which records and manifests are written."""
+    return json.dumps(data, indent=1, sort_keys=True) + "\n"
+
+
+def _damage(manifest: Any, experiment: str) -> str:
+    """What keeps it from being the manifest of the experiment; empty if nothing does."""
+    if not isinstance(manifest, dict) or set(manifest) != _FIELDS:
+        return f"its fields are not {', '.join(sorted(_FIELDS))}"
+    if manifest["experiment"] != experiment or not isinstance(manifest["key"], str):
+        return f"it is not the manifest of {experiment}"
+    if not isinstance(manifest["artifacts"], dict):
+        return "artifacts: a mapping is needed"
+    return next(
+        (f"{name}: {told}" for name, entry in manifest["artifacts"].items() if (told := _wrong(entry))), ""
+    )
+
+
+def _wrong(entry: Any) -> str:
+    """The first thing in an artifact's entry that is not as it should be."""
+    if not isinstance(entry, dict) or set(entry) not in (_ENTRY, _OLDER_ENTRY):
+        return f"its fields are not {', '.join(sorted(_ENTRY))}"
+    parents, files, made_on = entry["parents"], entry["files"], entry.get("made_on")
+    if not isinstance(entry["params"], dict) or not isinstance(entry["fingerprint"], str):
+        return "params or fingerprint is none"
+    if not isinstance(parents, dict) or not all(_names(ids) for ids in parents.values()):
+        return "parents are none"
+    if not (made_on is None or isinstance(made_on, dict)):
+        return "made_on is none"
+    return (
+        ""
+        if files is None or (isinstance(files, dict) and all(map(_stamp, files.values())))
+        else "files are none"
+    )
+
+
+def _names(ids: Any) -> bool:
+    return isinstance(ids, list) and all(isinstance(name, str) for name in ids)
+
+
+def _stamp(stamp: Any) -> bool:
+    return (
+        isinstance(stamp, dict)
+        and set(stamp) == {"bytes", "sha256"}
+        and isinstance(stamp["bytes"], int)
+        and isinstance(stamp["sha256"], str)
+    )
