@@ -89,9 +89,12 @@ def test_two_runs_from_scratch_and_one_with_kills_are_equal(source, folder, tmp_
     with capsys.disabled():
         print(f" [{counts}]")
     assert counts.equal == 1
+    assert counts.kills.total() >= 6
+    assert len(counts.kills) >= 3
+    assert set(counts.stages) - {"between jobs"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_all_and_says_how_to_go_on(folder, two_jobs, number):
     log = folder.parent / "log"
     process = start(folder, *TWO_JOBS, log=log)
@@ -106,6 +109,26 @@ def test_a_signal_stops_all_and_says_how_to_go_on(folder, two_jobs, number):
     assert "Traceback" not in said
     finish(folder, *TWO_JOBS)
     assert made(folder) == two_jobs
+
+
+def test_a_second_signal_kills_what_did_not_heed_the_first(folder):
+    """Instead of Snakemake a command that ignores SIGTERM."""
+    deaf = (
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+    )
+    command = "import sys, reproduce; reproduce.run_group([sys.executable, '-c', sys.argv[1]], {}, 1)"
+    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{folder / 'workflow_scripts'}"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, deaf], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "deaf\n"
+    (child,) = [member for member in family(process) if member.pid != process.pid]
+    process.terminate()
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert not child.is_running()
 
 
 def test_a_killed_snakemake_leaves_no_job_behind(folder, two_jobs):
@@ -133,6 +156,21 @@ def test_two_runs_at_once_end_well(folder, two_jobs):
     assert made(folder) == two_jobs
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_second_run_while_dvc_records_waits_for_it(folder, small, killed):
+    """Also where only DVC is left of the first; what it moves is not taken for damaged."""
+    first = start(folder, *SMALL, log=folder.parent / "log")
+    wait_for(first, "dvc")
+    if killed:
+        first.kill()
+    said = finish(folder, *SMALL)
+    assert f"{'ledger' if killed else SMALL_NAME}: another run is at work" in said
+    assert "made again" not in said
+    assert first.wait() == (-signal.SIGKILL if killed else 0)
+    assert not damage(folder)
+    assert outcome(folder) == small
+
+
 def test_two_snakemakes_at_once_end_well(folder, two_jobs):
     """Without the command that lets only one work; Snakemake's own lock is off."""
     first = start(folder, *SNAKEMAKE, log=folder.parent / "log-0")
@@ -158,6 +196,7 @@ def test_dvc_killed_while_it_records(folder, small, capsys):
         recording.wait()
         process.wait()
     finish(folder, *SMALL)
+    assert kills >= 2
     assert not damage(folder)
     assert outcome(folder) == small
     with capsys.disabled():
