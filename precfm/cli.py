@@ -30,7 +30,7 @@ def main() -> None:
         sys.exit(f"precfm: {error}")
     except OSError as error:
         if error.filename is None:
-            sys.exit(f"precfm: {error.strerror or error or type(error).__name__}")
+            sys.exit(f"precfm: {error.strerror or str(error) or type(error).__name__}")
         sys.exit(f"precfm: {error.filename}: {error.strerror}; free space and write permission are needed")
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from precfm.cli import app
 from precfm.errors import PrecfmError
 from precfm.findings import Report
 from precfm.plan import load_plan
+from precfm.published import read_manifest
 from precfm.store import collect_claims, publish, tidy
-from precfm.surroundings import check_ledger, check_versions
+from precfm.surroundings import ask_ledger, check_ledger, check_times, check_versions
 from tests.workflow import run
 
 SMALL = {"seeds": [0]}
@@ -114,6 +116,60 @@ def test_a_bit_in_the_manifest_is_not_blamed_on_an_artifact(results):
     sha256 = json.loads(text)["artifacts"][results.of("flows")[0].id]["files"]["value.json"]["sha256"]
     file.write_text(text.replace(sha256, "0" * 64))
     assert {finding.file for finding in errors(audit())} == {"results/mine/manifest.json"}
+
+
+ENTRY_FIELDS = (
+    "files",
+    "params",
+    "parents",
+    "fingerprint",
+    "made_on",
+    "artifacts",
+    "experiment",
+    "sha256",
+    "bytes",
+)
+
+
+def test_a_bit_in_the_names_of_the_manifests_fields_is_found(results):
+    home, file = Path("results/mine"), Path("results/mine/manifest.json")
+    whole = file.read_bytes()
+    assert read_manifest(home)["artifacts"].keys() == results.nodes.keys()
+    for name in ENTRY_FIELDS:
+        first, last = whole.find(f'"{name}"'.encode()), whole.rfind(f'"{name}"'.encode())
+        for place in (last,) if name == "experiment" else (first, last):  # its first one is a parameter
+            for position, bit in ((1, 4), (len(name), 1)):  # within the name
+                flip(file, place + position, bit)
+                with pytest.raises(PrecfmError, match=r"manifest\.json: damaged"):
+                    read_manifest(home)
+                file.write_bytes(whole)
+    for name in ("params", "files"):
+        flip(file, whole.find(f'"{name}"'.encode()) + 2, 1)
+        assert {finding.file for finding in errors(audit())} == {file.as_posix()}
+        file.write_bytes(whole)
+
+
+def test_times_are_held_against_the_commit(results):
+    file = Path("results/mine/records/wall_time.csv")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("kind,seconds\nflows,1.0\n")
+
+    def told():
+        report = Report(["mine"])
+        check_times(report, "mine")
+        return [(finding.level, finding.file) for finding in report.findings], len(report.notes)
+
+    assert told() == ([], 1)  # no repository
+    run(Path.cwd(), "git", "init", "-q")
+    assert told() == ([], 1)
+    run(Path.cwd(), "git", "add", str(file))
+    run(Path.cwd(), "git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q", "-m", "first")
+    assert told() == ([], 0)
+    flip(file, 20, 1)
+    assert told() == ([("warning", file.as_posix())], 0)
+    assert any(finding.check == "times" for finding in audit().findings)
+    file.unlink()
+    assert told() == ([("warning", file.as_posix())], 0)
 
 
 def test_what_is_not_here_is_no_error_and_products_are_still_checked(results):
@@ -262,7 +318,27 @@ def test_the_real_ledger_against_files(results, monkeypatch):
     assert {finding.file for finding in errors(audit()) if finding.check == "ledger"} == {file.as_posix()}
     lock = Path("dvc.lock")
     lock.write_text("stages: [")
-    assert any(finding.file == "dvc.lock" for finding in errors(audit()))
+    (finding,) = [finding for finding in errors(audit()) if finding.file == "dvc.lock"]
+    assert "git checkout -- dvc.lock" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("said", "found", "noted"),
+    [
+        ("ERROR: Unable to acquire lock. Most likely another DVC process is running or was terminated", 0, 1),
+        ("ERROR: 'results' is busy, it is being blocked by:\n  (PID 7): dvc commit", 0, 1),
+        ("ERROR: unexpected error", 1, 0),
+    ],
+)
+def test_a_busy_ledger_is_no_finding_and_a_whole_one_is_kept(project, monkeypatch, said, found, noted):
+    failed = subprocess.CompletedProcess([], 255, "", said)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    Path("dvc.lock").write_text("schema: '2.0'\n")
+    report = Report(["mine"])
+    check_ledger(report, *ask_ledger())
+    assert (len(report.findings), len(report.notes)) == (found, noted)
+    assert "checkout" not in "".join(finding.remedy for finding in report.findings)
+    assert all("try again" in note for note in report.notes)
 
 
 @pytest.fixture
@@ -309,6 +385,46 @@ def test_verdicts_and_keys_of_classifiers_are_compared_as_what_they_are():
     rows = [f"extractor,value\nclassifier-0@{key * 12},1.0\n" for key in "ab"]
     (renamed,) = compare({"t.csv": rows[0]}, {"t.csv": rows[1]})
     assert (renamed.rows, renamed.beyond) == (1, ())
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "agrees"),
+    [
+        (1e-12, 1e-11, False),
+        (8e-11, 9e-12, False),
+        (1.05e-6, 1e-7, False),
+        (0.0, 1e-7, False),
+        (1e-12, 3e-12, True),
+        (-2e-12, 3e-12, True),
+        (5e-6, 4.5e-6, True),
+        (0.0, 4e-15, True),
+        (3e-16, 8e-15, True),
+        (1e-6, 3e-6, False),
+    ],
+)
+def test_small_errors_are_held_against_one_another(mine, other, agrees):
+    for pair in ((mine, other), (other, mine)):
+        (one,) = compare(*({"t.csv": f"statistic,value\nerror,{value!r}\n"} for value in pair))
+        assert (one.beyond == ()) is agrees
+
+
+@pytest.mark.parametrize(
+    ("mine", "told"),
+    [
+        ("method,value\na,1.0\nb,1.0\n", "1 rows are only here"),
+        ("method,value,share\na,1.0,0.5\n", "the column share is only here"),
+        ("method,share\na,0.5\n", "the column value is only there"),
+        ("method,value\na,high\n", "the column value is only there"),
+        (None, "it is not published here"),
+    ],
+)
+def test_what_only_one_run_has_is_a_difference(mine, told):
+    here, there = {} if mine is None else {"t.csv": mine}, {"t.csv": "method,value\na,1.0\n"}
+    (one,) = compare(here, there)
+    assert told in one.beyond
+    (turned,) = compare(there, here)
+    swapped = {"here": "there", "there": "here"}
+    assert " ".join([*told.split()[:-1], swapped[told.split()[-1]]]) in turned.beyond
 
 
 def test_a_revision_is_read_from_git(results):

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from precfm import cli
 from precfm.cli import app
 from precfm.metrics.evaluate import evaluate_features
 
@@ -84,3 +85,26 @@ def test_a_mistake_is_one_sentence(project, arguments, words):
     assert done.stderr.count("\n") == 1
     for word in words:
         assert word in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("unplugged"), "precfm: unplugged"),
+        (OSError(), "precfm: OSError"),
+        (OSError(28, "No space left on device"), "precfm: No space left on device"),
+        (
+            PermissionError(13, "Permission denied", "results"),
+            "precfm: results: Permission denied; free space",
+        ),
+    ],
+)
+def test_a_failure_of_the_system_is_one_sentence(monkeypatch, error, said):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert str(stopped.value).startswith(said)
+    assert "None" not in str(stopped.value)

@@ -194,7 +194,7 @@ def written(roles):
     make.__globals__["theory_statistics"] = lambda frames: pd.DataFrame({"value": [1.0]})
     make.__globals__["sample_grids"] = lambda evaluations: {}
     names = []
-    about = {"run": "own"}
+    about = {"run": "own", "seed": 0}
 
     class AnyJob:
         params: ClassVar = {"about": {role: [about] for role in roles}}
