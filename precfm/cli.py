@@ -52,7 +52,8 @@ def list_artifacts(
 def make(
     experiment: ExperimentName,
     ids: Annotated[
-        list[str] | None, typer.Argument(help="Kinds, or KIND/LABEL-KEY; default: everything.")
+        list[str] | None,
+        typer.Argument(help="Kinds, or KIND/LABEL-KEY, with what they need; default: everything."),
     ] = None,
     tiny: Annotated[
         bool, typer.Option("--tiny", help="In 12 steps on little data: the experiment EXPERIMENT-tiny.")
@@ -63,10 +64,11 @@ def make(
 
     experiment += "-tiny" if tiny else ""
     plan = load_plan(experiment)
-    wanted = [node for node in plan.nodes.values() if not ids or node.kind in ids or node.id in ids]
     for name in ids or []:
         if name not in KINDS:
             plan.node(name)
+    asked = {node.id for node in plan.nodes.values() if not ids or node.kind in ids or node.id in ids}
+    wanted = plan.with_missing_parents(asked)
     os.environ.setdefault("OMP_NUM_THREADS", str(plan.experiment.threads))
     import torch
 

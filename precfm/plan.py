@@ -123,6 +123,15 @@ class Plan:
                 f"{node_id}: not in the plan of {name}; `precfm ls {name}` lists what is"
             ) from None
 
+    def with_missing_parents(self, ids: Iterable[str]) -> list[Node]:
+        """These artifacts, and what those of them that do not exist need and is missing; parents first."""
+        wanted = set(ids)
+        for node in reversed(self.nodes.values()):
+            if node.id in wanted and not node.exists:
+                parents = (parent for family in node.parents.values() for parent in family)
+                wanted |= {parent for parent in parents if not self.nodes[parent].exists}
+        return [node for node in self.nodes.values() if node.id in wanted]
+
     @property
     def key(self) -> str:
         """Key of the whole plan: changes if and only if any artifact does."""

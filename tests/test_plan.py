@@ -171,3 +171,14 @@ def test_every_experiment_that_ships_has_a_plan(project):
     for file in (project / "config").glob("*.yaml"):
         if file.stem != "claims":
             assert load_plan(file.stem).nodes
+
+
+def test_what_is_asked_for_brings_what_it_needs_and_lacks(planned):
+    plan = planned({"seeds": [0]})
+    (latents,) = plan.of("latents")
+    wanted = plan.with_missing_parents([latents.id])
+    assert [node.kind for node in wanted] == ["data", "autoencoders", "latents"]
+    (data,) = plan.of("data")
+    data.folder.mkdir(parents=True)
+    (data.folder / "artifact.json").write_text("{}")
+    assert [node.kind for node in plan.with_missing_parents([latents.id])] == ["autoencoders", "latents"]
