@@ -77,6 +77,7 @@ class _Room:
         self.plan = self._load_plan()
         self.records: dict[str, Mapping[str, Any]] = {}
         self.published: dict[str, Any] = {}  # the manifest's entries, by id
+        self.others: list[Path] = []  # what lies beside the artifacts, products among it
 
     def _load_plan(self) -> Plan | None:
         try:
@@ -92,6 +93,9 @@ class _Room:
         for folder in self._folders():
             if (record := check_artifact(self.report, folder)) is not None:
                 self.records[f"{folder.parent.name}/{folder.name}"] = record
+        for place in self.others:
+            if place not in self._expected_products():  # they are known only now if the manifest is damaged
+                self._stray(place)
         for node_id, record in self.records.items():
             self._check_origin(node_id, record)
         self._check_completeness()
@@ -106,7 +110,7 @@ class _Room:
                 self.report.add("link", path, f"is a {what} link", remedy)
 
     def _folders(self) -> Iterator[Path]:
-        """The artifacts' folders; what is neither an artifact nor a product is reported."""
+        """The artifacts' folders; what else lies among them is reported, and what lies beside them is noted."""
         known = {*filter(None, PRODUCTS.values()), "records", MANIFEST, *_UNTRACKED}
         for place in sorted(self.home.iterdir()):
             if place.name in known or place.is_symlink():
@@ -117,8 +121,8 @@ class _Room:
                         yield folder
                     elif folder.name not in _UNTRACKED and not folder.is_symlink():
                         self._stray(folder)
-            elif place not in set(self._expected_products()):
-                self._stray(place)
+            else:
+                self.others.append(place)
 
     def _stray(self, path: Path) -> None:
         self.report.add("plan", path, "is neither an artifact nor a product", "delete it")
