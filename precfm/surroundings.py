@@ -166,7 +166,8 @@ def check_ledger(report: Report, stages: Mapping[str, Any], data: Mapping[str, A
     outs, deps = _changed(stages, report.experiments)
     for path, what in outs.items():
         below = {name for name in (*files, *told) if name == path or name.startswith(f"{path}/")}
-        if what != "deleted" and not below:
+        absent = what == "deleted" or (what == "not in cache" and not Path(path).exists())
+        if not absent and not below:
             report.add("ledger", path, f"{what} since {LEDGER} was written", record)
     for path in sorted(deps.keys() - outs.keys()):
         if path.startswith(homes):

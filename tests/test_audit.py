@@ -293,6 +293,16 @@ def test_the_ledger_speaks_of_files_only_where_it_must():
     ]
 
 
+def test_what_is_not_here_is_no_finding_of_the_ledger(results):
+    absent = {"flows@mine": [{"changed outs": {"results/mine/never_pulled": "not in cache"}}]}
+    present = {"flows@mine": [{"changed outs": {"results/mine/flows": "not in cache"}}]}
+    report = Report(["mine"])
+    check_ledger(report, absent, {}, "")
+    assert report.findings == []
+    check_ledger(report, present, {}, "")
+    assert [finding.file for finding in report.findings] == ["results/mine/flows"]
+
+
 def test_the_real_ledger_against_files(results, monkeypatch):
     stage = {
         "matrix": {"experiment": "${experiments}"},
