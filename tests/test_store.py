@@ -425,3 +425,41 @@ def test_mending_after_a_killed_dvc_waits_for_one_that_outlived_its_run(pulled, 
     assert snakemake == ["began"]
     assert all(node.exists for node in plan.of("flows"))
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "cut", "after"),
+    [
+        ("", "", None),
+        ("", "stages:\n  a: [", None),
+        ("", None, None),
+        ("", "stages: {b: {cmd: y}}", "stages: {b: {cmd: y}}"),
+        ("stages: {a: {cmd: x}}", "", "stages: {a: {cmd: x}}"),
+        ("stages: {a: {cmd: x}}", None, "stages: {a: {cmd: x}}"),
+        ("stages: {a: {cmd: x}}", "stages: {b: {cmd: y}}", "stages: {a: {cmd: x}}"),
+        ("stages: {a: {cmd: x}}", "stages: {a: {cmd: z}, b: {}}", "stages: {a: {cmd: z}, b: {}}"),
+    ],
+)
+def test_a_ledger_that_a_killed_dvc_has_cut_is_the_one_before(planned, project, before, cut, after):
+    """Where nothing was recorded before, there is none: DVC refuses an empty one."""
+    plan, reproduce = planned(), script("reproduce")
+    marker = project / reproduce.LOCKS_BEFORE / "mine"
+    marker.parent.mkdir(parents=True)
+    marker.write_text(before)
+    ledger = project / "dvc.lock"
+    if cut is not None:
+        ledger.write_text(cut)
+    reproduce.mend_after_killed_dvc(plan)
+    assert (ledger.read_text() if ledger.exists() else None) == after
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(("content", "kept"), [("", False), ('{"a": {"wri', False), ("{}", True)])
+def test_dvc_s_own_list_is_removed_where_a_killed_dvc_has_cut_it(planned, project, content, kept):
+    reproduce = script("reproduce")
+    own, marker = project / reproduce.DVC_AT_WORK, project / reproduce.LOCKS_BEFORE / "mine"
+    for file, text in ((own, content), (marker, "")):
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    reproduce.mend_after_killed_dvc(planned())
+    assert own.exists() == kept

@@ -4,6 +4,7 @@ Snakemake with the plan is the only judge of what must run; DVC records what is 
 """
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from precfm.store import alone, collect_claims, is_published, remove, tidy, writ
 
 PARAMS = Path("params.yaml")
 LOCK = Path("dvc.lock")
+DVC_AT_WORK = Path(".dvc/tmp/rwlock")  # DVC's own list of which of its processes reads or writes what
 LOCKS_BEFORE = RESULTS / ".work" / "ledger"  # the ledger as it was, there while DVC records an experiment
 DVC_TRIES, DVC_PAUSE = 5, 3.0  # seconds; for a `dvc` command that somebody runs meanwhile
 HEADER = "# What the ledger holds; `make reproduce EXPERIMENT=x` adds x when it is first recorded.\n"
@@ -172,16 +174,22 @@ def mend_after_killed_dvc(plan: Plan) -> None:
 
     Artifacts whose files are not as their record says are removed, so that this run makes them again.
     """
+    try:
+        json.loads(DVC_AT_WORK.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        pass
+    except ValueError:  # cut: with it DVC does nothing, without it DVC begins a new one
+        DVC_AT_WORK.unlink(missing_ok=True)
     for before in sorted(LOCKS_BEFORE.glob("[!.]*")):
-        kept = before.read_bytes()
+        kept, found = before.read_bytes(), LOCK.read_bytes() if LOCK.is_file() else b""
         try:
-            lost = _entries(kept) - _entries(LOCK.read_bytes() if LOCK.is_file() else b"")
+            lost = _entries(kept) - _entries(found)
         except (ValueError, TypeError, AttributeError, yaml.YAMLError):
             lost = {"all"}
         if lost and kept:
             write_whole(LOCK, kept)
-        elif lost:
-            LOCK.unlink()
+        elif lost or not found:  # DVC refuses an empty ledger
+            LOCK.unlink(missing_ok=True)
     if not (LOCKS_BEFORE / plan.experiment.name).is_file():
         return
     for node in plan.nodes.values():
