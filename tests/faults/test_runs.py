@@ -212,6 +212,7 @@ def test_dvc_repro_killed(folder, small):
         process = start(folder, *command, log=folder.parent / "log")
         wait_for(process, kind)
         process.kill()
+        process.wait()  # until then DVC takes the dead one, which it asks for by its id, for alive
         finish(folder, *command)
     finish(folder, *SMALL)
     assert outcome(folder) == small
