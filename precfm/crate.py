@@ -49,18 +49,18 @@ def write_crate(traced: Lineage, folder: Path) -> None:
     with TemporaryDirectory() as temporary:
         crate = _Crate(ROCrate(version="1.1"), traced, Path(temporary))
         crate.fill()
-        crate.library.write(folder)
+        crate.rocrate.write(folder)
 
 
 class _Crate:
-    """A crate while it is filled; `library` is the object of the library rocrate."""
+    """A crate while it is filled; `rocrate` is the object of the library of that name."""
 
-    def __init__(self, library: Any, traced: Lineage, temporary: Path) -> None:
-        self.library, self.traced, self.temporary = library, traced, temporary
+    def __init__(self, rocrate: Any, traced: Lineage, temporary: Path) -> None:
+        self.rocrate, self.traced, self.temporary = rocrate, traced, temporary
         self.codes: dict[str, Any] = {}
 
     def fill(self) -> None:
-        traced, root = self.traced, self.library.root_dataset
+        traced, root = self.traced, self.rocrate.root_dataset
         root["name"] = f"Where {traced.file} comes from"
         root["description"] = (
             f"Lineage of {traced.file}, an outcome of the precfm experiment {traced.experiment}."
@@ -71,8 +71,8 @@ class _Crate:
             self._context(url, "CreativeWork", name=name, version=url.rsplit("/", 1)[1])
             for url, name in PROFILES.items()
         ]
-        self.library.metadata.extra_terms.update(TERMS)
-        workflow = self.library.add_workflow(
+        self.rocrate.metadata.extra_terms.update(TERMS)
+        workflow = self.rocrate.add_workflow(
             SNAKEFILE,
             "Snakefile",
             main=True,
@@ -96,12 +96,12 @@ class _Crate:
     def _context(self, identifier: str, kind: str, **properties: Any) -> Any:
         from rocrate.model.contextentity import ContextEntity
 
-        return self.library.add(ContextEntity(self.library, identifier, {"@type": kind, **properties}))
+        return self.rocrate.add(ContextEntity(self.rocrate, identifier, {"@type": kind, **properties}))
 
     def _file(self, place: str, content: Any, **properties: Any) -> Any:
         file = self.temporary / place.replace("/", "--")
         file.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        return self.library.add_file(
+        return self.rocrate.add_file(
             file, place, properties={"encodingFormat": "application/json", **properties}
         )
 
@@ -130,7 +130,7 @@ class _Crate:
             properties["description"] = (
                 f"row {cell.row}: {json.dumps(dict(cell.about))}; column {cell.column}"
             )
-        return self.library.add_file(file, f"product/{file.name}", properties=properties)
+        return self.rocrate.add_file(file, f"product/{file.name}", properties=properties)
 
     def _code(self, step: Step) -> Any:
         """The script with all modules that it needs, as one application whose version is the fingerprint."""
@@ -150,7 +150,7 @@ class _Crate:
             yield self._context(identifier, "PropertyValue", name=name, value=value)
 
     def _action(self, name: str, instrument: Any, used: list[Any], made: list[Any], title: str) -> Any:
-        return self.library.add_action(
+        return self.rocrate.add_action(
             instrument,
             identifier=f"#action-{name.replace('/', '-')}",
             object=used if len(used) != 1 else used[0],
