@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from precfm import exchange
 from precfm.artifacts import RECORD, Artifact, Node, build, record_checksum
 from precfm.cli import app
 from precfm.errors import PrecfmError
@@ -23,6 +22,7 @@ from precfm.exchange import (
     find_artifacts,
     import_artifacts,
     parse_size,
+    unpacking,
 )
 from tests.workflow import bytes_below
 
@@ -431,20 +431,20 @@ def test_more_than_fits_is_refused_before_anything_is_written(mine, monkeypatch)
     exported()
     move_away()
     usage = shutil.disk_usage(".")._replace(free=1000)
-    monkeypatch.setattr(exchange.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _: usage)
     refused("MB are needed")
 
 
 def test_a_record_larger_than_any_is_refused(mine, monkeypatch):
     exported()
     move_away()
-    monkeypatch.setattr(exchange, "LARGEST_TEXT", 300)
+    monkeypatch.setattr(unpacking, "LARGEST_TEXT", 300)
     refused("than 300 bytes")
     manifest = Path("out", MANIFEST)
-    monkeypatch.setattr(exchange, "LARGEST_TEXT", manifest.stat().st_size)
+    monkeypatch.setattr(unpacking, "LARGEST_TEXT", manifest.stat().st_size)
     short = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(short))
-    monkeypatch.setattr(exchange, "LARGEST_TEXT", manifest.stat().st_size)
+    monkeypatch.setattr(unpacking, "LARGEST_TEXT", manifest.stat().st_size)
     assert import_artifacts([Path("out")]).placed
 
 
