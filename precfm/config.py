@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, PlainValidator, ValidationError, model_validator
 
 from precfm.errors import PrecfmError
-from precfm.options import Neutral, Strict, check_ranges, options_of
+from precfm.options import Neutral, Strict, check_ranges, options_of, refuse
 from precfm.registry import import_string
 
 TRAINING = "precfm.training:TrainingOptions"
@@ -66,7 +66,13 @@ def _component(room: str, value: Any) -> Component:
         stages = options.get(field, schema.model_fields[field].default)
         if isinstance(stages, list | tuple):
             options[field] = [plain(_nested(room, field, i, stage)) for i, stage in enumerate(stages)]
-    return Component(room, value["name"], validated(schema, options))
+    judged = validated(schema, options)
+    fields = schema.model_fields
+    refuse(
+        {name: field.metadata for name, field in fields.items()},
+        {name: getattr(judged, name) for name in fields},
+    )
+    return Component(room, value["name"], judged)
 
 
 def _nested(room: str, field: str, index: int, value: Any) -> Component:

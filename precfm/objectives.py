@@ -24,6 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from precfm.errors import PrecfmError
+from precfm.options import Positive, checked
 from precfm.paths import ProbabilityPath, per_sample
 from precfm.spectra import Spectrum, covariance, eigen_spectrum, path_condition_numbers, require_positive
 
@@ -270,16 +271,17 @@ class FlowMatching:
     start = 0.0
     """Time at which sampling starts."""
 
+    @checked
     def __init__(
         self,
         *,
         time: Literal["uniform", "logit_normal", "kappa_directed"] = "uniform",
         time_mean: float = 0.0,
-        time_std: float = 1.0,
+        time_std: Positive = 1.0,
         coupling: Literal["independent", "optimal_transport"] = "independent",
         metric: Literal["flow", "latent", "decoder", "inverse_variance"] = "flow",
     ) -> None:
-        _check_time("flow_matching", time, time_std)
+        _check_time("flow_matching", time)
         _check_choice("flow_matching", "coupling", coupling, ("independent", "optimal_transport"))
         _check_choice("flow_matching", "metric", metric, ("flow", "latent", "decoder", "inverse_variance"))
         self._time, self._coupling, self._metric = (time, time_mean, time_std), coupling, metric
@@ -401,14 +403,15 @@ class DenoisingScore:
     start = 0.02
     """Time at which sampling starts: at t = 0 x_t is all noise, and the noise does not determine a velocity."""
 
+    @checked
     def __init__(
         self,
         *,
         time: Literal["uniform", "logit_normal", "kappa_directed"] = "uniform",
         time_mean: float = 0.0,
-        time_std: float = 1.0,
+        time_std: Positive = 1.0,
     ) -> None:
-        _check_time("denoising_score", time, time_std)
+        _check_time("denoising_score", time)
         self._time = (time, time_mean, time_std)
         self._bound: tuple[ProbabilityPath, SampleTime] | None = None
 
@@ -457,10 +460,8 @@ def _check_choice(objective: str, option: str, value: str, known: tuple[str, ...
         raise PrecfmError(f"{objective}: {option} is '{value}'; it must be one of {', '.join(known)}")
 
 
-def _check_time(objective: str, time: str, std: float) -> None:
+def _check_time(objective: str, time: str) -> None:
     _check_choice(objective, "time", time, ("uniform", "logit_normal", "kappa_directed"))
-    if not 0 < std < math.inf:
-        raise PrecfmError(f"{objective}: time_std is {std}; it must be positive and finite")
 
 
 def _time_law(time: str, mean: float, std: float, path: ProbabilityPath, z1: Tensor) -> SampleTime:

@@ -1,14 +1,17 @@
 """The options of a registered class, read from its source: one place holds each default, and torch stays asleep.
 
 An option is an argument of `__init__` that has a default (for a dataclass: a field). Annotations are built from
-plain types, so a schema for configurations can be made without importing the class.
+plain types, so a schema for configurations can be made without importing the class. A `Bound` in an annotation says
+which values are right; the plan and, through `checked`, the class refuse others in the same sentence.
 """
 
 import ast
+import inspect
 import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from functools import cache
-from typing import Annotated, Any, Literal
+from functools import cache, wraps
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict, create_model
 
@@ -27,6 +30,100 @@ class Neutral:
     value: Any
 
 
+@dataclass(frozen=True)
+class Bound:
+    """Marks an option of which not every value of its type is right.
+
+    Attributes:
+        condition: a Python expression of `value` and of the other arguments by name; a value for which it makes no
+            sense is wrong.
+        words: what would be right, as in "at least 1"; `{name}` stands for another argument.
+    """
+
+    condition: str
+    words: str
+
+    def holds(self, value: Any, arguments: Mapping[str, Any]) -> bool:
+        """Whether a value is right beside the other arguments."""
+        known = {"__builtins__": {"len": len}, "inf": math.inf, **arguments, "value": value}
+        try:
+            return bool(eval(self.condition, known))  # our own source
+        except (TypeError, AttributeError):
+            return False
+
+
+Count = Annotated[int, Bound("value >= 1", "at least 1")]
+Natural = Annotated[int, Bound("value >= 0", "0 or more")]
+TimeFeatures = Annotated[int, Bound("value >= 2 and value % 2 == 0", "an even number of at least 2")]
+NotNegative = Annotated[float, Bound("0 <= value < inf", "a finite number of at least 0")]
+Positive = Annotated[float, Bound("0 < value < inf", "a positive, finite number")]
+Share = Annotated[float, Bound("0 <= value <= 1", "a number from 0 to 1")]
+Fraction = Annotated[float, Bound("0 < value < 1", "a number between 0 and 1")]
+Patience = Annotated[
+    int,
+    Bound(
+        "value == 0 or (value > 0 and validate_every > 0)",
+        "0, or a positive number together with validate_every,",
+    ),
+]
+Components = Annotated[
+    tuple[dict[str, Any], ...],
+    Bound("len(value) > 0", "at least one preconditioner"),
+    Bound(
+        "'auto' not in [each.get('name') for each in value]",
+        "a list without 'auto', which chooses by itself,",
+    ),
+]
+
+
+def refuse(marks: Mapping[str, Iterable[Any]], arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that break a bound.
+
+    Args:
+        marks: for each option what stands beside the type in its annotation.
+        arguments: all arguments by name.
+
+    Raises:
+        PrecfmError: a bound is broken; the sentence names the first such option, its value and what would be right.
+    """
+    for name, beside in marks.items():
+        for bound in beside:
+            if isinstance(bound, Bound) and not bound.holds(arguments[name], arguments):
+                wanted = bound.words.format(**arguments)
+                raise PrecfmError(f"{name}: got {arguments[name]!r}, but {wanted} is needed")
+
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Make a function, such as an `__init__`, refuse arguments that break a bound in its annotations.
+
+    Example:
+        >>> @checked
+        ... def half(width: Count) -> float:
+        ...     return width / 2
+        >>> half(0)
+        Traceback (most recent call last):
+        precfm.errors.PrecfmError: width: got 0, but at least 1 is needed
+    """
+    signature = inspect.signature(function)
+    marks = {
+        name: getattr(parameter.annotation, "__metadata__", ())
+        for name, parameter in signature.parameters.items()
+    }
+
+    @wraps(function)
+    def judged(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        refuse(marks, given.arguments)
+        return function(*args, **kwargs)
+
+    return judged
+
+
 class Strict(BaseModel):
     """Base of every part of a configuration: frozen, unknown keys and wrong types refused."""
 
@@ -34,8 +131,16 @@ class Strict(BaseModel):
 
 
 _TYPES: dict[str, Any] = {
-    kind.__name__: kind for kind in (Neutral, bool, dict, float, int, list, str, tuple)
+    kind.__name__: kind for kind in (Bound, Neutral, bool, dict, float, int, list, str, tuple)
 } | {"Annotated": Annotated, "Any": Any, "Literal": Literal}
+_TYPES |= {"Components": Components, "Count": Count, "Fraction": Fraction, "Natural": Natural}
+_TYPES |= {
+    "TimeFeatures": TimeFeatures,
+    "NotNegative": NotNegative,
+    "Patience": Patience,
+    "Positive": Positive,
+    "Share": Share,
+}
 
 
 @cache

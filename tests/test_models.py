@@ -94,5 +94,5 @@ def test_samples_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     [("dim", 0), ("num_classes", -1), ("width", 0), ("depth", 0), ("time_features", 3), ("time_features", 0)],
 )
 def test_sizes_out_of_range_are_refused(field: str, value: int) -> None:
-    with pytest.raises(PrecfmError, match=f"{field} is {value}"):
+    with pytest.raises(PrecfmError, match=f"{field}: got {value}, but "):
         MLPVelocity(**{"dim": 4, field: value})

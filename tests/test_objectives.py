@@ -446,8 +446,8 @@ def test_every_option_works_on_an_accelerator() -> None:
     ("options", "message"),
     [
         ({"time": "late"}, "time is 'late'; it must be one of uniform, logit_normal, kappa_directed"),
-        ({"time_std": 0.0}, r"time_std is 0.0; it must be positive and finite"),
-        ({"time_std": math.nan}, "time_std is nan"),
+        ({"time_std": 0.0}, r"time_std: got 0.0, but a positive, finite number is needed"),
+        ({"time_std": math.nan}, "time_std: got nan"),
         (
             {"coupling": "sinkhorn"},
             "coupling is 'sinkhorn'; it must be one of independent, optimal_transport",

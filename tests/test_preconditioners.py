@@ -452,7 +452,7 @@ def test_whitening_from_too_few_rows_is_refused(data: tuple[Tensor, Tensor]) -> 
 def test_the_rows_of_whitening_are_left_out_of_keys_at_their_neutral_value() -> None:
     field = options_of(REGISTRY["preconditioners"]["whitening"]).model_fields["rows"]
     assert field.default is None
-    assert field.metadata == [Neutral(None)]
+    assert Neutral(None) in field.metadata
 
 
 def test_a_class_with_fewer_rows_than_features_is_shrunk_or_refused(data: tuple[Tensor, Tensor]) -> None:
@@ -566,7 +566,7 @@ def test_counts_of_the_linear_maps(data: tuple[Tensor, Tensor]) -> None:
         (NormalizingFlow, {"validation_share": 1.0}),
         (NormalizingFlow, {"steps": 0}),
         (LowCapacityFlow, {"tolerance": 0.0}),
-        (LowCapacityFlow, {"solver_steps": 500}),
+        (LowCapacityFlow, {"max_solver_steps": 20}),
         (LowCapacityFlow, {"width": 0}),
         (DecoderMetric, {"floor": 0.0}),
         (DecoderMetric, {"floor": 1.5}),

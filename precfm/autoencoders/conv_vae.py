@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from precfm.errors import PrecfmError
+from precfm.options import Count, checked
 
 BLOCK = 500  # images that pass through the network at once
 
@@ -35,13 +36,14 @@ class ConvVAE(nn.Module):
         (torch.Size([5, 8]), torch.Size([5, 3, 32, 32]))
     """
 
+    @checked
     def __init__(
         self,
-        latent_dim: int = 16,
+        latent_dim: Count = 16,
         channels: int = 1,
         image_size: int = 28,
-        width: int = 16,
-        hidden: int = 128,
+        width: Count = 16,
+        hidden: Count = 128,
     ) -> None:
         super().__init__()
         if image_size < 4 or image_size % 4:
@@ -50,9 +52,6 @@ class ConvVAE(nn.Module):
             )
         if channels not in (1, 3):
             raise PrecfmError(f"autoencoder.channels: {channels} should be 1 (grey) or 3 (colour)")
-        for name, value in (("latent_dim", latent_dim), ("width", width), ("hidden", hidden)):
-            if value < 1:
-                raise PrecfmError(f"autoencoder.{name}: {value} should be at least 1")
         self.latent_dim = latent_dim
         self.image_shape = (channels, image_size, image_size)
         small = image_size // 4

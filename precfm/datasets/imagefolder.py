@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from precfm.datasets.image_names import class_name, image_names, names_below
 from precfm.datasets.images import Images
 from precfm.errors import PrecfmError
+from precfm.options import Count, checked
 from precfm.progress import progress_bar
 
 LARGEST_FILE = 2**28  # bytes of one image inside a zip file
@@ -48,11 +49,10 @@ class ImageFolder:
         PrecfmError: an argument is impossible.
     """
 
+    @checked
     def __init__(
-        self, *, source: str = "imagefolder", resolution: int = 64, channels: Literal[1, 3] = 3
+        self, *, source: str = "imagefolder", resolution: Count = 64, channels: Literal[1, 3] = 3
     ) -> None:
-        if resolution < 1:
-            raise PrecfmError(f"resolution: {resolution} should be at least 1")
         if channels not in (1, 3):
             raise PrecfmError(f"channels: {channels} should be 1 (grey) or 3 (colour)")
         self.source = source

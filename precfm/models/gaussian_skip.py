@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from precfm.errors import PrecfmError
 from precfm.models.mlp import MLPVelocity
+from precfm.options import Count, Natural, TimeFeatures, checked
 from precfm.paths import LinearPath, ProbabilityPath, VariancePreservingPath, per_sample
 from precfm.spectra import eigen_spectrum
 
@@ -135,14 +136,15 @@ class GaussianSkip(nn.Module):
     basis: Tensor
     has_statistics: Tensor
 
+    @checked
     def __init__(
         self,
-        dim: int,
-        num_classes: int = 0,
+        dim: Count,
+        num_classes: Natural = 0,
         *,
-        width: int = 256,
-        depth: int = 3,
-        time_features: int = 32,
+        width: Count = 256,
+        depth: Count = 3,
+        time_features: TimeFeatures = 32,
         skip: Literal["none", "scalar", "mean", "covariance", "classwise"] = "covariance",
         input_scaling: bool = True,
         output_scaling: bool = True,

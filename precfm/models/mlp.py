@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from precfm.errors import PrecfmError
+from precfm.options import Count, Natural, TimeFeatures, checked
 
 SLOWEST, FASTEST = (
     1.0,
@@ -32,17 +33,17 @@ class MLPVelocity(nn.Module):
 
     angular_frequencies: Tensor
 
+    @checked
     def __init__(
-        self, dim: int, num_classes: int = 0, *, width: int = 256, depth: int = 3, time_features: int = 32
+        self,
+        dim: Count,
+        num_classes: Natural = 0,
+        *,
+        width: Count = 256,
+        depth: Count = 3,
+        time_features: TimeFeatures = 32,
     ) -> None:
         super().__init__()
-        for field, value in {"dim": dim, "width": width, "depth": depth}.items():
-            if value < 1:
-                raise PrecfmError(f"mlp: {field} is {value}; it must be at least 1")
-        if num_classes < 0:
-            raise PrecfmError(f"mlp: num_classes is {num_classes}; it must be 0 (unconditional) or more")
-        if time_features < 2 or time_features % 2:
-            raise PrecfmError(f"mlp: time_features is {time_features}; it must be even and at least 2")
         self.dim, self.num_classes = dim, num_classes
         frequencies = torch.logspace(0, 1, time_features // 2, base=FASTEST / SLOWEST) * SLOWEST
         self.register_buffer("angular_frequencies", frequencies, persistent=False)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from precfm.diagnostics import round_trip_error, tail_round_trip_error
 from precfm.errors import PrecfmError
+from precfm.options import Components, Fraction, NotNegative, checked
 from precfm.paths import LinearPath
 from precfm.preconditioners.base import ROUND_TRIP_POINTS, FitData, Preconditioner
 from precfm.preconditioners.composition import component
@@ -172,9 +173,10 @@ class Auto(Preconditioner):
 
     chosen: Preconditioner
 
+    @checked
     def __init__(
         self,
-        candidates: tuple[dict[str, Any], ...] = (
+        candidates: Components = (
             {"name": "scalar"},
             {"name": "whitening", "exponent": 0.25},
             {"name": "whitening"},
@@ -182,20 +184,13 @@ class Auto(Preconditioner):
             {"name": "normalizing_flow"},
             {"name": "low_capacity_flow"},
         ),
-        accuracy: float = 0.1,
-        margin: float = 0.1,
-        validation_share: float = 0.2,
+        accuracy: Fraction = 0.1,
+        margin: NotNegative = 0.1,
+        validation_share: Fraction = 0.2,
     ) -> None:
         super().__init__()
-        if not candidates:
-            raise PrecfmError("candidates: got none, but at least one preconditioner is needed")
         for position, candidate in enumerate(candidates):
             component("candidates", position, candidate)  # refused now, not after the first fits
-        for name, value in {"accuracy": accuracy, "validation_share": validation_share}.items():
-            if not 0 < value < 1:
-                raise PrecfmError(f"{name}: got {value!r}, but a number between 0 and 1 is needed")
-        if not 0 <= margin < math.inf:
-            raise PrecfmError(f"margin: got {margin!r}, but a number of at least 0 is needed")
         self.candidates = tuple(dict(candidate) for candidate in candidates)
         self.accuracy, self.margin, self.validation_share = accuracy, margin, validation_share
         self._dtype = torch.float64

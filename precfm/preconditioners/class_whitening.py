@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 
-from precfm.errors import PrecfmError
+from precfm.options import NotNegative, Share, checked
 from precfm.preconditioners.base import FitData, Preconditioner
 from precfm.preconditioners.symmetric_power import (
     SymmetricMap,
-    check_share,
     deficiency,
     power_flops,
     symmetric_power,
@@ -49,15 +48,15 @@ class ClassWhitening(Preconditioner):
     inverse_matrices: Tensor
     log_dets: Tensor
 
-    def __init__(self, exponent: float = 0.5, shrinkage: float = 0.0, rows_per_feature: float = 5.0) -> None:
+    @checked
+    def __init__(
+        self,
+        exponent: Share = 0.5,
+        shrinkage: Share = 0.0,
+        rows_per_feature: NotNegative = 5.0,
+    ) -> None:
         super().__init__()
-        self.exponent = check_share("exponent", exponent)
-        self.shrinkage = check_share("shrinkage", shrinkage)
-        if not rows_per_feature >= 0:
-            raise PrecfmError(
-                f"rows_per_feature: got {rows_per_feature!r}, but a number of at least 0 is needed"
-            )
-        self.rows_per_feature = rows_per_feature
+        self.exponent, self.shrinkage, self.rows_per_feature = exponent, shrinkage, rows_per_feature
 
     @property
     def num_parameters(self) -> int:

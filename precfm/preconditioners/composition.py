@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from precfm import registry
 from precfm.errors import PrecfmError
+from precfm.options import Components, checked
 from precfm.preconditioners.base import FitData, Preconditioner
 from precfm.preconditioners.symmetric_power import LARGEST_CONDITION_NUMBER
 from precfm.seeds import derived_seed
@@ -32,12 +33,9 @@ class Composition(Preconditioner):
 
     uses_seed = True  # some stages do; the plan reads this without knowing the stages
 
-    def __init__(
-        self, stages: tuple[dict[str, Any], ...] = ({"name": "whitening"}, {"name": "normalizing_flow"})
-    ) -> None:
+    @checked
+    def __init__(self, stages: Components = ({"name": "whitening"}, {"name": "normalizing_flow"})) -> None:
         super().__init__()
-        if not stages:
-            raise PrecfmError("stages: got none, but at least one preconditioner is needed")
         self.stages = tuple(dict(stage) for stage in stages)
         self.maps = nn.ModuleList(
             component("stages", position, stage) for position, stage in enumerate(self.stages)
@@ -130,16 +128,11 @@ def component(field: str, position: int, entry: dict[str, Any]) -> Preconditione
         entry: the registered `name` of a preconditioner and its options.
 
     Raises:
-        PrecfmError: the name or an option does not exist, or the preconditioner is one that chooses among
-            whole maps itself.
+        PrecfmError: the name or an option does not exist, or an option is out of its range.
     """
     if not isinstance(entry.get("name"), str):
         raise PrecfmError(
             f"{field}: entry {position} is {entry!r}, but it needs the 'name' of a preconditioner"
-        )
-    if entry["name"] == "auto":
-        raise PrecfmError(
-            f"{field}: entry {position} is 'auto', which chooses among whole maps; list the maps themselves"
         )
     cls = registry.load("preconditioners", entry["name"])
     try:
@@ -148,4 +141,6 @@ def component(field: str, position: int, entry: dict[str, Any]) -> Preconditione
         raise PrecfmError(
             f"{field}: entry {position} ({entry['name']}) has options that do not fit ({error})"
         ) from None
+    except PrecfmError as error:
+        raise PrecfmError(f"{field}.{position}: {error}") from None
     return preconditioner

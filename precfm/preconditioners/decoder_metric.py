@@ -1,18 +1,17 @@
 """Decoder-metric coordinates: distances in the flow's space are those that the decoder makes of them."""
 
 import math
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 from torch import Tensor
 
 from precfm.errors import PrecfmError
+from precfm.options import Bound, checked
 from precfm.preconditioners.base import FitData
 from precfm.preconditioners.symmetric_affine import SymmetricAffine
 from precfm.preconditioners.symmetric_power import power_flops, symmetric_map
 from precfm.spectra import covariance, eigen_spectrum
-
-SMALLEST_FLOOR = 1e-6
 
 
 class DecoderMetric(SymmetricAffine):
@@ -43,10 +42,11 @@ class DecoderMetric(SymmetricAffine):
 
     needs_metric = True
 
-    def __init__(self, floor: float = 0.01) -> None:
+    @checked
+    def __init__(
+        self, floor: Annotated[float, Bound("1e-6 <= value <= 1", "a number from 1e-06 to 1")] = 0.01
+    ) -> None:
         super().__init__()
-        if not SMALLEST_FLOOR <= floor <= 1:
-            raise PrecfmError(f"floor: got {floor!r}, but a number from {SMALLEST_FLOOR:g} to 1 is needed")
         self.floor = floor
         self.round_trip_tolerance = 1e-3 / math.sqrt(floor)
         self._metric: Tensor | None = None

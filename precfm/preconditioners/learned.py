@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from precfm.compute import flops_per_step
 from precfm.errors import PrecfmError
+from precfm.options import Count, Fraction, Natural, Patience, Positive, Share, checked
 from precfm.preconditioners.base import FitData, Preconditioner
-from precfm.preconditioners.symmetric_power import check_share
 from precfm.preconditioners.whitening import Whitening
 from precfm.seeds import generator_for
 from precfm.training import TrainingOptions, seeded_module, train
@@ -42,25 +42,22 @@ class LearnedPreconditioner(Preconditioner):
     whitening: Whitening
     network: nn.Module
 
+    @checked
     def __init__(
         self,
         *,
         conditional: bool,
-        shrinkage: float,
-        steps: int,
-        batch_size: int,
-        learning_rate: float,
-        validate_every: int,
-        patience: int,
-        validation_share: float,
+        shrinkage: Share,
+        steps: Count,
+        batch_size: Count,
+        learning_rate: Positive,
+        validate_every: Natural,
+        patience: Patience,
+        validation_share: Fraction,
     ) -> None:
         super().__init__()
-        if not 0 < validation_share < 1:
-            raise PrecfmError(
-                f"validation_share: got {validation_share!r}, but a number between 0 and 1 is needed"
-            )
         self.conditional = self.needs_labels = conditional
-        self.shrinkage = check_share("shrinkage", shrinkage)
+        self.shrinkage = shrinkage
         self.steps, self.batch_size, self.learning_rate = steps, batch_size, learning_rate
         self.validate_every, self.patience = validate_every, patience
         self.validation_share = validation_share

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from precfm.errors import PrecfmError
 from precfm.models.mlp import MLPVelocity
 from precfm.objectives import flow_matching_loss
+from precfm.options import Bound, Count, Fraction, Natural, Patience, Positive, Share, checked
 from precfm.paths import LinearPath
 from precfm.preconditioners.base import FitData
 from precfm.preconditioners.learned import LearnedPreconditioner
@@ -52,21 +54,24 @@ class LowCapacityFlow(LearnedPreconditioner):
 
     midpoint_steps: Tensor
 
+    @checked
     def __init__(
         self,
         conditional: bool = True,
-        width: int = 64,
-        depth: int = 2,
-        tolerance: float = 1e-2,
-        solver_steps: int = 25,
-        max_solver_steps: int = 400,
-        shrinkage: float = 0.0,
-        steps: int = 1500,
-        batch_size: int = 256,
-        learning_rate: float = 2e-3,
-        validate_every: int = 100,
-        patience: int = 5,
-        validation_share: float = 0.1,
+        width: Count = 64,
+        depth: Count = 2,
+        tolerance: Positive = 1e-2,
+        solver_steps: Count = 25,
+        max_solver_steps: Annotated[
+            int, Bound("value >= solver_steps", "at least solver_steps ({solver_steps})")
+        ] = 400,
+        shrinkage: Share = 0.0,
+        steps: Count = 1500,
+        batch_size: Count = 256,
+        learning_rate: Positive = 2e-3,
+        validate_every: Natural = 100,
+        patience: Patience = 5,
+        validation_share: Fraction = 0.1,
     ) -> None:
         super().__init__(
             conditional=conditional,
@@ -78,16 +83,6 @@ class LowCapacityFlow(LearnedPreconditioner):
             patience=patience,
             validation_share=validation_share,
         )
-        for name, value in {"width": width, "depth": depth}.items():
-            if value < 1:
-                raise PrecfmError(f"{name}: got {value!r}, but at least 1 is needed")
-        if not tolerance > 0:
-            raise PrecfmError(f"tolerance: got {tolerance!r}, but a positive number is needed")
-        if not 1 <= solver_steps <= max_solver_steps:
-            raise PrecfmError(
-                f"solver_steps: got {solver_steps!r}, but a number from 1 to max_solver_steps "
-                f"({max_solver_steps}) is needed"
-            )
         self.width, self.depth = width, depth
         self.tolerance = self.round_trip_tolerance = tolerance
         self.solver_steps, self.max_solver_steps = solver_steps, max_solver_steps

@@ -2,12 +2,13 @@
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from precfm.errors import PrecfmError
+from precfm.options import Bound, Count, Fraction, Natural, Patience, Positive, Share, checked
 from precfm.preconditioners.base import FitData
 from precfm.preconditioners.learned import LearnedPreconditioner
 from precfm.seeds import generator_for
@@ -59,21 +60,22 @@ class NormalizingFlow(LearnedPreconditioner):
 
     uses_seed = True
 
+    @checked
     def __init__(
         self,
         kind: Literal["coupling", "autoregressive", "spline"] = "coupling",
         conditional: bool = True,
-        transforms: int = 3,
-        width: int = 128,
-        depth: int = 2,
-        max_log_scale: float = 1.5,
-        shrinkage: float = 0.0,
-        steps: int = 1500,
-        batch_size: int = 256,
-        learning_rate: float = 1e-3,
-        validate_every: int = 100,
-        patience: int = 5,
-        validation_share: float = 0.1,
+        transforms: Count = 3,
+        width: Count = 128,
+        depth: Count = 2,
+        max_log_scale: Annotated[float, Bound("0 < value <= 5", "a number above 0 and up to 5")] = 1.5,
+        shrinkage: Share = 0.0,
+        steps: Count = 1500,
+        batch_size: Count = 256,
+        learning_rate: Positive = 1e-3,
+        validate_every: Natural = 100,
+        patience: Patience = 5,
+        validation_share: Fraction = 0.1,
     ) -> None:
         super().__init__(
             conditional=conditional,
@@ -87,13 +89,6 @@ class NormalizingFlow(LearnedPreconditioner):
         )
         if kind not in ("coupling", "autoregressive", "spline"):
             raise PrecfmError(f"kind: got {kind!r}, but 'coupling', 'autoregressive' or 'spline' is needed")
-        for name, value in {"transforms": transforms, "width": width, "depth": depth}.items():
-            if value < 1:
-                raise PrecfmError(f"{name}: got {value!r}, but at least 1 is needed")
-        if not 0 < max_log_scale <= 5:
-            raise PrecfmError(
-                f"max_log_scale: got {max_log_scale!r}, but a number above 0 and up to 5 is needed"
-            )
         self.kind = kind
         self.transforms, self.width, self.depth = transforms, width, depth
         self.max_log_scale = max_log_scale

@@ -1,9 +1,12 @@
 """Projection: whitens the principal subspace and scales everything else by one scalar; still invertible."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from precfm.errors import PrecfmError
+from precfm.options import Bound, checked
 from precfm.preconditioners.base import FitData
 from precfm.preconditioners.symmetric_affine import SymmetricAffine
 from precfm.preconditioners.symmetric_power import LARGEST_CONDITION_NUMBER, power_flops, symmetric_map
@@ -38,14 +41,14 @@ class Projection(SymmetricAffine):
 
     leading: Tensor
 
-    def __init__(self, rank: int | None = None, explained: float = 0.9) -> None:
+    @checked
+    def __init__(
+        self,
+        rank: Annotated[int | None, Bound("value is None or value >= 1", "at least 1, or null,")] = None,
+        explained: Annotated[float, Bound("0 < value <= 1", "a number above 0 and up to 1")] = 0.9,
+    ) -> None:
         super().__init__()
-        if rank is not None and rank < 1:
-            raise PrecfmError(f"rank: got {rank!r}, but at least 1, or null, is needed")
-        if not 0 < explained <= 1:
-            raise PrecfmError(f"explained: got {explained!r}, but a number above 0 and up to 1 is needed")
-        self.rank = rank
-        self.explained = explained
+        self.rank, self.explained = rank, explained
 
     @property
     def num_parameters(self) -> int:

@@ -113,17 +113,6 @@ def power_flops(rows: int, features: int) -> int:
     return 2 * rows * features + 2 * rows * features**2 + 13 * features**3
 
 
-def check_share(name: str, value: float) -> float:
-    """The value of an option that must lie in [0, 1].
-
-    Raises:
-        PrecfmError: it does not.
-    """
-    if not 0 <= value <= 1:
-        raise PrecfmError(f"{name}: got {value!r}, but a number from 0 to 1 is needed")
-    return value
-
-
 def _deficiency(cov: Tensor, eigenvalues: Tensor, eigenvectors: Tensor) -> str:
     variances = cov.diagonal()
     constant = (variances <= variances.max() / LARGEST_CONDITION_NUMBER).nonzero().flatten().tolist()

@@ -3,10 +3,10 @@
 from typing import Annotated
 
 from precfm.errors import PrecfmError
-from precfm.options import Neutral
+from precfm.options import Bound, Neutral, Share, checked
 from precfm.preconditioners.base import FitData
 from precfm.preconditioners.symmetric_affine import SymmetricAffine
-from precfm.preconditioners.symmetric_power import check_share, deficiency, power_flops, symmetric_power
+from precfm.preconditioners.symmetric_power import deficiency, power_flops, symmetric_power
 from precfm.spectra import covariance
 
 
@@ -35,18 +35,17 @@ class Whitening(SymmetricAffine):
         True
     """
 
+    @checked
     def __init__(
         self,
-        exponent: float = 0.5,
-        shrinkage: float = 0.0,
-        rows: Annotated[int | None, Neutral(None)] = None,
+        exponent: Share = 0.5,
+        shrinkage: Share = 0.0,
+        rows: Annotated[
+            int | None, Neutral(None), Bound("value is None or value >= 2", "at least 2, or null,")
+        ] = None,
     ) -> None:
         super().__init__()
-        self.exponent = check_share("exponent", exponent)
-        self.shrinkage = check_share("shrinkage", shrinkage)
-        if rows is not None and rows < 2:
-            raise PrecfmError(f"rows: got {rows!r}, but at least 2, or null, is needed")
-        self.rows = rows
+        self.exponent, self.shrinkage, self.rows = exponent, shrinkage, rows
 
     @property
     def num_parameters(self) -> int:

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from precfm.errors import PrecfmError
 from precfm.metrics.extractors.base import extract
+from precfm.options import Count, checked
 
 __all__ = ["DigitClassifier", "accuracy", "classifier_loss", "extract"]
 
@@ -21,14 +22,15 @@ class DigitClassifier(nn.Module):
         feature_dim: width of the penultimate layer.
     """
 
+    @checked
     def __init__(
         self,
-        num_classes: int = 10,
+        num_classes: Count = 10,
         *,
-        channels: int = 1,
+        channels: Count = 1,
         image_size: int = 28,
-        width: int = 16,
-        feature_dim: int = 64,
+        width: Count = 16,
+        feature_dim: Count = 64,
     ) -> None:
         super().__init__()
         if image_size % 4:
