@@ -53,7 +53,7 @@ SMALL = {
     },
 }
 LONGEST = 3600  # seconds that a run may take before it counts as hung
-VICTIMS = ("job", "snakemake", "reproduce", "everything", "interrupt", "terminate")
+VICTIMS = ("job", "snakemake", "dvc", "reproduce", "everything", "interrupt", "terminate")
 
 
 def fresh_project(folder: Path) -> Path:
