@@ -27,6 +27,7 @@ from precfm.errors import PrecfmError
 from precfm.options import Positive, checked
 from precfm.paths import ProbabilityPath, per_sample
 from precfm.spectra import Spectrum, covariance, eigen_spectrum, path_condition_numbers, require_positive
+from precfm.tensors import require_tensor
 
 Network: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """`network(x_t, t, labels)`: shapes (batch, *dim), (batch,), (batch,) or None; returns (batch, *dim)."""
@@ -491,6 +492,7 @@ def _unit_trace(root: Tensor) -> Tensor:
 
 def _draw(x1: Tensor, generator: torch.Generator, sample_time: SampleTime | None) -> tuple[Tensor, Tensor]:
     """Noise shaped like the data, and one time for each sample."""
+    require_tensor(x1, "x1", floating=True)
     t = (sample_time or uniform_time)(len(x1), generator, x1.device).to(x1.dtype)
     x0 = torch.randn(x1.shape, generator=generator, device=x1.device, dtype=x1.dtype)
     return x0, t

@@ -9,6 +9,7 @@ from torchdiffeq import odeint
 from precfm.errors import PrecfmError
 from precfm.objectives import Network
 from precfm.seeds import generator_for
+from precfm.tensors import require_tensor
 
 Solver: TypeAlias = Literal["euler", "midpoint", "rk4", "dopri5"]
 
@@ -45,13 +46,17 @@ def integrate(
         Where the samples are at `t1`, shape (n, *dim), without gradient.
 
     Raises:
-        PrecfmError: an option is out of its range, or samples leave the finite numbers.
+        PrecfmError: an option is out of its range, `z0` or the labels are no tensor, or samples leave the finite
+            numbers.
     """
     if solver not in get_args(Solver):
         raise PrecfmError(f"solver is '{solver}'; it must be one of {', '.join(get_args(Solver))}")
     for name, value in {"steps": steps, "batch_size": batch_size}.items():
         if value < 1:
             raise PrecfmError(f"{name} is {value}; it must be at least 1")
+    require_tensor(z0, "z0", floating=True)
+    if labels is not None:
+        require_tensor(labels, "labels")
     if labels is not None and len(labels) != len(z0):
         raise PrecfmError(f"labels has {len(labels)} rows; it must have {len(z0)}, one for each sample")
     if t0 == t1:

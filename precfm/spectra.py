@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from precfm.errors import PrecfmError
+from precfm.tensors import require_tensor
 
 
 class Spectrum(NamedTuple):
@@ -44,13 +45,14 @@ def covariance(x: Tensor) -> Tensor:
         The covariance, shape (dim, dim), float64.
 
     Raises:
-        PrecfmError: `x` has fewer than two rows or a number in it is not finite.
+        PrecfmError: `x` is no tensor, has fewer than two rows or a number in it is not finite.
 
     Example:
         >>> covariance(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
         tensor([[2., 2.],
                 [2., 2.]], dtype=torch.float64)
     """
+    require_tensor(x, "x")
     if x.ndim < 1 or len(x) < 2:
         raise PrecfmError(f"x has shape {tuple(x.shape)}, but a covariance needs at least 2 rows")
     rows = x.detach().flatten(1).double() if x.ndim > 1 else x.detach().double()[:, None]
@@ -77,6 +79,8 @@ def class_covariances(x: Tensor, labels: Tensor) -> dict[int, Tensor]:
     Raises:
         PrecfmError: the lengths differ, or a class has fewer than two rows.
     """
+    require_tensor(x, "x")
+    require_tensor(labels, "labels")
     if labels.shape != (len(x),):
         raise PrecfmError(
             f"labels have shape {tuple(labels.shape)}, but x has {len(x)} rows: one label per row"
@@ -100,12 +104,13 @@ def eigen_spectrum(cov: Tensor) -> Spectrum:
         The spectrum in ascending order, float64.
 
     Raises:
-        PrecfmError: `cov` is not a square, symmetric, finite matrix.
+        PrecfmError: `cov` is no tensor or not a square, symmetric, finite matrix.
 
     Example:
         >>> eigen_spectrum(torch.diag(torch.tensor([4.0, 1.0]))).eigenvalues
         tensor([1., 4.], dtype=torch.float64)
     """
+    require_tensor(cov, "cov")
     matrix = cov.detach().double()
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise PrecfmError(f"cov has shape {tuple(cov.shape)}, but a covariance is a square matrix (dim, dim)")

@@ -20,6 +20,7 @@ from precfm.checkpoints import Scratch, fingerprint
 from precfm.errors import PrecfmError
 from precfm.progress import progress_bar
 from precfm.seeds import derived_seed
+from precfm.tensors import require_tensor
 
 LossFunction: TypeAlias = Callable[[nn.Module, tuple[Tensor, ...], torch.Generator], Tensor]
 """`loss(module, mini_batch, generator)`: a scalar; all its randomness comes from the generator."""
@@ -131,7 +132,7 @@ def train(
     *,
     seed: int,
     validation_loss: Callable[[nn.Module], float] | None = None,
-    scratch: Path | None = None,
+    scratch: str | Path | None = None,
     on_checkpoint: Callable[[int, nn.Module], None] | None = None,
     name: str = "training",
 ) -> TrainingResult:
@@ -162,12 +163,16 @@ def train(
             is no longer finite.
     """
     device = _checked_device(module, data, name)
+    if not isinstance(options, TrainingOptions):
+        raise PrecfmError(
+            f"{name}: options are of type {type(options).__name__}, but TrainingOptions(...) are needed"
+        )
     if options.validate_every and validation_loss is None:
         raise PrecfmError(
             f"{name}: validate_every is {options.validate_every}; give validation_loss too, or set 0"
         )
     identity = {} if scratch is None else _identity(module, data, options, seed)
-    saves = Scratch(scratch, identity, name)
+    saves = Scratch(None if scratch is None else Path(scratch), identity, name)
     run = _Run(module, options, device, name)
     saved = saves.latest_state(options.checkpoints)
     if saved is not None:
@@ -426,6 +431,10 @@ def _global_randomness(device: torch.device) -> Iterator[Callable[[int], object]
 
 def _checked_device(module: nn.Module, data: tuple[Tensor, ...], name: str) -> torch.device:
     """The one device of module and data."""
+    if isinstance(data, Tensor):
+        raise PrecfmError(f"{name}: data is one tensor, but a tuple of tensors is needed: (data,)")
+    for position, tensor in enumerate(data):
+        require_tensor(tensor, f"{name}: data[{position}]")
     lengths = [len(tensor) for tensor in data]
     if not lengths or lengths[0] == 0 or len(set(lengths)) > 1:
         raise PrecfmError(f"{name}: the data tensors have lengths {lengths}; they must be equal and positive")

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from precfm.diagnostics import round_trip_error, smallest_std, tail_round_trip_error
 from precfm.errors import PrecfmError
 from precfm.options import Neutral, class_constant, options_of
-from precfm.preconditioners.base import JSON_FILE, Preconditioner, load, save
+from precfm.preconditioners.base import JSON_FILE, TENSORS_FILE, Preconditioner, load, save
 from precfm.preconditioners.class_whitening import ClassWhitening
 from precfm.preconditioners.composition import Composition
 from precfm.preconditioners.decoder_metric import DecoderMetric
@@ -224,6 +225,55 @@ def test_wrong_input_is_refused(fitted: Preconditioner, data: tuple[Tensor, Tens
         make_again(fitted).fit(x[:1], labels[:1])
 
 
+NO_TENSORS = [
+    pytest.param(lambda tensor: tensor.numpy(), "got a ndarray", id="array"),
+    pytest.param(lambda tensor: tensor.tolist(), "got a list", id="list"),
+    pytest.param(lambda tensor: "latents.npy", "got a str", id="text"),
+]
+
+
+@pytest.mark.parametrize(("convert", "words"), NO_TENSORS)
+def test_what_is_no_tensor_is_refused(
+    fitted: Preconditioner, data: tuple[Tensor, Tensor], convert: Callable[[Tensor], Any], words: str
+) -> None:
+    x, labels = data
+    wanted = f"{words}, but a torch tensor is needed; torch.as_tensor makes one"
+    calls = [fitted.forward, fitted.inverse, make_again(fitted).fit]
+    for call in [*calls, *([fitted.log_abs_det_jacobian] if fitted.has_log_det else [])]:
+        with pytest.raises(PrecfmError, match=f"[xz]: {wanted}"):
+            call(convert(x), labels)
+        if fitted.needs_labels:
+            with pytest.raises(PrecfmError, match=f"labels: {wanted}"):
+                call(x, convert(labels))
+    with pytest.raises(PrecfmError, match=f"the validation data: {wanted}"):
+        make_again(fitted).fit(x, labels, validation=(convert(x), labels))
+    with pytest.raises(PrecfmError, match=r"validation is of type .* but a pair is needed"):
+        make_again(fitted).fit(x, labels, validation=convert(x))
+
+
+def test_nothing_and_integers_are_refused(fitted: Preconditioner, data: tuple[Tensor, Tensor]) -> None:
+    x, labels = data
+    for call in (fitted.forward, fitted.inverse, make_again(fitted).fit):
+        with pytest.raises(PrecfmError, match="got nothing, but a torch tensor is needed"):
+            call(None, labels)
+        with pytest.raises(
+            PrecfmError, match=r"has dtype torch.int64, but floating point numbers are needed"
+        ):
+            call(x.long(), labels)
+
+
+def test_a_path_may_be_text(fitted: Preconditioner, data: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    save(fitted, str(tmp_path / "as" / "text"))
+    assert torch.equal(load(str(tmp_path / "as" / "text")).forward(*data), fitted.forward(*data))
+    again = make_again(fitted).fit(*data, seed=3, scratch=str(tmp_path / "scratch"))
+    assert torch.equal(again.forward(*data), fitted.forward(*data))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PrecfmError, match="is a file, but a folder is needed"):
+        save(fitted, tmp_path / "file")
+    with pytest.raises(PrecfmError, match="a saved preconditioner is needed"):
+        load(tmp_path / "file")
+
+
 def test_use_before_fit_is_refused(
     fitted: Preconditioner, data: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
@@ -347,6 +397,16 @@ def test_broken_folders_are_refused(data: tuple[Tensor, Tensor], tmp_path: Path)
             load(tmp_path)
     (tmp_path / JSON_FILE).write_text("{")
     with pytest.raises(PrecfmError, match="not JSON"):
+        load(tmp_path)
+    (tmp_path / JSON_FILE).write_text("[]")
+    with pytest.raises(PrecfmError, match="format is None"):
+        load(tmp_path)
+    (tmp_path / JSON_FILE).write_bytes(b"\xff")
+    with pytest.raises(PrecfmError, match="not JSON"):
+        load(tmp_path)
+    (tmp_path / JSON_FILE).write_text(json.dumps(good))
+    (tmp_path / TENSORS_FILE).write_bytes(b"no tensors")
+    with pytest.raises(PrecfmError, match="damaged"):
         load(tmp_path)
 
 

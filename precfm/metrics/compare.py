@@ -50,16 +50,16 @@ class FeatureSet:
 
 
 def compare(
-    real: Path,
-    generated: Path,
+    real: str | Path,
+    generated: str | Path,
     *,
     extractor: str = "inception",
-    weights: Path | None = None,
+    weights: str | Path | None = None,
     tensor: str | None = None,
     generated_tensor: str | None = None,
     batch_size: int = 50,
     device: str = "cpu",
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     reference_name: str | None = None,
     **options: Any,
 ) -> list[MetricValue]:
@@ -87,7 +87,8 @@ def compare(
         PrecfmError: a path is missing or of a kind of its own, an image is unreadable or of another size, the
             features are unusable; the error names the file or row.
     """
-    real, generated = _inside_artifact(real), _inside_artifact(generated)
+    real, generated = _inside_artifact(Path(real)), _inside_artifact(Path(generated))
+    weights, cache = (None if path is None else Path(path) for path in (weights, cache))
     kinds = {path: _kind(path) for path in (real, generated)}
     if kinds[real] != kinds[generated]:
         raise PrecfmError(

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from precfm.errors import PrecfmError
 from precfm.options import Count, Natural, TimeFeatures, checked
+from precfm.tensors import require_tensor
 
 SLOWEST, FASTEST = (
     1.0,
@@ -69,11 +70,18 @@ class MLPVelocity(nn.Module):
             The velocity, shape (batch, dim).
 
         Raises:
-            PrecfmError: `x_t` has another shape, or labels are missing or out of range. While training on an
-                accelerator the range is left to the device's own assertion, since asking would stall it.
+            PrecfmError: `x_t` has another shape or dtype, or labels are missing, no integers or out of range. While
+                training on an accelerator the range is left to the device's own assertion, since asking would
+                stall it.
         """
+        require_tensor(x_t, "mlp: x_t")
         if x_t.ndim != 2 or x_t.shape[1] != self.dim:
             raise PrecfmError(f"mlp: x_t has shape {tuple(x_t.shape)}; it must be (batch, {self.dim})")
+        if x_t.dtype != self.embed_x.weight.dtype and not torch.is_autocast_enabled(x_t.device.type):
+            raise PrecfmError(
+                f"mlp: x_t has dtype {x_t.dtype}, but the network {self.embed_x.weight.dtype}; use to(dtype) on "
+                "one of them"
+            )
         angles = t.to(x_t.dtype)[:, None] * self.angular_frequencies
         hidden = self.embed_x(x_t) + self.embed_time(torch.cat([angles.cos(), angles.sin()], dim=1))
         if self.num_classes:
@@ -86,6 +94,11 @@ class MLPVelocity(nn.Module):
     def _checked(self, labels: Tensor | None, batch: int) -> Tensor:
         if labels is None:
             raise PrecfmError(f"mlp: labels are missing; a network of {self.num_classes} classes needs them")
+        require_tensor(labels, "mlp: labels")
+        if labels.dtype not in (torch.int64, torch.int32):
+            raise PrecfmError(
+                f"mlp: labels have dtype {labels.dtype}; it must be int64, the class of each row"
+            )
         if labels.shape != (batch,):
             raise PrecfmError(f"mlp: labels have shape {tuple(labels.shape)}; it must be ({batch},)")
         if batch and (labels.device.type == "cpu" or not self.training):

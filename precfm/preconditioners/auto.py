@@ -17,6 +17,7 @@ from precfm.preconditioners.base import ROUND_TRIP_POINTS, FitData, Precondition
 from precfm.preconditioners.composition import component
 from precfm.seeds import generator_for
 from precfm.spectra import covariance, eigen_spectrum, path_condition_numbers, require_positive
+from precfm.tensors import require_tensor
 
 FOLDS = 5  # of the cross-validated eigenvalues
 ROWS_PER_FEATURE = 2  # fewer held-out rows say nothing about the eigenvalues of a class
@@ -202,7 +203,7 @@ class Auto(Preconditioner):
         *,
         validation: tuple[Tensor, Tensor | None] | None = None,
         seed: int = 0,
-        scratch: Path | None = None,
+        scratch: str | Path | None = None,
     ) -> Self:
         """As `Preconditioner.fit`; labels may be missing, which leaves out the candidates that need them.
 
@@ -213,6 +214,7 @@ class Auto(Preconditioner):
         self.needs_labels = (
             labels is not None
         )  # to judge every class; afterwards, whether the chosen map does
+        require_tensor(x, f"{self._name}: x")
         self._dtype = x.dtype
         return super().fit(x, labels, validation=validation, seed=seed, scratch=scratch)
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from precfm import registry
 from precfm.errors import PrecfmError
 from precfm.seeds import generator_for
+from precfm.tensors import require_tensor
 
 TENSORS_FILE = "preconditioner.safetensors"
 JSON_FILE = "preconditioner.json"
@@ -100,7 +102,7 @@ class Preconditioner(nn.Module, ABC):
         *,
         validation: tuple[Tensor, Tensor | None] | None = None,
         seed: int = 0,
-        scratch: Path | None = None,
+        scratch: str | Path | None = None,
     ) -> Self:
         """Fit the map to data; a second fit forgets the first.
 
@@ -117,9 +119,10 @@ class Preconditioner(nn.Module, ABC):
             The preconditioner itself, fitted, on the device of `x`.
 
         Raises:
-            PrecfmError: the data is not finite, has too few rows or lacks labels, or no invertible map fits
-                it.
+            PrecfmError: the data is no tensor, not finite, has too few rows or lacks labels, or no invertible
+                map fits it.
         """
+        require_tensor(x, f"{self._name}: x")
         if x.ndim < 1 or len(x) < 2:
             raise PrecfmError(f"{self._name}: x has shape {tuple(x.shape)}, but a fit needs at least 2 rows")
         self.fitted = False
@@ -132,10 +135,16 @@ class Preconditioner(nn.Module, ABC):
         classes = self._positions(labels, len(x))
         x_validation = classes_validation = None
         if validation is not None:
+            if not isinstance(validation, tuple) or len(validation) != 2:
+                raise PrecfmError(
+                    f"{self._name}: validation is of type {type(validation).__name__}, but a pair is needed: "
+                    "(x, labels), or (x, None)"
+                )
             x_validation = self._rows(validation[0], "the validation data").detach()
             classes_validation = self._positions(validation[1], len(x_validation))
         self._allocate()
-        data = FitData(rows, classes, x_validation, classes_validation, seed, scratch)
+        folder = None if scratch is None else Path(scratch)
+        data = FitData(rows, classes, x_validation, classes_validation, seed, folder)
         self.flops_per_fit = self._fit(data)
         self.fitted = True
         return self.to(x.device, torch.float64).requires_grad_(False).eval()
@@ -271,13 +280,10 @@ class Preconditioner(nn.Module, ABC):
 
     def _rows(self, x: Tensor, name: str) -> Tensor:
         """Rows (batch, features) in the dtype of the map, after all checks."""
+        require_tensor(x, f"{self._name}: {name}", floating=True)
         if x.ndim < 1 or tuple(x.shape[1:]) != self.event_shape:
             raise PrecfmError(
                 f"{self._name}: {name} has shape {tuple(x.shape)}, but the fit saw rows of {self.event_shape}"
-            )
-        if not x.is_floating_point():
-            raise PrecfmError(
-                f"{self._name}: {name} has dtype {x.dtype}, but floating point numbers are needed"
             )
         if x.device != self.anchor.device:
             raise PrecfmError(
@@ -299,6 +305,7 @@ class Preconditioner(nn.Module, ABC):
             raise PrecfmError(
                 f"{self._name}: labels are missing, but this map depends on the class: pass labels"
             )
+        require_tensor(labels, f"{self._name}: labels")
         if labels.shape != (rows,) or labels.is_floating_point() or labels.is_complex():
             raise PrecfmError(
                 f"{self._name}: labels have shape {tuple(labels.shape)} and dtype {labels.dtype}, "
@@ -334,7 +341,7 @@ def summary(values: Sequence[int], most: int = 10) -> str:
     return shown if len(values) <= most else f"{shown}, ... ({len(values)} in all)"
 
 
-def save(preconditioner: Preconditioner, folder: Path) -> None:
+def save(preconditioner: Preconditioner, folder: str | Path) -> None:
     """Store a fitted preconditioner as `preconditioner.safetensors` and `preconditioner.json`.
 
     The JSON file holds the registered name, from which `load` finds the class.
@@ -344,13 +351,16 @@ def save(preconditioner: Preconditioner, folder: Path) -> None:
         folder: where the two files go; made if it does not exist.
 
     Raises:
-        PrecfmError: not fitted, or the class is not registered.
+        PrecfmError: not fitted, the class is not registered, or `folder` is a file.
     """
-    if not preconditioner.fitted:
+    if not isinstance(preconditioner, Preconditioner) or not preconditioner.fitted:
         raise PrecfmError(
             f"{type(preconditioner).__name__}: only a fitted preconditioner can be saved; call fit"
         )
     name = _registered_name(type(preconditioner))
+    folder = Path(folder)
+    if folder.is_file():
+        raise PrecfmError(f"{folder}: is a file, but a folder is needed")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in preconditioner.state_dict().items()}
     save_file(tensors, folder / TENSORS_FILE)
@@ -371,7 +381,7 @@ def save(preconditioner: Preconditioner, folder: Path) -> None:
     (folder / JSON_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def load(folder: Path) -> Preconditioner:
+def load(folder: str | Path) -> Preconditioner:
     """Load a fitted preconditioner; its maps are bit-equal to those that were saved, nothing is fitted again.
 
     Args:
@@ -383,21 +393,25 @@ def load(folder: Path) -> Preconditioner:
     Raises:
         PrecfmError: a file is missing or not of this format, or the name is not registered.
     """
+    folder = Path(folder)
     try:
         description = json.loads((folder / JSON_FILE).read_text(encoding="utf-8"))
         tensors = load_file(folder / TENSORS_FILE)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise PrecfmError(
             f"{error.filename or folder}: no such file; a saved preconditioner is needed"
         ) from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PrecfmError(
             f"{folder / JSON_FILE}: not JSON ({error}); save the preconditioner again"
         ) from None
-    if description.get("format") != FORMAT:
+    except SafetensorError as error:
         raise PrecfmError(
-            f"{folder / JSON_FILE}: format is {description.get('format')!r}, but {FORMAT} is needed"
-        )
+            f"{folder / TENSORS_FILE}: damaged ({error}); save the preconditioner again"
+        ) from None
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != FORMAT:
+        raise PrecfmError(f"{folder / JSON_FILE}: format is {found!r}, but {FORMAT} is needed")
     try:
         cls = registry.load("preconditioners", description["name"])
         preconditioner: Preconditioner = cls(**description["options"])

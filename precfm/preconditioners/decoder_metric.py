@@ -12,6 +12,7 @@ from precfm.preconditioners.base import FitData
 from precfm.preconditioners.symmetric_affine import SymmetricAffine
 from precfm.preconditioners.symmetric_power import power_flops, symmetric_map
 from precfm.spectra import covariance, eigen_spectrum
+from precfm.tensors import require_tensor
 
 
 class DecoderMetric(SymmetricAffine):
@@ -63,6 +64,7 @@ class DecoderMetric(SymmetricAffine):
         Raises:
             PrecfmError: it is not such a matrix, or zero.
         """
+        require_tensor(metric, f"{self._name}: the metric")
         metric = metric.detach().double()
         if metric.ndim != 2 or metric.shape[0] != metric.shape[1]:
             raise PrecfmError(
