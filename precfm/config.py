@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, Field, PlainValidator, ValidationError, model_validator
 
@@ -21,6 +21,7 @@ TRAINING = "precfm.training:TrainingOptions"
 NESTED = ("stages", "candidates")  # options that hold components of the same room
 PLAIN = "plain"  # the setting that has no name in labels: the one setting of a file that lists none
 Model = TypeVar("Model", bound=BaseModel)
+Location: TypeAlias = tuple[str, ...]  # of a field, from the outside in
 # Arguments that the pipeline fills in from the data or the plan, by the registry's room: never configured.
 FILLED_IN = {
     "models": frozenset({"dim", "num_classes"}),
@@ -112,15 +113,38 @@ def validated(schema: type[Model], value: Any) -> Model:
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first mistake in words: field, value, and what would be right."""
-    first, *others = error.errors()
-    field = ".".join(str(part) for part in first["loc"]) or "the whole file"
-    what = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        what = "no such field; remove it or correct its spelling"
-    shown = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
-    more = f" (and {len(others)} more)" if others else ""
-    return f"{field}: {what}{shown}{more}"
+    """The first mistake in words: field, value, and what would be right; of the others the fields.
+
+    What a file says once for all settings or methods is one mistake, although every one of them inherits it.
+    """
+    mistakes: dict[tuple[Location, str], list[Location]] = {}
+    for each in error.errors():
+        place = tuple(str(part) for part in each["loc"])
+        what = each["msg"].removeprefix("Value error, ")
+        if each["type"] == "extra_forbidden":
+            what = "no such field; remove it or correct its spelling"
+        shown = "" if each["type"] in ("missing", "value_error") else f" (got {each['input']!r})"
+        mistakes.setdefault((_inherited(place), what + shown), []).append(place)
+    (_, what), *_ = mistakes
+    fields = [_field(inherited, places) for (inherited, _), places in mistakes.items()]
+    more = f" (and {len(fields) - 1} more: {', '.join(fields[1:])})" if fields[1:] else ""
+    return f"{fields[0]}: {what}{more}"
+
+
+def _inherited(place: Location) -> Location:
+    """A field without the setting, and for a flow without the method, that may have taken it from the file."""
+    if place[:1] != ("settings",):
+        return place
+    return place[4:] if place[2:3] == ("methods",) and place[4:5] == ("flow",) else place[2:]
+
+
+def _field(inherited: Location, places: list[Location]) -> str:
+    """How to call a field that is wrong in these places."""
+    if len(places) == 1:
+        inherited = places[0]
+    elif len(settings := {place[:2] for place in places}) == 1:
+        inherited = (*settings.pop(), *inherited)
+    return ".".join(inherited).removeprefix(f"settings.{PLAIN}.") or "the whole file"
 
 
 Training = Annotated[Any, PlainValidator(_training)]

@@ -248,6 +248,43 @@ def test_a_score_by_a_network_whose_skip_is_a_velocity_is_refused(folder):
         changed(folder, {"methods": {"skip": {"preconditioner": {"name": "scalar"}, "flow": skip}}})
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"flow": {"training": {"learning_rate": -1.0}}},
+            "flow.training: learning_rate is -1.0; it must be positive and finite",
+        ),
+        (
+            {"flow": {"model": {"widht": 3}, "training": {"stepz": 1}}},
+            "flow.model: widht: no such field; remove it or correct its spelling (got 3) (and 1 more: flow.training)",
+        ),
+        (
+            {"flow": {"model": {"width": 0}}, "sampling": {"n": 0}, "device": "tpu"},
+            "device: Input should be 'cpu' or 'cuda' (got 'tpu') (and 2 more: flow.model, sampling.n)",
+        ),
+        (
+            {"settings": {"a": {"flow": {"model": {"width": 0}}}, "b": {}}},
+            "settings.a.flow.model: width: got 0, but at least 1 is needed",
+        ),
+        (
+            {"settings": {"a": {}, "b": {}}, "methods": {"x": {"preconditioner": {"name": "no"}}}},
+            "methods.x.preconditioner: preconditioners: 'no' is not registered; known are ",
+        ),
+        (
+            {"methods": {"x": {**WHITENING, "flow": {"model": {"width": 0}}}}},
+            "methods.x.flow.model: width: got 0, but at least 1 is needed",
+        ),
+    ],
+)
+def test_what_many_methods_inherit_is_one_mistake(folder, change, sentence):
+    with pytest.raises(PrecfmError) as caught:
+        changed(folder, change, base="quick")
+    said = str(caught.value).removeprefix(f"{folder / 'mine.yaml'}: ")
+    assert said.startswith(sentence)
+    assert said == sentence or sentence.endswith("known are ")
+
+
 def test_only_known_settings_are_predicted(folder):
     with pytest.raises(PrecfmError, match="predict: got 'nothing'"):
         changed(folder, {"predict": ["nothing"]})
