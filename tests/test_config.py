@@ -1,5 +1,6 @@
 """Configurations: what is right is read, what is wrong is refused in one sentence that says how to mend it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,13 @@ def changed(folder, change, base="smoke"):
 def test_every_configuration_that_ships_is_valid(file):
     if file.stem != "claims":
         assert load_experiment(file.stem, CONFIG).name == file.stem
+
+
+def test_claims_name_experiments_that_exist_or_are_said_to_be_planned():
+    text = (CONFIG / "claims.yaml").read_text()
+    named = {name for claim in read_yaml(CONFIG / "claims.yaml")["claims"] for name in claim["experiments"]}
+    planned = re.findall(r"Planned, without a file in this folder: (\w+)", text)
+    assert named - {file.stem for file in CONFIG.glob("*.yaml")} == set(planned)
 
 
 def test_extending_merges_replaces_and_removes(folder):
