@@ -19,6 +19,8 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Raw data: fetch it, or register your own.")
 app.add_typer(data_app, name="data")
 
+FEW_FILES = 10  # so many are told one by one
+
 ExperimentName = Annotated[str, typer.Argument(help="An experiment: the name of a file in config/.")]
 
 
@@ -284,8 +286,11 @@ def fetch_data(name: Annotated[str, typer.Argument(help="A source in data/source
     """Bring the raw files of a source to data/raw/NAME and check them."""
     from precfm.datasets.sources import fetch_raw
 
-    for line in fetch_raw(name)[1]:
-        typer.echo(line)
+    folder, files = fetch_raw(name)
+    kept = sum(file.origin == "kept" for file in files)
+    for file in files if len(files) <= FEW_FILES else [file for file in files if file.refused]:
+        typer.echo(file)
+    typer.echo(f"{folder}: files in place and intact: {len(files)} ({kept} from before)")
 
 
 @data_app.command("add")
@@ -294,9 +299,13 @@ def add_data(
     path: Annotated[Path, typer.Argument(help="A folder or zip file of images, one folder per class.")],
 ) -> None:
     """Register your own images: write their checksums into data/sources.yaml."""
+    from precfm.datasets.image_names import class_name, image_names
     from precfm.datasets.sources import SOURCES, add_source
 
-    add_source(name, path, SOURCES)
+    images = image_names(file.name for file in add_source(name, path, SOURCES).files)
+    classes = len({class_name(image) for image in images})
+    what = f"{len(images)} images in {classes} classes" if images else "a zip file"
     typer.echo(
-        f"{name}: registered in {SOURCES}; in a config it is `source: {{name: imagefolder, source: {name}}}`"
+        f"{name}: {what}, registered in {SOURCES}; in a config it is "
+        f"`source: {{name: imagefolder, source: {name}}}`"
     )

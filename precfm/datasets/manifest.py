@@ -29,6 +29,7 @@ import yaml
 
 from precfm.datasets.image_names import IMAGE_SUFFIXES, image_names, names_below
 from precfm.errors import PrecfmError
+from precfm.progress import progress_bar
 
 ORIGIN_KINDS = ("folder", "npm", "python", "url")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -217,7 +218,12 @@ def _files_at(path: Path) -> tuple[SourceFile, ...]:
         raise PrecfmError(f"path: '{path}' holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     for name, _ in files:
         _check_name(name, str(path))
-    return tuple(SourceFile(name, file.stat().st_size, file_sha256(file)) for name, file in files)
+    found = []
+    with progress_bar(len(files), f"reading {path}") as progress:
+        for name, file in files:
+            found.append(SourceFile(name, file.stat().st_size, file_sha256(file)))
+            progress.update()
+    return tuple(found)
 
 
 def _write_entry(manifest: SourceManifest, sources_file: Path) -> None:
