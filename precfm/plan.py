@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from precfm.artifacts import Node
-from precfm.config import NESTED, PLAIN, Component, Experiment, Flow, Method, Setting, plain
-from precfm.datasets.manifest import source_manifest
+from precfm.config import NESTED, PLAIN, Component, Dataset, Experiment, Flow, Method, Setting, plain
+from precfm.datasets.image_names import image_names
+from precfm.datasets.manifest import SourceManifest, source_manifest
 from precfm.datasets.sources import SOURCES
 from precfm.errors import PrecfmError
 from precfm.experiments import load_experiment, read_yaml
 from precfm.fingerprint import SCRIPTS, fingerprint
 from precfm.options import class_constant
-from precfm.registry import REGISTRY, THEORY_FIGURES, THEORY_TABLES, import_string
+from precfm.registry import IMAGES, REGISTRY, THEORY_FIGURES, THEORY_TABLES, import_string
 from precfm.report.claims import parse_claims
 
 CLAIMS = Path("config/claims.yaml")
@@ -183,7 +184,9 @@ class _Builder:
     def _dataset(self, name: str) -> None:
         spec, classifiers = self.experiment.datasets[name], self.experiment.classifiers
         assert classifiers is not None, "checked by the configuration"
-        checksum = source_manifest(spec.source_name, SOURCES).checksum
+        manifest = source_manifest(spec.source_name, SOURCES)
+        checksum = manifest.checksum
+        _check_counts(name, spec, manifest)
         data = self.plan.add(
             "data",
             name,
@@ -413,6 +416,24 @@ class _Builder:
         claims = read_yaml(CLAIMS)
         parse_claims(claims)  # refused before the first job, not by the last one
         self.plan.add("verdicts", "claims", {"claims": claims, **named}, {"frames": frames})
+
+
+def _check_counts(name: str, spec: Dataset, manifest: SourceManifest) -> None:
+    """Refuse splits that are larger than the source, where its size is known without reading it."""
+    listed = len(image_names(file.name for file in manifest.files))  # 0 where they are inside a zip file
+    images = IMAGES.get(spec.source.name) or ((listed,) if listed else ())
+    pools: list[tuple[tuple[str, ...], str]] = [(("train", "validation", "heldout"), "images")]
+    if len(images) > 1:
+        pools = [
+            (("train", "validation"), "official training images"),
+            (("heldout",), "official test images"),
+        ]
+    for (splits, what), there in zip(pools, images, strict=False):
+        wanted = sum(getattr(spec, split) for split in splits)
+        if wanted > there:
+            raise PrecfmError(
+                f"datasets.{name}: {' + '.join(splits)}: got {wanted}, but '{manifest.name}' has {there} {what}"
+            )
 
 
 def _targets(room: str, spec: Mapping[str, Any]) -> list[str]:

@@ -92,6 +92,13 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
 }
 
+# How many images the published data sets have: all of them, or the official training and test images.
+IMAGES: dict[str, tuple[int, ...]] = {
+    "mnist5k": (5_000,),
+    "mnist": (60_000, 10_000),
+    "fashion_mnist": (60_000, 10_000),
+}
+
 # The figure that shows a theory experiment; all other figures show data sets.
 THEORY_FIGURES = {
     "linear_grid": "descent_curves",

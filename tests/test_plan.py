@@ -3,14 +3,17 @@
 import json
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 
 import pytest
 
-from precfm.datasets.manifest import files_checksum, source_manifest
+from precfm.datasets import mnist, mnist5k
+from precfm.datasets.manifest import add_source, files_checksum, source_manifest
 from precfm.errors import PrecfmError
 from precfm.fingerprint import SCRIPTS
 from precfm.plan import KINDS, load_plan
+from precfm.registry import IMAGES
 
 
 def changed_ids(before, after):
@@ -36,6 +39,61 @@ def test_parents_come_before_children_and_exist(planned):
             assert seen.issuperset(ids)
         seen.add(node.id)
     assert kinds(seen) == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("source", "sizes", "sentence"),
+    [
+        ("mnist5k", (3500, 500, 1000), ""),
+        (
+            "mnist5k",
+            (3501, 500, 1000),
+            "train + validation + heldout: got 5001, but 'mnist5k' has 5000 images",
+        ),
+        ("mnist", (50_000, 10_000, 10_000), ""),
+        (
+            "mnist",
+            (50_001, 10_000, 10_000),
+            "train + validation: got 60001, but 'mnist' has 60000 official training",
+        ),
+        (
+            "fashion_mnist",
+            (500, 10, 10_001),
+            "heldout: got 10001, but 'fashion_mnist' has 10000 official test images",
+        ),
+        ("own", (3, 1, 2), ""),
+        ("own", (3, 2, 2), "train + validation + heldout: got 7, but 'own' has 6 images"),
+        ("zipped", (1000, 1000, 1000), ""),  # how many images it holds, only the job can see
+    ],
+)
+def test_splits_larger_than_the_source_are_refused(planned, project, source, sizes, sentence):
+    for label in ("daisy", "tulip"):
+        (project / "own" / label).mkdir(parents=True)
+        for index in range(3):
+            (project / "own" / label / f"{index}.png").write_bytes(b"pixels")
+    add_source("own", project / "own", project / "data/sources.yaml")
+    with zipfile.ZipFile(project / "zipped.zip", "w") as archive:
+        archive.writestr("daisy/1.png", b"pixels")
+    add_source("zipped", project / "zipped.zip", project / "data/sources.yaml")
+    published = source not in ("own", "zipped")
+    spec = {"name": source} if published else {"name": "imagefolder", "source": source}
+    counts = dict(zip(("train", "validation", "heldout"), sizes, strict=True))
+    change = {
+        "datasets": {"mnist5k": None, "mine": {"source": spec, **counts}},
+        "sampling": {"n": 10},
+        "evaluation": {"neighbours": 1},
+    }
+    if not sentence:
+        assert planned(change).of("data")
+        return
+    with pytest.raises(PrecfmError) as caught:
+        planned(change)
+    assert str(caught.value).startswith(f"datasets.mine: {sentence}")
+
+
+def test_the_sizes_of_published_data_sets_are_those_that_their_readers_demand():
+    parts = tuple(count for _, _, count in mnist.PARTS)
+    assert {"mnist5k": (mnist5k.IMAGES,), "mnist": parts, "fashion_mnist": parts} == IMAGES
 
 
 def test_a_changed_parameter_of_one_method_changes_that_method_alone(planned):
