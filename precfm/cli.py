@@ -243,6 +243,10 @@ def audit(
 def why(
     target: Annotated[str, typer.Argument(help="FILE, FILE:ROW or FILE:ROW,COLUMN below results/.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the lineage as JSON.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="With every parameter and file; default: what differs from defaults."),
+    ] = False,
     crate: Annotated[
         Path | None, typer.Option(help="Write it as a Workflow Run RO-Crate into this new folder, too.")
     ] = None,
@@ -250,10 +254,11 @@ def why(
     """Tell where a file or a number comes from: artifacts, code, parameters, seeds, sources."""
     import json
 
-    from precfm.lineage import lineage, tree
+    from precfm.lineage import lineage
+    from precfm.lineage_tree import tree
 
     traced = lineage(target)
-    typer.echo(json.dumps(traced.to_json(), indent=1) if as_json else "\n".join(tree(traced)))
+    typer.echo(json.dumps(traced.to_json(), indent=1) if as_json else "\n".join(tree(traced, full=full)))
     if crate is not None:
         from precfm.crate import write_crate
 

@@ -329,50 +329,6 @@ def _notes(experiment: str, plan: Plan | None, entries: Mapping[str, Any]) -> It
         )
 
 
-def tree(traced: Lineage) -> Iterator[str]:
-    """A lineage as lines of text; an artifact that several others need is told in full once."""
-    cell = traced.cell
-    where = f", row {cell.row}" + (f": {cell.column} = {cell.value}" if cell.column else "") if cell else ""
-    yield f"{traced.file}{where}"
-    if cell is not None:
-        yield f"  {', '.join(f'{name} {value}' for name, value in cell.about.items() if value)}"
-    if traced.seeds:
-        yield f"  training seeds {', '.join(map(str, traced.seeds))}"
-    yield f"  sha256 {traced.sha256}"
-    yield from (f"  note: {note}" for note in traced.notes)
-    yield from _branch(traced, traced.root, "", "", set())
-
-
-def _branch(traced: Lineage, node_id: str, role: str, indent: str, told: set[str]) -> Iterator[str]:
-    step = traced.steps[node_id]
-    again = node_id in told
-    title = f"{role}: {node_id}" if role and role != step.kind else node_id
-    yield f"{indent}+- {title}{' (see above)' if again else '' if step.here else ' (not here)'}"
-    if again:
-        return
-    told.add(node_id)
-    children = [(role, parent) for role, ids in step.parents.items() for parent in ids]
-    bar = "|  " if children else "   "
-    for line in _details(traced, step):
-        yield f"{indent}   {bar}{line}"
-    for role, parent in children:
-        yield from _branch(traced, parent, role, f"{indent}   ", told)
-
-
-def _details(traced: Lineage, step: Step) -> Iterator[str]:
-    if parameters := ", ".join(f"{name}={value}" for name, value in flat(step.params)):
-        yield f"parameters {parameters}"
-    of = f" and {len(step.modules)} modules of precfm" if step.modules else ""
-    yield f"code {step.fingerprint} ({step.script}{of})"
-    if step.made_on:
-        yield f"made on {', '.join(f'{name} {value}' for name, value in sorted(step.made_on.items()))}"
-    if step.files:
-        yield "files " + ", ".join(f"{name} {stamp['sha256'][:12]}" for name, stamp in step.files.items())
-    if step.kind == "data" and (source := traced.sources.get(str(step.params.get("source")))):
-        yield f"source {step.params['source']} {source['checksum']}"
-        yield from (f"   {name} {sha256}" for name, sha256 in source["files"].items())
-
-
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """Nested parameters as pairs `a.b`, value; what is not set, or only repeats the plan, is left out."""
     if isinstance(value, Mapping):

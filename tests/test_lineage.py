@@ -16,7 +16,8 @@ from precfm.artifacts import build
 from precfm.cli import app
 from precfm.errors import PrecfmError
 from precfm.fingerprint import SCRIPTS, modules
-from precfm.lineage import FRAMES, lineage, tree
+from precfm.lineage import FRAMES, lineage
+from precfm.lineage_tree import WIDTH, tree, without_defaults
 from precfm.registry import REGISTRY
 from precfm.store import publish
 
@@ -134,16 +135,59 @@ def test_what_was_published_earlier_is_said(plan, planned):
     assert "is not what table_files/metrics" in lineage("results/mine/tables/metrics.csv:1,value").notes[-1]
 
 
-def test_the_tree_tells_every_artifact_once_in_full(plan):
+@pytest.mark.parametrize("full", [False, True])
+def test_the_tree_tells_every_artifact_once(plan, full):
     traced = lineage("results/mine/tables/metrics.csv:1,value")
-    lines = list(tree(traced))
+    lines = list(tree(traced, full=full))
     assert "value = 1.5" in lines[0]
     assert "seeds 3, 4" in "\n".join(lines[:4])
     for node_id, step in traced.steps.items():
-        full = [line for line in lines if line.endswith(f"+- {node_id}") or line.endswith(f": {node_id}")]
-        assert len(full) == 1
+        titles = [line for line in lines if line.endswith((f"+- {node_id}", f": {node_id}"))]
+        assert len([line for line in titles if "see above" not in line]) == 1
         assert any(step.fingerprint in line for line in lines)
     assert any("mnist5k d2f795d9" in line for line in lines)
+    assert any(line.split()[-1] == traced.sha256 for line in lines)
+    flat_parameters = " ".join("\n".join(lines).replace("|", " ").split())
+    assert ("training.optimizer=adam" in flat_parameters) is full
+    assert "training.checkpoints=[30, 60]" in flat_parameters
+
+
+@pytest.mark.parametrize("target", ["metrics.csv:1,value", "paired.csv:1", "metrics.csv"])
+def test_the_short_tree_fits_on_a_terminal_and_keeps_every_edge(plan, target):
+    traced = lineage(f"results/mine/tables/{target}")
+    lines = list(tree(traced))
+    assert max(map(len, lines)) <= WIDTH
+    assert len(lines) < len(list(tree(traced, full=True)))
+    found, path = set(), []
+    for line in "\n".join(lines).replace(",\n", ", ").splitlines():  # a list of references may be wrapped
+        if "+- " not in line:
+            continue
+        indent, told = line.split("+- ", maxsplit=1)
+        ids = [word.strip(",") for word in told.split() if word.strip(",") in traced.steps]
+        path = path[: len(indent) // 3]
+        found |= {(path[-1], node_id) for node_id in ids if path}
+        path.append(ids[0])
+    edges = {
+        (step.id, parent) for step in traced.steps.values() for ids in step.parents.values() for parent in ids
+    }
+    assert found == edges
+
+
+def test_what_differs_from_a_default_is_kept():
+    flow = {
+        "model": {"name": "mlp", "width": 256, "depth": 4, "time_features": 32},
+        "training": {"steps": 60, "optimizer": "adam", "checkpoints": [30, 60]},
+    }
+    theory = {"run": {"name": "trained_factors", "dim": 32, "width": 64}}
+    params = {"flow": flow, "seed": 0, "sampling": {"n": 5, "steps": 50}, **theory}
+    assert without_defaults(params) == {
+        "flow": {"model": {"name": "mlp", "depth": 4}, "training": {"steps": 60, "checkpoints": [30, 60]}},
+        "seed": 0,
+        "sampling": {"n": 5},
+        "run": {"name": "trained_factors", "width": 64},
+    }
+    gone = {"preconditioner": {"name": "of_old", "exponent": 0.5}}
+    assert without_defaults(gone) == gone
 
 
 @pytest.mark.parametrize(
@@ -229,7 +273,11 @@ def test_why_on_the_command_line(plan):
     said = CliRunner().invoke(app, ["why", "results/mine/tables/metrics.csv:1,value", "--json"])
     assert said.exit_code == 0
     assert json.loads(said.stdout)["cell"]["value"] == "1.5"
-    assert "+- frames/" in CliRunner().invoke(app, ["why", "results/mine/tables/metrics.csv"]).stdout
+    short = CliRunner().invoke(app, ["why", "results/mine/tables/metrics.csv"]).stdout
+    full = CliRunner().invoke(app, ["why", "results/mine/tables/metrics.csv", "--full"]).stdout
+    assert "+- frames/" in short
+    assert "+- frames/" in full
+    assert len(short) < len(full)
 
 
 @pytest.fixture
