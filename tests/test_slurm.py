@@ -4,21 +4,36 @@ import importlib.util
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import subprocess
 import time
+from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
+import torch
 import yaml
 
 from precfm.gpus import first_free, one_gpu
-from tests.faults.harness import SMALL_NAME, fresh_project, outcome
+from precfm.plan import load_plan
+from tests.faults.harness import NAME, at_work, fresh_project, outcome, role, start
 from tests.workflow import BIN, ROOT, run
 
 fork = multiprocessing.get_context("fork")
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch")
+CONFIGURATION = Path("/etc/slurm/slurm.conf")
+# Trainings that last a few seconds and are saved often, so that there is a moment to kill one.
+LONG = {
+    "description": "A flow that takes seconds to train; made by the tests of a cluster.",
+    "extends": NAME,
+    "flow": {"training": {"steps": 4000, "checkpoints": [4000], "save_every": 100}},
+}
+ON_GPU = {"description": "Jobs that ask for a GPU.", "extends": NAME, "device": "cuda"}
+LONGEST = 1200  # seconds that a run on the cluster may take before it counts as hung
 
 
 def what_is_missing():
@@ -30,6 +45,8 @@ def what_is_missing():
         return f"{', '.join(lacking)} not installed (Debian: slurmctld, slurmd, slurm-client, munge)"
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
         return "the executor plugin is not installed (pip install -e '.[slurm]')"
+    if CONFIGURATION.is_file() and not CONFIGURATION.is_symlink():
+        return f"this machine belongs to a cluster ({CONFIGURATION})"
     return ""
 
 
@@ -40,23 +57,161 @@ def cluster(tmp_path_factory):
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("cluster")
     script = ROOT / "tests/faults/slurm_cluster.sh"
-    subprocess.run(["sh", script, "start", folder], check=True)
-    yield folder
-    subprocess.run(["sh", script, "stop", folder], check=True)
+    try:
+        subprocess.run(["sh", script, "start", folder], check=True)
+        yield folder
+    finally:
+        subprocess.run(["sh", script, "stop", folder], check=True)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A fresh project as the working folder, with an experiment of its own in addition."""
+
+    def make(name, experiment):
+        folder = fresh_project(tmp_path / "on_cluster")
+        (folder / f"config/{name}.yaml").write_text(yaml.safe_dump(experiment))
+        monkeypatch.chdir(folder)
+        return folder
+
+    return make
+
+
+def submit(folder, experiment, *targets):
+    """Start Snakemake with the profile of a cluster, as a user does where Slurm keeps no accounts."""
+    settings = ("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "8")
+    command = (BIN / "snakemake", "--workflow-profile", "profiles/slurm", *settings)
+    log = folder.parent / "snakemake.log"
+    return start(folder, *command, "--config", f"experiment={experiment}", "--", *targets, log=log)
+
+
+def ended(process, folder):
+    """The exit code of a run on the cluster, and what it said."""
+    return process.wait(LONGEST), (folder.parent / "snakemake.log").read_text()[-4000:]
+
+
+def states(folder):
+    """How many jobs Slurm ended in which state."""
+    return Counter(re.findall(r"JobState=(\w+)", run(folder, "scontrol", "--oneliner", "show", "jobs")))
+
+
+def records(nodes):
+    return [f"{node.folder}/artifact.json" for node in nodes]
+
+
+def family_of(plan, node):
+    """An artifact and all that it is made from."""
+    found = {node.id}
+    for ids in node.parents.values():
+        for parent in ids:
+            found |= family_of(plan, plan.node(parent))
+    return found
+
+
+def saves(node):
+    """The saved states of a training."""
+    return list(Path(f"results/.work/scratch/{node.kind}-{node.key}").rglob("state-*.safetensors"))
+
+
+def job_of(folder, node):
+    """The number that Slurm gave to the job that makes an artifact now."""
+    jobs = run(folder, "squeue", "--noheader", "--format=%i %k", "--states=RUNNING").splitlines()
+    [number] = [job.split()[0] for job in jobs if job.endswith(f"{node.label}-{node.key}")]
+    return number
+
+
+def kill(folder, job):
+    """End the process of a job's script, as the kernel does where memory runs out."""
+    [script] = [
+        process
+        for process in at_work(folder)
+        if role(process) == "flow" and process.environ()["SLURM_JOB_ID"] == job
+    ]
+    script.kill()
+
+
+def cancel(folder, job):
+    run(folder, "scancel", job)
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("slurm")
-def test_a_cluster_makes_the_same_bytes_as_this_machine(cluster, tmp_path):
-    on_cluster, here = fresh_project(tmp_path / "cluster"), fresh_project(tmp_path / "here")
-    paths = os.pathsep.join([str(on_cluster), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    command = [BIN / "snakemake", "--workflow-profile", "profiles/slurm", "--slurm-status-command", "squeue"]
-    run(on_cluster, *command, "--config", f"experiment={SMALL_NAME}", "--", "frames_all", PYTHONPATH=paths)
-    assert run(on_cluster, "scontrol", "--oneliner", "show", "jobs").count("JobState=COMPLETED") == 2
-    run(here, BIN / "precfm", "make", SMALL_NAME, "theory", "frames")
-    made = {name: checksum for name, checksum in outcome(on_cluster).items() if name.startswith("results/")}
-    assert made
-    assert made == {name: checksum for name, checksum in outcome(here).items() if name.startswith("results/")}
+def test_a_cluster_makes_the_same_bytes_as_this_machine_also_where_jobs_die(cluster, project, tmp_path):
+    folder = project("long", LONG)
+    here = shutil.copytree(folder, tmp_path / "here")
+    plan = load_plan("long")
+    first = {node.kind: node for node in reversed(plan.nodes.values())}
+    victims = [
+        node
+        for node in plan.nodes.values()
+        if node.kind == "flows" and node.label.endswith(("L16-none-s0", "L16-normalizing_flow-s0"))
+    ]
+    wanted = {node.id for node in (first["theory"], first["classifiers"])}
+    wanted |= set().union(*(family_of(plan, victim) for victim in victims))
+    targets = records(map(plan.node, sorted(wanted)))
+
+    process = submit(folder, "long", *targets)
+    ends = dict(zip([victim.id for victim in victims], (kill, cancel), strict=True))
+    while ends:
+        assert process.poll() is None, "a training was never saved, or ended too soon"
+        for name in [name for name in ends if saves(plan.node(name))]:
+            ends.pop(name)(folder, job_of(folder, plan.node(name)))
+        time.sleep(0.01)
+    code, said = ended(process, folder)
+    assert code == 1, said
+    undisturbed = len(wanted) - len(victims)
+    assert states(folder) == {"COMPLETED": undisturbed, "FAILED": 1, "CANCELLED": 1}
+    assert [name for name in sorted(wanted) if not plan.node(name).exists] == sorted(v.id for v in victims)
+
+    code, said = ended(submit(folder, "long", *targets), folder)
+    assert code == 0, said
+    assert states(folder) == {"COMPLETED": len(wanted), "FAILED": 1, "CANCELLED": 1}
+
+    run(here, BIN / "precfm", "make", "long", *sorted(wanted))
+    made, reference = (
+        {name: checksum for name, checksum in outcome(place).items() if name.startswith("results/")}
+        for place in (folder, here)
+    )
+    assert len(made) > len(wanted)
+    assert made == reference
+
+
+def environments(folder, name):
+    """What the jobs of a script that are at work now were told of GPUs, by process."""
+    found = {}
+    for process in at_work(folder):
+        try:
+            if role(process) == name:
+                found[process.pid] = process.environ().get("CUDA_VISIBLE_DEVICES")
+        except psutil.Error:  # it has just ended
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("slurm")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its GPUs are counterfeit; torch must find none")
+def test_each_job_of_a_cluster_gets_a_gpu_of_its_own(cluster, project):
+    folder = project("on_gpu", ON_GPU)
+    classifiers = [node for node in load_plan("on_gpu").nodes.values() if node.kind == "classifiers"]
+    process = submit(folder, "on_gpu", "classifiers_all")
+    seen = []
+    while process.poll() is None:
+        seen.append(environments(folder, "classifier"))
+        time.sleep(0.05)
+    code, said = ended(process, folder)
+    assert code == 1, said
+    together = [each for each in seen if len(each) == 2]
+    assert together, "two jobs were never at work at once"
+    assert all(set(each.values()) == {"0", "1"} for each in together)
+
+    jobs = run(folder, "scontrol", "--oneliner", "show", "jobs").splitlines()
+    asked = {re.search(r"rule_(\w+)_wildcards", job)[1]: re.findall(r"TresPerJob=(\S+)", job) for job in jobs}
+    assert asked == {"data": [], "classifiers": ["gres:gpu:1"]}
+    for node in classifiers:
+        said = Path(f"results/on_gpu/records/logs/{node.id}.error").read_text()
+        needed = "device: 'cuda', but torch finds no GPU here; a GPU, or `device: cpu`, is needed"
+        assert said == f"precfm: {node.id}: {needed}\n"
 
 
 def test_the_profile_differs_from_that_of_one_machine_only_in_where_jobs_run():

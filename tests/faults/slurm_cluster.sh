@@ -1,15 +1,27 @@
 #!/bin/sh
 # A Slurm cluster of this one machine, for tests: `slurm_cluster.sh start FOLDER [CPUS]`, `slurm_cluster.sh stop FOLDER`.
 # Needs root and Debian's packages slurmctld, slurmd, slurm-client and munge. All state lies in FOLDER; jobs see
-# the cluster through /etc/slurm/slurm.conf, which must not be there before. Without cgroups, which containers lack.
+# the cluster through links in /etc/slurm, which must not be there before; those of a dead cluster are replaced.
+# Without cgroups, which containers lack. It has two counterfeit GPUs: device files that Slurm counts and hands out.
 set -eu
 action=$1
 folder=$2
 cpus=${3:-2}
 
 conf=/etc/slurm/slurm.conf
+gres=/etc/slurm/gres.conf
+
+# Whether what holds the configuration is a test's cluster that was killed.
+is_dead() {
+    [ -L "$conf" ] || return 1
+    pid=$(cat "$(dirname "$(readlink "$conf")")/slurmctld.pid" 2>/dev/null) || return 0
+    ! kill -0 "$pid" 2>/dev/null
+}
 
 start() {
+    if is_dead; then
+        rm -f "$conf" "$gres"
+    fi
     if [ -e "$conf" ]; then
         echo "$conf: there is a cluster already" >&2
         exit 1
@@ -42,7 +54,9 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 ReturnToService=2
-MinJobAge=300
+MinJobAge=3600
+KillWait=5
+GresTypes=gpu
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
 SlurmctldPidFile=$folder/slurmctld.pid
@@ -50,11 +64,16 @@ SlurmdPidFile=$folder/slurmd.pid
 SlurmctldLogFile=$folder/slurmctld.log
 SlurmdLogFile=$folder/slurmd.log
 SlurmdParameters=config_overrides
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=16000 State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=16000 Gres=gpu:2 State=UNKNOWN
 PartitionName=test Nodes=$host Default=YES MaxTime=INFINITE State=UP
 END
+    for index in 0 1; do
+        mknod "$folder/gpu$index" c 1 3 # as /dev/null
+    done
+    echo "NodeName=$host Name=gpu File=$folder/gpu[0-1]" > "$folder/gres.conf"
     mkdir -p /etc/slurm
     ln -s "$folder/slurm.conf" "$conf"
+    ln -s "$folder/gres.conf" "$gres"
     slurmctld
     slurmd
     for _ in $(seq 120); do
@@ -74,7 +93,7 @@ stop() {
         fi
     done
     if [ "$(readlink "$conf")" = "$folder/slurm.conf" ]; then
-        rm "$conf"
+        rm -f "$conf" "$gres"
     fi
 }
 
