@@ -316,9 +316,9 @@ def test_a_crate_never_overwrites(crate):
 
 @pytest.mark.parametrize("profile", ["process-run-crate", "workflow-run-crate"])
 def test_the_crate_is_valid(crate, profile, monkeypatch):
-    services = pytest.importorskip("rocrate_validator.services")
     import requests
     import rocrate
+    from rocrate_validator import services
     from rocrate_validator.models import Severity
     from rocrate_validator.utils.http import HttpRequester
 
