@@ -29,6 +29,7 @@ from precfm.datasets.manifest import file_sha256
 from precfm.errors import PrecfmError
 from precfm.fingerprint import SCRIPTS
 from precfm.gpus import one_gpu
+from precfm.published import without_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +125,7 @@ class Artifact:
         """Open the artifact in a folder.
 
         Raises:
-            PrecfmError: there is none, or its record is no valid JSON.
+            PrecfmError: there is none, or its record is damaged.
         """
         try:
             record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -132,12 +133,14 @@ class Artifact:
                 isinstance(value, dict) for value in (record, record["files"], *record["files"].values())
             ):
                 raise ValueError("it lists no files")
+            if record["checksum"] != record_checksum(record):
+                raise ValueError("its own checksum is wrong")
             return cls(folder, record)
         except FileNotFoundError:
             raise PrecfmError(
                 f"{folder}: no complete artifact there; run `make reproduce` to make it"
             ) from None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise PrecfmError(f"{folder / RECORD}: damaged ({error}); {_REMEDY}") from None
 
     @property
@@ -274,15 +277,16 @@ def build(node: Node, make: Make) -> bool:
         PrecfmError: a mistake that a user can mend, disk and permissions included.
     """
     work, name = RESULTS / ".work", f"{node.kind}-{node.key}"
+    scratch = work / "scratch" / name
     try:
         with lock(node):
             if node.exists or adopt(node):
+                shutil.rmtree(scratch, ignore_errors=True)  # of a job killed when it was all but finished
                 return False
             _require_device(node)
             _require_planned_code(node)
             for rubbish in (work / "parts").glob(f"{name}.*"):  # of killed jobs: this one holds the lock
                 shutil.rmtree(rubbish, ignore_errors=True)
-            scratch = work / "scratch" / name
             part = work / "parts" / f"{name}.part-{socket.gethostname()}-{os.getpid()}"
             for folder in (part, scratch):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -374,7 +378,7 @@ def _finish(node: Node, part: Path) -> None:
         "kind": node.kind,
         "key": node.key,
         "params": node.params,
-        "parents": {role: [_without_label(parent) for parent in ids] for role, ids in node.parents.items()},
+        "parents": {role: [without_label(parent) for parent in ids] for role, ids in node.parents.items()},
         "fingerprint": node.fingerprint,
         "files": files,
         "made_on": made_on(node),
@@ -395,11 +399,6 @@ def record_checksum(record: Mapping[str, Any]) -> str:
     """The checksum of everything else that a record holds."""
     content = {name: value for name, value in record.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _without_label(parent_id: str) -> str:
-    kind, name = parent_id.split("/")
-    return f"{kind}/{name.rsplit('-', 1)[1]}"
 
 
 def made_on(node: Node) -> dict[str, Any]:

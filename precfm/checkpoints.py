@@ -64,8 +64,11 @@ def read_verified(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def is_intact(path: Path) -> bool:
-    """Whether a file holds the bytes that were written."""
-    return _named_for(path.read_bytes(), path)
+    """Whether a file holds the bytes that were written, and is one of ours."""
+    try:
+        return _named_for(path.read_bytes(), path) and isinstance(_facts(path), dict)
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError):
+        return False
 
 
 class Scratch:

@@ -102,7 +102,7 @@ def read_yaml(file: Path) -> Any:
     except FileNotFoundError:
         known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
         raise PrecfmError(f"{file}: no such file; {file.parent}/ holds {known or 'nothing'}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         what = " ".join(str(error).split())
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
             what = f"line {error.problem_mark.line + 1}: {error.problem}"

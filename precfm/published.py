@@ -1,6 +1,7 @@
-"""What an experiment has published of its artifacts: its manifest, read and checked in one place."""
+"""What an experiment has published of its artifacts: its manifest, read, checked and compared with in one place."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,44 @@ def read_manifest(home: Path) -> dict[str, Any] | None:
     if damage:
         raise PrecfmError(f"{file}: damaged ({damage}): `git checkout -- {file}` brings it back")
     return dict(manifest)
+
+
+def published_entries(results: Path) -> dict[str, list[dict[str, Any]]]:
+    """What the manifests of all experiments say of each artifact, by `kind/key`; mostly one says something.
+
+    Raises:
+        PrecfmError: a manifest is damaged.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for home in sorted(path for path in results.glob("[!.]*") if path.is_dir()):
+        for node_id, entry in (read_manifest(home) or {"artifacts": {}})["artifacts"].items():
+            found.setdefault(without_label(node_id), []).append(entry)
+    return found
+
+
+def agrees(record: Mapping[str, Any], entry: Mapping[str, Any], node_id: str) -> bool:
+    """Whether an artifact is the one that was published.
+
+    Args:
+        record: what its `artifact.json` says.
+        entry: what the manifest says of it; where that names no files, only the rest is compared.
+        node_id: its id `kind/label-key` in the manifest, which is where it lies.
+    """
+    kind, name = node_id.split("/")
+    told = [field for field in ("files", "made_on") if entry.get(field) is not None]
+    parents = {role: [without_label(parent) for parent in ids] for role, ids in entry["parents"].items()}
+    return (
+        record.get("kind") == kind
+        and name.endswith(f"-{record.get('key')}")
+        and all(record.get(field) == entry[field] for field in ("params", "fingerprint", *told))
+        and record.get("parents") == parents
+    )
+
+
+def without_label(node_id: str) -> str:
+    """An id as records have it, `kind/key`: a label is no part of the content."""
+    kind, name = node_id.split("/")
+    return f"{kind}/{name.rpartition('-')[2]}"
 
 
 def canonical(data: Any) -> str:

@@ -117,14 +117,20 @@ def collect_garbage(plans: Iterable[Plan]) -> int:
 
     Returns:
         The number of bytes freed.
+
+    Raises:
+        OSError: a file cannot be removed.
     """
-    wanted = {f"{node.kind}-{node.key}" for plan in plans for node in plan.nodes.values()}
+    nodes = [node for plan in plans for node in plan.nodes.values()]
+    unfinished = {f"{node.kind}-{node.key}" for node in nodes if not node.exists}
     work = RESULTS / ".work"
+    if not RESULTS.is_dir():
+        return 0
     (work / "locks").mkdir(parents=True, exist_ok=True)
     freed = _freed(RESULTS / ".attic")
     remains = [
         *sorted(work.glob("parts/*")),
-        *(folder for folder in sorted(work.glob("scratch/*")) if folder.name not in wanted),
+        *(folder for folder in sorted(work.glob("scratch/*")) if folder.name not in unfinished),
     ]
     for folder in remains:
         job = folder.name.split(".")[0]  # a part-folder's name goes on with the machine and the process
@@ -135,7 +141,7 @@ def collect_garbage(plans: Iterable[Plan]) -> int:
 
 def _freed(folder: Path) -> int:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     return size
 
 
@@ -158,7 +164,7 @@ def publish(plan: Plan) -> None:
             remove(stale)
         write_whole(home / "manifest.json", _manifest(plan))
         _publish_times(home, plan)
-        _publish_time_to_quality(home, plan)
+        publish_time_to_quality(home, plan)
 
 
 def is_published(plan: Plan) -> bool:
@@ -257,7 +263,7 @@ def _publish_times(home: Path, plan: Plan) -> None:
         write_whole(table, pd.DataFrame(rows.values()).to_csv(index=False, lineterminator="\n").encode())
 
 
-def _publish_time_to_quality(home: Path, plan: Plan) -> None:
+def publish_time_to_quality(home: Path, plan: Plan) -> None:
     """Seconds to quality, where the wall times of all flows and preconditioners are known."""
     import pandas as pd
 

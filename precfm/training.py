@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from precfm.checkpoints import Scratch, fingerprint
-from precfm.errors import PrecfmError
+from precfm.errors import DivergenceError, PrecfmError
 from precfm.progress import progress_bar
 from precfm.seeds import derived_seed
 from precfm.tensors import require_tensor
@@ -381,7 +381,7 @@ class _Run:
             else f"the state after step {saved} is kept in the scratch folder"
         )
         rate = learning_rate_at(step, self._options)
-        raise PrecfmError(
+        raise DivergenceError(
             f"{self._name}: {what} at step {step + 1} with learning rate {rate:g}; "
             f"lower learning_rate or set clip_norm ({kept})"
         )
@@ -460,4 +460,6 @@ def _identity(
         "initial_weights": fingerprint(module.state_dict()),
         "data": fingerprint(data),
         "device": data[0].device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
     }

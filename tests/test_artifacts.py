@@ -58,6 +58,14 @@ def test_two_builds_give_the_same_bytes():
     assert not any(str(Path.cwd()).encode() in content for content in before.values())
 
 
+def test_scratch_of_a_job_that_was_killed_when_it_was_all_but_finished_is_removed():
+    build(NODE, make)
+    scratch = Path("results/.work/scratch") / f"{NODE.kind}-{NODE.key}"
+    scratch.mkdir(parents=True)
+    assert build(NODE, make) is False
+    assert not scratch.exists()
+
+
 def test_a_failed_job_leaves_nothing_but_its_scratch():
     def fail(job):
         job.write_json("half.json", 1)
@@ -139,6 +147,23 @@ def test_a_damaged_record_is_named():
     build(NODE, make)
     (NODE.folder / RECORD).write_text("{")
     with pytest.raises(PrecfmError, match="damaged"):
+        Artifact.open(NODE.folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"files": {}}'])
+def test_a_record_that_is_none_is_damaged(text):
+    build(NODE, make)
+    (NODE.folder / RECORD).write_text(text)
+    with pytest.raises(PrecfmError, match=r"artifact\.json: damaged"):
+        Artifact.open(NODE.folder)
+
+
+def test_one_changed_value_in_a_record_is_found_before_it_is_used():
+    build(NODE, make)
+    text = (NODE.folder / RECORD).read_text()
+    assert '"steps": 3' in text
+    (NODE.folder / RECORD).write_text(text.replace('"steps": 3', '"steps": 4'))
+    with pytest.raises(PrecfmError, match="its own checksum is wrong"):
         Artifact.open(NODE.folder)
 
 

@@ -174,6 +174,13 @@ def test_a_missing_file_names_those_that_exist():
         read_yaml(CONFIG / "absent.yaml")
 
 
+@pytest.mark.parametrize("text", ["seeds: " + "1" * 5000, "[" * 5000])
+def test_yaml_that_python_cannot_hold_is_refused_in_one_sentence(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(PrecfmError, match=r"mine\.yaml: no valid YAML"):
+        read_yaml(tmp_path / "mine.yaml")
+
+
 def test_options_are_those_of_the_class():
     options = options_of("precfm.models.mlp:MLPVelocity", frozenset({"num_classes"}))
     assert set(options.model_fields) == {"width", "depth", "time_features"}

@@ -24,6 +24,7 @@ from precfm.exchange import (
     parse_size,
     unpacking,
 )
+from precfm.published import canonical
 from tests.workflow import bytes_below
 
 BOUND = 2**16
@@ -69,6 +70,32 @@ def test_what_was_exported_comes_back_with_the_same_bytes(mine):
     assert bytes_below(Path("results/mine")) == bytes_below(Path("sent/mine"))
     assert import_artifacts([Path("out")]).kept == done.placed
     assert not list(Path("results/.work/parts").iterdir())
+
+
+@pytest.mark.parametrize("experiment", ["mine", "other"])
+def test_what_is_other_than_a_manifest_here_says_is_refused(mine, experiment):
+    """Under any experiment's name: the key alone would bring it to where it is wanted."""
+    exported(["frames/label1-000000000001"])
+    move_away()
+    record = json.loads(Path("sent/mine/frames/label1-000000000001", RECORD).read_text())
+    entry = {field: record[field] for field in ("params", "parents", "fingerprint", "files", "made_on")}
+    home = Path("results") / experiment
+    home.mkdir(parents=True)
+
+    def publish(files):
+        artifacts = {"frames/renamed-000000000001": {**entry, "files": files}}
+        (home / "manifest.json").write_text(
+            canonical({"experiment": experiment, "key": "", "artifacts": artifacts})
+        )
+
+    publish({**record["files"], "a.csv": {"bytes": 4, "sha256": "0" * 64}})
+    done = import_artifacts([Path("out")])
+    assert done.refused == ("mine/frames/label1-000000000001",)
+    assert not done.placed
+    assert CliRunner().invoke(app, ["import", "out"]).exit_code == 1
+    assert not list(Path("results").glob("*/frames/*"))
+    publish(record["files"])
+    assert import_artifacts([Path("out")]).placed == ("mine/frames/label1-000000000001",)
 
 
 def test_files_stay_within_the_bound_and_joined_pieces_are_a_tar_file(mine):
@@ -359,9 +386,10 @@ def test_a_record_that_is_not_what_its_own_checksum_says_is_refused(mine, change
     refused("its own checksum is wrong")
 
 
-def test_an_older_record_without_a_checksum_is_one(mine):
+def test_a_record_without_its_checksum_is_refused(mine):
     forge(change_record=lambda record: record.pop("checksum"), sealed=False)
-    assert len(import_artifacts([Path("out")]).placed) == 1
+    with pytest.raises(PrecfmError, match="its own checksum is wrong"):
+        import_artifacts([Path("out")])
 
 
 def artifact(**fields):

@@ -33,8 +33,9 @@ from precfm.experiments import load_experiment, read_yaml
 from precfm.metrics.extractors import inception
 from precfm.metrics.extractors.weights import Weights, load_state
 from precfm.plan import load_plan
+from precfm.published import canonical
 from tests.test_sources import CONTENT, sha256, write_sources
-from tests.workflow import BIN, ROOT, run
+from tests.workflow import BIN, ROOT, run, sealed
 
 SHELL_WORDS = [
     "x; touch pwned", "$(touch pwned)", "`touch pwned`", "x && touch pwned", "x\ntouch pwned", "x' ; touch pwned '",
@@ -427,7 +428,7 @@ def test_a_record_cannot_reach_other_files(artifact, name):
     file = artifact / name
     content = file.read_bytes() if file.exists() else b""
     record["files"] = {name: {"sha256": sha256(content), "bytes": len(content)}}
-    (artifact / RECORD).write_text(json.dumps(record))
+    (artifact / RECORD).write_text(sealed(record))
     with pytest.raises(PrecfmError, match="not part of this artifact"):
         Artifact.open(artifact).verified()
 
@@ -443,7 +444,9 @@ def test_a_record_that_is_none_is_damage(artifact, text):
 
 def test_before_a_pull_a_malformed_record_is_set_aside(artifact, project):
     """`make pull` meets whatever a colleague or a broken disk has left."""
-    (project / "results/mine/manifest.json").write_text('{"artifacts": {}}')
+    (project / "results/mine/manifest.json").write_text(
+        canonical({"experiment": "mine", "key": "", "artifacts": {}})
+    )
     (artifact / RECORD).write_text('{"files": 3}')
     spec = importlib.util.spec_from_file_location("pull", ROOT / "workflow_scripts/pull.py")
     pull = importlib.util.module_from_spec(spec)

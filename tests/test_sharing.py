@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from precfm.plan import KINDS
-from tests.workflow import BIN, ROOT, bytes_below, clone, git, jobs, reproduce, run
+from tests.workflow import BIN, ROOT, bytes_below, clone, git, jobs, reproduce, run, sealed
 
 pytestmark = pytest.mark.xdist_group("sharing")
 
@@ -162,7 +162,7 @@ def test_a_pull_neither_overwrites_nor_deletes_what_is_yours(lab, in_folder, tmp
         record["files"]["content.json"] = {
             "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content),
         }  # fmt: skip
-        (folder / "artifact.json").write_text(json.dumps(record))
+        (folder / "artifact.json").write_text(sealed(record))
     before = bytes_below(own), bytes_below(same_key)
     pull(colleague, "shared", "--kind", "theory")
     attic = colleague / "results/.attic/theory"
@@ -177,7 +177,7 @@ def test_what_was_tampered_with_in_the_remote_is_refused_by_name(lab, in_folder,
     evil = b'{"id": "evil"}\n'
     record = (victim / "artifact.json").read_text()
     right = hashlib.sha256((victim / "content.json").read_bytes()).hexdigest()
-    forged = record.replace(right, hashlib.sha256(evil).hexdigest()).encode()
+    forged = sealed(json.loads(record.replace(right, hashlib.sha256(evil).hexdigest()))).encode()
     changes = {"content.json": evil} | ({"artifact.json": forged} if forge_record else {})
     store = tmp_path / "store"
     shutil.copytree(in_folder, store)

@@ -18,7 +18,7 @@ from precfm.artifacts import RECORD, build
 from precfm.errors import PrecfmError
 from precfm.store import collect_garbage, is_published, publish, summary, tidy
 from tests.test_report_comparisons import budget_rows, curve_records
-from tests.workflow import ROOT, bytes_below
+from tests.workflow import ROOT, bytes_below, sealed
 
 WHITENING = {"methods": {"whitening": {"preconditioner": {"exponent": 0.25}}}}
 
@@ -65,13 +65,16 @@ def test_another_experiment_shares_what_is_equal(planned):
 def test_garbage_is_the_attic_and_abandoned_scratch(planned, project):
     make_all(planned())
     tidy(planned(WHITENING))
-    wanted = planned(WHITENING).of("flows")[0]
-    for name in (f"flows-{wanted.key}", "flows-000000000000"):
+    unfinished = next(node for node in planned(WHITENING).of("flows") if not node.exists)
+    finished = next(node for node in planned(WHITENING).of("flows") if node.exists)
+    for name in (f"flows-{unfinished.key}", f"flows-{finished.key}", "flows-000000000000"):
         (project / "results/.work/scratch" / name).mkdir(parents=True)
         (project / "results/.work/scratch" / name / "state").write_text("x" * 1000)
     assert collect_garbage([planned(WHITENING)]) > 1000
     assert not (project / "results/.attic").exists()
-    assert [path.name for path in (project / "results/.work/scratch").iterdir()] == [f"flows-{wanted.key}"]
+    assert [path.name for path in (project / "results/.work/scratch").iterdir()] == [
+        f"flows-{unfinished.key}"
+    ]
 
 
 def test_publishing_copies_products_and_removes_stale_ones(planned, project):
@@ -329,7 +332,7 @@ def test_whatever_a_record_says_otherwise_than_the_manifest_is_refused(pulled, p
     refuse_wrong = script("pull").refuse_wrong
     assert refuse_wrong("mine", ["flows"]) == []
     record = json.loads((flow.folder / RECORD).read_text())
-    (flow.folder / RECORD).write_text(json.dumps({**record, field: FIELDS[field]}))
+    (flow.folder / RECORD).write_text(sealed({**record, field: FIELDS[field]}))
     forged = bytes_below(flow.folder)
     assert refuse_wrong("mine", ["flows"]) == [flow.folder]
     assert bytes_below(project / "results/.attic/refused/flows" / flow.name) == forged
@@ -404,6 +407,33 @@ def test_a_second_run_of_an_experiment_waits_until_the_first_is_recorded(pulled,
     (project / "results/mine/records").mkdir(exist_ok=True)
     reproduce.main("mine", "everything", 1)
     assert len(recorded) == 1
+
+
+def test_what_is_damaged_is_removed_and_not_recorded(pulled, project, monkeypatch):
+    plan, _ = pulled
+    reproduce = script("reproduce")
+    flow = plan.of("flows")[0]
+    (flow.folder / "flows.json").write_text("[]")
+    (project / "params.yaml").write_text("experiments: []\nsources: []\n")
+    monkeypatch.setattr(reproduce, "run_group", lambda *_: pytest.fail("recorded"))
+    with pytest.raises(SystemExit, match=rf"{flow.id} was damaged after it was made \(1 in all\)"):
+        reproduce.record(plan, 0)
+    assert [node for node in plan.nodes.values() if not node.exists] == [flow]
+
+
+def test_garbage_that_cannot_be_removed_is_no_freed_space(project, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (project / "results/.attic/flows").mkdir(parents=True)
+    monkeypatch.setattr(store, "remove", refuse)
+    with pytest.raises(PermissionError):
+        collect_garbage([])
+
+
+def test_where_nothing_was_made_there_is_no_garbage(project):
+    assert collect_garbage([]) == 0
+    assert not (project / "results").exists()
 
 
 def test_mending_after_a_killed_dvc_waits_for_one_that_outlived_its_run(pulled, project, monkeypatch):

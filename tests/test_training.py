@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 import os
@@ -587,6 +588,13 @@ def test_any_damage_is_noticed(tmp_path: Path, position: int, bit: int, cut: int
         assert not is_intact(path)
         with pytest.raises(PrecfmError, match="is damaged"):
             read_verified(path)
+
+
+def test_a_file_named_for_its_bytes_that_is_no_save_is_not_intact(tmp_path: Path) -> None:
+    content = b"something else"
+    path = tmp_path / f"state-00000001-{hashlib.sha256(content).hexdigest()}.safetensors"
+    path.write_bytes(content)
+    assert not is_intact(path)
 
 
 # ---- mistakes

@@ -1,11 +1,14 @@
 """Running the real workflow in clones of this project: what the tests of workflow and README share."""
 
 import hashlib
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+from precfm.artifacts import record_checksum
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -64,3 +67,8 @@ def bytes_below(folder):
 def clone(source, target):
     git(source, "clone", "--quiet", str(source), str(target))
     return target
+
+
+def sealed(record):
+    """The text of a forged record whose own checksum is right."""
+    return json.dumps({**record, "checksum": record_checksum(record)}, indent=1, sort_keys=True) + "\n"

@@ -4,7 +4,6 @@ A plain `dvc pull` refuses where an artifact lies that the ledger does not know,
 whatever differs from the manifest goes to the attic first, and what is damaged is removed.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from precfm.artifacts import RECORD, RESULTS, Artifact
 from precfm.errors import PrecfmError
 from precfm.experiments import load_experiment
 from precfm.plan import KINDS
+from precfm.published import MANIFEST, agrees, read_manifest
 from precfm.store import alone, remove, to_attic
 
 BIN = Path(sys.executable).parent
@@ -65,7 +65,7 @@ def main(
 
 def set_aside(experiment: str, kinds: list[str]) -> list[Path]:
     """Move every artifact that is not as the manifest says to the attic, and remove what is damaged."""
-    manifest = _manifest(RESULTS / experiment / "manifest.json")
+    listed = _listed(experiment)
     moved = []
     for kind in kinds:
         for folder in sorted((RESULTS / experiment / kind).glob("*")):
@@ -75,7 +75,7 @@ def set_aside(experiment: str, kinds: list[str]) -> list[Path]:
             except PrecfmError:
                 remove(folder)
                 continue
-            if not as_listed(artifact, manifest.get(f"{kind}/{folder.name}")) and to_attic(folder, kind):
+            if not _is_listed(artifact, listed) and to_attic(folder, kind):
                 moved.append(folder)
     return moved
 
@@ -89,7 +89,7 @@ def refuse_wrong(experiment: str, kinds: list[str]) -> list[Path]:
     Returns:
         The folders that such artifacts were in.
     """
-    manifest = _manifest(RESULTS / experiment / "manifest.json")
+    listed = _listed(experiment)
     wrong = []
     for kind in kinds:
         for folder in sorted((RESULTS / experiment / kind).glob("*")):
@@ -100,7 +100,7 @@ def refuse_wrong(experiment: str, kinds: list[str]) -> list[Path]:
             except PrecfmError:
                 remove(folder)
             else:
-                if as_listed(artifact, manifest.get(f"{kind}/{folder.name}")):
+                if _is_listed(artifact, listed):
                     continue
                 to_attic(folder, f"{REFUSED}/{kind}")
             if complete:
@@ -118,35 +118,19 @@ def refusal(experiment: str, wrong: list[Path]) -> str:
     )
 
 
-def as_listed(artifact: Artifact, entry: dict[str, Any] | None) -> bool:
-    """Whether an artifact's record says what the manifest says of it; files only where they were published."""
-    if not entry:
-        return False
-    record = artifact.record
-    name = f"{record.get('kind')}/{artifact.folder.name.rpartition('-')[0]}-{record.get('key')}"
-    optional = [field for field in ("files", "made_on") if entry.get(field) is not None]
-    return (
-        name == f"{artifact.folder.parent.name}/{artifact.folder.name}"
-        and all(record.get(field) == entry[field] for field in ("params", "fingerprint", *optional))
-        and record.get("parents")
-        == {role: [_key(id_) for id_ in ids] for role, ids in entry["parents"].items()}
-    )
+def _is_listed(artifact: Artifact, listed: dict[str, Any]) -> bool:
+    node_id = f"{artifact.folder.parent.name}/{artifact.folder.name}"
+    entry = listed.get(node_id)
+    return entry is not None and agrees(artifact.record, entry, node_id)
 
 
-def _key(parent: str) -> str:
-    """The id of a parent as records have it: without its label."""
-    kind, name = parent.split("/")
-    return f"{kind}/{name.rpartition('-')[2]}"
-
-
-def _manifest(file: Path) -> dict[str, Any]:
-    """What the ledger knows of each artifact."""
-    try:
-        artifacts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["artifacts"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise PrecfmError(
-            f"{file}: missing or damaged; it is kept in git: `git checkout -- {file}` brings it back"
-        ) from None
+def _listed(experiment: str) -> dict[str, Any]:
+    """What the experiment's manifest says of each artifact."""
+    manifest = read_manifest(RESULTS / experiment)
+    if manifest is None:
+        file = RESULTS / experiment / MANIFEST
+        raise PrecfmError(f"{file}: missing; it is kept in git: `git checkout -- {file}` brings it back")
+    artifacts: dict[str, Any] = manifest["artifacts"]
     return artifacts
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from precfm.artifacts import Job, run_rule
 from precfm.autoencoders.conv_vae import decode_latents
 from precfm.decoder_metric import metric_of
-from precfm.errors import PrecfmError
+from precfm.errors import DivergenceError, PrecfmError
 from precfm.flow import bind, generate, matched, tuned
 from precfm.metrics.extractors.base import extract
 from precfm.metrics.frechet import frechet_distance
@@ -55,9 +55,13 @@ def make(job: Job) -> None:
                 scratch=job.scratch / str(position),
                 name=f"recipe {position}",
             )
+        except DivergenceError as error:  # no recipe for this method
+            rows.append({**recipe, "score": math.inf, "note": str(error)})
+            continue
+        try:
             made = generate(candidate, flow.model.eval(), preconditioner, noise, asked, *how)
             rows.append({**recipe, "score": judge(made.cpu()), "note": ""})
-        except PrecfmError as error:  # it diverged: no recipe for this method
+        except PrecfmError as error:  # its samples, or the features of their images, are not finite
             rows.append({**recipe, "score": math.inf, "note": str(error)})
     best = min(rows, key=lambda row: row["score"])
     if math.isinf(best["score"]):

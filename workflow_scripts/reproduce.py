@@ -135,12 +135,18 @@ def run_snakemake(plan: Plan, target: str, cores: int, held: int) -> None:
 def record(plan: Plan, held: int) -> None:
     """Let DVC record and store the artifacts, unless nothing has changed since it last did.
 
-    The experiment and its sources are listed in params.yaml first.
+    The experiment and its sources are listed in params.yaml first. What is damaged is never recorded: the next run
+    makes it again.
     """
     experiment = plan.experiment
     stamp = RESULTS / experiment.name / "records" / "ledger"
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == ledger_state(plan):
         return
+    if damaged := remove_damaged(plan):
+        sys.exit(
+            f"precfm: {experiment.name}: {damaged[0]} was damaged after it was made ({len(damaged)} in all), so "
+            "nothing was recorded; the same command makes it again"
+        )
     listed = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
     sources = {dataset.source_name for dataset in experiment.datasets.values()}
     wanted = {
@@ -192,6 +198,13 @@ def mend_after_killed_dvc(plan: Plan) -> None:
             LOCK.unlink(missing_ok=True)
     if not (LOCKS_BEFORE / plan.experiment.name).is_file():
         return
+    remove_damaged(plan)
+    (LOCKS_BEFORE / plan.experiment.name).unlink()
+
+
+def remove_damaged(plan: Plan) -> list[str]:
+    """Remove the artifacts whose files are not as their record says; their ids."""
+    found = []
     for node in plan.nodes.values():
         try:
             if node.exists:
@@ -199,7 +212,8 @@ def mend_after_killed_dvc(plan: Plan) -> None:
         except PrecfmError as error:
             print(f"{node.id}: made again ({error})")
             remove(node.folder)
-    (LOCKS_BEFORE / plan.experiment.name).unlink()
+            found.append(node.id)
+    return found
 
 
 def _entries(lock: bytes) -> set[str]:

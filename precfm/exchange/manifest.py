@@ -92,7 +92,7 @@ def checked_record(text: bytes, artifact_id: str) -> Record:
     except ValidationError as error:
         raise PrecfmError(f"{where}: {first_mistake(error)}; the record of an artifact is needed") from None
     content = json.loads(text)
-    if "checksum" in content and content["checksum"] != record_checksum(content):
+    if content.get("checksum") != record_checksum(content):
         raise PrecfmError(f"{where}: damaged (its own checksum is wrong); fetch it anew")
     kind, _, name = artifact_id.partition("/")
     if kind not in KINDS or record.kind != kind or not name.endswith(f"-{record.key}"):
@@ -108,7 +108,7 @@ def checked_record(text: bytes, artifact_id: str) -> Record:
 def _check_file_name(name: str, names: frozenset[str], where: str) -> None:
     """Refuse what leads out of the artifact, hides, or stands in another file's way."""
     path = PurePosixPath(name)
-    plain = all(re.fullmatch(r"[A-Za-z0-9_=+:,@ -][A-Za-z0-9._=+:,@ -]*", part) for part in path.parts)
+    plain = all(re.fullmatch(r"[A-Za-z0-9_=+:,@ -][A-Za-z0-9._=+:,@ -]{0,199}", part) for part in path.parts)
     if not plain or str(path) != name or not path.parts or name == RECORD:
         raise PrecfmError(f"{where}: file name {name!r} is none that a payload may have")
     if any(str(parent) in names for parent in path.parents):

@@ -16,7 +16,7 @@ from typing import IO
 from filelock import FileLock
 from pydantic import ValidationError
 
-from precfm.artifacts import RECORD, RESULTS
+from precfm.artifacts import RECORD, RESULTS, Artifact
 from precfm.datasets.manifest import file_sha256
 from precfm.errors import PrecfmError
 from precfm.exchange.manifest import (
@@ -28,6 +28,7 @@ from precfm.exchange.manifest import (
     checked_record,
     first_mistake,
 )
+from precfm.published import agrees, published_entries, without_label
 from precfm.store import remove
 
 BLOCK = 2**20
@@ -42,11 +43,13 @@ class Imported:
         placed: came into place.
         kept: were here already, equal.
         different: are here with other bytes, and were left as they are.
+        refused: are not what a manifest in results/ says of them, and were left out.
     """
 
     placed: tuple[str, ...]
     kept: tuple[str, ...]
     different: tuple[str, ...]
+    refused: tuple[str, ...]
 
 
 def import_artifacts(places: Sequence[Path]) -> Imported:
@@ -57,7 +60,8 @@ def import_artifacts(places: Sequence[Path]) -> Imported:
             of a file, the volume that it belongs to is imported.
 
     Raises:
-        PrecfmError: anything is missing, damaged or not as announced; then nothing was put in place.
+        PrecfmError: anything is missing, damaged or not as announced, or a manifest of this project is damaged; then
+            nothing was put in place.
     """
     chosen = [volume for place in places for volume in _volumes(place)]
     volumes = list({(folder, volume.files[0].name): (folder, volume) for folder, volume in chosen}.values())
@@ -216,14 +220,18 @@ class _Joined(io.RawIOBase):
 
 
 def _put_all(staged: dict[PackedArtifact, Path]) -> Imported:
-    """Move what is not here yet into place, each under its lock."""
-    placed, kept, different = [], [], []
+    """Move what is not here yet into place, each under its lock; published numbers are never made from other bytes."""
+    placed, kept, different, refused = [], [], [], []
+    published = published_entries(RESULTS)
     for packed, folder in staged.items():
         name = f"{packed.experiment}/{packed.id}"
         target = RESULTS / name
-        kind, key = packed.id.split("/")[0], packed.id[-12:]
+        kind, key = without_label(packed.id).split("/")
+        record = Artifact.open(folder).record
         with FileLock(RESULTS / ".work" / "locks" / f"{kind}-{key}.lock"):
-            if not (target / RECORD).is_file():
+            if not all(agrees(record, entry, packed.id) for entry in published.get(f"{kind}/{key}", ())):
+                refused.append(name)
+            elif not (target / RECORD).is_file():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 remove(target)  # Snakemake's empty folder, or the remains of an incomplete pull
                 folder.rename(target)
@@ -232,4 +240,4 @@ def _put_all(staged: dict[PackedArtifact, Path]) -> Imported:
                 kept.append(name)
             else:
                 different.append(name)
-    return Imported(tuple(placed), tuple(kept), tuple(different))
+    return Imported(tuple(placed), tuple(kept), tuple(different), tuple(refused))

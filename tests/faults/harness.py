@@ -78,6 +78,12 @@ def reproduce(name: str) -> tuple[str, ...]:
     return (sys.executable, "workflow_scripts/reproduce.py", name, "--cores", "2")
 
 
+def _heed_signals() -> None:
+    """A shell's background ignores SIGINT, and `nohup` SIGHUP; what a test starts is in a terminal's foreground."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(folder: Path, *command: str | Path, log: Path) -> subprocess.Popen:
     """Start a command in a session of its own, as from a terminal."""
     with log.open("ab") as file:
@@ -88,9 +94,7 @@ def start(folder: Path, *command: str | Path, log: Path) -> subprocess.Popen:
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(
-                signal.SIGINT, signal.SIG_DFL
-            ),  # ignored in a shell's background
+            preexec_fn=_heed_signals,
         )
 
 
@@ -229,7 +233,7 @@ def disturbed(
     *,
     command: tuple[str | Path, ...] = reproduce(NAME),
     victims: tuple[str, ...] = VICTIMS,
-    mean_seconds: float = 15.0,
+    mean_seconds: float,
 ) -> None:
     """Run a command with faults at random moments and start it again after each, until it has ended well.
 

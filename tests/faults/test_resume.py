@@ -20,10 +20,11 @@ import precfm.preconditioners.learned as learned
 import precfm.training as training
 from precfm.artifacts import RESULTS, build, script_of
 from precfm.checkpoints import Scratch
+from precfm.errors import PrecfmError
 from tests.faults.harness import NAME, SMALL, SMALL_NAME, TINY, damage, outcome, start
 from tests.workflow import BIN
 
-TRAINED = ("classifiers", "autoencoders", "preconditioners", "flows")
+TRAINED = ("classifiers", "autoencoders", "preconditioners", "recipes", "flows")
 fork = multiprocessing.get_context("fork")
 
 
@@ -70,7 +71,7 @@ def cut(file, draw):
 
 
 def trained_jobs(plan):
-    """Both frozen networks, both learned preconditioners, one main flow, and what they read."""
+    """Both frozen networks, both learned preconditioners, one search, one main flow, and what they read."""
     first = {}
     for node in plan.nodes.values():
         learned_map = node.kind == "preconditioners" and any("flow:" in target for target in node.targets)
@@ -87,7 +88,11 @@ def test_jobs_killed_at_any_moment_end_in_the_same_bytes(planned, project, monke
     # Preconditioners have no option for it, and their trainings here are shorter than one save.
     monkeypatch.setattr(learned, "TrainingOptions", partial(training.TrainingOptions, save_every=4))
     learned_maps = {"low_capacity_flow": {"preconditioner": {"name": "low_capacity_flow", "steps": 20}}}
-    nodes = trained_jobs(planned(TINY | {"methods": TINY["methods"] | learned_maps}, name=NAME))
+    change = {
+        "methods": TINY["methods"] | learned_maps,
+        "search": {"learning_rate": [1e-3, 2e-3], "steps": 20},
+    }
+    nodes = trained_jobs(planned(TINY | change, name=NAME))
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # what torch imports late, the forks have, too
     seconds = {}
     for node in nodes:
@@ -127,6 +132,28 @@ def test_jobs_killed_at_any_moment_end_in_the_same_bytes(planned, project, monke
         print(
             f" [{kills} kills in {len(nodes)} jobs, {len(resumed)} trainings resumed, {damaged} saves damaged]"
         )
+
+
+def test_a_search_does_not_take_the_save_of_another_training_for_divergence(planned, project):
+    """Here one with another number of threads, whose last digits differ."""
+    plan = planned(TINY, name=NAME)
+    (search,) = plan.of("recipes")
+    for node in plan.with_missing_parents([search.id])[:-1]:
+        build(node, script_of(node))
+
+    def on_more_threads():
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        job(search, dies_after_save=1)
+
+    child = fork.Process(target=on_more_threads)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    with pytest.raises(PrecfmError, match=r"of another training, with threads = \d+ where this one has"):
+        build(search, script_of(search))
+    assert not search.exists
+    shutil.rmtree(RESULTS / ".work/scratch")
+    assert build(search, script_of(search))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
