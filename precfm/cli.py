@@ -148,6 +148,10 @@ def import_results(
     typer.echo(f"{len(done.placed)} artifacts put in place, {len(done.kept)} were here already")
     for name in done.different:
         typer.echo(f"{name}: is here with other bytes, and was left as it is")
+    for name in done.refused:
+        typer.echo(f"{name}: refused, it is not what a manifest in results/ says of it", err=True)
+    if done.refused:
+        raise typer.Exit(1)
 
 
 @app.command()
