@@ -35,42 +35,41 @@ class Bound:
     """Marks an option of which not every value of its type is right.
 
     Attributes:
-        condition: a Python expression of `value` and of the other arguments by name; a value for which it makes no
-            sense is wrong.
+        is_right: judges a value, given all arguments by name; it uses nothing but these two, so that it can be read
+            from the source of a class. A value that it cannot compare is wrong.
         words: what would be right, as in "at least 1"; `{name}` stands for another argument.
     """
 
-    condition: str
+    is_right: Callable[[Any, Mapping[str, Any]], bool]
     words: str
 
     def holds(self, value: Any, arguments: Mapping[str, Any]) -> bool:
         """Whether a value is right beside the other arguments."""
-        known = {"__builtins__": {"len": len}, "inf": math.inf, **arguments, "value": value}
         try:
-            return bool(eval(self.condition, known))  # our own source
+            return self.is_right(value, arguments)
         except (TypeError, AttributeError):
             return False
 
 
-Count = Annotated[int, Bound("value >= 1", "at least 1")]
-Natural = Annotated[int, Bound("value >= 0", "0 or more")]
-TimeFeatures = Annotated[int, Bound("value >= 2 and value % 2 == 0", "an even number of at least 2")]
-NotNegative = Annotated[float, Bound("0 <= value < inf", "a finite number of at least 0")]
-Positive = Annotated[float, Bound("0 < value < inf", "a positive, finite number")]
-Share = Annotated[float, Bound("0 <= value <= 1", "a number from 0 to 1")]
-Fraction = Annotated[float, Bound("0 < value < 1", "a number between 0 and 1")]
+Count = Annotated[int, Bound(lambda n, _: n >= 1, "at least 1")]
+Natural = Annotated[int, Bound(lambda n, _: n >= 0, "0 or more")]
+TimeFeatures = Annotated[int, Bound(lambda n, _: n >= 2 and n % 2 == 0, "an even number of at least 2")]
+NotNegative = Annotated[float, Bound(lambda x, _: 0 <= x < math.inf, "a finite number of at least 0")]
+Positive = Annotated[float, Bound(lambda x, _: 0 < x < math.inf, "a positive, finite number")]
+Share = Annotated[float, Bound(lambda x, _: 0 <= x <= 1, "a number from 0 to 1")]
+Fraction = Annotated[float, Bound(lambda x, _: 0 < x < 1, "a number between 0 and 1")]
 Patience = Annotated[
     int,
     Bound(
-        "value == 0 or (value > 0 and validate_every > 0)",
+        lambda n, others: n == 0 or (n > 0 and others["validate_every"] > 0),
         "0, or a positive number together with validate_every,",
     ),
 ]
 Components = Annotated[
     tuple[dict[str, Any], ...],
-    Bound("len(value) > 0", "at least one preconditioner"),
+    Bound(lambda stages, _: len(stages) > 0, "at least one preconditioner"),
     Bound(
-        "'auto' not in [each.get('name') for each in value]",
+        lambda stages, _: "auto" not in [stage.get("name") for stage in stages],
         "a list without 'auto', which chooses by itself,",
     ),
 ]

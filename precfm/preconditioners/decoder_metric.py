@@ -45,7 +45,7 @@ class DecoderMetric(SymmetricAffine):
 
     @checked
     def __init__(
-        self, floor: Annotated[float, Bound("1e-6 <= value <= 1", "a number from 1e-06 to 1")] = 0.01
+        self, floor: Annotated[float, Bound(lambda x, _: 1e-6 <= x <= 1, "a number from 1e-06 to 1")] = 0.01
     ) -> None:
         super().__init__()
         self.floor = floor

@@ -63,7 +63,8 @@ class LowCapacityFlow(LearnedPreconditioner):
         tolerance: Positive = 1e-2,
         solver_steps: Count = 25,
         max_solver_steps: Annotated[
-            int, Bound("value >= solver_steps", "at least solver_steps ({solver_steps})")
+            int,
+            Bound(lambda n, others: n >= others["solver_steps"], "at least solver_steps ({solver_steps})"),
         ] = 400,
         shrinkage: Share = 0.0,
         steps: Count = 1500,

@@ -68,7 +68,7 @@ class NormalizingFlow(LearnedPreconditioner):
         transforms: Count = 3,
         width: Count = 128,
         depth: Count = 2,
-        max_log_scale: Annotated[float, Bound("0 < value <= 5", "a number above 0 and up to 5")] = 1.5,
+        max_log_scale: Annotated[float, Bound(lambda x, _: 0 < x <= 5, "a number above 0 and up to 5")] = 1.5,
         shrinkage: Share = 0.0,
         steps: Count = 1500,
         batch_size: Count = 256,

@@ -44,8 +44,8 @@ class Projection(SymmetricAffine):
     @checked
     def __init__(
         self,
-        rank: Annotated[int | None, Bound("value is None or value >= 1", "at least 1, or null,")] = None,
-        explained: Annotated[float, Bound("0 < value <= 1", "a number above 0 and up to 1")] = 0.9,
+        rank: Annotated[int | None, Bound(lambda n, _: n is None or n >= 1, "at least 1, or null,")] = None,
+        explained: Annotated[float, Bound(lambda x, _: 0 < x <= 1, "a number above 0 and up to 1")] = 0.9,
     ) -> None:
         super().__init__()
         self.rank, self.explained = rank, explained

@@ -41,7 +41,7 @@ class Whitening(SymmetricAffine):
         exponent: Share = 0.5,
         shrinkage: Share = 0.0,
         rows: Annotated[
-            int | None, Neutral(None), Bound("value is None or value >= 2", "at least 2, or null,")
+            int | None, Neutral(None), Bound(lambda n, _: n is None or n >= 2, "at least 2, or null,")
         ] = None,
     ) -> None:
         super().__init__()
