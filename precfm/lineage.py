@@ -268,6 +268,7 @@ def _chosen(
         "dataset": {cell.about.get("dataset")},
         "method": {cell.about.get("method"), cell.about.get("baseline")},
         "seed": {cell.about.get("seed")},
+        "run": experiments_of(cell.about.get("claim", "")),
     }
 
     def meant(told: Mapping[str, Any]) -> bool:
@@ -300,6 +301,28 @@ def _roles(table: str) -> set[str]:
     source = module_file(import_string("tables", table).split(":")[0]).read_text(encoding="utf-8")
     named = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
     return {role for frame, roles in FRAMES.items() if frame in named for role in roles}
+
+
+def experiments_of(claim: str) -> set[str]:
+    """The controlled experiments whose tables decide a claim's statistics; empty if none does.
+
+    They stand in the source of precfm/theory/claims.py, as `<experiment>.<table>` in the claim's function and in those
+    that it calls.
+    """
+    tree = ast.parse(module_file("precfm.theory.claims").read_text(encoding="utf-8"))
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    found: set[str] = set()
+    pending, seen = [f"claim_{claim.lower()}"], set()
+    while pending:
+        if (name := pending.pop()) in seen or name not in functions:
+            continue
+        seen.add(name)
+        for node in ast.walk(functions[name]):
+            if isinstance(node, ast.Name):
+                pending.append(node.id)
+            elif isinstance(node, ast.Constant) and (match := re.fullmatch(r"(\w+)\.\w+", str(node.value))):
+                found.add(match[1])
+    return found
 
 
 def _sources(steps: Mapping[str, Step]) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from precfm.artifacts import build
 from precfm.cli import app
 from precfm.errors import PrecfmError
 from precfm.fingerprint import SCRIPTS, modules
-from precfm.lineage import FRAMES, lineage
+from precfm.lineage import FRAMES, experiments_of, lineage
 from precfm.lineage_tree import WIDTH, tree, without_defaults
 from precfm.registry import REGISTRY
 from precfm.store import publish
@@ -267,6 +267,14 @@ def test_the_frames_that_the_script_writes_are_known_with_their_roles(plan):
     for role in every:
         assert written([role]) <= {frame for frame, roles in FRAMES.items() if role in roles}
     assert all(_roles(name) for name in REGISTRY["tables"])
+
+
+def test_a_claim_s_statistics_are_traced_to_the_experiments_whose_tables_they_read():
+    assert experiments_of("C1") == {"linear_grid"}
+    assert experiments_of("C2") == {"linear_grid", "steps_to_accuracy", "residual_linear"}
+    assert experiments_of("C8") == set()
+    read = {claim: experiments_of(claim) for claim in (f"C{number}" for number in range(1, 12))}
+    assert set().union(*read.values()) <= set(REGISTRY["theory"])
 
 
 def test_why_on_the_command_line(plan):

@@ -71,6 +71,8 @@ def test_the_method_table_lists_every_method_with_its_cost_and_metrics(frames):
     assert row["value"] == pytest.approx(of_space.mean())
     assert row["high"] == pytest.approx(stats.ttest_1samp(of_space, 0).confidence_interval().high)
     assert cell(data, method="scalar", quantity="residual_condition_number")["n"] == 1  # one fit, repeated
+    assert cell(data, method="ours", quantity="inverse_flops_per_sample")["n"] == 5  # two frames hold it
+    assert data["n"].max() == 5
     block = methods.build(frames).blocks[0].cells
     assert block["method"].tolist()[-1] == "floor (train split)"
     assert "parameters, flow" in block.columns

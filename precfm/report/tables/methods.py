@@ -58,7 +58,7 @@ def tidy(frames: Frames) -> pd.DataFrame:
     records = final_records(frames)
     parts = [
         _long(budgets.assign(training_flops=trained)),
-        _long(fitted[["dataset", "method", "seed", *(name for name in _QUANTITIES if name in fitted)]]),
+        _long(fitted.drop(columns=_QUANTITIES.keys() & budgets.columns, errors="ignore")),
         _long(frame(frames, "predictors")[["dataset", "method", "seed", "predicted_steps"]]),
         records.assign(quantity=records["column"])[[*_KEYS, "value"]],
     ]
