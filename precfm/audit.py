@@ -1,31 +1,34 @@
 """The audit: does everything in results/ agree with its checksums, the plan, the ledger and this machine?
 
-Findings are errors; warnings tell what may change the last digits of a rebuild. Times in `records/` change from run to
-run and carry no checksum: those that are published are held against the commit, which gives warnings. Logs are left
-out.
+Findings are errors; warnings tell what may change the last digits of a rebuild, or is not committed yet. Times in
+`records/` change from run to run and carry no checksum: those that are published are held against the commit and what
+they are made from. Logs, benchmark files and stamps in `records/` are left out.
 """
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from precfm.against import compare, published_here, published_in
-from precfm.artifacts import ON_DEVICE, RECORD, RESULTS, Node, record_checksum
+from precfm import fingerprint as code
+from precfm.against import MIN_SEEDS, RELATIVE, compare, published_here, published_in
+from precfm.artifacts import ON_DEVICE, RECORD, RESULTS, Artifact, Node, record_checksum
 from precfm.datasets.manifest import file_sha256
 from precfm.errors import PrecfmError
-from precfm.experiments import CONFIG_FOLDER
+from precfm.experiments import CONFIG_FOLDER, NAME
 from precfm.findings import Report, counted
+from precfm.ledger import Claim, check_ledger
 from precfm.plan import KINDS, Plan, load_plan
 from precfm.published import MANIFEST, canonical, read_manifest
 from precfm.store import PRODUCTS
-from precfm.surroundings import ask_ledger, check_ledger, check_machine, check_times, check_versions
+from precfm.surroundings import MERGED, TIMES, check_commit, check_machine, check_times, check_versions
 
 _FIELDS = {"kind", "key", "params", "parents", "fingerprint", "files", "made_on"}
-_UNTRACKED = {".snakemake_timestamp", ".gitignore"}
+_STAMP = ".snakemake_timestamp"  # empty; Snakemake leaves it in the folders of products
 _DAMAGED = "delete this artifact's folder, then `make pull` or `make reproduce` brings it back"
 
 
@@ -44,6 +47,8 @@ def audit(experiments: Sequence[str] = (), against: str | None = None) -> Report
     """
     chosen = list(experiments) or sorted(path.name for path in RESULTS.glob("[!.]*") if path.is_dir())
     for name in chosen:
+        if experiments and not re.fullmatch(NAME, name):
+            raise PrecfmError(f"experiment {name!r}: letters, digits, _ and - are needed, a letter first")
         if not (RESULTS / name).is_dir():
             raise PrecfmError(
                 f"{RESULTS / name}: not there; `make reproduce EXPERIMENT={name}` or `make pull` makes it"
@@ -53,18 +58,20 @@ def audit(experiments: Sequence[str] = (), against: str | None = None) -> Report
     report = Report(chosen)
     if against is not None:
         _check_against(report, against)
-    with ThreadPoolExecutor(1) as ledger:  # DVC works in its own processes meanwhile
-        asked = ledger.submit(ask_ledger)
-        rooms = [_Room(report, name) for name in chosen]
-        for room in rooms:
-            room.check()
-        _check_attic(report)
-        _check_merged_claims(report)
-        check_versions(report)
-        for room in rooms:
-            check_machine(report, room.name, room.records)
-            check_times(report, room.name)
-        check_ledger(report, *asked.result())
+    rooms = [_Room(report, name) for name in chosen]
+    for room in rooms:
+        room.check()
+    if not experiments:
+        _check_strays(report)
+    _check_attic(report)
+    _check_merged_claims(report)
+    _check_equivalences(report, rooms)
+    check_versions(report)
+    for room in rooms:
+        check_machine(report, room.name, room.records)
+        check_times(report, room.name, room.plan)
+    check_ledger(report, [room.claim() for room in rooms])
+    check_commit(report, chosen)
     return report
 
 
@@ -102,6 +109,12 @@ class _Room:
         self._check_products()
         self._check_devices()
 
+    def claim(self) -> Claim:
+        """What the ledger must hold of it."""
+        datasets = self.plan.experiment.datasets if self.plan is not None else {}
+        sources = {dataset.source_name for dataset in datasets.values()}
+        return Claim(self.name, list(self.published), sorted(sources))
+
     def _check_links(self) -> None:
         for path in _below(self.home):
             if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):
@@ -111,7 +124,7 @@ class _Room:
 
     def _folders(self) -> Iterator[Path]:
         """The artifacts' folders; what else lies among them is reported, and what lies beside them is noted."""
-        known = {*filter(None, PRODUCTS.values()), "records", MANIFEST, *_UNTRACKED}
+        known = {*filter(None, PRODUCTS.values()), "records", MANIFEST}
         for place in sorted(self.home.iterdir()):
             if place.name in known or place.is_symlink():
                 continue
@@ -119,10 +132,13 @@ class _Room:
                 for folder in sorted(place.iterdir()):
                     if (folder / RECORD).is_file():
                         yield folder
-                    elif folder.name not in _UNTRACKED and not folder.is_symlink():
+                    elif not folder.is_symlink():
                         self._stray(folder)
             else:
                 self.others.append(place)
+        for place in sorted((self.home / "records").glob("*")):
+            if not _is_record(place):
+                self._stray(place)
 
     def _stray(self, path: Path) -> None:
         self.report.add("plan", path, "is neither an artifact nor a product", "delete it")
@@ -132,6 +148,9 @@ class _Room:
         back = f"`git checkout -- {file}` or `make reproduce EXPERIMENT={self.name}` brings it back"
         try:
             manifest = read_manifest(self.home)
+        except OSError as error:
+            report.add("manifest", file, f"cannot be read ({error.strerror})", back)
+            return
         except PrecfmError as error:
             remedy = f"or `make reproduce EXPERIMENT={self.name}` writes it anew"
             report.add("manifest", file, str(error).removeprefix(f"{file}: "), remedy)
@@ -176,13 +195,10 @@ class _Room:
         for name in ("files", "params", "fingerprint", "made_on"):
             if entry.get(name) is None or entry[name] == record.get(name):
                 continue
-            if "checksum" in record:  # the record is whole, so the manifest is to blame
-                problem = f"damaged or stale: {name} of {node_id} is not what the artifact's own record says"
-                file = self.home / MANIFEST
-            else:
-                problem = f"its {name} is not what {MANIFEST} says of it"
+            # The record carries its own checksum and is whole, so the manifest is to blame.
+            problem = f"damaged or stale: {name} of {node_id} is not what the artifact's own record says"
             remedy = f"`make reproduce EXPERIMENT={self.name}` publishes again, `git checkout` brings back"
-            self.report.add("record", file, problem, remedy)
+            self.report.add("record", self.home / MANIFEST, problem, remedy)
 
     def _check_completeness(self) -> None:
         """Every artifact of the plan is here or published; no other one is here."""
@@ -247,8 +263,11 @@ class _Room:
                 self.report.add("product", file, f"is not what {node_id} holds: stale or damaged", publish)
         for folder in {self.home / name for name in PRODUCTS.values() if name}:
             for file in _below(folder):
-                if file.is_file() and file not in expected and file.name not in _UNTRACKED:
-                    self.report.add("product", file, "stale: no artifact holds it", publish)
+                stamp = file == folder / _STAMP and file.is_file() and not file.stat().st_size
+                if file not in expected and not stamp and not _holds(file, expected):
+                    self.report.add(
+                        "product", file, "stale: no artifact holds it", f"delete it, or {publish}"
+                    )
 
     def _check_devices(self) -> None:
         """Tables whose rows of one data set were made on different devices."""
@@ -274,6 +293,18 @@ class _Room:
                         self.report.warn("devices", table, problem, "compare methods on one device only")
 
 
+def _holds(place: Path, files: Iterable[Path]) -> bool:
+    """Whether a folder holds one of some files."""
+    return place.is_dir() and any(place in file.parents for file in files)
+
+
+def _is_record(place: Path) -> bool:
+    """Whether something belongs into `records/`: times, logs, and the stamps of publishing and recording."""
+    if place.is_dir():
+        return place.name in ("benchmarks", "logs")
+    return place.is_file() and (place.name in (*TIMES, "ledger") or place.name.startswith("published-"))
+
+
 def _below(folder: Path) -> Iterator[Path]:
     """Everything below a folder, links themselves instead of what they lead to."""
     for place, folders, files in os.walk(folder):
@@ -289,9 +320,12 @@ def _read(report: Report, file: Path) -> str:
 
 
 def _sha256(report: Report, file: Path) -> str:
+    """The checksum of a file; nothing if it cannot be read."""
     report.files += 1
     report.bytes += file.stat().st_size
-    return file_sha256(file)
+    with suppress(OSError):
+        return file_sha256(file)
+    return ""
 
 
 def check_artifact(report: Report, folder: Path) -> Mapping[str, Any] | None:
@@ -302,11 +336,10 @@ def check_artifact(report: Report, folder: Path) -> Mapping[str, Any] | None:
         record = json.loads(text)
         stamps = {str(name): (stamp["sha256"], stamp["bytes"]) for name, stamp in record["files"].items()}
         names = set(record) - {"checksum"}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         report.add("record", file, f"damaged ({error})", _DAMAGED)
         return None
-    sealed = "checksum" not in record or record["checksum"] == record_checksum(record)
-    if not sealed or names != _FIELDS or text != canonical(record):
+    if record.get("checksum") != record_checksum(record) or names != _FIELDS or text != canonical(record):
         report.add("record", file, "damaged: its own checksum or form is wrong", _DAMAGED)
         return None
     if (record["kind"], record["key"]) != (folder.parent.name, folder.name.rpartition("-")[2]):
@@ -317,9 +350,10 @@ def check_artifact(report: Report, folder: Path) -> Mapping[str, Any] | None:
             report.add("payload", payload, "missing", _DAMAGED)
         elif payload.stat().st_size != size or _sha256(report, payload) != sha256:
             report.add("payload", payload, "damaged: not the bytes that its checksum stands for", _DAMAGED)
+    files = [folder / name for name in stamps]
     for path in _below(folder):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in stamps and name != RECORD and path.name not in _UNTRACKED:
+        if name not in stamps and name != RECORD and not _holds(path, files):
             report.add("payload", path, "is no part of the artifact", "delete it")
     return {str(key): value for key, value in record.items()}
 
@@ -365,6 +399,69 @@ def _ancestors(entries: Mapping[str, Any], node_id: str) -> set[str]:
     return found
 
 
+def _check_strays(report: Report) -> None:
+    """What lies in results/ beside the experiments."""
+    for place in sorted(RESULTS.iterdir()):
+        if not (place.is_dir() or place.name in MERGED) or place.is_symlink():
+            report.add("plan", place, "is neither an experiment nor a product", "delete it")
+        elif place.is_dir() and place.name.startswith(".") and place.name not in (".attic", ".work"):
+            report.add("plan", place, "is neither the attic nor the place of running jobs", "delete it")
+
+
+def _check_equivalences(report: Report, rooms: Sequence[_Room]) -> None:
+    """What `precfm accept` recorded: the artifacts that it names are here, or published, and are as it says.
+
+    An entry that the present code does not use may be about artifacts that are long gone.
+    """
+    file = code.EQUIVALENCES.relative_to(code.EQUIVALENCES.parents[1])
+    try:
+        accepted = code.read_equivalences()
+    except PrecfmError as error:
+        problem = str(error).removeprefix(f"{code.EQUIVALENCES}: ").partition("; it is kept")[0]
+        report.add("code", file, problem, f"`git checkout -- {file}` brings it back")
+        return
+    if not accepted:
+        return
+    makers = {
+        (node.script, node.targets)
+        for room in rooms
+        for node in (room.plan.nodes.values() if room.plan is not None else ())
+        if node.script
+    }
+    used = {code.own_fingerprint(code.SCRIPTS / script, targets) for script, targets in makers}
+    known = [_known_artifacts(home) for home in sorted(RESULTS.glob("[!.]*")) if home.is_dir()]
+    for new, entry in accepted.items():
+        again = f"remove the entry and run `precfm accept {entry['kind']}` again"
+        named = [
+            (node_id, files, entries[node_id])
+            for node_id, files in entry["artifacts"].items()
+            for entries in known
+            if node_id in entries
+        ]
+        for node_id, files, told in named:
+            stamps = {name: stamp["sha256"] for name, stamp in (told.get("files") or {}).items()}
+            if stamps != files or told["fingerprint"] != entry["same_as"]:
+                problem = f"{new}: artifacts: {node_id} is not the artifact that is here under this name"
+                report.add("code", file, problem, again)
+        if new in used and not named:
+            problem = (
+                f"{new}: artifacts: none is here or published, so nothing shows that the code does the same"
+            )
+            report.add("code", file, problem, again)
+
+
+def _known_artifacts(home: Path) -> dict[str, Mapping[str, Any]]:
+    """An experiment's artifacts by id: what the manifest says, or the artifact itself."""
+    entries: dict[str, Mapping[str, Any]] = {}
+    for file in sorted(home.glob(f"*/*/{RECORD}")):
+        with suppress(PrecfmError):
+            entries[f"{file.parent.parent.name}/{file.parent.name}"] = Artifact.open(file.parent).record
+    with suppress(PrecfmError, OSError):
+        manifest = read_manifest(home) or {"artifacts": {}}
+        entries |= {name: entry for name, entry in manifest["artifacts"].items() if entry.get("files")}
+    return entries
+
+
 def _check_attic(report: Report) -> None:
     """What lies in the attic comes back when a plan wants it, so it is checked as well."""
     for file in sorted((RESULTS / ".attic").glob(f"*/*/{RECORD}")):
@@ -375,12 +472,12 @@ def _check_merged_claims(report: Report) -> None:
     from precfm.report.claims_document import merge_claims
 
     verdicts = sorted(RESULTS.glob("[!.]*/claims.json"))
-    merged = dict.fromkeys(("claims.json", "claims.md"), "")
+    merged = dict.fromkeys(MERGED, "")
     try:
         if verdicts:
             texts = merge_claims([file.read_text(encoding="utf-8") for file in verdicts])
             merged = dict(zip(merged, texts, strict=True))
-    except (PrecfmError, UnicodeDecodeError) as error:
+    except (PrecfmError, UnicodeDecodeError, OSError) as error:
         report.add("product", RESULTS / "claims.json", f"cannot be compared ({error})", "mend that first")
         return
     for name, text in merged.items():
@@ -404,3 +501,11 @@ def _check_against(report: Report, place: str) -> None:
                 problem = f"{len(comparison.beyond)} differences to {place} beyond the tolerance"
                 remedy = "compare parameters, code and machine of both; `precfm why` names them"
                 report.add("against", RESULTS / comparison.file, problem, remedy, comparison.beyond)
+            if comparison.unjudged:
+                problem = (
+                    f"{comparison.unjudged} numbers cannot be judged: they differ from {place} by more than "
+                    f"{RELATIVE:.0%} and agree only through intervals of fewer than {MIN_SEEDS} seeds"
+                )
+                report.warn(
+                    "against", RESULTS / comparison.file, problem, "more seeds in both runs tell more"
+                )

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from precfm.errors import PrecfmError
 
@@ -37,6 +38,7 @@ WITHOUT_EFFECT = frozenset(
         "precfm.experiments",
         "precfm.findings",
         "precfm.fingerprint",
+        "precfm.ledger",
         "precfm.lineage",
         "precfm.options",
         "precfm.plan",
@@ -91,15 +93,67 @@ def modules(script: Path, targets: tuple[str, ...] = ()) -> list[str]:
 @cache
 def equivalences() -> Mapping[str, str]:
     """For each accepted fingerprint the older one that it stands for; see `precfm.accept`."""
+    return {new: entry["same_as"] for new, entry in read_equivalences().items()}
+
+
+def read_equivalences() -> dict[str, dict[str, Any]]:
+    """What `precfm accept` has recorded, with its evidence: by new fingerprint, the fields of `EVIDENCE`.
+
+    Raises:
+        PrecfmError: the file is damaged, or an entry lacks its evidence.
+    """
     if not EQUIVALENCES.is_file():  # an installed library has none
         return {}
     try:
         accepted = json.loads(EQUIVALENCES.read_text(encoding="utf-8"))
-        return {new: str(entry["same_as"]) for new, entry in accepted.items()}
-    except (ValueError, AttributeError, KeyError, TypeError):
+        problem = _wrong_equivalence(accepted)
+    except (OSError, ValueError, RecursionError) as error:
+        problem = f"damaged ({' '.join(str(error).split())[:200]})"
+    if problem:
         raise PrecfmError(
-            f"{EQUIVALENCES}: damaged; it is kept in git: `git checkout -- config/equivalences.json` brings it back"
-        ) from None
+            f"{EQUIVALENCES}: {problem}; it is kept in git: `git checkout -- config/equivalences.json` brings it back"
+        )
+    return dict(accepted)
+
+
+EVIDENCE = ("artifacts", "kind", "made_on", "same_as")
+
+
+def _wrong_equivalence(accepted: Any) -> str:
+    """The first field that is not as `precfm accept` writes it; empty if all are."""
+    if not isinstance(accepted, dict):
+        return f"got {type(accepted).__name__}; a mapping of fingerprints is needed"
+    for new, entry in accepted.items():
+        if not _is_hash(new, 16):
+            return f"{new!r}: a fingerprint of 16 hexadecimal digits is needed"
+        if not isinstance(entry, dict) or sorted(entry) != list(EVIDENCE):
+            return f"{new}: got {entry!r}; a mapping with {', '.join(EVIDENCE)} is needed"
+        if not _is_hash(entry["same_as"], 16):
+            return (
+                f"{new}: same_as: got {entry['same_as']!r}; a fingerprint of 16 hexadecimal digits is needed"
+            )
+        if not isinstance(entry["kind"], str):
+            return f"{new}: kind: got {entry['kind']!r}; a kind of artifact is needed"
+        if not isinstance(entry["made_on"], dict) or not isinstance(entry["made_on"].get("python"), str):
+            return f"{new}: made_on: got {entry['made_on']!r}; the machine that showed it is needed"
+        files = entry["artifacts"]
+        if not isinstance(files, dict) or not files or not all(map(_is_evidence, files.values())):
+            return (
+                f"{new}: artifacts: got {files!r}; rebuilt artifacts with their files' checksums are needed"
+            )
+        if not all(node_id.startswith(f"{entry['kind']}/") for node_id in files):
+            return (
+                f"{new}: artifacts: got {', '.join(files)}; artifacts of the kind {entry['kind']} are needed"
+            )
+    return ""
+
+
+def _is_evidence(files: Any) -> bool:
+    return isinstance(files, dict) and bool(files) and all(_is_hash(sha256, 64) for sha256 in files.values())
+
+
+def _is_hash(text: Any, digits: int) -> bool:
+    return isinstance(text, str) and len(text) == digits and set(text) <= set("0123456789abcdef")
 
 
 @cache

@@ -1,25 +1,25 @@
-"""The audit of what surrounds the results: DVC's ledger, published times, installed packages, this machine."""
+"""The audit of what surrounds the results: the commit, published times, installed packages, this machine."""
 
 import importlib.metadata
-import json
 import os
+import shutil
 import subprocess
-import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from packaging.requirements import InvalidRequirement, Requirement
 
 from precfm.artifacts import RESULTS
 from precfm.errors import PrecfmError
 from precfm.findings import Report, counted
+from precfm.plan import Plan
+from precfm.store import publish_time_to_quality
 
 LOCK = Path("requirements.lock")
-LEDGER = Path("dvc.lock")
 TIMES = ("wall_time.csv", "time_to_quality.csv")
-_BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")  # what DVC says
+MERGED = ("claims.json", "claims.md")
 
 
 def check_versions(report: Report) -> None:
@@ -73,21 +73,131 @@ def installed(package: str) -> str | None:
         return None
 
 
-def check_times(report: Report, experiment: str) -> None:
-    """Published times, which no artifact holds, against the commit."""
-    for name in TIMES:
-        file = RESULTS / experiment / "records" / name
-        asked = ["git", "status", "--porcelain", "--ignored", "--", str(file)]
+def check_times(report: Report, experiment: str, plan: Plan | None) -> None:
+    """Published times, which no artifact holds, against the commit and against what they are made from.
+
+    A row of `wall_time.csv` is that of the commit, or what the job's benchmark file says; `time_to_quality.csv` is that
+    of the commit, or what the times and artifacts give.
+    """
+    times, quality = (RESULTS / experiment / "records" / name for name in TIMES)
+    for file, wrong in ((times, _wrong_row), (quality, _wrong_quality)):
+        committed = _committed(file)
+        found = file.read_bytes() if file.is_file() else None
+        if found == committed:
+            continue
+        if found is None:
+            report.add(
+                "times", file, "missing, though the commit has it", f"`git checkout -- {file}` brings it back"
+            )
+        elif (problem := wrong(found, committed, file, plan)) is not None:
+            remedy = (
+                f"commit it if it is right; otherwise `git checkout -- {file}` brings back what was published"
+            )
+            if committed is None and problem == _UNKNOWN:
+                report.notes.append(f"{file}: {problem}")
+            else:
+                report.add("times", file, problem, remedy)
+
+
+_UNKNOWN = "neither in a commit nor made from what is here, and times carry no checksum"
+
+
+def _committed(file: Path) -> bytes | None:
+    """What the last commit holds of a file."""
+    try:
+        done = subprocess.run(["git", "show", f"HEAD:./{file}"], capture_output=True)
+    except OSError:  # git is not installed
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _wrong_row(found: bytes, committed: bytes | None, file: Path, plan: Plan | None) -> str | None:
+    """The first row of the wall times that neither the commit nor a benchmark explains, or that is missing."""
+    lines, before = found.split(b"\n"), (committed or b"").split(b"\n")
+    known = {_HEADER, b"", *before}
+    if lines[0] != _HEADER or lines[-1] or b"" in lines[:-1]:
+        return "damaged: it has another form than `precfm` writes"
+    for line in lines[1:-1]:
+        if line in known:
+            continue
+        kind, _, rest = line.partition(b",")
+        name = rest.partition(b",")[0]
+        benchmark = _benchmark(file.parent / "benchmarks", os.fsdecode(kind), os.fsdecode(name))
+        if benchmark is None and committed is None:
+            return _UNKNOWN
+        if line != benchmark:
+            row = line.decode("utf-8", "backslashreplace")
+            return f"the row {row!r} is neither in the commit nor what the job's benchmark says"
+    present = {_job(line) for line in lines}
+    for line in before[1:]:
+        if _job(line) not in present and plan is not None and _job(line) in plan.nodes:
+            return f"the row of {_job(line)}, which the commit has, is missing"
+    return None
+
+
+_HEADER = b"kind,artifact,seconds,max_rss_mb"
+
+
+def _job(line: bytes) -> str:
+    return "/".join(os.fsdecode(cell) for cell in line.split(b",")[:2])
+
+
+def _benchmark(folder: Path, kind: str, name: str) -> bytes | None:
+    """A job's row, from the file that Snakemake wrote."""
+    import pandas as pd
+
+    file = folder / kind / f"{name}.tsv"
+    try:
+        last = pd.read_csv(file, sep="\t").iloc[-1]
+        row = {
+            "kind": kind,
+            "artifact": name,
+            "seconds": float(last["s"]),
+            "max_rss_mb": float(last["max_rss"]),
+        }
+    except (OSError, ValueError, IndexError, KeyError):  # there is none, or its job was killed as it wrote
+        return None
+    return pd.DataFrame([row]).to_csv(index=False, header=False, lineterminator="\n").encode().rstrip(b"\n")
+
+
+def _wrong_quality(found: bytes, committed: bytes | None, file: Path, plan: Plan | None) -> str | None:
+    """Why the seconds to quality cannot be right."""
+    again = _quality_again(file, plan) if plan is not None else None
+    if again == found:
+        return None
+    if again is None and committed is None:
+        return _UNKNOWN
+    return "is not what the times and artifacts give" if again is not None else "differs from the commit"
+
+
+def _quality_again(file: Path, plan: Plan) -> bytes | None:
+    """What publishing would write now; None if artifacts or times are missing or damaged."""
+    with tempfile.TemporaryDirectory() as temporary:
+        made = Path(temporary) / "records" / file.name
+        made.parent.mkdir()
+        try:
+            shutil.copyfile(file.with_name(TIMES[0]), made.with_name(TIMES[0]))
+            publish_time_to_quality(Path(temporary), plan)
+            return made.read_bytes()
+        except (OSError, ValueError, KeyError):
+            return None
+
+
+def check_commit(report: Report, experiments: Iterable[str]) -> None:
+    """What git holds of the results and is not as committed is named; checksums tell whether it is right."""
+    told = {finding.file for finding in report.findings}
+    for place in [*(RESULTS / name for name in experiments), *(RESULTS / name for name in MERGED)]:
+        asked = ["git", "diff", "--name-only", "--no-renames", "--relative", "-z", "HEAD", "--", str(place)]
         try:
             done = subprocess.run(asked, capture_output=True, text=True)
         except OSError:  # git is not installed
-            done = subprocess.CompletedProcess(asked, 1, "", "")
-        if done.returncode or done.stdout.startswith(("??", "!!")):
-            if file.is_file():
-                report.notes.append(f"{file}: not in a commit yet, and times carry no checksum")
-        elif done.stdout:
-            remedy = "commit it after a run of your own, or `git checkout` brings back what was published"
-            report.warn("times", file, "differs from the commit", remedy)
+            return
+        changed = [name for name in done.stdout.split("\0") if name and name not in told]
+        changed = [name for name in changed if Path(name).name not in TIMES]
+        if changed and done.returncode == 0:
+            problem = f"{len(changed)} files are not as committed"
+            remedy = "commit them if the rest of this audit is clean, or `git checkout` brings them back"
+            report.warn("commit", place, problem, remedy, changed)
 
 
 def check_machine(report: Report, experiment: str, records: Mapping[str, Mapping[str, Any]]) -> None:
@@ -116,86 +226,3 @@ def check_machine(report: Report, experiment: str, records: Mapping[str, Mapping
         problem = f"{counted(names)} were made on another machine ({difference})"
         remedy = "nothing to mend; a rebuild here may differ in the last digits"
         report.warn("environment", RESULTS / experiment, problem, remedy, names)
-
-
-def ask_ledger() -> tuple[dict[str, Any], dict[str, Any], str]:
-    """What DVC says of outputs and dependencies, and of single files; or why it says nothing."""
-    if not LEDGER.is_file():
-        return {}, {}, f"{LEDGER}: not here, so the ledger is not compared"
-    program = Path(sys.executable).parent / "dvc"
-    if not program.exists():
-        return {}, {}, f"{LEDGER}: not compared, since DVC is not installed"
-    answers = []
-    for question in (["status", "--json"], ["data", "status", "--json", "--granular"]):
-        done = subprocess.run(
-            [str(program), *question],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "DVC_NO_ANALYTICS": "1"},
-        )
-        if done.returncode:
-            said = " ".join(done.stderr.split())
-            if any(words in said for words in _BUSY):
-                return {}, {}, f"{LEDGER}: another DVC is at work here; try again when it is finished"
-            return {}, {}, f"{LEDGER}: DVC failed: {said or done.returncode}"
-        answers.append(json.loads(done.stdout or "{}"))
-    return answers[0], answers[1], ""
-
-
-def check_ledger(report: Report, stages: Mapping[str, Any], data: Mapping[str, Any], trouble: str) -> None:
-    """The checksums in dvc.lock against the files, by DVC itself; what is not here is no finding."""
-    if trouble.startswith(f"{LEDGER}: DVC failed"):
-        back = f"`git checkout -- {LEDGER}` brings back what was committed"
-        remedy = "`dvc status` tells more" if _parses(LEDGER) else back
-        report.add("ledger", LEDGER, trouble.removeprefix(f"{LEDGER}: "), remedy)
-    elif trouble:
-        report.notes.append(trouble)
-    homes = tuple(f"{RESULTS}/{name}/" for name in report.experiments)
-    changed = data.get("uncommitted", {})
-    files = {
-        path: what
-        for what in ("modified", "added", "deleted")
-        for path in changed.get(what, ())
-        if path.startswith(homes) and not path.endswith("/")
-    }
-    record = "`make reproduce` records what is right; `make pull` brings back what is damaged"
-    told = {finding.file for finding in report.findings if finding.level == "error"}
-    for path, what in files.items():
-        if what != "deleted" and path not in told:
-            report.add("ledger", path, f"{what} since {LEDGER} was written", record)
-    outs, deps = _changed(stages, report.experiments)
-    for path, what in outs.items():
-        below = {name for name in (*files, *told) if name == path or name.startswith(f"{path}/")}
-        absent = what == "deleted" or (what == "not in cache" and not Path(path).exists())
-        if not absent and not below:
-            report.add("ledger", path, f"{what} since {LEDGER} was written", record)
-    for path in sorted(deps.keys() - outs.keys()):
-        if path.startswith(homes):
-            if deps[path] != "deleted":
-                report.add(
-                    "ledger", LEDGER, f"contradicts itself about {path}", "`make reproduce` records it anew"
-                )
-        else:
-            problem = f"was recorded with another state of {path}"
-            report.warn("ledger", LEDGER, problem, "`make reproduce` records the present one")
-
-
-def _parses(file: Path) -> bool:
-    """Whether a file is YAML, as a conflict of a merge or a damage leaves it not."""
-    try:
-        yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return False
-    return True
-
-
-def _changed(stages: Mapping[str, Any], experiments: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Outputs and dependencies that DVC finds changed, of the stages of some experiments."""
-    found: dict[str, dict[str, str]] = {"changed outs": {}, "changed deps": {}}
-    chosen = set(experiments)
-    for stage, changes in stages.items():
-        if stage.rpartition("@")[2] in chosen:
-            for change in changes:
-                for what, paths in change.items() if isinstance(change, dict) else ():
-                    found.get(what, {}).update(paths)
-    return found["changed outs"], found["changed deps"]

@@ -1,6 +1,7 @@
 """A rewrite keeps its keys if and only if it makes the same bytes; the evidence is kept."""
 
 import json
+import shutil
 
 import pytest
 
@@ -8,6 +9,7 @@ from precfm import accept as room
 from precfm import artifacts, fingerprint, plan
 from precfm.accept import accept
 from precfm.artifacts import build, script_of
+from precfm.audit import audit
 from precfm.errors import PrecfmError
 from precfm.plan import KINDS, load_plan
 from precfm.store import publish, tidy
@@ -215,11 +217,81 @@ def test_mistakes(scripts, planned, kind, sample, words):
         accept(kind, ["mine"], sample)
 
 
-@pytest.mark.parametrize("text", ["[", "[]", '{"a": {}}', '{"a": 3}'])
-def test_damaged_equivalences_are_refused(scripts, planned, project, text):
+WHOLE = {
+    "kind": "flows",
+    "same_as": "0" * 16,
+    "made_on": {"python": "3.11.2"},
+    "artifacts": {"flows/a-0": {"value.json": "0" * 64}},
+}
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ("[", "damaged"),
+        ("[" * 100_000, "damaged"),
+        ([], "got list; a mapping of fingerprints"),
+        ({"a": WHOLE}, "'a': a fingerprint"),
+        ({"1" * 16: {}}, "with artifacts, kind, made_on, same_as is needed"),
+        ({"1" * 16: 3}, "got 3; a mapping"),
+        ({"1" * 16: {"same_as": 5}}, "a mapping with"),
+        ({"1" * 16: WHOLE | {"same_as": 5}}, "same_as: got 5; a fingerprint"),
+        ({"1" * 16: WHOLE | {"same_as": "0"}}, "same_as: got '0'; a fingerprint"),
+        ({"1" * 16: WHOLE | {"kind": 5}}, "kind: got 5"),
+        ({"1" * 16: WHOLE | {"made_on": {}}}, "made_on: got {}; the machine"),
+        ({"1" * 16: WHOLE | {"artifacts": {}}}, "artifacts: got {}; rebuilt artifacts"),
+        ({"1" * 16: WHOLE | {"artifacts": {"flows/a-0": {}}}}, "rebuilt artifacts"),
+        ({"1" * 16: WHOLE | {"artifacts": {"flows/a-0": {"a": "x"}}}}, "rebuilt artifacts"),
+        ({"1" * 16: WHOLE | {"kind": "data"}}, "artifacts of the kind data are needed"),
+    ],
+)
+def test_damaged_equivalences_are_refused(scripts, planned, project, entries, words):
+    text = entries if isinstance(entries, str) else json.dumps(entries)
     (project / "config/equivalences.json").write_text(text)
-    with pytest.raises(PrecfmError, match=r"equivalences\.json: damaged"):
+    with pytest.raises(PrecfmError) as caught:
         load_plan("smoke")
+    assert str(caught.value).startswith(f"{project / 'config/equivalences.json'}: ")
+    assert words in str(caught.value)
+
+
+def evidence_told():
+    forget()
+    report = audit(["mine"])
+    return [finding.problem for finding in report.findings if "equivalences.json" in finding.file]
+
+
+def change(project, new, **fields):
+    known = recorded(project)
+    known[new] |= fields
+    (project / "config/equivalences.json").write_text(json.dumps(known))
+
+
+def test_the_audit_holds_evidence_against_what_is_here(scripts, planned, project):
+    before = planned()
+    make_all(before)
+    for node in before.of("verdicts"):  # the audit reads them
+        (node.folder / "claims.json").write_text("{}")
+    publish(before)
+    rewrite(scripts, "flows", SAME)
+    (shown,) = accept("flows", ["mine"])
+    assert evidence_told() == []
+    entry = recorded(project)[shown.new]
+    shutil.rmtree(project / "results/mine/flows")
+    assert evidence_told() == []  # the manifest knows
+    first = shown.artifacts[0]
+    change(project, shown.new, artifacts=entry["artifacts"] | {first: {"value.json": "0" * 64}})
+    assert [first in problem for problem in evidence_told()] == [True]
+    change(project, shown.new, artifacts={"flows/never-0123456789ab": {"value.json": "0" * 64}})
+    assert ["nothing shows" in problem for problem in evidence_told()] == [True]
+    change(project, shown.new, artifacts={})
+    assert any("rebuilt artifacts" in problem for problem in evidence_told())
+
+
+def test_an_entry_that_nothing_uses_may_be_about_what_is_gone(scripts, planned, project):
+    make_all(planned())
+    publish(planned())
+    (project / "config/equivalences.json").write_text(json.dumps({"1" * 16: WHOLE}))
+    assert evidence_told() == []
 
 
 def test_a_damaged_artifact_is_no_evidence(scripts, planned):

@@ -1,19 +1,21 @@
 """The audit finds and names every flipped byte, and whatever else is not as plan, manifest and ledger say."""
 
 import json
+import math
 import os
 import random
 import shutil
-import subprocess
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 from typer.testing import CliRunner
 
 from precfm import audit as room
-from precfm import store
-from precfm.against import compare, published_here, published_in
+from precfm import store, surroundings
+from precfm.against import compare, judge, published_here, published_in
 from precfm.artifacts import RECORD, build
 from precfm.audit import audit
 from precfm.cli import app
@@ -22,7 +24,7 @@ from precfm.findings import Report
 from precfm.plan import load_plan
 from precfm.published import read_manifest
 from precfm.store import collect_claims, publish, tidy
-from precfm.surroundings import ask_ledger, check_ledger, check_times, check_versions
+from precfm.surroundings import check_times, check_versions
 from tests.workflow import run
 
 SMALL = {"seeds": [0]}
@@ -149,27 +151,79 @@ def test_a_bit_in_the_names_of_the_manifests_fields_is_found(results):
         file.write_bytes(whole)
 
 
-def test_times_are_held_against_the_commit(results):
-    file = Path("results/mine/records/wall_time.csv")
-    file.parent.mkdir(exist_ok=True)
-    file.write_text("kind,seconds\nflows,1.0\n")
+HEADER = "kind,artifact,seconds,max_rss_mb\n"
 
-    def told():
-        report = Report(["mine"])
-        check_times(report, "mine")
-        return [(finding.level, finding.file) for finding in report.findings], len(report.notes)
 
-    assert told() == ([], 1)  # no repository
-    run(Path.cwd(), "git", "init", "-q")
-    assert told() == ([], 1)
-    run(Path.cwd(), "git", "add", str(file))
-    run(Path.cwd(), "git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q", "-m", "first")
-    assert told() == ([], 0)
-    flip(file, 20, 1)
-    assert told() == ([("warning", file.as_posix())], 0)
-    assert any(finding.check == "times" for finding in audit().findings)
+def told(plan):
+    report = Report(["mine"])
+    check_times(report, "mine", plan)
+    return [(finding.level, finding.file, finding.problem) for finding in report.findings], len(report.notes)
+
+
+def test_times_are_those_of_the_commit_or_of_the_jobs(results):
+    file, node = Path("results/mine/records/wall_time.csv"), results.of("flows")[0]
+    benchmark = file.parent / "benchmarks/flows" / f"{node.name}.tsv"
+    benchmark.parent.mkdir(parents=True)
+    file.write_text(f"{HEADER}flows,{node.name},1.5,20.0\n")
+    assert told(results) == ([], 1)  # no repository, no benchmark
+    commit(file)
+    assert told(results) == ([], 0)
+    whole = file.read_bytes()
+    for position in range(len(whole)):
+        flip(file, position, 1)
+        ((level, name, _),), notes = told(results)
+        assert (level, name, notes) == ("error", file.as_posix(), 0)
+        file.write_bytes(whole)
+    file.write_text(f"{HEADER}flows,{node.name},2.25,20.0\n")
+    assert "neither in the commit nor what the job's benchmark says" in told(results)[0][0][2]
+    benchmark.write_text("s\th:m:s\tmax_rss\n2.25\t0:00:02\t20\n")
+    assert told(results) == ([], 0)  # a job of this machine
+    file.write_text(HEADER)
+    assert "which the commit has, is missing" in told(results)[0][0][2]
     file.unlink()
-    assert told() == ([("warning", file.as_posix())], 0)
+    assert "missing, though the commit has it" in told(results)[0][0][2]
+
+
+def test_seconds_to_quality_are_those_of_the_commit_or_made_again(results, monkeypatch):
+    file = Path("results/mine/records/time_to_quality.csv")
+    file.parent.mkdir(exist_ok=True)
+    file.with_name("wall_time.csv").write_text(HEADER)
+    file.write_text("seconds\n1\n")
+    commit(file.parent)
+    assert told(results) == ([], 0)
+    flip(file, 9, 1)
+    assert [finding[:2] for finding in told(results)[0]] == [("error", file.as_posix())]
+    monkeypatch.setattr(
+        surroundings,
+        "publish_time_to_quality",
+        lambda home, plan: (home / "records" / file.name).write_bytes(file.read_bytes()),
+    )
+    assert told(results) == ([], 0)
+
+
+def test_what_git_holds_and_is_not_as_committed_is_named(results):
+    commit("results/mine/figures", "results/mine/tables")
+    figure = next(Path("results/mine/figures").iterdir())
+    report = audit()
+    assert report.clean
+    assert not any(finding.check == "commit" for finding in report.findings)
+    flip(figure, 5, 1)
+    assert figure.as_posix() in {finding.file for finding in errors(audit())}
+    artifact = results.of("figure_files")[0]
+    shutil.rmtree(artifact.folder)
+    build(artifact, lambda job: (job.folder / f"{job.node.label}.png").write_bytes(b"new"))
+    publish(results)
+    report = audit()
+    assert report.clean
+    (finding,) = [finding for finding in report.findings if finding.check == "commit"]
+    assert finding.names == (f"results/mine/figures/{artifact.label}.png",)
+
+
+def commit(*files):
+    if not Path(".git").is_dir():
+        run(Path.cwd(), "git", "init", "-q")
+    run(Path.cwd(), "git", "add", *map(str, files))
+    run(Path.cwd(), "git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q", "-m", "more")
 
 
 def test_what_is_not_here_is_no_error_and_products_are_still_checked(results):
@@ -212,12 +266,33 @@ def test_other_parameters_are_told_as_that(results, planned, monkeypatch):
     assert not any("not in the plan" in problem for problem in told)
 
 
+def replace_by_folder(file):
+    Path(file).unlink()
+    Path(file).mkdir()
+
+
 @pytest.mark.parametrize(
     ("spoil", "check", "name"),
     [
         (lambda node: (node.folder / "value.json").unlink(), "payload", "value.json"),
         (lambda node: (node.folder / "new.csv").write_text("1"), "payload", "new.csv"),
+        (lambda node: (node.folder / ".gitignore").write_text(""), "payload", ".gitignore"),
+        (lambda node: (node.folder / ".snakemake_timestamp").write_text(""), "payload", "_timestamp"),
+        (lambda node: (node.folder / "empty").mkdir(), "payload", "empty"),
+        (lambda node: os.mkfifo(node.folder / "deep/pipe"), "payload", "deep/pipe"),
         (lambda node: (node.folder / RECORD).unlink(), "plan", ""),
+        (lambda node: (node.folder / RECORD).write_text("[" * 200_000), "record", RECORD),
+        (lambda node: replace_by_folder("results/mine/manifest.json"), "manifest", "manifest.json"),
+        (lambda node: replace_by_folder("results/mine/claims.json"), "product", "mine/claims.json"),
+        (lambda node: Path("results/zzz.csv").write_text(""), "plan", "results/zzz.csv"),
+        (lambda node: Path("results/.zzz").mkdir(), "plan", "results/.zzz"),
+        (lambda node: Path("results/mine/records/zzz").write_text(""), "plan", "records/zzz"),
+        (
+            lambda node: (node.folder.parents[1] / "tables/.snakemake_timestamp").write_text("a"),
+            "product",
+            "p",
+        ),
+        (lambda node: (node.folder.parents[1] / "tables/empty").mkdir(), "product", "tables/empty"),
         (lambda node: (node.folder.parent / "stray").write_text(""), "plan", "stray"),
         (lambda node: os.link(node.folder / "value.json", "elsewhere"), "link", "value.json"),
         (lambda node: (node.folder / "away").symlink_to("/tmp"), "link", "away"),
@@ -227,6 +302,9 @@ def test_other_parameters_are_told_as_that(results, planned, monkeypatch):
     ],
 )
 def test_what_should_not_be_is_found(results, spoil, check, name):
+    Path("results/mine/records").mkdir(exist_ok=True)
+    Path("results/mine/tables/.snakemake_timestamp").write_text("")  # belongs there
+    assert errors(audit()) == []
     spoil(results.of("flows")[0])
     found = [finding for finding in errors(audit()) if finding.check == check and finding.file.endswith(name)]
     assert found
@@ -273,84 +351,6 @@ def test_other_versions_are_a_warning(project):
     assert [name.split()[0] for name in finding.names] == ["torch", "nothing-of-this-name"]
 
 
-def test_the_ledger_speaks_of_files_only_where_it_must():
-    report = Report(["mine"])
-    stages = {
-        "flows@mine": [{"changed deps": {"config": "modified", "results/mine/latents": "modified"}}],
-        "samples@mine": [{"changed outs": {"results/mine/samples": "deleted"}}],
-        "latents@mine": [{"changed outs": {"results/mine/flows": "modified"}}],
-        "data@other": [{"changed outs": {"results/other/data": "modified"}}],
-    }
-    changed = {
-        "modified": ["results/mine/flows/", "results/mine/flows/a"],
-        "deleted": ["results/mine/flows/b"],
-    }
-    check_ledger(report, stages, {"uncommitted": changed}, "")
-    assert [(finding.level, finding.file) for finding in report.findings] == [
-        ("error", "results/mine/flows/a"),
-        ("warning", "dvc.lock"),
-        ("error", "dvc.lock"),
-    ]
-
-
-def test_what_is_not_here_is_no_finding_of_the_ledger(results):
-    absent = {"flows@mine": [{"changed outs": {"results/mine/never_pulled": "not in cache"}}]}
-    present = {"flows@mine": [{"changed outs": {"results/mine/flows": "not in cache"}}]}
-    report = Report(["mine"])
-    check_ledger(report, absent, {}, "")
-    assert report.findings == []
-    check_ledger(report, present, {}, "")
-    assert [finding.file for finding in report.findings] == ["results/mine/flows"]
-
-
-def test_the_real_ledger_against_files(results, monkeypatch):
-    stage = {
-        "matrix": {"experiment": "${experiments}"},
-        "cmd": "none",
-        "outs": [{"results/${item.experiment}/flows": {"persist": True}}],
-    }
-    Path("dvc.yaml").write_text(json.dumps({"stages": {"flows": stage}}))
-    Path("params.yaml").write_text("experiments: [mine]\n")
-    Path(".gitignore").write_text("results/\n")
-    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "commit", "-q", "-f"]):
-        run(Path.cwd(), *command)
-    assert audit().clean
-    file = results.of("flows")[0].folder / RECORD
-    record = json.loads(file.read_text())
-    # As written before records and manifests told where it was made: only the ledger knows.
-    del record["checksum"]
-    manifest = json.loads(Path("results/mine/manifest.json").read_text())
-    for entry in manifest["artifacts"].values():
-        del entry["made_on"]
-    Path("results/mine/manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-    record["made_on"]["python"] = "3.11.99"
-    file.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    assert {finding.file for finding in errors(audit()) if finding.check == "ledger"} == {file.as_posix()}
-    lock = Path("dvc.lock")
-    lock.write_text("stages: [")
-    (finding,) = [finding for finding in errors(audit()) if finding.file == "dvc.lock"]
-    assert "git checkout -- dvc.lock" in finding.remedy
-
-
-@pytest.mark.parametrize(
-    ("said", "found", "noted"),
-    [
-        ("ERROR: Unable to acquire lock. Most likely another DVC process is running or was terminated", 0, 1),
-        ("ERROR: 'results' is busy, it is being blocked by:\n  (PID 7): dvc commit", 0, 1),
-        ("ERROR: unexpected error", 1, 0),
-    ],
-)
-def test_a_busy_ledger_is_no_finding_and_a_whole_one_is_kept(project, monkeypatch, said, found, noted):
-    failed = subprocess.CompletedProcess([], 255, "", said)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
-    Path("dvc.lock").write_text("schema: '2.0'\n")
-    report = Report(["mine"])
-    check_ledger(report, *ask_ledger())
-    assert (len(report.findings), len(report.notes)) == (found, noted)
-    assert "checkout" not in "".join(finding.remedy for finding in report.findings)
-    assert all("try again" in note for note in report.notes)
-
-
 @pytest.fixture
 def other(results, tmp_path_factory):
     folder = tmp_path_factory.mktemp("other")
@@ -363,9 +363,12 @@ def other(results, tmp_path_factory):
     [
         ("1.0,,,1", "1.04,,,1", True, 0.04 / 1.04),
         ("1.0,,,1", "1.2,,,1", False, 0.2 / 1.2),
-        ("2.0,1.0,3.0,2", "2.9,2.0,4.0,2", True, 0.9 / 2.9),  # within the stated interval
+        ("2.0,1.0,3.0,2", "2.9,2.0,4.0,2", True, 0.9 / 2.9),  # within the stated intervals
+        ("2.0,1.0,3.0,2", "2.9,2.5,3.5,2", False, 0.9 / 2.9),
         ("2.0,1.0,3.0,2", "3.5,3.1,4.0,2", False, 1.5 / 3.5),
         ("2.0,1.0,3.0,2", "2.0,1.0,3.0,3", False, 1 / 3),  # another number of seeds
+        ("2.0,1.0,3.0,2", "2.0,1.0,9.0,2", False, None),  # of the same trainings
+        ("2.0,1.0,3.0,2", "2.0,1.0,3.1,2", True, None),
         ("1.0,,,1", ",,,1", False, float("inf")),
         ("1.0,,,1", "1.0000001,,,1", True, None),
         ("whitening", "scalar", False, None),
@@ -379,6 +382,49 @@ def test_numbers_of_another_run_are_compared_with_the_tolerance(other, old, new,
     assert (comparison.beyond == ()) is agrees
     assert report.clean is agrees
     assert comparison.largest == (pytest.approx(largest) if largest else None)
+    warned = [finding for finding in report.findings if "cannot be judged" in finding.problem]
+    assert len(warned) == comparison.unjudged == (agrees and (largest or 0) > 0.05)
+
+
+def row(value, low, high, n):
+    return {"value": value, "low": low, "high": high, "n": n}
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "judgement"),
+    [
+        (row(1.0, 0.8, 1.2, 5), row(1.3, 1.1, 1.5, 5), "interval"),
+        (row(1.0, 0.8, 1.2, 5), row(1.3, 1.1, 1.5, 3), "interval"),
+        (row(1.0, 0.8, 1.2, 5), row(1.3, 1.1, 1.5, 2), "unjudged"),
+        (row(1.0, 0.9, 1.1, 5), row(1.3, 1.2, 1.4, 5), "beyond"),
+        (row(1.0, 0.8, 1.2, 5), row(1.3, 1.29, 1.31, 5), "beyond"),  # the shorter distance counts
+        (row(0.9, 0.8, 1.0, 2), row(-0.9, 0.8, 1.0, 2), "beyond"),  # outside its own interval
+        (row(0.9, 0.8, 1.0, 5), row(500.0, -900.0, 900.0, 5), "beyond"),
+        (row(0.9, 0.8, 1.0, 5), row(90.0, -1e300, 1e300, 2), "beyond"),
+        (row(0.9, math.nan, math.nan, 1), row(1.0, 0.5, 1.5, 5), "beyond"),
+        (row(0.9, -math.inf, math.inf, 5), row(9.0, -math.inf, math.inf, 5), "beyond"),
+        (row(0.9, None, None, 1), row(0.9, None, None, 1), "equal"),
+        (row(0.9, None, None, 1), row(0.93, None, None, 1), "near"),
+        (row(2.0, 1.0, 9.0, 5), row(4.0, 3.9, 9.0, 5), "beyond"),  # bounds need not be symmetric
+        (row(2.0, 1.9, 4.0, 5), row(4.0, 2.0, 4.1, 5), "interval"),
+    ],
+)
+def test_the_rule_of_the_tolerance(mine, other, judgement):
+    assert judge("value", mine, other)[1] == judge("value", other, mine)[1] == judgement
+
+
+@pytest.mark.parametrize(("seeds", "beyond"), [(3, 0.05), (5, 0.032), (10, 0.019)])
+def test_how_often_two_honest_runs_are_beyond_the_tolerance(seeds, beyond):
+    draw = np.random.default_rng(0)
+    half = stats.t.ppf(0.975, seeds - 1) / math.sqrt(seeds)
+    found = 0
+    for _ in range(4000):
+        rows = []
+        for sample in draw.normal(10.0, 8.0, size=(2, seeds)):
+            value, width = sample.mean(), half * sample.std(ddof=1)
+            rows.append(row(value, value - width, value + width, seeds))
+        found += judge("value", *rows)[1] == "beyond"
+    assert found / 4000 == pytest.approx(beyond, abs=0.008)
 
 
 def test_verdicts_and_keys_of_classifiers_are_compared_as_what_they_are():
@@ -421,10 +467,10 @@ def test_small_errors_are_held_against_one_another(mine, other, agrees):
 @pytest.mark.parametrize(
     ("mine", "told"),
     [
-        ("method,value\na,1.0\nb,1.0\n", "1 rows are only here"),
+        ("method,value\na,1.0\nb,1.0\n", "the row b is only here"),
+        ("method,value\na,1.0\na,1.0\n", "the row a #2 is only here"),
         ("method,value,share\na,1.0,0.5\n", "the column share is only here"),
         ("method,share\na,0.5\n", "the column value is only there"),
-        ("method,value\na,high\n", "the column value is only there"),
         (None, "it is not published here"),
     ],
 )
@@ -437,13 +483,42 @@ def test_what_only_one_run_has_is_a_difference(mine, told):
     assert " ".join([*told.split()[:-1], swapped[told.split()[-1]]]) in turned.beyond
 
 
+WIDE = "method,step,value,note\n" + "".join(f"m{index},5,{index}.5,\n" for index in range(50))
+
+
+@pytest.mark.parametrize(
+    ("there", "beyond"),
+    [
+        (WIDE, ()),
+        ("\n".join(",".join(line.split(",")[::-1]) for line in WIDE.splitlines()) + "\n", ()),
+        (WIDE.replace("m7,5,7.5", "m7,5,high"), ("m7 5, value: 7.5 here, high there",)),
+        (WIDE.replace("m7,", "m70,"), ("the row m7 5 is only here", "the row m70 5 is only there")),
+        (WIDE.replace("m7,5,7.5,", "m7,5,7.5,see below"), ()),
+    ],
+)
+def test_one_cell_is_one_difference(there, beyond):
+    (one,) = compare({"t.csv": WIDE}, {"t.csv": there})
+    assert one.beyond == beyond
+    assert one.rows == 50 - (len(beyond) == 2)
+
+
+def test_tables_without_rows_are_equal_and_nonsense_cannot_be_read():
+    (one,) = compare({"t.csv": "method,value\n"}, {"t.csv": "method,value\n"})
+    assert (one.rows, one.beyond) == (0, ())
+    (one,) = compare({"t.csv": "method,value\n"}, {"t.csv": "method,value\na,1.0\n"})
+    assert one.beyond == ("the row a is only there",)
+    for nonsense in ("[" * 200_000, "[]", "{", '{"claims": [1]}'):
+        (one,) = compare({"claims.json": '{"claims": []}'}, {"claims.json": nonsense})
+        assert "cannot be read" in one.beyond[0]
+
+
 def test_a_revision_is_read_from_git(results):
     place = Path.cwd()
     run(place, "git", "init", "-q")
     run(place, "git", "add", "results/mine/tables", "results/mine/claims.json")
     run(place, "git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q", "-m", "first")
     assert published_in("git:HEAD", "mine") == published_here("mine")
-    for wrong in ("git:nothing", "git:--all", "nowhere"):
+    for wrong in ("git:nothing", "git:--all", "nowhere", "", ".", "results"):
         with pytest.raises(PrecfmError, match="against"):
             published_in(wrong, "mine")
 
@@ -459,8 +534,17 @@ def test_exit_codes_and_json(results):
     assert said.exit_code == 1
     assert table.as_posix() in {finding["file"] for finding in json.loads(said.stdout)["findings"]}
     assert f"error: {table}" in invoke(app, ["audit"]).stdout
-    for wrong in (["audit", "nothing"], ["audit", "--against", "nowhere"], ["audit", "--unknown"]):
-        assert invoke(app, wrong).exit_code == 2
+    for wrong in (
+        ["nothing"],
+        [""],
+        ["."],
+        ["mine/flows"],
+        [".."],
+        ["--against", "nowhere"],
+        ["--against", ""],
+    ):
+        assert invoke(app, ["audit", *wrong]).exit_code == 2
+    assert invoke(app, ["audit", "--unknown"]).exit_code == 2
 
 
 def test_every_kind_of_product_is_known():
