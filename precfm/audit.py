@@ -91,7 +91,8 @@ class _Room:
             return load_plan(self.name)
         except PrecfmError as error:
             place = CONFIG_FOLDER / f"{self.name}.yaml"
-            self.report.add("plan", self.home, f"there is no plan to compare with ({error})", f"mend {place}")
+            remedy = f"mend {place}" if str(place) in str(error) else "mend that first"
+            self.report.add("plan", self.home, f"there is no plan to compare with ({error})", remedy)
             return None
 
     def check(self) -> None:
