@@ -409,6 +409,15 @@ def test_a_second_run_of_an_experiment_waits_until_the_first_is_recorded(pulled,
     assert len(recorded) == 1
 
 
+def test_an_unknown_target_is_refused_before_anything_is_moved(pulled, project):
+    before = bytes_below(project / "results")
+    with pytest.raises(
+        PrecfmError, match=r"--target: 'x;y' is none; it must be one of everything, products, data_all"
+    ):
+        script("reproduce").main("mine", "x;y", 1)
+    assert bytes_below(project / "results") == before
+
+
 def test_what_is_damaged_is_removed_and_not_recorded(pulled, project, monkeypatch):
     plan, _ = pulled
     reproduce = script("reproduce")

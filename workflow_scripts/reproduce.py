@@ -42,6 +42,9 @@ def main(
 ) -> None:
     """Make an experiment, or one of its kinds, and say where the products are."""
     plan = load_plan(experiment)
+    targets = ["everything", "products", *(f"{kind}_all" for kind in KINDS)]
+    if target not in targets and not target.startswith(f"{RESULTS}/{experiment}/"):
+        raise PrecfmError(f"--target: {target!r} is none; it must be one of {', '.join(targets)}, or a file")
     with alone(experiment) as held:
         if any(LOCKS_BEFORE.glob("[!.]*")):
             with alone("ledger"):  # DVC may have outlived the run that started it
