@@ -29,6 +29,7 @@ CACHE = Path(".dvc/cache/files/md5")
 IGNORED = ("__pycache__", "*.pyc")  # as .dvcignore says
 SCHEMA = "2.0"
 RAW = "raw"  # the stage whose matrix goes over sources; all others go over experiments
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _VARIABLE = re.compile(r"\$\{item\.\w+\}")
 _FOLDER = ".dir"
 _EMPTY = hashlib.md5(b"[]").hexdigest() + _FOLDER
@@ -90,10 +91,11 @@ def check_ledger(report: Report, claims: Sequence[Claim]) -> None:
     if recorded and LEDGER.is_file():
         _check_listed(report, listed, stages)
     sources = sorted({source for claim in recorded for source in claim.sources} & _names(stages, RAW))
+    committed = _committed() if recorded else {}
     for claim in recorded:
-        _check_stages(report, definitions, stages, claim.name, claim)
+        _check_stages(report, definitions, stages, committed, claim.name, claim)
     for source in sources:
-        _check_stages(report, definitions, stages, source, None)
+        _check_stages(report, definitions, stages, committed, source, None)
     _check_code(report, stages, [*(claim.name for claim in recorded), *sources])
 
 
@@ -114,7 +116,7 @@ def _at_work() -> bool:
 
 def _read(file: Path) -> Mapping[str, Any]:
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise PrecfmError(f"{file}: cannot be read ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(content, dict):
@@ -231,12 +233,15 @@ def _check_listed(report: Report, listed: Mapping[str, Any], stages: Mapping[str
 
 
 def _check_stages(
-    report: Report, definitions: Mapping[str, Any], stages: Mapping[str, Any], name: str, claim: Claim | None
+    report: Report,
+    definitions: Mapping[str, Any],
+    stages: Mapping[str, Any],
+    committed: Mapping[str, State],
+    name: str,
+    claim: Claim | None,
 ) -> None:
     """The stages of one experiment, or of one source."""
-    recorded = {
-        entry["path"]: State.of(entry) for stage in stages.values() for entry in stage.get("outs") or []
-    }
+    recorded = _outs(stages)
     for definition in [stage for stage in definitions if (stage == RAW) == (claim is None)]:
         stage = f"{definition}@{name}"
         if stage not in stages:
@@ -260,13 +265,26 @@ def _check_stages(
                         f"{path}: here in part, so it is held against the manifest and not {LEDGER}"
                     )
             else:
-                _check_out(report, stage, path, State.of(entry))
+                _check_out(report, stage, path, State.of(entry), committed)
         for entry in found.get("deps") or []:
             path = entry["path"]
             if path in recorded and State.of(entry) != recorded[path]:
                 report.add(
                     "ledger", LEDGER, f"contradicts itself about {path}: {stage} was made from another", _BACK
                 )
+
+
+def _outs(stages: Mapping[str, Any]) -> dict[str, State]:
+    """What the ledger says of each output."""
+    return {entry["path"]: State.of(entry) for stage in stages.values() for entry in stage.get("outs") or []}
+
+
+def _committed() -> dict[str, State]:
+    """What the last commit's ledger says of each output; nothing where there is none."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        done = subprocess.run(["git", "show", f"HEAD:./{LEDGER}"], capture_output=True, text=True)
+        return _outs(yaml.load(done.stdout, _Loader)["stages"])
+    return {}
 
 
 def expected(definition: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -283,10 +301,15 @@ def expected(definition: Mapping[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def _check_out(report: Report, stage: str, path: str, recorded: State) -> None:
-    """An output against the ledger, unless it is not here."""
+def _check_out(
+    report: Report, stage: str, path: str, recorded: State, committed: Mapping[str, State]
+) -> None:
+    """An output against the ledger; where it is not here, the ledger against the last commit's."""
     place = Path(path)
     if not place.exists() or (place.is_dir() and not any(place.iterdir()) and recorded.md5 != _EMPTY):
+        if recorded != committed.get(path, recorded):
+            problem = f"{stage}: {path}: not as committed, and the files are not here to tell which is right"
+            report.add("ledger", LEDGER, problem, f"{_BACK}; or commit {LEDGER}")
         return
     try:
         listing = _listing(place) if place.is_dir() else None

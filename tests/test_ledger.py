@@ -12,7 +12,7 @@ from precfm.findings import Report
 from precfm.ledger import Claim, check_ledger, state
 from precfm.plan import KINDS
 from precfm.store import alone
-from tests.workflow import ROOT, run
+from tests.workflow import ROOT, git, run
 
 PUBLISHED = [f"{kind}/{label}-0" for kind in KINDS for label in ("a", "b")]
 CLAIM = Claim("mine", PUBLISHED, ["pictures"])
@@ -152,6 +152,22 @@ def test_what_is_not_here_is_no_finding(project):
     assert report.findings == []
     (note,) = report.notes
     assert note.startswith("results/mine/samples: here in part")
+
+
+def test_of_what_is_not_here_the_ledger_is_held_against_the_commit(project):
+    shutil.rmtree("data/raw/pictures")
+    file = Path("dvc.lock")
+    whole = file.read_text()
+    place = re.search(r"path: data/raw/pictures\n.*\n +md5: ", whole).end()
+    changed = whole[:place] + ("0" if whole[place] != "0" else "1") + whole[place + 1 :]
+    file.write_text(changed)
+    assert told() == []  # nothing to hold it against
+    file.write_text(whole)
+    git(project, "add", "dvc.lock")
+    git(project, "commit", "-q", "-m", "recorded")
+    assert told() == []
+    file.write_text(changed)
+    assert ["not here to tell" in problem for _, problem in told()] == [True]
 
 
 def rewrite(file, old, new):
