@@ -33,7 +33,7 @@ def read_manifest(home: Path) -> dict[str, Any] | None:
         damage = _damage(manifest, home.name) or ("" if canonical(manifest) == text else "its form is wrong")
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         damage = " ".join(str(error).split())
     if damage:
         raise PrecfmError(f"{file}: damaged ({damage}): `git checkout -- {file}` brings it back")
