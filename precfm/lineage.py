@@ -264,11 +264,11 @@ def _chosen(
 ) -> tuple[dict[str, dict[str, tuple[str, ...]]], set[int]]:
     """For each frames artifact below a table, those of its parents that the row is about, and their seeds."""
     roles = _roles(entries[root]["params"].get("name", ""))
-    wanted = {
+    wanted: dict[str, set[str | None]] = {
         "dataset": {cell.about.get("dataset")},
         "method": {cell.about.get("method"), cell.about.get("baseline")},
         "seed": {cell.about.get("seed")},
-        "run": experiments_of(cell.about.get("claim", "")),
+        "run": {*experiments_of(cell.about.get("claim", ""))},
     }
 
     def meant(told: Mapping[str, Any]) -> bool:
