@@ -2,13 +2,12 @@
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from precfm.errors import PrecfmError
+from precfm.errors import PrecfmError, told_in_one_sentence
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,14 +25,8 @@ ExperimentName = Annotated[str, typer.Argument(help="An experiment: the name of 
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence on standard error and exit code 1."""
-    try:
+    with told_in_one_sentence():
         app()
-    except PrecfmError as error:
-        sys.exit(f"precfm: {error}")
-    except OSError as error:
-        if error.filename is None:
-            sys.exit(f"precfm: {error.strerror or str(error) or type(error).__name__}")
-        sys.exit(f"precfm: {error.filename}: {error.strerror}; free space and write permission are needed")
 
 
 @app.command("ls")
@@ -246,7 +239,7 @@ def audit(
 @app.command()
 def why(
     target: Annotated[str, typer.Argument(help="FILE, FILE:ROW or FILE:ROW,COLUMN below results/.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the lineage as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON; --full adds nothing.")] = False,
     full: Annotated[
         bool,
         typer.Option("--full", help="With every parameter and file; default: what differs from defaults."),

@@ -16,6 +16,7 @@ from precfm.config import PLAIN, Experiment, plain, validated
 from precfm.errors import PrecfmError
 
 CONFIG_FOLDER = Path("config")
+PARAMS = Path("params.yaml")  # what the ledger holds
 NAME = r"[A-Za-z][A-Za-z0-9_-]*"  # of an experiment: it becomes part of paths and of commands
 TINY = "-tiny"  # `<experiment>-tiny` is that experiment, cut to seconds
 
@@ -107,6 +108,20 @@ def read_yaml(file: Path) -> Any:
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
             what = f"line {error.problem_mark.line + 1}: {error.problem}"
         raise PrecfmError(f"{file}: no valid YAML ({what})") from None
+
+
+def read_recorded() -> dict[str, list[str]]:
+    """The `experiments` and the `sources` that params.yaml lists: those that the ledger holds.
+
+    Raises:
+        PrecfmError: the file is missing or damaged.
+    """
+    listed = read_yaml(PARAMS)
+    for field in ("experiments", "sources"):
+        names = listed.get(field) if isinstance(listed, dict) else None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise PrecfmError(f"{PARAMS}: {field}: got {names!r}, but a list of names is needed")
+    return {field: listed[field] for field in ("experiments", "sources")}
 
 
 class _Loader(yaml.SafeLoader):

@@ -108,7 +108,7 @@ def test_a_mistake_is_one_sentence(project, arguments, words):
         (OSError(28, "No space left on device"), "precfm: No space left on device"),
         (
             PermissionError(13, "Permission denied", "results"),
-            "precfm: results: Permission denied; free space",
+            "precfm: results: Permission denied; permission to read and write",
         ),
     ],
 )

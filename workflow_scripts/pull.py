@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from precfm.artifacts import RECORD, RESULTS, Artifact
-from precfm.errors import PrecfmError
-from precfm.experiments import load_experiment
+from precfm.errors import PrecfmError, told_in_one_sentence
+from precfm.experiments import load_experiment, read_recorded
 from precfm.plan import KINDS
 from precfm.published import MANIFEST, agrees, read_manifest
 from precfm.store import alone, remove, to_attic
@@ -29,7 +28,7 @@ def main(
     kind: Annotated[str | None, typer.Option(help="Only this kind of artifact.")] = None,
 ) -> None:
     """Fetch what the ledger holds of an experiment."""
-    held = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    held = read_recorded()
     recorded = held["experiments"]
     if experiment not in recorded:
         known = ", ".join(recorded) or "none yet"
@@ -135,7 +134,5 @@ def _listed(experiment: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
+    with told_in_one_sentence():
         typer.run(main)
-    except PrecfmError as error:
-        sys.exit(f"precfm: {error}")

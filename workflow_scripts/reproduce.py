@@ -20,11 +20,11 @@ import yaml
 from precfm.artifacts import RECORD, RESULTS, Artifact
 from precfm.datasets.manifest import file_sha256
 from precfm.datasets.sources import RAW, SOURCES
-from precfm.errors import PrecfmError
+from precfm.errors import PrecfmError, told_in_one_sentence
+from precfm.experiments import PARAMS, read_recorded
 from precfm.plan import KINDS, Plan, load_plan
 from precfm.store import alone, collect_claims, is_published, remove, tidy, write_whole
 
-PARAMS = Path("params.yaml")
 LOCK = Path("dvc.lock")
 DVC_AT_WORK = Path(".dvc/tmp/rwlock")  # DVC's own list of which of its processes reads or writes what
 LOCKS_BEFORE = RESULTS / ".work" / "ledger"  # the ledger as it was, there while DVC records an experiment
@@ -150,7 +150,7 @@ def record(plan: Plan, held: int) -> None:
             f"precfm: {experiment.name}: {damaged[0]} was damaged after it was made ({len(damaged)} in all), so "
             "nothing was recorded; the same command makes it again"
         )
-    listed = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+    listed = read_recorded()
     sources = {dataset.source_name for dataset in experiment.datasets.values()}
     wanted = {
         "experiments": sorted({*listed["experiments"], experiment.name}),
@@ -213,7 +213,7 @@ def remove_damaged(plan: Plan) -> list[str]:
             if node.exists:
                 Artifact.open(node.folder).verified()
         except PrecfmError as error:
-            print(f"{node.id}: made again ({error})")
+            print(f"{node.id}: removed, so that it is made again ({error})")
             remove(node.folder)
             found.append(node.id)
     return found
@@ -250,9 +250,5 @@ def announce(experiment: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with told_in_one_sentence():
         typer.run(main)
-    except PrecfmError as error:
-        sys.exit(f"precfm: {error}")
-    except OSError as error:
-        sys.exit(f"precfm: {error.filename}: {error.strerror}; free space and write permission are needed")
