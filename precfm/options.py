@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache, wraps
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, create_model
 
@@ -112,6 +112,7 @@ def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
         name: getattr(parameter.annotation, "__metadata__", ())
         for name, parameter in signature.parameters.items()
     }
+    assert any(marks.values()), f"{function.__qualname__}: no annotation holds a bound that could be checked"
 
     @wraps(function)
     def judged(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -129,17 +130,11 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+# What an annotation may be built from: plain types, and the bounded ones above.
 _TYPES: dict[str, Any] = {
     kind.__name__: kind for kind in (Bound, Neutral, bool, dict, float, int, list, str, tuple)
 } | {"Annotated": Annotated, "Any": Any, "Literal": Literal}
-_TYPES |= {"Components": Components, "Count": Count, "Fraction": Fraction, "Natural": Natural}
-_TYPES |= {
-    "TimeFeatures": TimeFeatures,
-    "NotNegative": NotNegative,
-    "Patience": Patience,
-    "Positive": Positive,
-    "Share": Share,
-}
+_TYPES |= {name: kind for name, kind in globals().items() if get_origin(kind) is Annotated}
 
 
 @cache
