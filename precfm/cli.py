@@ -239,7 +239,7 @@ def audit(
 @app.command()
 def why(
     target: Annotated[str, typer.Argument(help="FILE, FILE:ROW or FILE:ROW,COLUMN below results/.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON; --full adds nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON, as if --full.")] = False,
     full: Annotated[
         bool,
         typer.Option("--full", help="With every parameter and file; default: what differs from defaults."),

@@ -320,7 +320,11 @@ def experiments_of(claim: str) -> set[str]:
         for node in ast.walk(functions[name]):
             if isinstance(node, ast.Name):
                 pending.append(node.id)
-            elif isinstance(node, ast.Constant) and (match := re.fullmatch(r"(\w+)\.\w+", str(node.value))):
+            elif (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and (match := re.fullmatch(r"(\w+)\.\w+", node.value))
+            ):
                 found.add(match[1])
     return found
 

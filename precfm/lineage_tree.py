@@ -22,7 +22,7 @@ def tree(traced: Lineage, *, full: bool = False) -> Iterator[str]:
     Args:
         traced: the lineage.
         full: tell every parameter, file and machine, in lines of any length; otherwise parameters at their default
-            and checksums of files are left out, and no line is longer than `WIDTH` unless a name is.
+            and checksums of files are left out, and no line is longer than `WIDTH` unless a single word is.
     """
     view = _Full(traced) if full else _Brief(traced)
     yield from view.head()
@@ -46,12 +46,12 @@ class _Full:
         where = (
             f", row {cell.row}" + (f": {cell.column} = {cell.value}" if cell.column else "") if cell else ""
         )
-        yield f"{traced.file}{where}"
+        yield from self.lines(f"{traced.file}{where}", "", "  ")
         if cell is not None:
             about = ", ".join(f"{name} {value}" for name, value in cell.about.items() if value)
             yield from self.lines(about, "  ", "    ")
         if traced.seeds:
-            yield f"  training seeds {', '.join(map(str, traced.seeds))}"
+            yield from self.lines(f"training seeds {', '.join(map(str, traced.seeds))}", "  ", "    ")
         yield f"  sha256 {traced.sha256}"
         for note in traced.notes:
             yield from self.lines(f"note: {note}", "  ", "    ")
@@ -60,7 +60,8 @@ class _Full:
         """An artifact with all that it was made from."""
         step = self.traced.steps[node_id]
         again = node_id in self.told
-        yield f"{indent}+- {_title(step, role)}{' (see above)' if again else '' if step.here else ' (not here)'}"
+        title = f"{_title(step, role)}{' (see above)' if again else '' if step.here else ' (not here)'}"
+        yield from self.lines(title, f"{indent}+- ", f"{indent}     ")
         if again:
             return
         self.told.add(node_id)

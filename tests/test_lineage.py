@@ -5,6 +5,7 @@ import random
 import runpy
 import shutil
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -173,6 +174,20 @@ def test_the_short_tree_fits_on_a_terminal_and_keeps_every_edge(plan, target):
     assert found == edges
 
 
+def test_long_values_and_many_seeds_are_wrapped_and_whole(plan):
+    traced = lineage("results/mine/tables/metrics.csv:1,value")
+    value, seeds = " ".join(f"word{number}" for number in range(60)), tuple(range(100, 160))
+    about = {**traced.cell.about, "note": value}
+    traced = replace(traced, cell=replace(traced.cell, value=value, about=about), seeds=seeds, notes=(value,))
+    lines = list(tree(traced))
+    assert max(map(len, lines)) <= WIDTH
+    head = " ".join(" ".join(lines).split())
+    assert f"row 1: value = {value} dataset mnist5k-L16" in head
+    assert f"note {value} training seeds {', '.join(map(str, seeds))} sha256" in head
+    assert f"note: {value} " in head
+    assert f"row 1: value = {value}" in next(tree(traced, full=True))
+
+
 def test_what_differs_from_a_default_is_kept():
     flow = {
         "model": {"name": "mlp", "width": 256, "depth": 4, "time_features": 32},
@@ -275,6 +290,15 @@ def test_a_claim_s_statistics_are_traced_to_the_experiments_whose_tables_they_re
     assert experiments_of("C8") == set()
     read = {claim: experiments_of(claim) for claim in (f"C{number}" for number in range(1, 12))}
     assert set().union(*read.values()) <= set(REGISTRY["theory"])
+
+
+def test_a_number_in_a_claim_s_source_is_no_table(tmp_path, monkeypatch):
+    source = tmp_path / "claims.py"
+    source.write_text(
+        'def claim_c1(frames):\n    return frames["linear_grid.identity"] * 0.25 > help_it(1.5)\n'
+    )
+    monkeypatch.setattr("precfm.lineage.module_file", lambda name: source)
+    assert experiments_of("C1") == {"linear_grid"}
 
 
 def test_why_on_the_command_line(plan):
