@@ -86,8 +86,12 @@ def submit(folder, experiment, *targets):
 
 
 def ended(process, folder):
-    """The exit code of a run on the cluster, and what it said."""
-    return process.wait(LONGEST), (folder.parent / "snakemake.log").read_text()[-4000:]
+    """The exit code of a run on the cluster, and what it said, once no process of its jobs is left."""
+    code, begun = process.wait(LONGEST), time.monotonic()
+    while left := at_work(folder):
+        assert time.monotonic() < begun + LONGEST, f"these outlived their run: {left}"
+        time.sleep(0.1)
+    return code, (folder.parent / "snakemake.log").read_text()[-4000:]
 
 
 def states(folder):
@@ -113,25 +117,26 @@ def saves(node):
     return list(Path(f"results/.work/scratch/{node.kind}-{node.key}").rglob("state-*.safetensors"))
 
 
-def job_of(folder, node):
-    """The number that Slurm gave to the job that makes an artifact now."""
-    jobs = run(folder, "squeue", "--noheader", "--format=%i %k", "--states=RUNNING").splitlines()
-    [number] = [job.split()[0] for job in jobs if job.endswith(f"{node.label}-{node.key}")]
-    return number
+def stopped(folder, node):
+    """The process that makes an artifact, which holds its lock; stopped, so that it does not end meanwhile."""
+    for process in at_work(folder):
+        try:
+            if any(Path(file.path).name == f"{node.kind}-{node.key}.lock" for file in process.open_files()):
+                process.suspend()
+                return process
+        except psutil.Error:  # it has just ended
+            continue
+    raise AssertionError(f"the training of {node.id} ended before it was stopped")
 
 
-def kill(folder, job):
-    """End the process of a job's script, as the kernel does where memory runs out."""
-    [script] = [
-        process
-        for process in at_work(folder)
-        if role(process) == "flow" and process.environ()["SLURM_JOB_ID"] == job
-    ]
+def kill(script):
+    """End a job's script, as the kernel does where memory runs out."""
     script.kill()
 
 
-def cancel(folder, job):
-    run(folder, "scancel", job)
+def cancel(script):
+    """Cancel the job of a script; after KillWait, Slurm kills what does not heed its signals."""
+    run(Path.cwd(), "scancel", script.environ()["SLURM_JOB_ID"])
 
 
 @pytest.mark.slow
@@ -153,9 +158,9 @@ def test_a_cluster_makes_the_same_bytes_as_this_machine_also_where_jobs_die(clus
     process = submit(folder, "long", *targets)
     ends = dict(zip([victim.id for victim in victims], (kill, cancel), strict=True))
     while ends:
-        assert process.poll() is None, "a training was never saved, or ended too soon"
+        assert process.poll() is None, "a training was never saved"
         for name in [name for name in ends if saves(plan.node(name))]:
-            ends.pop(name)(folder, job_of(folder, plan.node(name)))
+            ends.pop(name)(stopped(folder, plan.node(name)))
         time.sleep(0.01)
     code, said = ended(process, folder)
     assert code == 1, said
