@@ -18,7 +18,7 @@ rounding, and not otherwise. Notes and reasons are not compared.
 import io
 import json
 import math
-import subprocess
+import os
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from precfm.artifacts import RESULTS
 from precfm.errors import PrecfmError
+from precfm.git import asked, committed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,18 +89,14 @@ class Comparison:
         return told
 
 
-def published_here(experiment: str, results: Path = RESULTS) -> dict[str, str]:
-    """The texts of an experiment's tables and verdicts, by path below results/."""
+def published_here(experiment: str, results: Path = RESULTS) -> dict[str, bytes]:
+    """The contents of an experiment's tables and verdicts, by path below results/."""
     home = results / experiment
     files = [*sorted(home.glob("tables/*.csv")), home / "claims.json"]
-    return {
-        file.relative_to(results).as_posix(): file.read_text(encoding="utf-8")
-        for file in files
-        if file.is_file()
-    }
+    return {file.relative_to(results).as_posix(): file.read_bytes() for file in files if file.is_file()}
 
 
-def published_in(place: str, experiment: str) -> dict[str, str]:
+def published_in(place: str, experiment: str) -> dict[str, bytes]:
     """The same of another run.
 
     Args:
@@ -107,7 +104,7 @@ def published_in(place: str, experiment: str) -> dict[str, str]:
         experiment: its name.
 
     Raises:
-        PrecfmError: there is no such revision or folder.
+        PrecfmError: there is no such revision or folder, or it cannot be read.
     """
     if not place.startswith("git:"):
         folder = Path(place)
@@ -120,35 +117,26 @@ def published_in(place: str, experiment: str) -> dict[str, str]:
             )
         return published_here(experiment, results)
     name = place.removeprefix("git:")
-    try:
-        revision = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}").strip()
-    except PrecfmError:
-        raise PrecfmError(f"against: {name!r} is no revision of this repository") from None
-    listed = _git("ls-tree", "-r", "-z", "--name-only", revision, "--", f"./{RESULTS}/{experiment}/").split(
-        "\0"
-    )
-    wanted = [
-        path
-        for path in listed
-        if path.endswith("/claims.json") or ("/tables/" in path and path.endswith(".csv"))
-    ]
-    return {
-        Path(path).relative_to(RESULTS).as_posix(): _git("show", f"{revision}:./{path}") for path in wanted
-    }
+    found = asked("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+    if found is None:
+        raise PrecfmError(f"against: {name!r} is no revision of this repository")
+    revision = found.decode().strip()
+    listed = asked("ls-tree", "-r", "-z", "--name-only", revision, "--", f"./{RESULTS}/{experiment}/")
+    published = {}
+    for path in os.fsdecode(listed or b"").split("\0"):
+        if path.endswith("/claims.json") or ("/tables/" in path and path.endswith(".csv")):
+            content = committed(Path(path), revision)
+            if content is None:
+                raise PrecfmError(f"against: {name!r} lists {path}, but this repository does not hold it")
+            published[Path(path).relative_to(RESULTS).as_posix()] = content
+    return published
 
 
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True)
-    if done.returncode:
-        raise PrecfmError(f"git {arguments[0]}: {' '.join(done.stderr.split()) or 'failed'}")
-    return done.stdout
-
-
-def compare(here: Mapping[str, str], there: Mapping[str, str]) -> list[Comparison]:
+def compare(here: Mapping[str, bytes], there: Mapping[str, bytes]) -> list[Comparison]:
     """Compare what two runs have published.
 
     Args:
-        here: texts by file, of `published_here`.
+        here: contents by file, of `published_here`.
         there: of `published_in`.
 
     Returns:
@@ -171,10 +159,11 @@ def _unread(file: str, why: str) -> Comparison:
     return Comparison(file, 0, 0, 0, None, "", 0, 0, 0, (why,))
 
 
-def _frame(file: str, text: str) -> "pd.DataFrame":
+def _frame(file: str, content: bytes) -> "pd.DataFrame":
     """A table, or the statistics of all verdicts as one."""
     import pandas as pd
 
+    text = content.decode("utf-8")
     if not file.endswith(".json"):
         return pd.read_csv(io.StringIO(text))
     rows: list[dict[str, Any]] = []

@@ -8,28 +8,29 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from precfm.artifacts import RESULTS
 from precfm.errors import PrecfmError
+from precfm.exchange.manifest import first_mistake
+from precfm.experiments import PARAMS, read_recorded, read_yaml
 from precfm.findings import Report
+from precfm.git import asked, committed
 from precfm.published import MANIFEST
 
 LEDGER = Path("dvc.lock")
 STAGES = Path("dvc.yaml")
-PARAMS = Path("params.yaml")
 CACHE = Path(".dvc/cache/files/md5")
 IGNORED = ("__pycache__", "*.pyc")  # as .dvcignore says
-SCHEMA = "2.0"
 RAW = "raw"  # the stage whose matrix goes over sources; all others go over experiments
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+Model = TypeVar("Model", bound=BaseModel)
 _VARIABLE = re.compile(r"\$\{item\.\w+\}")
 _FOLDER = ".dir"
 _EMPTY = hashlib.md5(b"[]").hexdigest() + _FOLDER
@@ -45,10 +46,57 @@ class State:
     size: int
     nfiles: int | None
 
-    @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> "State":
-        """From an entry of the ledger."""
-        return cls(entry["md5"], entry["size"], entry.get("nfiles"))
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Entry(_Strict):
+    """What the ledger says of one file or folder."""
+
+    path: str
+    hash: Literal["md5"]
+    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")]
+    size: NonNegativeInt
+    nfiles: NonNegativeInt | None = None
+    isexec: bool = False
+
+    @property
+    def state(self) -> State:
+        """Without its path."""
+        return State(self.md5, self.size, self.nfiles)
+
+
+class Stage(_Strict):
+    """A stage of the ledger."""
+
+    cmd: str
+    deps: list[Entry] = []
+    outs: list[Entry] = []
+
+
+class _Ledger(_Strict):
+    form: Literal["2.0"] = Field(alias="schema")
+    stages: dict[str, Stage]
+
+
+_Named = (
+    str | Annotated[dict[str, Any], Field(min_length=1, max_length=1)]
+)  # a path, or a path with its options
+
+
+class Definition(BaseModel):
+    """A stage of dvc.yaml, as far as the ledger repeats it."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    cmd: str
+    deps: list[_Named] = []
+    outs: list[_Named] = []
+    metrics: list[_Named] = []
+
+
+class _Definitions(BaseModel):
+    stages: dict[str, Definition]
 
 
 @dataclass(frozen=True)
@@ -79,10 +127,8 @@ def check_ledger(report: Report, claims: Sequence[Claim]) -> None:
         report.notes.append(f"{LEDGER}: a run is recording here; try again when it is finished")
         return
     try:
-        definitions = _mapping(STAGES, "stages")
-        listed = _read(PARAMS) if PARAMS.is_file() else {}
-        stages = _ledger()
-        _require_form(stages)
+        definitions, stages = _definitions(), _ledger()
+        listed = read_recorded() if PARAMS.is_file() else {"experiments": [], "sources": []}
     except PrecfmError as error:
         file, _, told = str(error).partition(": ")
         report.add("ledger", file, told, f"`git checkout -- {file}` brings back what was committed")
@@ -91,11 +137,11 @@ def check_ledger(report: Report, claims: Sequence[Claim]) -> None:
     if recorded and LEDGER.is_file():
         _check_listed(report, listed, stages)
     sources = sorted({source for claim in recorded for source in claim.sources} & _names(stages, RAW))
-    committed = _committed() if recorded else {}
+    before = _committed() if recorded else {}
     for claim in recorded:
-        _check_stages(report, definitions, stages, committed, claim.name, claim)
+        _check_stages(report, definitions, stages, before, claim.name, claim)
     for source in sources:
-        _check_stages(report, definitions, stages, committed, source, None)
+        _check_stages(report, definitions, stages, before, source, None)
     _check_code(report, stages, [*(claim.name for claim in recorded), *sources])
 
 
@@ -114,50 +160,30 @@ def _at_work() -> bool:
     return False
 
 
-def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise PrecfmError(f"{file}: cannot be read ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(content, dict):
-        raise PrecfmError(f"{file}: got {type(content).__name__}; a mapping is needed")
-    return content
+def _definitions() -> Mapping[str, Definition]:
+    """The stages of dvc.yaml; nothing where there is none."""
+    return _fits(STAGES, _Definitions, read_yaml(STAGES)).stages if STAGES.is_file() else {}
 
 
-def _mapping(file: Path, field: str) -> Mapping[str, Any]:
-    """A field of a file; nothing where there is no file."""
-    if not file.is_file():
-        return {}
-    value = _read(file).get(field)
-    if not isinstance(value, dict):
-        raise PrecfmError(f"{file}: {field}: got {type(value).__name__}; a mapping is needed")
-    return value
-
-
-def _ledger() -> Mapping[str, Any]:
+def _ledger() -> Mapping[str, Stage]:
     """The stages of the ledger; nothing where there is none."""
-    if LEDGER.is_file() and (told := _read(LEDGER).get("schema")) != SCHEMA:
-        raise PrecfmError(f"{LEDGER}: schema: got {told!r}; {SCHEMA!r} is needed")
-    return _mapping(LEDGER, "stages")
+    return _stages_of(LEDGER.read_bytes()) if LEDGER.is_file() else {}
 
 
-def _require_form(stages: Mapping[str, Any]) -> None:
-    """Every entry of the ledger has a path, a checksum and a size."""
-    for name, stage in stages.items():
-        entries = [
-            entry
-            for field in ("deps", "outs")
-            for entry in (stage.get(field) or [] if isinstance(stage, dict) else [3])
-        ]
-        for entry in entries:
-            if not (
-                isinstance(entry, dict)
-                and isinstance(entry.get("path"), str)
-                and entry.get("hash") == "md5"
-                and re.fullmatch(r"[0-9a-f]{32}(\.dir)?", str(entry.get("md5")))
-                and isinstance(entry.get("size"), int)
-            ):
-                raise PrecfmError(f"{LEDGER}: {name}: got {entry!r}; a path with its md5 and size is needed")
+def _stages_of(ledger: bytes) -> Mapping[str, Stage]:
+    try:
+        # The compiled loader is faster, but deep nesting ends the whole process.
+        content = yaml.load(ledger, yaml.SafeLoader)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise PrecfmError(f"{LEDGER}: no valid YAML ({' '.join(str(error).split())[:200]})") from None
+    return _fits(LEDGER, _Ledger, content).stages
+
+
+def _fits(file: Path, model: type[Model], content: Any) -> Model:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise PrecfmError(f"{file}: {first_mistake(error)}") from None
 
 
 def _names(stages: Iterable[str], stage: str) -> set[str]:
@@ -168,9 +194,9 @@ def _names(stages: Iterable[str], stage: str) -> set[str]:
 def _check_recorded(
     report: Report,
     claim: Claim,
-    definitions: Mapping[str, Any],
-    listed: Mapping[str, Any],
-    stages: Mapping[str, Any],
+    definitions: Mapping[str, Definition],
+    listed: Mapping[str, Sequence[str]],
+    stages: Mapping[str, Stage],
 ) -> bool:
     """Whether an experiment was recorded; what was must be in params.yaml and in the ledger as a whole.
 
@@ -179,9 +205,14 @@ def _check_recorded(
     name = claim.name
     wanted = [f"{stage}@{name}" for stage in definitions if stage != RAW]
     lacking = [stage for stage in wanted if stage not in stages]
-    in_params = name in _list(listed, "experiments")
+    in_params = name in listed["experiments"]
     stamp = RESULTS / name / "records" / "ledger"
-    known = in_params or len(lacking) < len(wanted) or stamp.is_file() or _in_git(RESULTS / name / MANIFEST)
+    known = (
+        in_params
+        or len(lacking) < len(wanted)
+        or stamp.is_file()
+        or bool(asked("ls-files", "--", str(RESULTS / name / MANIFEST)))
+    )
     again = f"`make reproduce EXPERIMENT={name}` records it"
     if not known:
         problem = f"{name} was never recorded, as after `precfm make`, so no ledger tells whether it changed"
@@ -199,22 +230,9 @@ def _check_recorded(
     return LEDGER.is_file() and STAGES.is_file()
 
 
-def _list(listed: Mapping[str, Any], field: str) -> list[str]:
-    names = listed.get(field)
-    return [str(name) for name in names] if isinstance(names, list) else []
-
-
-def _in_git(file: Path) -> bool:
-    try:
-        done = subprocess.run(["git", "ls-files", "--", str(file)], capture_output=True, text=True)
-    except OSError:
-        return False
-    return done.returncode == 0 and bool(done.stdout.strip())
-
-
-def _check_listed(report: Report, listed: Mapping[str, Any], stages: Mapping[str, Any]) -> None:
+def _check_listed(report: Report, listed: Mapping[str, Sequence[str]], stages: Mapping[str, Stage]) -> None:
     """What params.yaml lists is in the ledger, and the ledger's sources are listed."""
-    experiments, sources = (set(_list(listed, field)) for field in ("experiments", "sources"))
+    experiments, sources = (set(listed[field]) for field in ("experiments", "sources"))
     told = [
         *(
             f"experiments: lists {name}, but {LEDGER} does not"
@@ -234,9 +252,9 @@ def _check_listed(report: Report, listed: Mapping[str, Any], stages: Mapping[str
 
 def _check_stages(
     report: Report,
-    definitions: Mapping[str, Any],
-    stages: Mapping[str, Any],
-    committed: Mapping[str, State],
+    definitions: Mapping[str, Definition],
+    stages: Mapping[str, Stage],
+    before: Mapping[str, State],
     name: str,
     claim: Claim | None,
 ) -> None:
@@ -247,67 +265,63 @@ def _check_stages(
         if stage not in stages:
             continue
         found = stages[stage]
+        says = {
+            "cmd": found.cmd,
+            "deps": sorted(entry.path for entry in found.deps),
+            "outs": sorted(entry.path for entry in found.outs),
+        }
         for field, wanted in expected(definitions[definition], name).items():
-            told = (
-                found.get(field)
-                if field == "cmd"
-                else sorted(entry["path"] for entry in found.get(field) or [])
-            )
-            if told != wanted:
+            if (told := says[field]) != wanted:
                 report.add(
                     "ledger", LEDGER, f"{stage}: {field}: got {told!r}, {STAGES} says {wanted!r}", _BACK
                 )
-        for entry in found.get("outs") or []:
-            path = entry["path"]
+        for entry in found.outs:
+            path = entry.path
             if claim and path == f"{RESULTS}/{name}/{definition}" and claim.partial(definition):
                 if any(Path(path).glob("[!.]*")):
                     report.notes.append(
                         f"{path}: here in part, so it is held against the manifest and not {LEDGER}"
                     )
             else:
-                _check_out(report, stage, path, State.of(entry), committed)
-        for entry in found.get("deps") or []:
-            path = entry["path"]
-            if path in recorded and State.of(entry) != recorded[path]:
-                report.add(
-                    "ledger", LEDGER, f"contradicts itself about {path}: {stage} was made from another", _BACK
-                )
+                _check_out(report, stage, path, entry.state, before)
+        for entry in found.deps:
+            if recorded.get(entry.path, entry.state) != entry.state:
+                problem = f"contradicts itself about {entry.path}: {stage} was made from another"
+                report.add("ledger", LEDGER, problem, _BACK)
 
 
-def _outs(stages: Mapping[str, Any]) -> dict[str, State]:
+def _outs(stages: Mapping[str, Stage]) -> dict[str, State]:
     """What the ledger says of each output."""
-    return {entry["path"]: State.of(entry) for stage in stages.values() for entry in stage.get("outs") or []}
+    return {entry.path: entry.state for stage in stages.values() for entry in stage.outs}
 
 
 def _committed() -> dict[str, State]:
     """What the last commit's ledger says of each output; nothing where there is none."""
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
-        done = subprocess.run(["git", "show", f"HEAD:./{LEDGER}"], capture_output=True, text=True)
-        return _outs(yaml.load(done.stdout, _Loader)["stages"])
+    with suppress(PrecfmError):
+        return _outs(_stages_of(committed(LEDGER) or b""))
     return {}
 
 
-def expected(definition: Mapping[str, Any], name: str) -> dict[str, Any]:
+def expected(definition: Definition, name: str) -> dict[str, Any]:
     """What the ledger should say of a stage of dvc.yaml for one experiment or source: `cmd`, and paths, sorted."""
 
-    def told(text: Any) -> str:
-        return _VARIABLE.sub(name, str(next(iter(text)) if isinstance(text, dict) else text))
+    def told(text: str | dict[str, Any]) -> str:
+        return _VARIABLE.sub(name, text if isinstance(text, str) else next(iter(text)))
 
-    outs = [*(definition.get("outs") or []), *(definition.get("metrics") or [])]
     return {
-        "cmd": told(definition.get("cmd")),
-        "deps": sorted(map(told, definition.get("deps") or [])),
-        "outs": sorted(map(told, outs)),
+        "cmd": told(definition.cmd),
+        "deps": sorted(map(told, definition.deps)),
+        "outs": sorted(map(told, [*definition.outs, *definition.metrics])),
     }
 
 
 def _check_out(
-    report: Report, stage: str, path: str, recorded: State, committed: Mapping[str, State]
+    report: Report, stage: str, path: str, recorded: State, committed_states: Mapping[str, State]
 ) -> None:
     """An output against the ledger; where it is not here, the ledger against the last commit's."""
     place = Path(path)
     if not place.exists() or (place.is_dir() and not any(place.iterdir()) and recorded.md5 != _EMPTY):
-        if recorded != committed.get(path, recorded):
+        if recorded != committed_states.get(path, recorded):
             problem = f"{stage}: {path}: not as committed, and the files are not here to tell which is right"
             report.add("ledger", LEDGER, problem, f"{_BACK}; or commit {LEDGER}")
         return
@@ -331,13 +345,7 @@ def _check_out(
         for name in sorted(before.keys() | listing.keys()):
             file = (place / name).as_posix()
             if before.get(name) != listing.get(name) and file not in told:
-                what = (
-                    "modified"
-                    if before.keys() & listing.keys() & {name}
-                    else "added"
-                    if name in listing
-                    else "deleted"
-                )
+                what = "added" if name not in before else "deleted" if name not in listing else "modified"
                 report.add("ledger", file, f"{what} since {LEDGER} was written", _RECORD)
     elif not any(name == path or name.startswith(f"{path}/") for name in told):
         report.add("ledger", path, f"is not what {LEDGER} holds", _RECORD)
@@ -388,15 +396,15 @@ def _cached(md5: str) -> dict[str, str] | None:
     return None
 
 
-def _check_code(report: Report, stages: Mapping[str, Any], names: Sequence[str]) -> None:
+def _check_code(report: Report, stages: Mapping[str, Stage], names: Sequence[str]) -> None:
     """Code and configuration with which stages were recorded: one state per experiment, and the present one."""
-    outs = {entry["path"] for stage in stages.values() for entry in stage.get("outs") or []}
+    outs = _outs(stages)
     seen: dict[tuple[str, str], dict[State, str]] = {}
     for stage, content in stages.items():
         name = stage.partition("@")[2]
-        for entry in content.get("deps") or []:
-            if name in names and entry["path"] not in outs:
-                seen.setdefault((name, entry["path"]), {}).setdefault(State.of(entry), stage)
+        for entry in content.deps:
+            if name in names and entry.path not in outs:
+                seen.setdefault((name, entry.path), {}).setdefault(entry.state, stage)
     present: dict[str, State | None] = {}
     older = set()
     for (_, path), states in seen.items():

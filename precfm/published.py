@@ -1,6 +1,7 @@
 """What an experiment has published of its artifacts: its manifest, read, checked and compared with in one place."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from precfm.errors import PrecfmError
 MANIFEST = "manifest.json"
 _FIELDS = {"artifacts", "experiment", "key"}
 _ENTRY = {"params", "parents", "fingerprint", "files", "made_on"}
-_OLDER_ENTRY = _ENTRY - {"made_on"}  # manifests once did not tell where an artifact was made
+_TOLD = ("fingerprint", "params", "parents", "files", "made_on")  # of an artifact, in the order of telling
+_ID = re.compile(r"[a-z_]+/[^/]+-[0-9a-f]{12}")
 
 
 def read_manifest(home: Path) -> dict[str, Any] | None:
@@ -20,8 +22,8 @@ def read_manifest(home: Path) -> dict[str, Any] | None:
         home: `results/<experiment>`.
 
     Returns:
-        Its fields `experiment`, `key` and `artifacts` (by id: `params`, `parents`, `fingerprint`, `files` and, but for
-        older ones, `made_on`); None if there is none.
+        Its fields `experiment`, `key` and `artifacts` (by id: `params`, `parents`, `fingerprint`, `files` and
+        `made_on`); None if there is none.
 
     Raises:
         PrecfmError: it is damaged.
@@ -40,6 +42,16 @@ def read_manifest(home: Path) -> dict[str, Any] | None:
     return dict(manifest)
 
 
+def entries(home: Path) -> dict[str, dict[str, Any]]:
+    """The artifacts of an experiment's manifest, by id; none if there is no manifest.
+
+    Raises:
+        PrecfmError: it is damaged.
+    """
+    manifest = read_manifest(home)
+    return dict(manifest["artifacts"]) if manifest is not None else {}
+
+
 def published_entries(results: Path) -> dict[str, list[dict[str, Any]]]:
     """What the manifests of all experiments say of each artifact, by `kind/key`; mostly one says something.
 
@@ -48,7 +60,7 @@ def published_entries(results: Path) -> dict[str, list[dict[str, Any]]]:
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for home in sorted(path for path in results.glob("[!.]*") if path.is_dir()):
-        for node_id, entry in (read_manifest(home) or {"artifacts": {}})["artifacts"].items():
+        for node_id, entry in entries(home).items():
             found.setdefault(without_label(node_id), []).append(entry)
     return found
 
@@ -62,19 +74,34 @@ def agrees(record: Mapping[str, Any], entry: Mapping[str, Any], node_id: str) ->
         node_id: its id `kind/label-key` in the manifest, which is where it lies.
     """
     kind, name = node_id.split("/")
-    told = [field for field in ("files", "made_on") if entry.get(field) is not None]
-    parents = {role: [without_label(parent) for parent in ids] for role, ids in entry["parents"].items()}
-    return (
-        record.get("kind") == kind
-        and name.endswith(f"-{record.get('key')}")
-        and all(record.get(field) == entry[field] for field in ("params", "fingerprint", *told))
-        and record.get("parents") == parents
-    )
+    of_this_name = record.get("kind") == kind and name.endswith(f"-{record.get('key')}")
+    return of_this_name and not differing(record, entry)
+
+
+def differing(told: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The fields in which an artifact is told otherwise than wanted; labels of parents do not count.
+
+    Args:
+        told: a record, or an entry of a manifest.
+        wanted: the same, or the plan's word; a field that is not there, or None, is not compared.
+    """
+    fields = [field for field in _TOLD if wanted.get(field) is not None]
+    return [field for field in fields if _content(told, field) != _content(wanted, field)]
+
+
+def _content(about: Mapping[str, Any], field: str) -> Any:
+    value = about.get(field)
+    if field != "parents" or not isinstance(value, Mapping):
+        return value
+    return {
+        role: [without_label(str(parent)) for parent in ids] if isinstance(ids, list) else ids
+        for role, ids in value.items()
+    }
 
 
 def without_label(node_id: str) -> str:
     """An id as records have it, `kind/key`: a label is no part of the content."""
-    kind, name = node_id.split("/")
+    kind, _, name = node_id.partition("/")
     return f"{kind}/{name.rpartition('-')[2]}"
 
 
@@ -91,19 +118,20 @@ def _damage(manifest: Any, experiment: str) -> str:
         return f"it is not the manifest of {experiment}"
     if not isinstance(manifest["artifacts"], dict):
         return "artifacts: a mapping is needed"
-    return next(
-        (f"{name}: {told}" for name, entry in manifest["artifacts"].items() if (told := _wrong(entry))), ""
-    )
+    found = ((node_id, _wrong(node_id, entry)) for node_id, entry in manifest["artifacts"].items())
+    return next((f"{node_id}: {told}" for node_id, told in found if told), "")
 
 
-def _wrong(entry: Any) -> str:
+def _wrong(node_id: str, entry: Any) -> str:
     """The first thing in an artifact's entry that is not as it should be."""
-    if not isinstance(entry, dict) or set(entry) not in (_ENTRY, _OLDER_ENTRY):
+    if not _ID.fullmatch(node_id):
+        return "no id of the form kind/label-key"
+    if not isinstance(entry, dict) or set(entry) != _ENTRY:
         return f"its fields are not {', '.join(sorted(_ENTRY))}"
-    parents, files, made_on = entry["parents"], entry["files"], entry.get("made_on")
+    parents, files, made_on = entry["parents"], entry["files"], entry["made_on"]
     if not isinstance(entry["params"], dict) or not isinstance(entry["fingerprint"], str):
         return "params or fingerprint is none"
-    if not isinstance(parents, dict) or not all(_names(ids) for ids in parents.values()):
+    if not isinstance(parents, dict) or not all(map(_are_ids, parents.values())):
         return "parents are none"
     if not (made_on is None or isinstance(made_on, dict)):
         return "made_on is none"
@@ -114,8 +142,8 @@ def _wrong(entry: Any) -> str:
     )
 
 
-def _names(ids: Any) -> bool:
-    return isinstance(ids, list) and all(isinstance(name, str) for name in ids)
+def _are_ids(ids: Any) -> bool:
+    return isinstance(ids, list) and all(isinstance(name, str) and _ID.fullmatch(name) for name in ids)
 
 
 def _stamp(stamp: Any) -> bool:

@@ -82,7 +82,7 @@ def test_what_dvc_recorded_is_whole_with_and_without_its_cache(project):
     assert {*(f"{kind}@mine" for kind in KINDS), "publish@mine", "raw@pictures"} == stages.keys()
     for stage in stages.values():
         for entry in (*stage["deps"], *stage["outs"]):
-            assert state(Path(entry["path"])) == ledger.State.of(entry)
+            assert state(Path(entry["path"])) == ledger.Entry(**entry).state
     assert findings().findings == findings().notes == []
     shutil.rmtree(".dvc/cache")
     assert findings().findings == findings().notes == []
@@ -176,6 +176,15 @@ def rewrite(file, old, new):
     Path(file).write_text(text.replace(old, new))
 
 
+def damage(file, stage="flows@mine", **fields):
+    content = yaml.safe_load(Path(file).read_text())
+    content["stages"][stage] |= fields
+    Path(file).write_text(yaml.safe_dump(content))
+
+
+ENTRY = {"path": "config", "hash": "md5", "md5": "0" * 32, "size": 1}
+
+
 @pytest.mark.parametrize(
     ("change", "file", "words"),
     [
@@ -188,20 +197,37 @@ def rewrite(file, old, new):
             "params.yaml",
             "lists mime, but dvc.lock does not",
         ),
-        (lambda: rewrite("params.yaml", "[mine]", "3"), "params.yaml", "mine is missing"),
+        (lambda: rewrite("params.yaml", "[mine]", "3"), "params.yaml", "experiments: got 3"),
         (lambda: rewrite("params.yaml", "[pictures]", "[]"), "params.yaml", "pictures is missing"),
         (lambda: rewrite("params.yaml", "[pictures]", "[a, pictures]"), "params.yaml", "lists a"),
         (lambda: rewrite("dvc.lock", "flows@mine", "flowz@mine"), "dvc.lock", "1 stages of mine are missing"),
         (lambda: rewrite("dvc.lock", "publish@mine", "x"), "dvc.lock", "1 stages of mine are missing"),
-        (lambda: Path("dvc.lock").write_text(""), "dvc.lock", "a mapping is needed"),
-        (lambda: Path("dvc.lock").write_text("stages: ["), "dvc.lock", "cannot be read"),
-        (lambda: Path("dvc.lock").write_text("stages: " + "9" * 5000), "dvc.lock", "cannot be read"),
-        (lambda: Path("dvc.lock").write_text("[" * 5000), "dvc.lock", "cannot be read"),
+        (lambda: Path("dvc.lock").write_text(""), "dvc.lock", "should be a valid dictionary"),
+        (lambda: Path("dvc.lock").write_text("stages: ["), "dvc.lock", "no valid YAML"),
+        (lambda: Path("dvc.lock").write_text("stages: " + "9" * 5000), "dvc.lock", "no valid YAML"),
+        (lambda: Path("dvc.lock").write_text("[" * 200_000), "dvc.lock", "no valid YAML"),
         (
             lambda: Path("dvc.lock").write_text("schema: '2.0'\nstages: {flows@mine: 3}"),
             "dvc.lock",
             "flows@mine",
         ),
+        (lambda: rewrite("dvc.lock", "'2.0'", "'3.0'"), "dvc.lock", "schema"),
+        (lambda: rewrite("dvc.lock", "  flows@mine:", "  3:"), "dvc.lock", "stages.3"),
+        (lambda: damage("dvc.lock", deps=5), "dvc.lock", "stages.flows@mine.deps"),
+        (lambda: damage("dvc.lock", deps={}), "dvc.lock", "stages.flows@mine.deps"),
+        (lambda: damage("dvc.lock", outs="results"), "dvc.lock", "stages.flows@mine.outs"),
+        (lambda: damage("dvc.lock", cmd=None), "dvc.lock", "stages.flows@mine.cmd"),
+        (lambda: damage("dvc.lock", deps=[{**ENTRY, "nfiles": "3"}]), "dvc.lock", "deps.0.nfiles"),
+        (lambda: damage("dvc.lock", deps=[{**ENTRY, "nfiles": -1}]), "dvc.lock", "deps.0.nfiles"),
+        (lambda: damage("dvc.lock", deps=[{**ENTRY, "size": "1"}]), "dvc.lock", "deps.0.size"),
+        (lambda: damage("dvc.lock", deps=[{**ENTRY, "md5": "0" * 31}]), "dvc.lock", "deps.0.md5"),
+        (lambda: damage("dvc.lock", deps=[{**ENTRY, "more": 1}]), "dvc.lock", "deps.0.more"),
+        (lambda: rewrite("dvc.yaml", "stages:", "stages:\n  empty:"), "dvc.yaml", "stages.empty"),
+        (lambda: damage("dvc.yaml", "flows", deps=5), "dvc.yaml", "stages.flows.deps"),
+        (lambda: damage("dvc.yaml", "flows", outs=[{}]), "dvc.yaml", "stages.flows.outs.0"),
+        (lambda: damage("dvc.yaml", "flows", cmd=3), "dvc.yaml", "stages.flows.cmd"),
+        (lambda: Path("dvc.yaml").write_text("[" * 200_000), "dvc.yaml", "no valid YAML"),
+        (lambda: Path("dvc.yaml").write_text("3"), "dvc.yaml", "should be a valid"),
     ],
 )
 def test_what_was_recorded_stays_in_the_ledger(project, change, file, words):
