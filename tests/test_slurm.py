@@ -135,7 +135,7 @@ def kill(script):
 
 
 def cancel(script):
-    """Cancel the job of a script; after KillWait, Slurm kills what does not heed its signals."""
+    """Cancel the job of a script: Slurm wakes it (SIGCONT), terminates it and, after KillWait, kills it."""
     run(Path.cwd(), "scancel", script.environ()["SLURM_JOB_ID"])
 
 
