@@ -24,7 +24,7 @@ from precfm.datasets.manifest import file_sha256
 from precfm.errors import PrecfmError
 from precfm.fingerprint import SCRIPTS
 from precfm.plan import KINDS, Plan, load_plan
-from precfm.published import read_manifest
+from precfm.published import canonical, entries
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _older(experiment: str, kind: str, nodes: Sequence[Node]) -> set[str]:
     here = _fingerprints(home / kind, labels)
     published = {
         str(entry["fingerprint"])
-        for node_id, entry in ((read_manifest(home) or {}).get("artifacts") or {}).items()
+        for node_id, entry in entries(home).items()
         if node_id.split("/")[0] == kind and _label(node_id.split("/")[1]) in labels
     }
     if older := here - {present}:
@@ -251,7 +251,7 @@ def _record(kind: str, shown: Sequence[tuple[Accepted, Mapping[str, Any], Mappin
     for accepted, place, evidence in shown:
         known[accepted.new] = {"kind": kind, "same_as": accepted.old, "made_on": place, "artifacts": evidence}
     part = file.with_name(f".{file.name}.part-{os.getpid()}")
-    part.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    part.write_text(canonical(known), encoding="utf-8")
     part.replace(file)
     code.equivalences.cache_clear()
     code.fingerprint.cache_clear()

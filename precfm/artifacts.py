@@ -29,7 +29,7 @@ from precfm.datasets.manifest import file_sha256
 from precfm.errors import PrecfmError
 from precfm.fingerprint import SCRIPTS
 from precfm.gpus import one_gpu
-from precfm.published import without_label
+from precfm.published import canonical, without_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -384,7 +384,7 @@ def _finish(node: Node, part: Path) -> None:
         "made_on": made_on(node),
     }
     record["checksum"] = record_checksum(record)
-    (part / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (part / RECORD).write_text(canonical(record), encoding="utf-8")
     _sync(part / RECORD)
     _put(part, node.folder)
 

@@ -14,16 +14,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from precfm import fingerprint as code
 from precfm.against import MIN_SEEDS, RELATIVE, compare, published_here, published_in
-from precfm.artifacts import ON_DEVICE, RECORD, RESULTS, Artifact, Node, record_checksum
+from precfm.artifacts import ON_DEVICE, RECORD, RESULTS, Node, record_checksum
 from precfm.datasets.manifest import file_sha256
 from precfm.errors import PrecfmError
+from precfm.evidence import check_equivalences
 from precfm.experiments import CONFIG_FOLDER, NAME
 from precfm.findings import Report, counted
 from precfm.ledger import Claim, check_ledger
 from precfm.plan import KINDS, Plan, load_plan
-from precfm.published import MANIFEST, canonical, read_manifest
+from precfm.published import MANIFEST, canonical, differing, read_manifest
 from precfm.store import PRODUCTS
 from precfm.surroundings import MERGED, TIMES, check_commit, check_machine, check_times, check_versions
 
@@ -57,7 +57,7 @@ def audit(experiments: Sequence[str] = (), against: str | None = None) -> Report
         raise PrecfmError(f"{RESULTS}: holds no experiment; run `make reproduce` or `make pull` first")
     report = Report(chosen)
     if against is not None:
-        _check_against(report, against)
+        _check_against(report, against, named=bool(experiments))
     rooms = [_Room(report, name) for name in chosen]
     for room in rooms:
         room.check()
@@ -65,7 +65,7 @@ def audit(experiments: Sequence[str] = (), against: str | None = None) -> Report
         _check_strays(report)
     _check_attic(report)
     _check_merged_claims(report)
-    _check_equivalences(report, rooms)
+    check_equivalences(report, [room.plan for room in rooms if room.plan is not None])
     check_versions(report)
     for room in rooms:
         check_machine(report, room.name, room.records)
@@ -176,26 +176,22 @@ class _Room:
                 self.again,
             )
         for node_id in plan.nodes.keys() & published.keys():
-            if told := _contradiction(plan.nodes[node_id], published[node_id]):
+            for told in differing(published[node_id], _planned(plan.nodes[node_id])):
                 report.add("manifest", file, f"damaged: {told} of {node_id} is not the plan's", back)
 
     def _check_origin(self, node_id: str, record: Mapping[str, Any]) -> None:
         """An artifact against plan and manifest."""
         file = self.home / node_id / RECORD
         if self.plan is not None and (node := self.plan.nodes.get(node_id)) is not None:
-            if record.get("fingerprint") != node.fingerprint:
+            told = differing(record, _planned(node))
+            if "fingerprint" in told:
                 problem = (
                     f"says that code {record.get('fingerprint')} made it, the plan says {node.fingerprint}"
                 )
                 self.report.add("code", file, problem, _DAMAGED)
-            elif told := _contradiction(node, record):
-                self.report.add("record", file, f"damaged: {told} is not the plan's", _DAMAGED)
-        entry = self.published.get(node_id)
-        if entry is None:
-            return
-        for name in ("files", "params", "fingerprint", "made_on"):
-            if entry.get(name) is None or entry[name] == record.get(name):
-                continue
+            elif told:
+                self.report.add("record", file, f"damaged: {' and '.join(told)} is not the plan's", _DAMAGED)
+        for name in differing(record, self.published.get(node_id, {})):
             # The record carries its own checksum and is whole, so the manifest is to blame.
             problem = f"damaged or stale: {name} of {node_id} is not what the artifact's own record says"
             remedy = f"`make reproduce EXPERIMENT={self.name}` publishes again, `git checkout` brings back"
@@ -359,33 +355,24 @@ def check_artifact(report: Report, folder: Path) -> Mapping[str, Any] | None:
     return {str(key): value for key, value in record.items()}
 
 
-def _contradiction(node: Node, told: Mapping[str, Any]) -> str | None:
-    """The first field in which a record or a manifest's entry differs from the plan."""
-    planned = json.loads(json.dumps({"fingerprint": node.fingerprint, "params": node.params}))
-    for name, value in planned.items():
-        if told.get(name) != value:
-            return str(name)
-    return None if _parents(node.parents) == _parents(told.get("parents") or {}) else "parents"
-
-
-def _parents(families: Mapping[str, Iterable[str]]) -> dict[str, list[tuple[str, str]]]:
-    """Parents by kind and key; labels are for readers."""
-    return {
-        role: [(parent.split("/")[0], parent.split("/")[-1].rpartition("-")[2]) for parent in ids]
-        for role, ids in families.items()
-    }
+def _planned(node: Node) -> dict[str, Any]:
+    """What the plan says of an artifact, as it would be read from a record."""
+    return dict(json.loads(json.dumps(node.to_json())))
 
 
 def _reason(node: Node | None, record: Mapping[str, Any]) -> str:
     """Why an artifact is not in the plan, given the plan's artifact of the same name."""
     if node is None:
         return "are in no plan any more"
-    if record.get("fingerprint") != node.fingerprint:
-        return "were made by other code than the present"
-    return {
+    reasons = {
+        "fingerprint": "were made by other code than the present",
         "params": "were made with other parameters",
         "parents": "were made from other inputs",
-    }.get(_contradiction(node, record) or "", "have another key than their content")
+    }
+    return (
+        next(map(reasons.get, differing(record, _planned(node))), None)
+        or "have another key than their content"
+    )
 
 
 def _ancestors(entries: Mapping[str, Any], node_id: str) -> set[str]:
@@ -407,60 +394,6 @@ def _check_strays(report: Report) -> None:
             report.add("plan", place, "is neither an experiment nor a product", "delete it")
         elif place.is_dir() and place.name.startswith(".") and place.name not in (".attic", ".work"):
             report.add("plan", place, "is neither the attic nor the place of running jobs", "delete it")
-
-
-def _check_equivalences(report: Report, rooms: Sequence[_Room]) -> None:
-    """What `precfm accept` recorded: the artifacts that it names are here, or published, and are as it says.
-
-    An entry that the present code does not use may be about artifacts that are long gone.
-    """
-    file = code.EQUIVALENCES.relative_to(code.EQUIVALENCES.parents[1])
-    try:
-        accepted = code.read_equivalences()
-    except PrecfmError as error:
-        problem = str(error).removeprefix(f"{code.EQUIVALENCES}: ").partition("; it is kept")[0]
-        report.add("code", file, problem, f"`git checkout -- {file}` brings it back")
-        return
-    if not accepted:
-        return
-    makers = {
-        (node.script, node.targets)
-        for room in rooms
-        for node in (room.plan.nodes.values() if room.plan is not None else ())
-        if node.script
-    }
-    used = {code.own_fingerprint(code.SCRIPTS / script, targets) for script, targets in makers}
-    known = [_known_artifacts(home) for home in sorted(RESULTS.glob("[!.]*")) if home.is_dir()]
-    for new, entry in accepted.items():
-        again = f"remove the entry and run `precfm accept {entry['kind']}` again"
-        named = [
-            (node_id, files, entries[node_id])
-            for node_id, files in entry["artifacts"].items()
-            for entries in known
-            if node_id in entries
-        ]
-        for node_id, files, told in named:
-            stamps = {name: stamp["sha256"] for name, stamp in (told.get("files") or {}).items()}
-            if stamps != files or told["fingerprint"] != entry["same_as"]:
-                problem = f"{new}: artifacts: {node_id} is not the artifact that is here under this name"
-                report.add("code", file, problem, again)
-        if new in used and not named:
-            problem = (
-                f"{new}: artifacts: none is here or published, so nothing shows that the code does the same"
-            )
-            report.add("code", file, problem, again)
-
-
-def _known_artifacts(home: Path) -> dict[str, Mapping[str, Any]]:
-    """An experiment's artifacts by id: what the manifest says, or the artifact itself."""
-    entries: dict[str, Mapping[str, Any]] = {}
-    for file in sorted(home.glob(f"*/*/{RECORD}")):
-        with suppress(PrecfmError):
-            entries[f"{file.parent.parent.name}/{file.parent.name}"] = Artifact.open(file.parent).record
-    with suppress(PrecfmError, OSError):
-        manifest = read_manifest(home) or {"artifacts": {}}
-        entries |= {name: entry for name, entry in manifest["artifacts"].items() if entry.get("files")}
-    return entries
 
 
 def _check_attic(report: Report) -> None:
@@ -490,12 +423,15 @@ def _check_merged_claims(report: Report) -> None:
             report.add("product", file, problem, "`precfm claims` makes it anew")
 
 
-def _check_against(report: Report, place: str) -> None:
-    """Published numbers against those of another run."""
-    for name in report.experiments:
-        there = published_in(place, name)
-        if not there:
+def _check_against(report: Report, place: str, *, named: bool) -> None:
+    """Published numbers against those of another run, which must have all experiments that are named, or any."""
+    others = {name: published_in(place, name) for name in report.experiments}
+    for name, there in others.items():
+        if not there and (named or not any(others.values())):
             raise PrecfmError(f"against: {place} holds no published numbers of {name}")
+        if not there:
+            report.notes.append(f"{RESULTS / name}: {place} holds no published numbers of it")
+            continue
         for comparison in compare(published_here(name), there):
             report.comparisons.append(comparison)
             if comparison.beyond:

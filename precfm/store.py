@@ -8,7 +8,6 @@ results/.work/                   locks, part-folders and scratch of running jobs
 """
 
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from precfm.artifacts import RECORD, RESULTS, Artifact, Node, adopt, lock
 from precfm.datasets.manifest import file_sha256
 from precfm.errors import PrecfmError
 from precfm.plan import KINDS, Plan
+from precfm.published import canonical, entries
 
 PRODUCTS = {"table_files": "tables", "figure_files": "figures", "verdicts": ""}
 _UNTRACKED = ".snakemake_timestamp"
@@ -211,17 +211,15 @@ def write_whole(file: Path, content: bytes) -> None:
 
 def _manifest(plan: Plan) -> bytes:
     """The manifest's text; what an earlier one says of artifacts that are not here is taken over."""
-    file = RESULTS / plan.experiment.name / "manifest.json"
-    try:
-        before = dict(json.loads(file.read_text(encoding="utf-8"))["artifacts"])
-    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
-        before = {}
+    before: dict[str, dict[str, Any]] = {}
+    with suppress(OSError, PrecfmError):  # it is damaged
+        before = entries(RESULTS / plan.experiment.name)
     manifest = {
         "experiment": plan.experiment.name,
         "key": plan.key,
         "artifacts": {node.id: _entry(node, before.get(node.id)) for node in plan.nodes.values()},
     }
-    return (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
+    return canonical(manifest).encode()
 
 
 def _entry(node: Node, before: dict[str, Any] | None) -> dict[str, Any]:
@@ -245,22 +243,42 @@ def _publish_times(home: Path, plan: Plan) -> None:
     import pandas as pd
 
     table = home / "records" / "wall_time.csv"
-    before = pd.read_csv(table).to_dict("records") if table.is_file() else []
+    before: list[dict[Any, Any]] = pd.read_csv(table).to_dict("records") if table.is_file() else []
     rows = {row["artifact"]: row for row in before if f"{row['kind']}/{row['artifact']}" in plan.nodes}
     for node in plan.nodes.values():
-        file = home / "records" / "benchmarks" / node.kind / f"{node.name}.tsv"
-        if file.is_file():
-            with suppress(pd.errors.EmptyDataError, IndexError, KeyError, ValueError):  # killed as it wrote
-                times = pd.read_csv(file, sep="\t").iloc[-1]
-                rows[node.name] = {
-                    "kind": node.kind,
-                    "artifact": node.name,
-                    "seconds": float(times["s"]),
-                    "max_rss_mb": float(times["max_rss"]),
-                }
+        if (row := wall_time(table.parent, node.kind, node.name)) is not None:
+            rows[node.name] = row
     if rows:
         table.parent.mkdir(exist_ok=True)
-        write_whole(table, pd.DataFrame(rows.values()).to_csv(index=False, lineterminator="\n").encode())
+        write_whole(table, wall_times(rows.values()))
+
+
+def wall_time(records: Path, kind: str, name: str) -> dict[str, Any] | None:
+    """What a job took: its row of `wall_time.csv`, from the file that Snakemake wrote.
+
+    Args:
+        records: `results/<experiment>/records`.
+        kind: the artifact's.
+        name: its folder's.
+
+    Returns:
+        `kind`, `artifact`, `seconds` and `max_rss_mb`; None if there is no file, or its job was killed as it wrote.
+    """
+    import pandas as pd
+
+    try:
+        last = pd.read_csv(records / "benchmarks" / kind / f"{name}.tsv", sep="\t").iloc[-1]
+        seconds, memory = float(last["s"]), float(last["max_rss"])
+    except (OSError, ValueError, IndexError, KeyError):
+        return None
+    return {"kind": kind, "artifact": name, "seconds": seconds, "max_rss_mb": memory}
+
+
+def wall_times(rows: Iterable[dict[str, Any]]) -> bytes:
+    """The contents of `wall_time.csv` with some rows."""
+    import pandas as pd
+
+    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n").encode()
 
 
 def publish_time_to_quality(home: Path, plan: Plan) -> None:

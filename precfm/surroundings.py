@@ -3,8 +3,8 @@
 import importlib.metadata
 import os
 import shutil
-import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from packaging.requirements import InvalidRequirement, Requirement
 from precfm.artifacts import RESULTS
 from precfm.errors import PrecfmError
 from precfm.findings import Report, counted
+from precfm.git import asked, committed
 from precfm.plan import Plan
-from precfm.store import publish_time_to_quality
+from precfm.store import publish_time_to_quality, wall_time, wall_times
 
 LOCK = Path("requirements.lock")
 TIMES = ("wall_time.csv", "time_to_quality.csv")
@@ -81,19 +82,19 @@ def check_times(report: Report, experiment: str, plan: Plan | None) -> None:
     """
     times, quality = (RESULTS / experiment / "records" / name for name in TIMES)
     for file, wrong in ((times, _wrong_row), (quality, _wrong_quality)):
-        committed = _committed(file)
+        before = committed(file)
         found = file.read_bytes() if file.is_file() else None
-        if found == committed:
+        if found == before:
             continue
         if found is None:
             report.add(
                 "times", file, "missing, though the commit has it", f"`git checkout -- {file}` brings it back"
             )
-        elif (problem := wrong(found, committed, file, plan)) is not None:
+        elif (problem := wrong(found, before, file, plan)) is not None:
             remedy = (
                 f"commit it if it is right; otherwise `git checkout -- {file}` brings back what was published"
             )
-            if committed is None and problem == _UNKNOWN:
+            if before is None and problem == _UNKNOWN:
                 report.notes.append(f"{file}: {problem}")
             else:
                 report.add("times", file, problem, remedy)
@@ -102,37 +103,28 @@ def check_times(report: Report, experiment: str, plan: Plan | None) -> None:
 _UNKNOWN = "neither in a commit nor made from what is here, and times carry no checksum"
 
 
-def _committed(file: Path) -> bytes | None:
-    """What the last commit holds of a file."""
-    try:
-        done = subprocess.run(["git", "show", f"HEAD:./{file}"], capture_output=True)
-    except OSError:  # git is not installed
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
 def _wrong_row(found: bytes, committed: bytes | None, file: Path, plan: Plan | None) -> str | None:
-    """The first row of the wall times that neither the commit nor a benchmark explains, or that is missing."""
+    """The first row of the wall times that is there twice, missing, or neither the commit's nor a benchmark's."""
     lines, before = found.split(b"\n"), (committed or b"").split(b"\n")
     known = {_HEADER, b"", *before}
     if lines[0] != _HEADER or lines[-1] or b"" in lines[:-1]:
         return "damaged: it has another form than `precfm` writes"
-    for line in lines[1:-1]:
-        if line in known:
-            continue
-        kind, _, rest = line.partition(b",")
-        name = rest.partition(b",")[0]
-        benchmark = _benchmark(file.parent / "benchmarks", os.fsdecode(kind), os.fsdecode(name))
-        if benchmark is None and committed is None:
-            return _UNKNOWN
-        if line != benchmark:
-            row = line.decode("utf-8", "backslashreplace")
-            return f"the row {row!r} is neither in the commit nor what the job's benchmark says"
-    present = {_job(line) for line in lines}
-    for line in before[1:]:
-        if _job(line) not in present and plan is not None and _job(line) in plan.nodes:
-            return f"the row of {_job(line)}, which the commit has, is missing"
-    return None
+    present = Counter(map(_job, lines[1:-1]))
+    if twice := [job for job, count in present.items() if count > 1]:
+        return f"it has more than one row of {twice[0]}"
+    unknown = False
+    for line in (line for line in lines[1:-1] if line not in known):
+        kind, _, name = _job(line).partition("/")
+        row = wall_time(file.parent, kind, name)
+        if row is None and committed is None:
+            unknown = True
+        elif row is None or line != wall_times([row]).split(b"\n")[1]:
+            shown = line.decode("utf-8", "backslashreplace")
+            return f"the row {shown!r} is neither in the commit nor what the job's benchmark says"
+    for job in map(_job, before[1:]):
+        if job not in present and plan is not None and job in plan.nodes:
+            return f"the row of {job}, which the commit has, is missing"
+    return _UNKNOWN if unknown else None
 
 
 _HEADER = b"kind,artifact,seconds,max_rss_mb"
@@ -140,24 +132,6 @@ _HEADER = b"kind,artifact,seconds,max_rss_mb"
 
 def _job(line: bytes) -> str:
     return "/".join(os.fsdecode(cell) for cell in line.split(b",")[:2])
-
-
-def _benchmark(folder: Path, kind: str, name: str) -> bytes | None:
-    """A job's row, from the file that Snakemake wrote."""
-    import pandas as pd
-
-    file = folder / kind / f"{name}.tsv"
-    try:
-        last = pd.read_csv(file, sep="\t").iloc[-1]
-        row = {
-            "kind": kind,
-            "artifact": name,
-            "seconds": float(last["s"]),
-            "max_rss_mb": float(last["max_rss"]),
-        }
-    except (OSError, ValueError, IndexError, KeyError):  # there is none, or its job was killed as it wrote
-        return None
-    return pd.DataFrame([row]).to_csv(index=False, header=False, lineterminator="\n").encode().rstrip(b"\n")
 
 
 def _wrong_quality(found: bytes, committed: bytes | None, file: Path, plan: Plan | None) -> str | None:
@@ -187,14 +161,10 @@ def check_commit(report: Report, experiments: Iterable[str]) -> None:
     """What git holds of the results and is not as committed is named; checksums tell whether it is right."""
     told = {finding.file for finding in report.findings}
     for place in [*(RESULTS / name for name in experiments), *(RESULTS / name for name in MERGED)]:
-        asked = ["git", "diff", "--name-only", "--no-renames", "--relative", "-z", "HEAD", "--", str(place)]
-        try:
-            done = subprocess.run(asked, capture_output=True, text=True)
-        except OSError:  # git is not installed
-            return
-        changed = [name for name in done.stdout.split("\0") if name and name not in told]
+        listed = asked("diff", "--name-only", "--no-renames", "--relative", "-z", "HEAD", "--", str(place))
+        changed = [name for name in os.fsdecode(listed or b"").split("\0") if name and name not in told]
         changed = [name for name in changed if Path(name).name not in TIMES]
-        if changed and done.returncode == 0:
+        if changed:
             problem = f"{len(changed)} files are not as committed"
             remedy = "commit them if the rest of this audit is clean, or `git checkout` brings them back"
             report.warn("commit", place, problem, remedy, changed)

@@ -6,12 +6,13 @@ import random
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from precfm import audit as room
-from precfm import store, surroundings
+from precfm import evidence, fingerprint, store, surroundings
 from precfm.against import published_here, published_in
 from precfm.artifacts import RECORD, build
 from precfm.audit import audit
@@ -19,7 +20,7 @@ from precfm.cli import app
 from precfm.errors import PrecfmError
 from precfm.findings import Report
 from precfm.plan import load_plan
-from precfm.published import read_manifest
+from precfm.published import canonical, differing, published_entries, read_manifest
 from precfm.store import collect_claims, publish, tidy
 from precfm.surroundings import check_times, check_versions
 from tests.workflow import run
@@ -56,6 +57,8 @@ def results(planned, project, monkeypatch):
     publish(plan)
     collect_claims()
     monkeypatch.setattr(room, "load_plan", lambda name: plan)
+    none = SimpleNamespace(EQUIVALENCES=fingerprint.EQUIVALENCES, read_equivalences=dict)
+    monkeypatch.setattr(evidence, "code", none)  # what was accepted is about other artifacts
     return plan
 
 
@@ -148,6 +151,59 @@ def test_a_bit_in_the_names_of_the_manifests_fields_is_found(results):
         file.write_bytes(whole)
 
 
+@pytest.mark.parametrize("role", [None, "flows"])
+def test_an_id_in_the_manifest_that_is_none_is_damage(results, role):
+    file = Path("results/mine/manifest.json")
+    manifest = json.loads(file.read_text())
+    entry = next(
+        entry for entry in manifest["artifacts"].values() if role is None or role in entry["parents"]
+    )
+    if role is None:
+        manifest["artifacts"]["odd"] = entry
+    else:
+        entry["parents"][role][0] = "odd"
+    file.write_text(canonical(manifest))
+    for read in (lambda: read_manifest(file.parent), lambda: published_entries(Path("results"))):
+        with pytest.raises(PrecfmError, match=r"manifest\.json: damaged"):
+            read()
+    assert file.as_posix() in {finding.file for finding in errors(audit())}
+
+
+def test_parents_in_the_manifest_are_held_against_the_record_without_a_plan(results, monkeypatch):
+    def no_plan(name):
+        raise PrecfmError("no plan")
+
+    file = Path("results/mine/manifest.json")
+    manifest = json.loads(file.read_text())
+    node_id = results.of("flows")[0].id
+    (role, ids), *_ = manifest["artifacts"][node_id]["parents"].items()
+    label, _, key = ids[0].rpartition("-")
+    monkeypatch.setattr(room, "load_plan", no_plan)
+    for name, told in ((f"{label}x-{key}", []), (f"{label}-{key[::-1]}", ["parents"])):
+        manifest["artifacts"][node_id]["parents"][role][0] = name
+        file.write_text(canonical(manifest))
+        found = [finding.problem for finding in errors(audit()) if finding.check == "record"]
+        assert found == [
+            f"damaged or stale: {field} of {node_id} is not what the artifact's own record says"
+            for field in told
+        ]
+
+
+def test_fields_that_differ_are_named_in_order():
+    whole = {
+        "fingerprint": "a",
+        "params": {"n": 1},
+        "parents": {"r": ["data/x-1"]},
+        "files": {},
+        "made_on": {},
+    }
+    assert differing(whole, {}) == differing(whole, {**whole, "files": None, "made_on": None}) == []
+    assert differing({**whole, "parents": {"r": ["data/1"]}}, whole) == []
+    assert differing({}, whole) == ["fingerprint", "params", "parents", "files", "made_on"]
+    for parents in ({"r": ["data/2"]}, {"r": []}, {"s": ["data/1"]}, {"r": 1}, {"r": [1]}, 1, None):
+        assert differing({**whole, "parents": parents}, whole) == ["parents"]
+
+
 HEADER = "kind,artifact,seconds,max_rss_mb\n"
 
 
@@ -179,6 +235,29 @@ def test_times_are_those_of_the_commit_or_of_the_jobs(results):
     assert "which the commit has, is missing" in told(results)[0][0][2]
     file.unlink()
     assert "missing, though the commit has it" in told(results)[0][0][2]
+
+
+def test_a_row_of_times_that_is_there_twice_is_found(results):
+    file, node = Path("results/mine/records/wall_time.csv"), results.of("flows")[0]
+    file.parent.mkdir()
+    row = f"flows,{node.name},1.5,20.0\n"
+    file.write_text(HEADER + row)
+    commit(file)
+    file.write_text(HEADER + row + row)
+    assert f"more than one row of {node.id}" in told(results)[0][0][2]
+
+
+def test_behind_rows_that_nothing_explains_wrong_ones_are_found(results):
+    file, (unknown, node, *_) = Path("results/mine/records/wall_time.csv"), results.of("flows")
+    benchmark = file.parent / "benchmarks/flows" / f"{node.name}.tsv"
+    benchmark.parent.mkdir(parents=True)
+    benchmark.write_text("s\th:m:s\tmax_rss\n2.25\t0:00:02\t20\n")
+    rows = f"{HEADER}flows,{unknown.name},1.5,20.0\nflows,{node.name},2.25,20.0\n"
+    file.write_text(rows)
+    assert told(results) == ([], 1)
+    file.write_text(rows.replace("2.25", "2.75"))
+    ((level, _, problem),), notes = told(results)
+    assert (level, node.name in problem, notes) == ("error", True, 0)
 
 
 def test_seconds_to_quality_are_those_of_the_commit_or_made_again(results, monkeypatch):
@@ -381,6 +460,36 @@ def test_numbers_of_another_run_are_compared_with_the_tolerance(other, old, new,
     assert comparison.largest == (pytest.approx(largest) if largest else None)
     warned = [finding for finding in report.findings if "cannot be judged" in finding.problem]
     assert len(warned) == comparison.unjudged == (agrees and (largest or 0) > 0.05)
+
+
+def test_what_the_other_run_lacks_is_an_error_only_if_it_was_asked_for(other):
+    Path("results/newer").mkdir()
+    place = str(other.parents[3])
+    report = audit((), place)
+    assert [note for note in report.notes if "results/newer" in note]
+    assert report.comparisons
+    shutil.rmtree(other.parents[1])
+    for names in (["newer"], ["mine"], []):
+        with pytest.raises(PrecfmError, match="holds no published numbers"):
+            audit(names, place)
+
+
+def test_without_git_there_is_no_revision(results, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(PrecfmError, match="no revision"):
+        published_in("git:HEAD", "mine")
+
+
+def test_a_table_of_a_revision_that_is_no_text_is_a_difference(results):
+    table = next(Path("results/mine/tables").glob("*.csv"))
+    whole = table.read_bytes()
+    table.write_bytes(b"\xff" + whole)
+    commit("results/mine/tables", "results/mine/claims.json")
+    table.write_bytes(whole)
+    found = [finding for finding in errors(audit((), "git:HEAD")) if finding.check == "against"]
+    assert [(finding.file, "cannot be read" in finding.names[0]) for finding in found] == [
+        (table.as_posix(), True)
+    ]
 
 
 def test_a_revision_is_read_from_git(results):

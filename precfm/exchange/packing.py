@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from precfm.exchange.manifest import (
 )
 from precfm.experiments import NAME
 from precfm.plan import KINDS
+from precfm.published import canonical
 
 SMALLEST_BOUND = 2**16
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -103,8 +103,7 @@ def export_artifacts(folders: Sequence[Path], to: Path, max_size: int) -> Manife
                         archive.addfile(info, stream)
         volumes.append(Volume(files=parts.files, artifacts=[packed for packed, _ in group]))
     manifest = Manifest(volumes=volumes)
-    text = json.dumps(manifest.model_dump(), indent=1, sort_keys=True) + "\n"
-    (to / MANIFEST).write_text(text, encoding="utf-8")
+    (to / MANIFEST).write_text(canonical(manifest.model_dump()), encoding="utf-8")
     return manifest
 
 
