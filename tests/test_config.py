@@ -181,6 +181,11 @@ def test_yaml_that_python_cannot_hold_is_refused_in_one_sentence(tmp_path, text)
         read_yaml(tmp_path / "mine.yaml")
 
 
+def test_numbers_with_an_exponent_are_numbers_and_text_that_begins_like_one_is_text(tmp_path):
+    (tmp_path / "mine.yaml").write_text("[1e-3, 2.E4, .5e1, -1e3, 12e3abc, 1e3-a]")
+    assert read_yaml(tmp_path / "mine.yaml") == [1e-3, 2e4, 5.0, -1e3, "12e3abc", "1e3-a"]
+
+
 def test_options_are_those_of_the_class():
     options = options_of("precfm.models.mlp:MLPVelocity", frozenset({"num_classes"}))
     assert set(options.model_fields) == {"width", "depth", "time_features"}
