@@ -267,7 +267,7 @@ def test_read_only_results(folder, two_jobs, mounts):
     results = folder / "results"
     results.mkdir(exist_ok=True)
     with read_only(results, mounts):
-        assert "write permission" in finish(folder, *TWO_JOBS, code=1)
+        assert "permission to read and write" in finish(folder, *TWO_JOBS, code=1)
     process = start(folder, *TWO_JOBS, log=folder.parent / "log")
     wait_for(process, "theory")
     with read_only(results, mounts):
