@@ -101,7 +101,7 @@ def read_yaml(file: Path) -> Any:
     try:
         return yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
+        known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml") if path.stem != "claims"))
         raise PrecfmError(f"{file}: no such file; {file.parent}/ holds {known or 'nothing'}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         what = " ".join(str(error).split())

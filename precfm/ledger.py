@@ -173,7 +173,7 @@ def _ledger() -> Mapping[str, Stage]:
 def _stages_of(ledger: bytes) -> Mapping[str, Stage]:
     try:
         # The compiled loader is faster, but deep nesting ends the whole process.
-        content = yaml.load(ledger, yaml.SafeLoader)
+        content = yaml.safe_load(ledger)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise PrecfmError(f"{LEDGER}: no valid YAML ({' '.join(str(error).split())[:200]})") from None
     return _fits(LEDGER, _Ledger, content).stages

@@ -173,6 +173,9 @@ def lineage(target: str) -> Lineage:
 def _parse(target: str) -> tuple[Path, Cell | None]:
     """A file, and the row and column that stand behind the colon."""
     match = re.fullmatch(r"(.+?):(\d+)(?:,(.+))?", target)
+    table, colon, cell = target.rpartition(":")
+    if match is None and colon and Path(table).is_file():
+        raise PrecfmError(f"{table}: {cell!r} is no cell; ROW or ROW,COLUMN is needed, as in 3,value")
     file = Path(match[1] if match and not Path(target).exists() else target)
     if not file.is_file():
         raise PrecfmError(f"{file}: no such file; a product or artifact file below {RESULTS}/ is needed")

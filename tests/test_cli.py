@@ -53,7 +53,8 @@ def test_metrics_prints_and_writes_the_pipelines_records(tmp_path):
     assert "frechet" in said.stdout
 
 
-def test_own_images_are_registered(project):
+def test_own_images_are_registered(project, monkeypatch):
+    monkeypatch.delenv("PRECFM_MIRROR", raising=False)
     for label in ("daisy", "tulip"):
         (project / "pictures" / label).mkdir(parents=True)
         for index in range(6):

@@ -331,7 +331,7 @@ def test_images_without_folders_are_one_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"resolution": 0}, "resolution: 0"), ({"channels": 2}, "channels: 2")]
+    ("options", "message"), [({"resolution": 0}, "resolution: got 0"), ({"channels": 2}, "channels: 2")]
 )
 def test_impossible_image_options_are_refused(options: dict[str, int], message: str) -> None:
     with pytest.raises(PrecfmError, match=message):

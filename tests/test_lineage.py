@@ -301,6 +301,12 @@ def test_a_number_in_a_claim_s_source_is_no_table(tmp_path, monkeypatch):
     assert experiments_of("C1") == {"linear_grid"}
 
 
+@pytest.mark.parametrize("cell", ["twelve,value", "1.5,value", "-1", "1,", ""])
+def test_a_cell_that_is_none_is_told_apart_from_a_missing_file(plan, cell):
+    with pytest.raises(PrecfmError, match=r"metrics\.csv: '.*' is no cell; ROW or ROW,COLUMN is needed"):
+        lineage(f"results/mine/tables/metrics.csv:{cell}")
+
+
 def test_why_on_the_command_line(plan):
     said = CliRunner().invoke(app, ["why", "results/mine/tables/metrics.csv:1,value", "--json"])
     assert said.exit_code == 0

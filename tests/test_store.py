@@ -418,6 +418,19 @@ def test_an_unknown_target_is_refused_before_anything_is_moved(pulled, project):
     assert bytes_below(project / "results") == before
 
 
+def test_a_file_that_changed_after_it_was_recorded_is_looked_at_again(pulled, project):
+    plan, _ = pulled
+    (project / "dvc.yaml").touch()
+    state = script("reproduce").ledger_state
+    before = state(plan)
+    assert state(plan) == before
+    file = plan.of("flows")[0].folder / "flows.json"
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+    assert state(plan) != before
+
+
 def test_what_is_damaged_is_removed_and_not_recorded(pulled, project, monkeypatch):
     plan, _ = pulled
     reproduce = script("reproduce")

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from precfm.artifacts import RECORD, RESULTS, Artifact
+from precfm.artifacts import RESULTS, Artifact
 from precfm.datasets.manifest import file_sha256
 from precfm.datasets.sources import RAW, SOURCES
 from precfm.errors import PrecfmError, told_in_one_sentence
@@ -226,7 +226,7 @@ def _entries(lock: bytes) -> set[str]:
 
 
 def ledger_state(plan: Plan) -> str:
-    """A hash of all that DVC would look at: the ledger, the stages' dependencies, and when artifacts were made."""
+    """A hash of all that DVC would look at: the ledger, the stages' dependencies, and when artifacts changed."""
     home = RESULTS / plan.experiment.name
     files = [
         Path(name) for name in ("params.yaml", "dvc.yaml", "dvc.lock", "requirements.lock", str(SOURCES))
@@ -237,7 +237,8 @@ def ledger_state(plan: Plan) -> str:
     files += [path for name in ("tables", "figures") for path in (home / name).iterdir()]
     files += [home / "manifest.json", home / "claims.json"]
     contents = [f"{path} {file_sha256(path)}" for path in files if path.is_file() and path.suffix != ".pyc"]
-    made = [f"{node.id} {(node.folder / RECORD).stat().st_mtime_ns}" for node in plan.nodes.values()]
+    payload = [(file, file.stat()) for node in plan.nodes.values() for file in node.folder.rglob("*")]
+    made = [f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in payload if file.is_file()]
     return hashlib.sha256("\n".join(sorted(contents + made)).encode()).hexdigest()
 
 
