@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from precfm.errors import PrecfmError, told_in_one_sentence
+from precfm.core.errors import PrecfmError, told_in_one_sentence
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,7 +36,7 @@ def list_artifacts(
     missing: Annotated[bool, typer.Option("--missing", help="Only what does not exist yet.")] = False,
 ) -> None:
     """List the artifacts of a plan: + exists, - is still to be made."""
-    from precfm.plan import load_plan
+    from precfm.pipeline.plan import load_plan
 
     for node in load_plan(experiment).nodes.values():
         if kind in (None, node.kind) and not (missing and node.exists):
@@ -55,7 +55,7 @@ def make(
     ] = False,
 ) -> None:
     """Make artifacts in order, without Snakemake: for machines that have only the library."""
-    from precfm.plan import KINDS, load_plan
+    from precfm.pipeline.plan import KINDS, load_plan
 
     experiment += "-tiny" if tiny else ""
     plan = load_plan(experiment)
@@ -67,7 +67,7 @@ def make(
     os.environ.setdefault("OMP_NUM_THREADS", str(plan.experiment.threads))
     import torch
 
-    from precfm.artifacts import build, script_of
+    from precfm.pipeline.artifacts import build, script_of
 
     torch.set_num_threads(plan.experiment.threads)
     signal.signal(
@@ -83,7 +83,7 @@ def make(
             raise typer.Exit(128 + signal.SIGINT) from None
         typer.echo(f"[{count}/{len(wanted)}] {'made' if made else 'kept'} {node.id}")
     if not ids:
-        from precfm.store import publish
+        from precfm.pipeline.store import publish
 
         publish(plan)
 
@@ -91,9 +91,9 @@ def make(
 @app.command()
 def tidy(experiment: ExperimentName) -> None:
     """Move what the plan no longer wants to the attic, and fetch back what it wants again."""
-    from precfm.plan import load_plan
-    from precfm.store import summary
-    from precfm.store import tidy as tidy_results
+    from precfm.pipeline.plan import load_plan
+    from precfm.pipeline.store import summary
+    from precfm.pipeline.store import tidy as tidy_results
 
     plan = load_plan(experiment)
     left, returned = tidy_results(plan)
@@ -107,9 +107,9 @@ def tidy(experiment: ExperimentName) -> None:
 @app.command("gc")
 def garbage() -> None:
     """Empty the attic and remove the remains of abandoned jobs."""
-    from precfm.experiments import CONFIG_FOLDER
-    from precfm.plan import load_plan
-    from precfm.store import collect_garbage
+    from precfm.pipeline.experiments import CONFIG_FOLDER
+    from precfm.pipeline.plan import load_plan
+    from precfm.pipeline.store import collect_garbage
 
     names = [file.stem for file in sorted(CONFIG_FOLDER.glob("*.yaml")) if file.stem != "claims"]
     typer.echo(f"freed {collect_garbage(load_plan(name) for name in names) / 1e6:.1f} MB")
@@ -122,7 +122,7 @@ def export_results(
     max_size: Annotated[str, typer.Option(help="No file is larger: 16MiB, 2GB, ...")] = "1GiB",
 ) -> None:
     """Pack artifacts into tar files of bounded size, with a manifest of their checksums."""
-    from precfm.exchange import export_artifacts, find_artifacts, parse_size
+    from precfm.audit.archive import export_artifacts, find_artifacts, parse_size
 
     manifest = export_artifacts(find_artifacts(names), to, parse_size(max_size))
     files = [file for volume in manifest.volumes for file in volume.files]
@@ -135,7 +135,7 @@ def import_results(
     places: Annotated[list[Path], typer.Argument(help="Folders made by `precfm export`, or files of them.")],
 ) -> None:
     """Verify exported artifacts and put them in place; nothing that is here already is changed."""
-    from precfm.exchange import import_artifacts
+    from precfm.audit.archive import import_artifacts
 
     done = import_artifacts(places)
     typer.echo(f"{len(done.placed)} artifacts put in place, {len(done.kept)} were here already")
@@ -155,7 +155,7 @@ def doctor(
     """Look whether this machine can run the pipeline, and say what to do; exit code 1 if it cannot."""
     import json
 
-    from precfm.doctor import examine
+    from precfm.audit.doctor import examine
 
     findings = []
     for finding in examine(network=network):
@@ -172,7 +172,7 @@ def doctor(
 @app.command()
 def claims() -> None:
     """Merge the verdicts of all published experiments into results/claims.json and results/claims.md."""
-    from precfm.store import collect_claims
+    from precfm.pipeline.store import collect_claims
 
     typer.echo(f"results/claims.md: verdicts of {', '.join(collect_claims())}")
 
@@ -224,7 +224,7 @@ def audit(
     """Check all of results/ against checksums, plan, ledger and machine; exit code 1 with errors, 2 if misused."""
     import json
 
-    from precfm.audit import audit as audit_results
+    from precfm.audit.integrity import audit as audit_results
 
     try:
         report = audit_results(experiments or (), against)
@@ -251,13 +251,13 @@ def why(
     """Tell where a file or a number comes from: artifacts, code, parameters, seeds, sources."""
     import json
 
-    from precfm.lineage import lineage
-    from precfm.lineage_tree import tree
+    from precfm.audit.lineage import lineage
+    from precfm.audit.lineage_text import tree
 
     traced = lineage(target)
     typer.echo(json.dumps(traced.to_json(), indent=1) if as_json else "\n".join(tree(traced, full=full)))
     if crate is not None:
-        from precfm.crate import write_crate
+        from precfm.audit.ro_crate import write_crate
 
         write_crate(traced, crate)
         typer.echo(f"{crate}: written", err=True)
@@ -273,7 +273,7 @@ def accept(
 ) -> None:
     """Keep a kind's keys after a rewrite of its code, if a sample made with it is equal byte for byte."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from precfm.accept import accept as accept_kind
+    from precfm.audit.accept import accept as accept_kind
 
     recorded = accept_kind(kind, experiments or (), sample)
     for one in recorded:

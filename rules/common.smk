@@ -8,9 +8,9 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from precfm.errors import PrecfmError
-from precfm.plan import load_plan
-from precfm.store import PRODUCTS
+from precfm.core.errors import PrecfmError
+from precfm.pipeline.plan import load_plan
+from precfm.pipeline.store import PRODUCTS
 
 EXPERIMENT = config.get("experiment", "quick")
 

@@ -28,7 +28,7 @@ def project(tmp_path, monkeypatch):
 @pytest.fixture
 def planned(project):
     """Plan a variation of an experiment: `planned({"seeds": [0]}, base="smoke")`."""
-    from precfm.plan import load_plan
+    from precfm.pipeline.plan import load_plan
 
     def plan(change=None, base="smoke", name="mine"):
         (project / "config" / f"{name}.yaml").write_text(yaml.safe_dump({"extends": base, **(change or {})}))

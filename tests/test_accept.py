@@ -5,17 +5,18 @@ import shutil
 
 import pytest
 
-from precfm import accept as room
-from precfm import artifacts, fingerprint, plan
-from precfm.accept import accept
-from precfm.artifacts import build, script_of
-from precfm.audit import audit
-from precfm.errors import PrecfmError
-from precfm.plan import KINDS, load_plan
-from precfm.store import publish, tidy
+from precfm.audit import accept as room
+from precfm.audit.accept import accept
+from precfm.audit.integrity import audit
+from precfm.core.errors import PrecfmError
+from precfm.pipeline import artifacts, plan
+from precfm.pipeline import fingerprints as fingerprint
+from precfm.pipeline.artifacts import build, script_of
+from precfm.pipeline.plan import KINDS, load_plan
+from precfm.pipeline.store import publish, tidy
 
 SCRIPT = """
-from precfm.artifacts import Job
+from precfm.pipeline.artifacts import Job
 
 
 def make(job: Job) -> None:

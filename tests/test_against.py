@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from precfm import against
-from precfm.against import judge
+from precfm.audit import comparison as against
+from precfm.audit.comparison import judge
 
 
 def compare(here, there):

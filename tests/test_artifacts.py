@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 import torch
 
-from precfm.artifacts import RECORD, Artifact, Node, build
-from precfm.errors import PrecfmError
-from precfm.fingerprint import SCRIPTS, fingerprint
+from precfm.core.errors import PrecfmError
+from precfm.pipeline.artifacts import RECORD, Artifact, Node, build
+from precfm.pipeline.fingerprints import SCRIPTS, fingerprint
 
 NODE = Node("flows", "some-label", "0123456789ab", {"steps": 3}, {}, "f" * 16, "mine")
 
@@ -89,7 +89,7 @@ def test_a_killed_job_leaves_nothing_half_made(folder):
     script = textwrap.dedent(
         """
         import time
-        from precfm.artifacts import Node, build
+        from precfm.pipeline.artifacts import Node, build
         def make(job):
             job.write_json("half.json", 1)
             print("started", flush=True)
@@ -256,7 +256,9 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing():
 
 
 def test_a_node_travels_as_json():
-    node = replace(NODE, parents={"data": ("data/x-1", "data/y-2")}, targets=("precfm.paths:LinearPath",))
+    node = replace(
+        NODE, parents={"data": ("data/x-1", "data/y-2")}, targets=("precfm.flows.paths:LinearPath",)
+    )
     assert Node.from_json(json.loads(json.dumps(node.to_json()))) == node
 
 
@@ -275,7 +277,7 @@ def test_code_that_changes_in_this_process_makes_nothing(folder, monkeypatch, te
     script = folder / "scripts/job.py"
     script.parent.mkdir()
     script.write_text("value = 1")
-    monkeypatch.setattr("precfm.artifacts.SCRIPTS", script.parent)
+    monkeypatch.setattr("precfm.pipeline.artifacts.SCRIPTS", script.parent)
     planned = replace(NODE, script="job.py", fingerprint=fingerprint(script))
     assert build(replace(planned, key="abcdef012345"), make) is True
 

@@ -11,18 +11,21 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from precfm import audit as room
-from precfm import evidence, fingerprint, store, surroundings
-from precfm.against import published_here, published_in
-from precfm.artifacts import RECORD, build
-from precfm.audit import audit
+from precfm.audit import environment as surroundings
+from precfm.audit import equivalences as evidence
+from precfm.audit import integrity as room
+from precfm.audit.comparison import published_here, published_in
+from precfm.audit.environment import check_times, check_versions
+from precfm.audit.findings import Report
+from precfm.audit.integrity import audit
 from precfm.cli import app
-from precfm.errors import PrecfmError
-from precfm.findings import Report
-from precfm.plan import load_plan
-from precfm.published import canonical, differing, published_entries, read_manifest
-from precfm.store import collect_claims, publish, tidy
-from precfm.surroundings import check_times, check_versions
+from precfm.core.errors import PrecfmError
+from precfm.pipeline import fingerprints as fingerprint
+from precfm.pipeline import store
+from precfm.pipeline.artifacts import RECORD, build
+from precfm.pipeline.manifest import canonical, differing, published_entries, read_manifest
+from precfm.pipeline.plan import load_plan
+from precfm.pipeline.store import collect_claims, publish, tidy
 from tests.workflow import run
 
 SMALL = {"seeds": [0]}
@@ -314,7 +317,9 @@ def test_what_is_not_here_is_no_error_and_products_are_still_checked(results):
 
 
 def test_results_of_other_code_are_told_as_that(results, monkeypatch):
-    monkeypatch.setattr("precfm.plan.fingerprint", lambda script, targets: f"{len(str(script)):016x}")
+    monkeypatch.setattr(
+        "precfm.pipeline.plan.fingerprint", lambda script, targets: f"{len(str(script)):016x}"
+    )
     present = load_plan("mine")
     monkeypatch.setattr(room, "load_plan", lambda name: present)
     report = audit()

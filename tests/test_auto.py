@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from precfm.errors import PrecfmError
-from precfm.options import options_of
+from precfm.core.errors import PrecfmError
+from precfm.core.options import options_of
+from precfm.core.registry import REGISTRY
+from precfm.core.registry import load as registered
 from precfm.preconditioners.auto import Auto, choose, cross_validated_eigenvalues, judge
 from precfm.preconditioners.base import JSON_FILE, Preconditioner, load, save
 from precfm.preconditioners.class_whitening import ClassWhitening
@@ -22,8 +24,6 @@ from precfm.preconditioners.low_capacity_flow import LowCapacityFlow
 from precfm.preconditioners.normalizing_flow import NormalizingFlow
 from precfm.preconditioners.scalar import Scalar
 from precfm.preconditioners.whitening import Whitening
-from precfm.registry import REGISTRY
-from precfm.registry import load as registered
 
 DIM = 4
 SMALL: dict[str, Any] = {"steps": 40, "width": 8, "validate_every": 20, "batch_size": 64}
@@ -67,7 +67,7 @@ def test_cross_validated_eigenvalues_are_variances_of_left_out_rows(rows: int, k
     z = gaussian(rows, 0, kappa)
     computed = cross_validated_eigenvalues(z, seed=3)
     expected = np.zeros(DIM)
-    from precfm.seeds import generator_for
+    from precfm.core.seeds import generator_for
 
     order = torch.randperm(rows, generator=generator_for(3, "folds")).numpy()
     for fold in np.array([order[start::5] for start in range(5)], dtype=object):

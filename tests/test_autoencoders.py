@@ -7,7 +7,11 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from precfm.autoencoders.conv_vae import (
+from precfm.core.errors import PrecfmError
+from precfm.datasets.mnist5k import MNIST5k
+from precfm.datasets.sources import fetch
+from precfm.datasets.splits import make_splits
+from precfm.encoders.conv_vae import (
     ConvVAE,
     decode_latents,
     encode_images,
@@ -15,11 +19,7 @@ from precfm.autoencoders.conv_vae import (
     squared_error,
     vae_loss,
 )
-from precfm.datasets.mnist5k import MNIST5k
-from precfm.datasets.sources import fetch
-from precfm.datasets.splits import make_splits
-from precfm.errors import PrecfmError
-from precfm.training import TrainingOptions, train
+from precfm.training.trainer import TrainingOptions, train
 
 SOURCES = Path(__file__).parents[1] / "data" / "sources.yaml"
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from precfm.compute import flops_of, flops_per_step, matched_steps, matched_width, num_parameters
-from precfm.errors import PrecfmError
-from precfm.models.mlp import MLPVelocity
-from precfm.sampling import integrate
+from precfm.core.errors import PrecfmError
+from precfm.flows.compute import flops_of, flops_per_step, matched_steps, matched_width, num_parameters
+from precfm.flows.models.mlp import MLPVelocity
+from precfm.flows.sampling import integrate
 
 
 def mlp(width: int) -> MLPVelocity:

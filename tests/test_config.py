@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from precfm.config import plain
-from precfm.errors import PrecfmError
-from precfm.experiments import load_experiment, merge, read_yaml
-from precfm.options import Neutral, Strict, class_constant, options_of
+from precfm.core.errors import PrecfmError
+from precfm.core.options import Neutral, Strict, class_constant, options_of
+from precfm.pipeline.experiments import load_experiment, merge, read_yaml
+from precfm.pipeline.schema import plain
 
 CONFIG = Path(__file__).parent.parent / "config"
 WHITENING = {"preconditioner": {"name": "whitening"}}
@@ -187,14 +187,14 @@ def test_numbers_with_an_exponent_are_numbers_and_text_that_begins_like_one_is_t
 
 
 def test_options_are_those_of_the_class():
-    options = options_of("precfm.models.mlp:MLPVelocity", frozenset({"num_classes"}))
+    options = options_of("precfm.flows.models.mlp:MLPVelocity", frozenset({"num_classes"}))
     assert set(options.model_fields) == {"width", "depth", "time_features"}
     assert options().width == 256
 
 
 def test_reading_a_configuration_needs_no_torch():
     """Whoever changes `TrainingOptions` must not make configurations need torch."""
-    ask = "import sys, precfm.experiments as c; c.load_experiment('quick'); sys.exit('torch' in sys.modules)"
+    ask = "import sys, precfm.pipeline.experiments as c; c.load_experiment('quick'); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", ask], cwd=CONFIG.parent, check=True)
 
 

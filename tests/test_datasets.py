@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from precfm.core.errors import PrecfmError
 from precfm.datasets.fashion_mnist import FashionMNIST
 from precfm.datasets.idx import read_idx
 from precfm.datasets.imagefolder import ImageFolder
@@ -23,7 +24,6 @@ from precfm.datasets.mnist import MNIST
 from precfm.datasets.mnist5k import MNIST5k
 from precfm.datasets.sources import add_source, fetch, source_manifest
 from precfm.datasets.splits import make_splits
-from precfm.errors import PrecfmError
 
 REPOSITORY = Path(__file__).parents[1]
 SOURCES = REPOSITORY / "data" / "sources.yaml"

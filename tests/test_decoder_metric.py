@@ -11,26 +11,26 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from precfm.artifacts import Artifact
-from precfm.autoencoders.conv_vae import ConvVAE, decode_latents
+from precfm.core.errors import PrecfmError
+from precfm.core.options import class_constant
+from precfm.core.registry import REGISTRY
+from precfm.core.seeds import seeded_module
 from precfm.datasets.synthetic import gaussian
-from precfm.decoder_metric import inverse_jacobian, metric_of, pull_back_metric
-from precfm.diagnostics import decoder_sensitivity
-from precfm.errors import PrecfmError
-from precfm.options import class_constant
+from precfm.encoders.conv_vae import ConvVAE, decode_latents
+from precfm.geometry.decoder import decoder_sensitivity, metric_of, pull_back_metric
+from precfm.geometry.spectra import covariance, eigen_spectrum
+from precfm.pipeline.artifacts import Artifact
 from precfm.preconditioners.base import Preconditioner, load, save
 from precfm.preconditioners.class_whitening import ClassWhitening
 from precfm.preconditioners.composition import Composition
 from precfm.preconditioners.decoder_metric import DecoderMetric
 from precfm.preconditioners.identity import Identity
+from precfm.preconditioners.jacobian import inverse_jacobian
 from precfm.preconditioners.normalizing_flow import NormalizingFlow
 from precfm.preconditioners.per_channel import PerChannel
 from precfm.preconditioners.projection import Projection
 from precfm.preconditioners.scalar import Scalar
 from precfm.preconditioners.whitening import Whitening
-from precfm.registry import REGISTRY
-from precfm.spectra import covariance, eigen_spectrum
-from precfm.training import seeded_module
 
 DIM = 5
 

@@ -7,19 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from precfm.diagnostics import (
-    decoder_sensitivity,
-    eigenvalue_recovery,
-    round_trip_error,
-    smallest_std,
-    tail_round_trip_error,
-)
-from precfm.errors import PrecfmError
-from precfm.paths import LinearPath, VariancePreservingPath
-from precfm.preconditioners.base import FitData
-from precfm.preconditioners.scalar import Scalar
-from precfm.preconditioners.whitening import Whitening
-from precfm.spectra import (
+from precfm.core.errors import PrecfmError
+from precfm.flows.paths import LinearPath, VariancePreservingPath
+from precfm.geometry.decoder import decoder_sensitivity
+from precfm.geometry.recovery import eigenvalue_recovery, smallest_std
+from precfm.geometry.spectra import (
     class_covariances,
     condition_number,
     covariance,
@@ -28,6 +20,10 @@ from precfm.spectra import (
     normalise_scale,
     path_condition_numbers,
 )
+from precfm.preconditioners.base import FitData
+from precfm.preconditioners.round_trip import round_trip_error, tail_round_trip_error
+from precfm.preconditioners.scalar import Scalar
+from precfm.preconditioners.whitening import Whitening
 
 spectra = st.lists(st.floats(1e-4, 1e4), min_size=1, max_size=8)
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from precfm import doctor, surroundings
+from precfm.audit import doctor
+from precfm.audit import environment as surroundings
+from precfm.audit.doctor import GIB, Finding
 from precfm.cli import app
-from precfm.doctor import GIB, Finding
 from tests.workflow import ROOT
 
 pytestmark = pytest.mark.usefixtures("checkout")
@@ -293,5 +294,5 @@ def test_nothing_is_left_behind(checkout):
 
 
 def test_reading_the_module_needs_no_torch():
-    code = "import sys, precfm.doctor; assert 'torch' not in sys.modules"
+    code = "import sys, precfm.audit.doctor; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from precfm.plan import KINDS, load_plan
+from precfm.pipeline.plan import KINDS, load_plan
 from tests.workflow import ROOT
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]

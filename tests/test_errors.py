@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from precfm.errors import PrecfmError, told_in_one_sentence
-from precfm.experiments import read_recorded
+from precfm.core.errors import PrecfmError, told_in_one_sentence
+from precfm.pipeline.experiments import read_recorded
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from precfm.artifacts import RECORD, Artifact, Node, build, record_checksum
-from precfm.cli import app
-from precfm.errors import PrecfmError
-from precfm.exchange import (
+from precfm.audit.archive import (
     MANIFEST,
     checked_record,
     export_artifacts,
@@ -24,7 +21,10 @@ from precfm.exchange import (
     parse_size,
     unpacking,
 )
-from precfm.published import canonical
+from precfm.cli import app
+from precfm.core.errors import PrecfmError
+from precfm.pipeline.artifacts import RECORD, Artifact, Node, build, record_checksum
+from precfm.pipeline.manifest import canonical
 from tests.workflow import bytes_below
 
 BOUND = 2**16

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from precfm import fingerprint as room
-from precfm.fingerprint import fingerprint, imports, module_file, syntax_hash
+from precfm.pipeline import fingerprints as room
+from precfm.pipeline.fingerprints import fingerprint, imports, module_file, syntax_hash
 
 SOURCE = textwrap.dedent(
     '''
@@ -58,7 +58,7 @@ def test_the_hash_of_a_fixture_is_the_same_on_every_python(sample):
 CODE = """
 import sys
 from pathlib import Path
-from precfm.fingerprint import syntax_hash
+from precfm.pipeline.fingerprints import syntax_hash
 print(sys.version_info[:2], syntax_hash(Path(sys.argv[1])))
 """
 
@@ -121,15 +121,15 @@ def test_what_is_done_matters(tmp_path, sample, old, new):
 def test_imports_are_followed_into_functions_and_packages(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "from precfm.preconditioners import whitening\ndef f():\n    from precfm.seeds import generator_for\n"
+        "from precfm.preconditioners import whitening\ndef f():\n    from precfm.core.seeds import generator_for\n"
     )
-    assert {"precfm.preconditioners.whitening", "precfm.seeds"} <= set(imports(script))
+    assert {"precfm.preconditioners.whitening", "precfm.core.seeds"} <= set(imports(script))
 
 
 def test_another_name_out_of_the_same_module_is_another_fingerprint():
     script = Path(__file__).parent.parent / "workflow_scripts" / "figure.py"
     first, second = (
-        fingerprint(script, (f"precfm.theory.figures:{name}",))
+        fingerprint(script, (f"precfm.report.figures.theory:{name}",))
         for name in ("residual_bound", "residual_grid")
     )
     assert first != second

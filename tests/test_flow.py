@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from precfm.errors import PrecfmError
-from precfm.flow import bind, generate, matched, tuned, width_of
+from precfm.core.errors import PrecfmError
+from precfm.preconditioned_flow import bind, generate, matched, tuned, width_of
 from precfm.preconditioners.scalar import Scalar
 from precfm.preconditioners.whitening import Whitening
 

@@ -11,16 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from precfm.core.errors import PrecfmError
+from precfm.core.registry import load
+from precfm.core.seeds import seeded_module
+from precfm.core.serialization import load_network, new_network, save_network
 from precfm.datasets.synthetic import Gaussian, Mixture, gaussian, mixture
-from precfm.errors import PrecfmError
-from precfm.models.gaussian_skip import FLOOR, GaussianSkip, coefficients
-from precfm.models.mlp import MLPVelocity
-from precfm.networks import load_network, new_network, save_network
-from precfm.objectives import flow_matching_loss
-from precfm.paths import LinearPath, ProbabilityPath, VariancePreservingPath
-from precfm.registry import load
+from precfm.flows.models.gaussian_skip import FLOOR, GaussianSkip, coefficients
+from precfm.flows.models.mlp import MLPVelocity
+from precfm.flows.objectives import flow_matching_loss
+from precfm.flows.paths import LinearPath, ProbabilityPath, VariancePreservingPath
 from precfm.theory.mixtures import ExactVelocity
-from precfm.training import TrainingOptions, seeded_module, train
+from precfm.training.trainer import TrainingOptions, train
 
 PATHS: dict[str, ProbabilityPath] = {"linear": LinearPath(), "variance_preserving": VariancePreservingPath()}
 SKIPS = ("none", "scalar", "mean", "covariance", "classwise")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from precfm import ledger
-from precfm.findings import Report
-from precfm.ledger import Claim, check_ledger, state
-from precfm.plan import KINDS
-from precfm.store import alone
+from precfm.audit import ledger
+from precfm.audit.findings import Report
+from precfm.audit.ledger import Claim, check_ledger, state
+from precfm.pipeline.plan import KINDS
+from precfm.pipeline.store import alone
 from tests.workflow import ROOT, git, run
 
 PUBLISHED = [f"{kind}/{label}-0" for kind in KINDS for label in ("a", "b")]

@@ -8,15 +8,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
+from precfm.core.seeds import seeded_module
+from precfm.flows.models.mlp import MLPVelocity
+from precfm.flows.objectives import denoising_score_loss, flow_matching_loss
+from precfm.flows.paths import LinearPath
+from precfm.flows.sampling import integrate
+from precfm.geometry.spectra import class_covariances, condition_number, covariance
 from precfm.metrics.compare import compare
-from precfm.models.mlp import MLPVelocity
-from precfm.objectives import denoising_score_loss, flow_matching_loss
-from precfm.paths import LinearPath
 from precfm.preconditioners.decoder_metric import DecoderMetric
-from precfm.sampling import integrate
-from precfm.spectra import class_covariances, condition_number, covariance
-from precfm.training import TrainingOptions, seeded_module, train
+from precfm.training.trainer import TrainingOptions, train
 
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(20) % 2

@@ -13,14 +13,14 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from precfm.artifacts import build
+from precfm.audit.lineage import FRAMES, experiments_of, lineage
+from precfm.audit.lineage_text import WIDTH, tree, without_defaults
 from precfm.cli import app
-from precfm.errors import PrecfmError
-from precfm.fingerprint import SCRIPTS, modules
-from precfm.lineage import FRAMES, experiments_of, lineage
-from precfm.lineage_tree import WIDTH, tree, without_defaults
-from precfm.registry import REGISTRY
-from precfm.store import publish
+from precfm.core.errors import PrecfmError
+from precfm.core.registry import REGISTRY
+from precfm.pipeline.artifacts import build
+from precfm.pipeline.fingerprints import SCRIPTS, modules
+from precfm.pipeline.store import publish
 
 METRICS = """dataset,method,step,metric,value
 mnist5k-L16,whitening,60,frechet,1.5
@@ -273,7 +273,7 @@ def written(roles):
 
 def test_the_frames_that_the_script_writes_are_known_with_their_roles(plan):
     """A new frame belongs into FRAMES, or its rows are traced to too much or to nothing."""
-    from precfm.lineage import _roles
+    from precfm.audit.lineage import _roles
 
     (frames,) = plan.of("frames")
     known = {role for roles in FRAMES.values() for role in roles}
@@ -297,7 +297,7 @@ def test_a_number_in_a_claim_s_source_is_no_table(tmp_path, monkeypatch):
     source.write_text(
         'def claim_c1(frames):\n    return frames["linear_grid.identity"] * 0.25 > help_it(1.5)\n'
     )
-    monkeypatch.setattr("precfm.lineage.module_file", lambda name: source)
+    monkeypatch.setattr("precfm.audit.lineage.module_file", lambda name: source)
     assert experiments_of("C1") == {"linear_grid"}
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 from precfm.metrics.compare import compare, image_batches, load_features
 from precfm.metrics.evaluate import evaluate_features
 

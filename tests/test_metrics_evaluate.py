@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 from precfm.metrics.evaluate import ALL_METRICS, METRICS, evaluate_features, evaluate_per_class
 from precfm.metrics.few_samples import principal_components
 from precfm.metrics.frechet import frechet_distance

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 from precfm.metrics.extractors import imagenet, inception
 from precfm.metrics.extractors.base import Extractor, extract, fingerprint
 from precfm.metrics.extractors.classifier import DigitClassifier, accuracy, classifier_loss

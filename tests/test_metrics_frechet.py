@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 from precfm.metrics.few_samples import extrapolated_frechet, frechet_in_components, principal_components
 from precfm.metrics.frechet import (
     covariance_factor,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 from precfm.metrics.distances import nearest
 from precfm.metrics.memorisation import memorisation
 from precfm.metrics.neighbours import precision_recall, squared_radii

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from precfm.errors import PrecfmError
-from precfm.models.mlp import MLPVelocity
-from precfm.registry import load
-from precfm.training import seeded_module
+from precfm.core.errors import PrecfmError
+from precfm.core.registry import load
+from precfm.core.seeds import seeded_module
+from precfm.flows.models.mlp import MLPVelocity
 
 
 def inputs(

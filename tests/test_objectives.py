@@ -10,9 +10,12 @@ from scipy.integrate import quad
 from scipy.stats import kstest
 from torch import Tensor
 
-from precfm.errors import PrecfmError
-from precfm.models.mlp import MLPVelocity
-from precfm.objectives import (
+from precfm.core.errors import PrecfmError
+from precfm.core.options import options_of
+from precfm.core.registry import build
+from precfm.core.seeds import seeded_module
+from precfm.flows.models.mlp import MLPVelocity
+from precfm.flows.objectives import (
     FLOOR,
     DenoisingScore,
     FlowMatching,
@@ -25,10 +28,8 @@ from precfm.objectives import (
     uniform_time,
     velocity_from_noise,
 )
-from precfm.options import options_of
-from precfm.paths import LinearPath, ProbabilityPath, VariancePreservingPath
-from precfm.registry import build
-from precfm.training import TrainingOptions, seeded_module, train
+from precfm.flows.paths import LinearPath, ProbabilityPath, VariancePreservingPath
+from precfm.training.trainer import TrainingOptions, train
 
 every_path = pytest.mark.parametrize("path", [LinearPath(), VariancePreservingPath()])
 CPU = torch.device("cpu")
@@ -228,7 +229,7 @@ def test_default_options_are_the_plain_losses_to_the_bit(path: ProbabilityPath, 
 
 
 def test_configurations_name_the_classes_and_their_options() -> None:
-    options = options_of("precfm.objectives:FlowMatching")()
+    options = options_of("precfm.flows.objectives:FlowMatching")()
     assert options.model_dump() == {
         "time": "uniform",
         "time_mean": 0.0,

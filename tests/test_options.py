@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from precfm.config import FILLED_IN, Component, _component
-from precfm.errors import PrecfmError
-from precfm.options import Bound, options_of
-from precfm.registry import REGISTRY, import_string, load
+from precfm.core.errors import PrecfmError
+from precfm.core.options import Bound, options_of
+from precfm.core.registry import REGISTRY, import_string, load
+from precfm.pipeline.schema import FILLED_IN, Component, _component
 
 ROOMS = ("preconditioners", "models", "objectives", "autoencoders", "extractors", "datasets")
 UNBOUNDED = {("objectives", "time_mean")}  # any number is right

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from precfm.paths import LinearPath, ProbabilityPath, VariancePreservingPath
+from precfm.flows.paths import LinearPath, ProbabilityPath, VariancePreservingPath
 
 PATHS = [LinearPath(), VariancePreservingPath()]
 every_path = pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)

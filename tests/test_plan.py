@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
+from precfm.core.errors import PrecfmError
+from precfm.core.registry import IMAGES
 from precfm.datasets import mnist, mnist5k
 from precfm.datasets.manifest import add_source, files_checksum, source_manifest
-from precfm.errors import PrecfmError
-from precfm.fingerprint import SCRIPTS
-from precfm.plan import KINDS, load_plan
-from precfm.registry import IMAGES
+from precfm.pipeline.fingerprints import SCRIPTS
+from precfm.pipeline.plan import KINDS, load_plan
 
 
 def changed_ids(before, after):
@@ -214,9 +214,7 @@ def test_every_script_exists():
 
 
 def test_planning_needs_no_torch(project):
-    code = (
-        "import sys; from precfm.plan import load_plan; load_plan('smoke'); sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys; from precfm.pipeline.plan import load_plan; load_plan('smoke'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

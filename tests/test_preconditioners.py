@@ -16,9 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from precfm.diagnostics import round_trip_error, smallest_std, tail_round_trip_error
-from precfm.errors import PrecfmError
-from precfm.options import Neutral, class_constant, options_of
+from precfm.core.errors import PrecfmError
+from precfm.core.options import Neutral, class_constant, options_of
+from precfm.core.registry import REGISTRY
+from precfm.core.registry import load as registered
+from precfm.geometry.recovery import smallest_std
+from precfm.geometry.spectra import condition_number, covariance
 from precfm.preconditioners.base import JSON_FILE, TENSORS_FILE, Preconditioner, load, save
 from precfm.preconditioners.class_whitening import ClassWhitening
 from precfm.preconditioners.composition import Composition
@@ -28,11 +31,9 @@ from precfm.preconditioners.low_capacity_flow import LowCapacityFlow
 from precfm.preconditioners.normalizing_flow import NormalizingFlow
 from precfm.preconditioners.per_channel import PerChannel
 from precfm.preconditioners.projection import Projection
+from precfm.preconditioners.round_trip import round_trip_error, tail_round_trip_error
 from precfm.preconditioners.scalar import Scalar
 from precfm.preconditioners.whitening import Whitening
-from precfm.registry import REGISTRY
-from precfm.registry import load as registered
-from precfm.spectra import condition_number, covariance
 
 SHAPE = (2, 3)
 FEATURES = 6

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from precfm.experiments import load_experiment
-from precfm.registry import REGISTRY
+from precfm.core.registry import REGISTRY
+from precfm.pipeline.experiments import load_experiment
 from tests.workflow import ENVIRONMENT, ROOT, jobs
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

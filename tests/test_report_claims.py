@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 from precfm.report.claims import parse_claims
 from precfm.report.claims_document import merge_claims, write_claims
 from precfm.report.selection import COLUMNS

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 from precfm.report.correlations import partial_spearman, resampled, spearman
 from precfm.report.figures import predictors as predictors_figure
 from precfm.report.figures import time_to_quality as time_figure

@@ -4,8 +4,8 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from precfm.errors import PrecfmError
-from precfm.registry import REGISTRY, THEORY_FIGURES, load
+from precfm.core.errors import PrecfmError
+from precfm.core.registry import REGISTRY, THEORY_FIGURES, load
 from precfm.report.figures import sample_grids, style
 from precfm.report.products import write_figure
 from precfm.report.selection import LeftOutError

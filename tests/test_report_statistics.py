@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from precfm.report.statistics import (
+from precfm.core.statistics import (
     geometric_estimate,
     holm,
     rank_correlation,

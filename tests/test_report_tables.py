@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from precfm.errors import PrecfmError
-from precfm.registry import REGISTRY, THEORY_TABLES
+from precfm.core.errors import PrecfmError
+from precfm.core.registry import REGISTRY, THEORY_TABLES
+from precfm.core.statistics import Estimate, holm
 from precfm.report.formatting import estimate_texts, latex_text
 from precfm.report.products import write_table
 from precfm.report.selection import COLUMNS, LeftOutError, at_final, final_steps, frame, pair, per_seed
-from precfm.report.statistics import Estimate, holm
 from precfm.report.tables import conditioning, metrics, paired, recovery, theory, training
 from tests import report_frames
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from precfm.errors import PrecfmError
-from precfm.paths import LinearPath, ProbabilityPath, VariancePreservingPath
-from precfm.sampling import evaluation_labels, evaluation_noise, integrate, rows_with_labels
+from precfm.core.errors import PrecfmError
+from precfm.flows.paths import LinearPath, ProbabilityPath, VariancePreservingPath
+from precfm.flows.sampling import evaluation_labels, evaluation_noise, integrate, rows_with_labels
 
 STAGES = {"euler": 1, "midpoint": 2, "rk4": 4}
 SPECTRUM = torch.tensor([4.0, 1.0, 0.04], dtype=torch.float64)

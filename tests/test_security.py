@@ -21,19 +21,19 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from precfm.artifacts import RECORD, Artifact, Node, build
 from precfm.cli import app
+from precfm.core.errors import PrecfmError
 from precfm.datasets import imagefolder
 from precfm.datasets.imagefolder import ImageFolder
 from precfm.datasets.manifest import add_source, source_manifest
 from precfm.datasets.origins import OriginError, _npm_pack
 from precfm.datasets.sources import fetch
-from precfm.errors import PrecfmError
-from precfm.experiments import load_experiment, read_yaml
 from precfm.metrics.extractors import inception
 from precfm.metrics.extractors.weights import Weights, load_state
-from precfm.plan import load_plan
-from precfm.published import canonical
+from precfm.pipeline.artifacts import RECORD, Artifact, Node, build
+from precfm.pipeline.experiments import load_experiment, read_yaml
+from precfm.pipeline.manifest import canonical
+from precfm.pipeline.plan import load_plan
 from tests.test_sources import CONTENT, sha256, write_sources
 from tests.workflow import BIN, ROOT, run, sealed
 

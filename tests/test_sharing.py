@@ -11,7 +11,7 @@ import sys
 import pytest
 import yaml
 
-from precfm.plan import KINDS
+from precfm.pipeline.plan import KINDS
 from tests.workflow import BIN, ROOT, bytes_below, clone, git, jobs, reproduce, run, sealed
 
 pytestmark = pytest.mark.xdist_group("sharing")
@@ -28,9 +28,9 @@ EXPERIMENT = {
     "theory": {"one": {"run": {"name": "steps_to_accuracy"}, "seeds": [0, 1]}},
 }
 FABRICATE = """
-from precfm.artifacts import build
-from precfm.plan import KINDS, load_plan
-from precfm.store import publish, tidy
+from precfm.pipeline.artifacts import build
+from precfm.pipeline.plan import KINDS, load_plan
+from precfm.pipeline.store import publish, tidy
 
 def fake(job):
     job.write_json("content.json", {"id": job.node.id})

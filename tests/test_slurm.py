@@ -18,8 +18,8 @@ import pytest
 import torch
 import yaml
 
-from precfm.gpus import first_free, one_gpu
-from precfm.plan import load_plan
+from precfm.pipeline.gpus import first_free, one_gpu
+from precfm.pipeline.plan import load_plan
 from tests.faults.harness import NAME, at_work, fresh_project, outcome, role, start
 from tests.workflow import BIN, ROOT, run
 
@@ -240,7 +240,7 @@ def hold(locks, names, events, seed):
 
 @pytest.mark.parametrize(("gpus", "jobs"), [(1, 3), (2, 5), (4, 4)])
 def test_no_two_jobs_hold_one_gpu(tmp_path, monkeypatch, gpus, jobs):
-    monkeypatch.setattr("precfm.gpus.LOOK_EVERY", 0.002)
+    monkeypatch.setattr("precfm.pipeline.gpus.LOOK_EVERY", 0.002)
     events = fork.SimpleQueue()
     names = [f"GPU-{index}" for index in range(gpus)]
     workers = [fork.Process(target=hold, args=(tmp_path, names, events, seed)) for seed in range(jobs)]

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from precfm.core.errors import PrecfmError
 from precfm.datasets import origins
 from precfm.datasets.sources import fetch, source_manifest
-from precfm.errors import PrecfmError
 
 REPOSITORY = Path(__file__).parents[1]
 SOURCES = REPOSITORY / "data" / "sources.yaml"

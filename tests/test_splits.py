@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from precfm.core.errors import PrecfmError
 from precfm.datasets.splits import make_splits
-from precfm.errors import PrecfmError
 
 ORDERED = torch.arange(5000) // 500  # as MNIST-5k is
 

@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from precfm import store
-from precfm.artifacts import RECORD, build
-from precfm.errors import PrecfmError
-from precfm.store import collect_garbage, is_published, publish, summary, tidy
+from precfm.core.errors import PrecfmError
+from precfm.pipeline import store
+from precfm.pipeline.artifacts import RECORD, build
+from precfm.pipeline.store import collect_garbage, is_published, publish, summary, tidy
 from tests.test_report_comparisons import budget_rows, curve_records
 from tests.workflow import ROOT, bytes_below, sealed
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from precfm.errors import PrecfmError
-from precfm.models.mlp import MLPVelocity
-from precfm.paths import LinearPath, VariancePreservingPath
-from precfm.tangent_kernel import (
+from precfm.core.errors import PrecfmError
+from precfm.flows.models.mlp import MLPVelocity
+from precfm.flows.paths import LinearPath, VariancePreservingPath
+from precfm.flows.tangent_kernel import (
     kernel_condition,
     kernel_report,
     predicted_steps,

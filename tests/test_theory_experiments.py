@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
+from precfm.core.options import options_of
+from precfm.core.registry import REGISTRY, load
 from precfm.datasets.synthetic import gaussian
-from precfm.options import options_of
-from precfm.registry import REGISTRY, load
 from precfm.theory import claims, figures
 from precfm.theory.experiments import (
     linear_grid,
@@ -24,7 +24,7 @@ from precfm.theory.experiments import (
     trained_budgets,
     trained_factors,
 )
-from precfm.theory.networks import (
+from precfm.theory.trained_networks import (
     exact_samples,
     field_excess,
     recovery_summary,
@@ -332,7 +332,7 @@ def test_recovery_summary_is_of_the_lowest_quartile():
 def test_field_excess_of_the_exact_field_is_zero_and_of_none_is_not():
     from precfm.datasets.synthetic import mixture
     from precfm.theory.mixtures import ExactVelocity
-    from precfm.theory.networks import PATH
+    from precfm.theory.trained_networks import PATH
 
     law = mixture(3, [1, 20], [0.4, 0.6], seed=0)
     assert float(field_excess(ExactVelocity(law, PATH), law, True, n=200).max()) < 1e-9

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from precfm.core.errors import PrecfmError
 from precfm.datasets.synthetic import gaussian as make_gaussian
 from precfm.datasets.synthetic import rotation, spectrum
-from precfm.errors import PrecfmError
-from precfm.paths import LinearPath, VariancePreservingPath
+from precfm.flows.paths import LinearPath, VariancePreservingPath
 from precfm.theory import gaussian, measured
 from precfm.theory.settings import PATHS
 

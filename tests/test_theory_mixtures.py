@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from precfm.core.errors import PrecfmError
 from precfm.datasets.synthetic import Gaussian, Mixture, gaussian, mixture, rotation, spectrum
-from precfm.errors import PrecfmError
-from precfm.paths import LinearPath
+from precfm.flows.paths import LinearPath
 from precfm.theory import measured, mixtures
 
 PATH = LinearPath()

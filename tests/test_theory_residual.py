@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from precfm.core.errors import PrecfmError
 from precfm.datasets.synthetic import gaussian as make_gaussian
-from precfm.errors import PrecfmError
 from precfm.theory import gaussian, residual
 
 

@@ -15,20 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from precfm.checkpoints import is_intact, read_verified, write_verified
-from precfm.errors import PrecfmError
-from precfm.models.mlp import MLPVelocity
-from precfm.objectives import flow_matching_loss
-from precfm.paths import LinearPath
-from precfm.seeds import derived_seed
-from precfm.training import (
-    LossFunction,
-    TrainingOptions,
-    TrainingResult,
-    learning_rate_at,
-    seeded_module,
-    train,
-)
+from precfm.core.errors import PrecfmError
+from precfm.core.seeds import derived_seed, seeded_module
+from precfm.flows.models.mlp import MLPVelocity
+from precfm.flows.objectives import flow_matching_loss
+from precfm.flows.paths import LinearPath
+from precfm.training.checkpoints import is_intact, read_verified, write_verified
+from precfm.training.trainer import LossFunction, TrainingOptions, TrainingResult, learning_rate_at, train
 
 FULL = TrainingOptions(
     steps=24,

@@ -2,10 +2,10 @@
 
 from functools import partial
 
-from precfm.artifacts import Job, run_rule
-from precfm.autoencoders.conv_vae import vae_loss
-from precfm.networks import new_network, save_network
-from precfm.training import TrainingOptions, train
+from precfm.core.serialization import new_network, save_network
+from precfm.encoders.conv_vae import vae_loss
+from precfm.pipeline.artifacts import Job, run_rule
+from precfm.training.trainer import TrainingOptions, train
 
 
 def make(job: Job) -> None:

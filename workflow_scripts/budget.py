@@ -1,11 +1,11 @@
 """Kind `budgets`: what a preconditioner and the flow behind it cost, and which baseline without it costs as much."""
 
-from precfm.artifacts import Job, run_rule
-from precfm.compute import flops_per_step, matched_steps, matched_width, num_parameters
-from precfm.decoder_metric import metric_of
-from precfm.flow import bind, width_of
+from precfm.core.registry import build
+from precfm.flows.compute import flops_per_step, matched_steps, matched_width, num_parameters
+from precfm.geometry.decoder import metric_of
+from precfm.pipeline.artifacts import Job, run_rule
+from precfm.preconditioned_flow import bind, width_of
 from precfm.preconditioners.base import load
-from precfm.registry import build
 
 
 def make(job: Job) -> None:

@@ -1,9 +1,9 @@
 """Kind `classifiers`: train one frozen judge, a feature extractor for the metrics of image quality."""
 
-from precfm.artifacts import Job, run_rule
+from precfm.core.serialization import new_network, save_network
 from precfm.metrics.extractors.classifier import accuracy, classifier_loss
-from precfm.networks import new_network, save_network
-from precfm.training import TrainingOptions, train
+from precfm.pipeline.artifacts import Job, run_rule
+from precfm.training.trainer import TrainingOptions, train
 
 
 def make(job: Job) -> None:

@@ -2,10 +2,10 @@
 
 import torch
 
-from precfm.artifacts import Job, run_rule
+from precfm.core.registry import build
 from precfm.datasets.sources import fetch_raw
 from precfm.datasets.splits import make_splits
-from precfm.registry import build
+from precfm.pipeline.artifacts import Job, run_rule
 
 
 def make(job: Job) -> None:

@@ -4,11 +4,11 @@ from functools import partial
 
 import torch
 
-from precfm.artifacts import Job, run_rule
-from precfm.autoencoders.conv_vae import decode_latents
-from precfm.decoder_metric import pull_back_metric
-from precfm.networks import load_network
-from precfm.seeds import generator_for
+from precfm.core.seeds import generator_for
+from precfm.core.serialization import load_network
+from precfm.encoders.conv_vae import decode_latents
+from precfm.geometry.decoder import pull_back_metric
+from precfm.pipeline.artifacts import Job, run_rule
 
 
 def make(job: Job) -> None:

@@ -1,12 +1,12 @@
 """Kind `diagnostics`: what a preconditioner does to the spectrum, to the path, and how well it closes."""
 
-from precfm.artifacts import Job, run_rule
-from precfm.compute import flops_of
-from precfm.conditioning import path_frame, spectrum_frame
-from precfm.diagnostics import round_trip_error, tail_round_trip_error
+from precfm.core.registry import build
+from precfm.flows.compute import flops_of
+from precfm.geometry.spectra import condition_number, covariance
+from precfm.geometry.summaries import path_frame, spectrum_frame
+from precfm.pipeline.artifacts import Job, run_rule
 from precfm.preconditioners.base import load
-from precfm.registry import build
-from precfm.spectra import condition_number, covariance
+from precfm.preconditioners.round_trip import round_trip_error, tail_round_trip_error
 
 
 def make(job: Job) -> None:

@@ -5,16 +5,16 @@ from functools import partial
 import pandas as pd
 import torch
 
-from precfm.artifacts import Job, run_rule
-from precfm.autoencoders.conv_vae import decode_latents
-from precfm.diagnostics import EigenvalueRecovery, eigenvalue_recovery
+from precfm.core.serialization import load_network
+from precfm.encoders.conv_vae import decode_latents
+from precfm.flows.sampling import rows_with_labels
+from precfm.geometry.recovery import EigenvalueRecovery, eigenvalue_recovery
+from precfm.geometry.spectra import covariance, eigen_spectrum
 from precfm.metrics.evaluate import METRICS, evaluate_features
 from precfm.metrics.extractors.base import extract
 from precfm.metrics.extractors.identity import whitened
 from precfm.metrics.values import records
-from precfm.networks import load_network
-from precfm.sampling import rows_with_labels
-from precfm.spectra import covariance, eigen_spectrum
+from precfm.pipeline.artifacts import Job, run_rule
 
 GRID = 40  # decoded samples that are kept to be looked at
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from precfm.artifacts import Job, run_rule
+from precfm.core.serialization import load_network
 from precfm.metrics.extractors.base import extract
-from precfm.networks import load_network
+from precfm.pipeline.artifacts import Job, run_rule
 
 
 def make(job: Job) -> None:

@@ -1,6 +1,6 @@
 """Kind `figure_files`: one figure as PDF and PNG, with its caption."""
 
-from precfm.artifacts import Job, run_rule
+from precfm.pipeline.artifacts import Job, run_rule
 from precfm.report.products import write_figure
 
 

@@ -2,13 +2,13 @@
 
 from torch import nn
 
-from precfm.artifacts import Job, run_rule
-from precfm.compute import flops_per_step, num_parameters
-from precfm.decoder_metric import metric_of
-from precfm.flow import bind, matched, tuned
-from precfm.networks import save_network
+from precfm.core.serialization import save_network
+from precfm.flows.compute import flops_per_step, num_parameters
+from precfm.geometry.decoder import metric_of
+from precfm.pipeline.artifacts import Job, run_rule
+from precfm.preconditioned_flow import bind, matched, tuned
 from precfm.preconditioners.base import load
-from precfm.training import train
+from precfm.training.trainer import train
 
 
 def make(job: Job) -> None:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from precfm.artifacts import Artifact, Job, run_rule
-from precfm.theory.claims import theory_statistics
+from precfm.pipeline.artifacts import Artifact, Job, run_rule
+from precfm.theory.claim_statistics import theory_statistics
 
 if TYPE_CHECKING:
     from torch import Tensor

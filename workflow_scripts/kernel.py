@@ -2,11 +2,11 @@
 
 import pandas as pd
 
-from precfm.artifacts import Job, run_rule
-from precfm.decoder_metric import metric_of
-from precfm.flow import bind
+from precfm.flows.tangent_kernel import kernel_report
+from precfm.geometry.decoder import metric_of
+from precfm.pipeline.artifacts import Job, run_rule
+from precfm.preconditioned_flow import bind
 from precfm.preconditioners.base import load
-from precfm.tangent_kernel import kernel_report
 
 
 def make(job: Job) -> None:

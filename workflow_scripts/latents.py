@@ -4,14 +4,14 @@ from functools import partial
 
 import torch
 
-from precfm.artifacts import Job, run_rule
-from precfm.autoencoders.conv_vae import decode_latents, encode_images
-from precfm.conditioning import spectrum_frame
-from precfm.diagnostics import decoder_sensitivity
-from precfm.errors import PrecfmError
-from precfm.networks import load_network
-from precfm.seeds import generator_for
-from precfm.spectra import covariance, eigen_spectrum
+from precfm.core.errors import PrecfmError
+from precfm.core.seeds import generator_for
+from precfm.core.serialization import load_network
+from precfm.encoders.conv_vae import decode_latents, encode_images
+from precfm.geometry.decoder import decoder_sensitivity
+from precfm.geometry.spectra import covariance, eigen_spectrum
+from precfm.geometry.summaries import spectrum_frame
+from precfm.pipeline.artifacts import Job, run_rule
 
 SENSITIVITY_SAMPLES = 512
 

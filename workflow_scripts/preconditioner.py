@@ -1,10 +1,10 @@
 """Kind `preconditioners`: fit the invertible map from data space to the space of the flow."""
 
-from precfm.artifacts import Job, run_rule
-from precfm.decoder_metric import metric_of
+from precfm.core.registry import build
+from precfm.core.seeds import derived_seed
+from precfm.geometry.decoder import metric_of
+from precfm.pipeline.artifacts import Job, run_rule
 from precfm.preconditioners.base import save
-from precfm.registry import build
-from precfm.seeds import derived_seed
 
 
 def make(job: Job) -> None:

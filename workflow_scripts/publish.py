@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from precfm.artifacts import RESULTS, messages_to
-from precfm.errors import PrecfmError
-from precfm.plan import load_plan
-from precfm.store import publish
+from precfm.core.errors import PrecfmError
+from precfm.pipeline.artifacts import RESULTS, messages_to
+from precfm.pipeline.plan import load_plan
+from precfm.pipeline.store import publish
 
 if "snakemake" in globals():
     for stamp in (RESULTS / snakemake.params.experiment / "records").glob("published-*"):

@@ -12,12 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
-from precfm.artifacts import RECORD, RESULTS, Artifact
-from precfm.errors import PrecfmError, told_in_one_sentence
-from precfm.experiments import load_experiment, read_recorded
-from precfm.plan import KINDS
-from precfm.published import MANIFEST, agrees, read_manifest
-from precfm.store import alone, remove, to_attic
+from precfm.core.errors import PrecfmError, told_in_one_sentence
+from precfm.pipeline.artifacts import RECORD, RESULTS, Artifact
+from precfm.pipeline.experiments import load_experiment, read_recorded
+from precfm.pipeline.manifest import MANIFEST, agrees, read_manifest
+from precfm.pipeline.plan import KINDS
+from precfm.pipeline.store import alone, remove, to_attic
 
 BIN = Path(sys.executable).parent
 REFUSED = "refused"

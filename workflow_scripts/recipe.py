@@ -6,18 +6,18 @@ from functools import partial
 
 import pandas as pd
 
-from precfm.artifacts import Job, run_rule
-from precfm.autoencoders.conv_vae import decode_latents
-from precfm.decoder_metric import metric_of
-from precfm.errors import DivergenceError, PrecfmError
-from precfm.flow import bind, generate, matched, tuned
+from precfm.core.errors import DivergenceError, PrecfmError
+from precfm.core.seeds import derived_seed
+from precfm.core.serialization import load_network
+from precfm.encoders.conv_vae import decode_latents
+from precfm.flows.sampling import evaluation_labels, evaluation_noise
+from precfm.geometry.decoder import metric_of
 from precfm.metrics.extractors.base import extract
 from precfm.metrics.frechet import frechet_distance
-from precfm.networks import load_network
+from precfm.pipeline.artifacts import Job, run_rule
+from precfm.preconditioned_flow import bind, generate, matched, tuned
 from precfm.preconditioners.base import load
-from precfm.sampling import evaluation_labels, evaluation_noise
-from precfm.seeds import derived_seed
-from precfm.training import train
+from precfm.training.trainer import train
 
 
 def make(job: Job) -> None:

@@ -17,13 +17,13 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from precfm.artifacts import RESULTS, Artifact
+from precfm.core.errors import PrecfmError, told_in_one_sentence
 from precfm.datasets.manifest import file_sha256
 from precfm.datasets.sources import RAW, SOURCES
-from precfm.errors import PrecfmError, told_in_one_sentence
-from precfm.experiments import PARAMS, read_recorded
-from precfm.plan import KINDS, Plan, load_plan
-from precfm.store import alone, collect_claims, is_published, remove, tidy, write_whole
+from precfm.pipeline.artifacts import RESULTS, Artifact
+from precfm.pipeline.experiments import PARAMS, read_recorded
+from precfm.pipeline.plan import KINDS, Plan, load_plan
+from precfm.pipeline.store import alone, collect_claims, is_published, remove, tidy, write_whole
 
 LOCK = Path("dvc.lock")
 DVC_AT_WORK = Path(".dvc/tmp/rwlock")  # DVC's own list of which of its processes reads or writes what

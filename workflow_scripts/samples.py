@@ -2,12 +2,12 @@
 
 import torch
 
-from precfm.artifacts import Job, run_rule
-from precfm.flow import generate
-from precfm.networks import load_network
+from precfm.core.seeds import derived_seed
+from precfm.core.serialization import load_network
+from precfm.flows.sampling import evaluation_labels, evaluation_noise, rows_with_labels
+from precfm.pipeline.artifacts import Job, run_rule
+from precfm.preconditioned_flow import generate
 from precfm.preconditioners.base import load
-from precfm.sampling import evaluation_labels, evaluation_noise, rows_with_labels
-from precfm.seeds import derived_seed
 
 
 def make(job: Job) -> None:

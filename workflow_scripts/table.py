@@ -1,6 +1,6 @@
 """Kind `table_files`: one table as CSV, Markdown and LaTeX."""
 
-from precfm.artifacts import Job, run_rule
+from precfm.pipeline.artifacts import Job, run_rule
 from precfm.report.products import write_table
 
 

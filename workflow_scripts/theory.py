@@ -1,7 +1,7 @@
 """Kind `theory`: one controlled experiment with closed forms, for one seed."""
 
-from precfm.artifacts import Job, run_rule
-from precfm.registry import load
+from precfm.core.registry import load
+from precfm.pipeline.artifacts import Job, run_rule
 
 
 def make(job: Job) -> None:

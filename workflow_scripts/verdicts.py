@@ -1,6 +1,6 @@
 """Kind `verdicts`: what the experiment says about every claim of the paper."""
 
-from precfm.artifacts import Job, run_rule
+from precfm.pipeline.artifacts import Job, run_rule
 from precfm.report.claims import parse_claims
 from precfm.report.claims_document import write_claims
 from precfm.report.verdicts import evaluate_claims

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 
 LARGEST = 2**30  # bytes; MNIST has 5e7, and a broken header must not ask for all memory
 _UNSIGNED_BYTE = 0x08

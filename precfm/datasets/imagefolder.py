@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from precfm.core.errors import PrecfmError
+from precfm.core.options import Count, checked
+from precfm.core.progress import progress_bar
 from precfm.datasets.image_names import class_name, image_names, names_below
 from precfm.datasets.images import Images
-from precfm.errors import PrecfmError
-from precfm.options import Count, checked
-from precfm.progress import progress_bar
 
 LARGEST_FILE = 2**28  # bytes of one image inside a zip file
 WITHOUT_FOLDER = "images"  # the one class of images that lie in no folder

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 
 OFFICIAL_TRAIN, OFFICIAL_TEST = 0, 1
 

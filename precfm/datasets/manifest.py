@@ -27,9 +27,9 @@ from typing import Any
 
 import yaml
 
+from precfm.core.errors import PrecfmError
+from precfm.core.progress import progress_bar
 from precfm.datasets.image_names import IMAGE_SUFFIXES, image_names, names_below
-from precfm.errors import PrecfmError
-from precfm.progress import progress_bar
 
 ORIGIN_KINDS = ("folder", "npm", "python", "url")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")

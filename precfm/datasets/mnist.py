@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from precfm.core.errors import PrecfmError
 from precfm.datasets.idx import read_idx
 from precfm.datasets.images import OFFICIAL_TEST, OFFICIAL_TRAIN, Images, pad_to
-from precfm.errors import PrecfmError
 
 PARTS = (("train", OFFICIAL_TRAIN, 60_000), ("t10k", OFFICIAL_TEST, 10_000))
 

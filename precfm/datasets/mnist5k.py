@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from precfm.core.errors import PrecfmError
 from precfm.datasets.images import Images, pad_to
-from precfm.errors import PrecfmError
 
 FILE = "mnist_5k.csv"
 IMAGES, PIXELS, CLASSES = 5_000, 784, 10

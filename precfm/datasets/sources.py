@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.error import HTTPError, URLError
 
+from precfm.core.errors import PrecfmError
+from precfm.core.progress import progress_bar
 from precfm.datasets.image_names import image_names, names_below
 from precfm.datasets.manifest import (
     Origin,
@@ -25,8 +27,6 @@ from precfm.datasets.manifest import (
     source_manifest,
 )
 from precfm.datasets.origins import Mirror, OriginError, open_file
-from precfm.errors import PrecfmError
-from precfm.progress import progress_bar
 
 __all__ = ["Fetched", "SourceFile", "SourceManifest", "add_source", "fetch", "fetch_raw", "source_manifest"]
 

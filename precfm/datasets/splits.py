@@ -5,8 +5,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from precfm.core.errors import PrecfmError
 from precfm.datasets.images import OFFICIAL_TEST, OFFICIAL_TRAIN
-from precfm.errors import PrecfmError
 
 Indices = NDArray[np.int64]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from precfm.errors import PrecfmError
-from precfm.seeds import derived_seed, generator_for
+from precfm.core.errors import PrecfmError
+from precfm.core.seeds import derived_seed, generator_for
 
 
 def spectrum(dim: int, condition_number: float) -> Tensor:

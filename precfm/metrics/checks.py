@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 
 Features = Tensor | np.ndarray
 

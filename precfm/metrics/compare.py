@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 from precfm.metrics.checks import feature_matrix
 from precfm.metrics.evaluate import METRICS, evaluate_features
 from precfm.metrics.extractors.base import extract, fingerprint

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 from precfm.metrics import few_samples as few
 from precfm.metrics import frechet, kernels, neighbours
 from precfm.metrics.checks import Features, column_means, feature_pair

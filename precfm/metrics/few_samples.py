@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 from precfm.metrics.checks import Features, feature_matrix, feature_pair
 from precfm.metrics.frechet import frechet_distance, mean_and_covariance
 

@@ -19,7 +19,7 @@ import torch
 from scipy.linalg import blas
 from torch import Tensor
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 from precfm.metrics.checks import Features, feature_matrix, feature_pair
 
 FewSamples = Literal["refuse", "allow"]

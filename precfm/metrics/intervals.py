@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from precfm.errors import PrecfmError
-from precfm.report.statistics import holm, t_estimate
+from precfm.core.errors import PrecfmError
+from precfm.core.statistics import holm, t_estimate
 
 
 def seed_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float, float]:

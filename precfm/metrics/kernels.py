@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 from precfm.metrics.checks import Features, feature_matrix, feature_pair
 
 Kernel = Callable[[Tensor, Tensor], Tensor]

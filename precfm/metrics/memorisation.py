@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 from precfm.metrics.checks import Features, feature_pair
 from precfm.metrics.distances import nearest
 

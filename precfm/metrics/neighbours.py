@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 from precfm.metrics.checks import Features, column_means, feature_matrix, feature_pair
 from precfm.metrics.distances import (
     TOGETHER,

@@ -18,7 +18,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 from precfm.metrics.checks import Features, feature_pair
 
 Scheme = Literal["half", "bootstrap"]

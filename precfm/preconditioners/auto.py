@@ -9,15 +9,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from precfm.diagnostics import round_trip_error, tail_round_trip_error
-from precfm.errors import PrecfmError
-from precfm.options import Components, Fraction, NotNegative, checked
-from precfm.paths import LinearPath
+from precfm.core.errors import PrecfmError
+from precfm.core.options import Components, Fraction, NotNegative, checked
+from precfm.core.seeds import generator_for
+from precfm.core.tensors import require_tensor
+from precfm.flows.paths import LinearPath
+from precfm.geometry.spectra import covariance, eigen_spectrum, path_condition_numbers, require_positive
 from precfm.preconditioners.base import ROUND_TRIP_POINTS, FitData, Preconditioner
 from precfm.preconditioners.composition import component
-from precfm.seeds import generator_for
-from precfm.spectra import covariance, eigen_spectrum, path_condition_numbers, require_positive
-from precfm.tensors import require_tensor
+from precfm.preconditioners.round_trip import round_trip_error, tail_round_trip_error
 
 FOLDS = 5  # of the cross-validated eigenvalues
 ROWS_PER_FEATURE = 2  # fewer held-out rows say nothing about the eigenvalues of a class

@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from precfm import registry
-from precfm.errors import PrecfmError
-from precfm.seeds import generator_for
-from precfm.tensors import require_tensor
+from precfm.core import registry
+from precfm.core.errors import PrecfmError
+from precfm.core.seeds import generator_for
+from precfm.core.tensors import require_tensor
 
 TENSORS_FILE = "preconditioner.safetensors"
 JSON_FILE = "preconditioner.json"

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from precfm.options import NotNegative, Share, checked
+from precfm.core.options import NotNegative, Share, checked
+from precfm.geometry.spectra import covariance
 from precfm.preconditioners.base import FitData, Preconditioner
 from precfm.preconditioners.symmetric_power import (
     SymmetricMap,
@@ -11,7 +12,6 @@ from precfm.preconditioners.symmetric_power import (
     power_flops,
     symmetric_power,
 )
-from precfm.spectra import covariance
 
 
 class ClassWhitening(Preconditioner):

@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from precfm import registry
-from precfm.errors import PrecfmError
-from precfm.options import Components, checked
+from precfm.core import registry
+from precfm.core.errors import PrecfmError
+from precfm.core.options import Components, checked
+from precfm.core.seeds import derived_seed
+from precfm.geometry.spectra import covariance, eigen_spectrum
 from precfm.preconditioners.base import FitData, Preconditioner
 from precfm.preconditioners.symmetric_power import LARGEST_CONDITION_NUMBER
-from precfm.seeds import derived_seed
-from precfm.spectra import covariance, eigen_spectrum
 
 
 class Composition(Preconditioner):

@@ -6,19 +6,19 @@ from typing import Annotated, Self
 import torch
 from torch import Tensor
 
-from precfm.errors import PrecfmError
-from precfm.options import Bound, checked
+from precfm.core.errors import PrecfmError
+from precfm.core.options import Bound, checked
+from precfm.core.tensors import require_tensor
+from precfm.geometry.spectra import covariance, eigen_spectrum
 from precfm.preconditioners.base import FitData
 from precfm.preconditioners.symmetric_affine import SymmetricAffine
 from precfm.preconditioners.symmetric_power import power_flops, symmetric_map
-from precfm.spectra import covariance, eigen_spectrum
-from precfm.tensors import require_tensor
 
 
 class DecoderMetric(SymmetricAffine):
     """Centres data and multiplies it by the square root of a metric, `z = c G_f^(1/2) (x - mean)`.
 
-    `G` is the metric that a decoder pulls back to the latents (`precfm.decoder_metric.pull_back_metric`), and
+    `G` is the metric that a decoder pulls back to the latents (`precfm.geometry.decoder.pull_back_metric`), and
     `G_f` has its eigenvalues, floored at `floor` times their mean, so that directions that the decoder ignores are
     kept. The squared length of a step in `z` is then the squared change of the image, up to the factor. The
     factor `c` gives `z` a mean variance of one over the training data; it does not make them white.

@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from precfm.compute import flops_per_step
-from precfm.errors import PrecfmError
-from precfm.options import Count, Fraction, Natural, Patience, Positive, Share, checked
+from precfm.core.errors import PrecfmError
+from precfm.core.options import Count, Fraction, Natural, Patience, Positive, Share, checked
+from precfm.core.seeds import generator_for, seeded_module
+from precfm.flows.compute import flops_per_step
 from precfm.preconditioners.base import FitData, Preconditioner
 from precfm.preconditioners.whitening import Whitening
-from precfm.seeds import generator_for
-from precfm.training import TrainingOptions, seeded_module, train
+from precfm.training.trainer import TrainingOptions, train
 
 
 class LearnedPreconditioner(Preconditioner):

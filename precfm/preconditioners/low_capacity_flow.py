@@ -7,15 +7,15 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from precfm.errors import PrecfmError
-from precfm.models.mlp import MLPVelocity
-from precfm.objectives import flow_matching_loss
-from precfm.options import Bound, Count, Fraction, Natural, Patience, Positive, Share, checked
-from precfm.paths import LinearPath
+from precfm.core.errors import PrecfmError
+from precfm.core.options import Bound, Count, Fraction, Natural, Patience, Positive, Share, checked
+from precfm.core.seeds import generator_for
+from precfm.flows.models.mlp import MLPVelocity
+from precfm.flows.objectives import flow_matching_loss
+from precfm.flows.paths import LinearPath
+from precfm.flows.sampling import integrate
 from precfm.preconditioners.base import FitData
 from precfm.preconditioners.learned import LearnedPreconditioner
-from precfm.sampling import integrate
-from precfm.seeds import generator_for
 
 MARGIN = 4.0  # by which it must stay below the tolerance there, since later points may lie further out
 DIVERGED = 2.0  # times the validation loss of a field that is zero, above which a fit is refused

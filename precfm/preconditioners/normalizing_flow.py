@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from precfm.errors import PrecfmError
-from precfm.options import Bound, Count, Fraction, Natural, Patience, Positive, Share, checked
+from precfm.core.errors import PrecfmError
+from precfm.core.options import Bound, Count, Fraction, Natural, Patience, Positive, Share, checked
+from precfm.core.seeds import generator_for
 from precfm.preconditioners.base import FitData
 from precfm.preconditioners.learned import LearnedPreconditioner
-from precfm.seeds import generator_for
 
 if TYPE_CHECKING:
     from zuko.transforms import MonotonicAffineTransform

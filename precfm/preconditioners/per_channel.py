@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 from precfm.preconditioners.base import FitData, Preconditioner, summary
 
 

@@ -5,12 +5,12 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from precfm.errors import PrecfmError
-from precfm.options import Bound, checked
+from precfm.core.errors import PrecfmError
+from precfm.core.options import Bound, checked
+from precfm.geometry.spectra import covariance, eigen_spectrum
 from precfm.preconditioners.base import FitData
 from precfm.preconditioners.symmetric_affine import SymmetricAffine
 from precfm.preconditioners.symmetric_power import LARGEST_CONDITION_NUMBER, power_flops, symmetric_map
-from precfm.spectra import covariance, eigen_spectrum
 
 
 class Projection(SymmetricAffine):

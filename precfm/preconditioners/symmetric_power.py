@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
+from precfm.geometry.spectra import eigen_spectrum
 from precfm.preconditioners.base import summary
-from precfm.spectra import eigen_spectrum
 
 # Beyond this condition number float32 data cannot make the round trip: its precision 6e-8 times the ratio of
 # the extreme standard deviations, 1e6, is no longer small. So such a covariance counts as rank-deficient.

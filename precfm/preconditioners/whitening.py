@@ -2,12 +2,12 @@
 
 from typing import Annotated
 
-from precfm.errors import PrecfmError
-from precfm.options import Bound, Neutral, Share, checked
+from precfm.core.errors import PrecfmError
+from precfm.core.options import Bound, Neutral, Share, checked
+from precfm.geometry.spectra import covariance
 from precfm.preconditioners.base import FitData
 from precfm.preconditioners.symmetric_affine import SymmetricAffine
 from precfm.preconditioners.symmetric_power import deficiency, power_flops, symmetric_power
-from precfm.spectra import covariance
 
 
 class Whitening(SymmetricAffine):

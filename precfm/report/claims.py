@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 
 Role = Literal["decides", "reported"]
 Direction = Literal["decrease", "increase", "no_increase", "no_decrease"]

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 from precfm.report.formatting import interval_text, markdown_cells, number_text, p_text
 from precfm.report.verdicts import StatisticResult, Verdict, combine
 from precfm.report.vocabulary import method_label

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from precfm.report.statistics import CONFIDENCE, Estimate
+from precfm.core.statistics import CONFIDENCE, Estimate
 
 Numbers: TypeAlias = NDArray[np.float64]
 

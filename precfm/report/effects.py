@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from precfm.core.statistics import Estimate, rank_correlation, t_estimate
 from precfm.report.claims import (
     Claim,
     LateSlopeStatistic,
@@ -17,7 +18,6 @@ from precfm.report.claims import (
 )
 from precfm.report.predictors import RANKED_METHODS, beside_results
 from precfm.report.selection import ALL, RECORD_KEYS, Frames, frame, late_slopes, logarithms, pair, per_seed
-from precfm.report.statistics import Estimate, rank_correlation, t_estimate
 from precfm.report.vocabulary import FLOOR
 
 EXACT = "exact: no randomness"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from precfm.report.statistics import Estimate
+from precfm.core.statistics import Estimate
 from precfm.report.vocabulary import is_flow, method_label
 
 MISSING = "–"

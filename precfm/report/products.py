@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from precfm.registry import load
+from precfm.core.registry import load
 from precfm.report.formatting import Table, latex, markdown
 from precfm.report.selection import Frames, LeftOutError
 

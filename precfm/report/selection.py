@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from precfm.errors import PrecfmError
-from precfm.report.statistics import geometric_estimate, slope, t_estimate
+from precfm.core.errors import PrecfmError
+from precfm.core.statistics import geometric_estimate, slope, t_estimate
 from precfm.report.vocabulary import split_matched
 
 Frames = Mapping[str, pd.DataFrame]

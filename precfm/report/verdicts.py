@@ -17,10 +17,10 @@ from typing import Literal, cast
 
 from pydantic import BaseModel, ConfigDict
 
+from precfm.core.statistics import CONFIDENCE, INDICATIVE_BELOW, holm
 from precfm.report.claims import Claim, ClaimsSpec, TheoryStatistic
 from precfm.report.effects import EXACT, NO_HEADROOM, Effect, effects, expected, null_value
 from precfm.report.selection import Frames
-from precfm.report.statistics import CONFIDENCE, INDICATIVE_BELOW, holm
 from precfm.report.vocabulary import method_label
 
 Outcome = Literal["supports", "contradicts", "unresolved"]

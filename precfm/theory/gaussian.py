@@ -25,8 +25,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from precfm.errors import PrecfmError
-from precfm.paths import ProbabilityPath
+from precfm.core.errors import PrecfmError
+from precfm.flows.paths import ProbabilityPath
 
 Target: TypeAlias = Literal["velocity", "score"]
 
@@ -74,7 +74,7 @@ def linear_problem(
             sigma_t = 0. A zero eigenvalue is fine at t < 1.
 
     Example:
-        >>> from precfm.paths import LinearPath
+        >>> from precfm.flows.paths import LinearPath
         >>> linear_problem(torch.tensor([1.0, 4.0]), 0.5, LinearPath()).optimum
         tensor([0.0000, 1.2000], dtype=torch.float64)
     """

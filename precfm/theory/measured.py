@@ -14,8 +14,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from precfm.errors import PrecfmError
-from precfm.seeds import generator_for
+from precfm.core.errors import PrecfmError
+from precfm.core.seeds import generator_for
 
 Advance: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
 

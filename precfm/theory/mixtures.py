@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from precfm.core.errors import PrecfmError
 from precfm.datasets.synthetic import Gaussian, Mixture, mixture, spectrum
-from precfm.errors import PrecfmError
-from precfm.paths import ProbabilityPath
+from precfm.flows.paths import ProbabilityPath
 from precfm.theory.gaussian import LinearProblem, linear_problem
 
 

@@ -20,8 +20,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from precfm.errors import PrecfmError
-from precfm.seeds import generator_for
+from precfm.core.errors import PrecfmError
+from precfm.core.seeds import generator_for
 
 
 def steps_bound(residual_kappa: Tensor | float, fraction: float, rate: float = 0.5) -> Tensor:

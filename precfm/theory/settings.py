@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from precfm.datasets.synthetic import spectrum
-from precfm.paths import LinearPath, ProbabilityPath, VariancePreservingPath
+from precfm.flows.paths import LinearPath, ProbabilityPath, VariancePreservingPath
 from precfm.theory.gaussian import LinearProblem, Target, linear_problem
 from precfm.theory.measured import Problems, path_weights
 

@@ -17,10 +17,10 @@ import torch
 import yaml
 
 import precfm.preconditioners.learned as learned
-import precfm.training as training
-from precfm.artifacts import RESULTS, build, script_of
-from precfm.checkpoints import Scratch
-from precfm.errors import PrecfmError
+import precfm.training.trainer as training
+from precfm.core.errors import PrecfmError
+from precfm.pipeline.artifacts import RESULTS, build, script_of
+from precfm.training.checkpoints import Scratch
 from tests.faults.harness import NAME, SMALL, SMALL_NAME, TINY, damage, outcome, start
 from tests.workflow import BIN
 

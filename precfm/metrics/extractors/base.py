@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 
 
 @runtime_checkable

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
+from precfm.core.options import Count, checked
 from precfm.metrics.extractors.base import extract
-from precfm.options import Count, checked
 
 __all__ = ["DigitClassifier", "accuracy", "classifier_loss", "extract"]
 
@@ -61,7 +61,7 @@ class DigitClassifier(nn.Module):
 
 
 def classifier_loss(module: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
-    """Cross entropy of a mini-batch (images, labels): the loss function that `precfm.training.train` expects.
+    """Cross entropy of a mini-batch (images, labels): the loss function that `precfm.training.trainer.train` expects.
 
     Args:
         module: a `DigitClassifier`.

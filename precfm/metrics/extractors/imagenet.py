@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.nn import functional
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 from precfm.metrics.extractors.weights import Weights, find_weights, load_state
 
 WEIGHTS = Weights(

@@ -5,7 +5,7 @@ import textwrap
 import numpy as np
 from numpy.typing import NDArray
 
-from precfm.errors import PrecfmError
+from precfm.core.errors import PrecfmError
 from precfm.report.figures.style import (
     WIDTH,
     Drawing,

@@ -19,9 +19,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullLocator
 from numpy.typing import NDArray
 
+from precfm.core.statistics import geometric_estimate, t_estimate
 from precfm.report.formatting import seeds_text
 from precfm.report.selection import Frames
-from precfm.report.statistics import geometric_estimate, t_estimate
 from precfm.report.vocabulary import FLOOR, in_order, is_flow, method_label, split_matched
 
 Images = Mapping[str, NDArray[np.uint8]]

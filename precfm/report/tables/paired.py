@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from precfm.core.statistics import INDICATIVE_BELOW, holm, smallest_resolvable, t_estimate
 from precfm.report.formatting import (
     Block,
     Table,
@@ -13,7 +14,6 @@ from precfm.report.formatting import (
     seeds_text,
 )
 from precfm.report.selection import PROTOCOL, RECORD_KEYS, Frames, LeftOutError, needed, pair, per_seed
-from precfm.report.statistics import INDICATIVE_BELOW, holm, smallest_resolvable, t_estimate
 from precfm.report.tables.metrics import extractor_text
 from precfm.report.vocabulary import (
     in_order,

@@ -11,9 +11,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from precfm.core.seeds import derived_seed, generator_for
+from precfm.core.statistics import t_estimate
 from precfm.datasets.synthetic import rotation
-from precfm.report.statistics import t_estimate
-from precfm.seeds import derived_seed, generator_for
 from precfm.theory import gaussian, measured
 from precfm.theory.settings import Setting, linear_problems, preconditioned
 

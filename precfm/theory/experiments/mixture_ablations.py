@@ -4,11 +4,11 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from precfm.core.seeds import derived_seed
 from precfm.datasets.synthetic import Mixture, mixture
-from precfm.seeds import derived_seed
 from precfm.theory import mixtures
 from precfm.theory.experiments.mixture_networks import Problem, fit, train_and_compare
-from precfm.theory.networks import Recipe
+from precfm.theory.trained_networks import Recipe
 
 
 def run(

@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from precfm.core.seeds import derived_seed, generator_for
 from precfm.datasets.synthetic import Mixture, mixture
-from precfm.paths import LinearPath
-from precfm.seeds import derived_seed, generator_for
+from precfm.flows.paths import LinearPath
 from precfm.theory import measured, mixtures
 from precfm.theory.experiments.linear_grid import checkpoints
 

@@ -11,17 +11,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from precfm.compute import flops_per_step, matched_steps, matched_width, num_parameters
+from precfm.core.seeds import derived_seed
 from precfm.datasets.synthetic import Mixture, mixture
+from precfm.flows.compute import flops_per_step, matched_steps, matched_width, num_parameters
+from precfm.flows.sampling import evaluation_labels
+from precfm.geometry.spectra import class_covariances, condition_number, covariance
 from precfm.preconditioners.base import Preconditioner
 from precfm.preconditioners.class_whitening import ClassWhitening
 from precfm.preconditioners.normalizing_flow import NormalizingFlow
 from precfm.preconditioners.whitening import Whitening
-from precfm.sampling import evaluation_labels
-from precfm.seeds import derived_seed
-from precfm.spectra import class_covariances, condition_number, covariance
 from precfm.theory import mixtures
-from precfm.theory.networks import (
+from precfm.theory.trained_networks import (
     PATH,
     Recipe,
     field_excess,

@@ -7,8 +7,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from precfm.core.seeds import derived_seed, generator_for
 from precfm.datasets.synthetic import gaussian as make_gaussian
-from precfm.seeds import derived_seed, generator_for
 from precfm.theory import gaussian, measured, residual
 from precfm.theory.settings import PATHS
 

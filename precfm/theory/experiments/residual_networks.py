@@ -5,9 +5,16 @@ from typing import Any
 
 import pandas as pd
 
+from precfm.core.seeds import derived_seed
 from precfm.datasets.synthetic import gaussian
-from precfm.seeds import derived_seed
-from precfm.theory.networks import Recipe, generate, late_loss, recovery_summary, train_flow, variance_ratios
+from precfm.theory.trained_networks import (
+    Recipe,
+    generate,
+    late_loss,
+    recovery_summary,
+    train_flow,
+    variance_ratios,
+)
 
 
 def run(

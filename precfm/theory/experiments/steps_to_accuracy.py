@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from precfm.core.seeds import derived_seed, generator_for
 from precfm.datasets.synthetic import rotation
-from precfm.seeds import derived_seed, generator_for
 from precfm.theory import gaussian, measured
 from precfm.theory.settings import Setting, linear_problems, preconditioned
 

@@ -5,7 +5,7 @@ from typing import Literal
 import pandas as pd
 
 from precfm.theory.experiments.trained_factors import Cell, Rows, run_cell
-from precfm.theory.networks import Recipe
+from precfm.theory.trained_networks import Recipe
 
 
 def run(

@@ -7,12 +7,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from precfm.core.seeds import derived_seed
 from precfm.datasets.synthetic import Gaussian, gaussian
+from precfm.geometry.spectra import covariance, normalise_scale, path_condition_numbers
 from precfm.preconditioners.base import Preconditioner
 from precfm.preconditioners.whitening import Whitening
-from precfm.seeds import derived_seed
-from precfm.spectra import covariance, normalise_scale, path_condition_numbers
-from precfm.theory.networks import (
+from precfm.theory.trained_networks import (
     PATH,
     Recipe,
     exact_samples,

@@ -1,0 +1,159 @@
+"""A lineage as a Workflow Run RO-Crate: a folder that other programs for provenance can read.
+
+References:
+    Workflow Run Crate, https://w3id.org/ro/wfrun/workflow/0.5: one action for the whole run, and one for each
+    artifact on the way, with its code, its parameters and what it used.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import date
+from mimetypes import guess_type
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from precfm.audit.lineage import Lineage, Step, flat
+from precfm.core.errors import PrecfmError
+from precfm.pipeline.fingerprints import PACKAGE
+
+PROFILES = {
+    "https://w3id.org/ro/wfrun/process/0.5": "Process Run Crate",
+    "https://w3id.org/ro/wfrun/workflow/0.5": "Workflow Run Crate",
+    "https://w3id.org/workflowhub/workflow-ro-crate/1.0": "Workflow RO-Crate",
+}
+TERMS = {"sha256": "https://w3id.org/ro/terms/workflow-run#sha256"}  # not among the terms of RO-Crate itself
+LICENSE = "https://spdx.org/licenses/MIT"
+SNAKEFILE = PACKAGE.parent / "Snakefile"
+
+
+def write_crate(traced: Lineage, folder: Path) -> None:
+    """Write a lineage as a crate: the file itself, a record of each artifact and source, and how they hang together.
+
+    Args:
+        traced: of `precfm.audit.lineage.lineage`.
+        folder: a new or empty folder.
+
+    Raises:
+        PrecfmError: the folder holds something, or the library for crates is not installed.
+    """
+    try:
+        from rocrate.rocrate import ROCrate
+    except ImportError:
+        raise PrecfmError(
+            "rocrate is not installed; `pip install precfm[workflow]` or `make install` brings it"
+        ) from None
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise PrecfmError(f"{folder}: is there already; a new folder is needed")
+    with TemporaryDirectory() as temporary:
+        crate = _Crate(ROCrate(version="1.1"), traced, Path(temporary))
+        crate.fill()
+        crate.rocrate.write(folder)
+
+
+class _Crate:
+    """A crate while it is filled; `rocrate` is the object of the library of that name."""
+
+    def __init__(self, rocrate: Any, traced: Lineage, temporary: Path) -> None:
+        self.rocrate, self.traced, self.temporary = rocrate, traced, temporary
+        self.codes: dict[str, Any] = {}
+
+    def fill(self) -> None:
+        traced, root = self.traced, self.rocrate.root_dataset
+        root["name"] = f"Where {traced.file} comes from"
+        root["description"] = (
+            f"Lineage of {traced.file}, an outcome of the precfm experiment {traced.experiment}."
+        )
+        root["datePublished"] = date.today().isoformat()
+        root["license"] = self._context(LICENSE, "CreativeWork", name="MIT License")
+        root["conformsTo"] = [
+            self._context(url, "CreativeWork", name=name, version=url.rsplit("/", 1)[1])
+            for url, name in PROFILES.items()
+        ]
+        self.rocrate.metadata.extra_terms.update(TERMS)
+        workflow = self.rocrate.add_workflow(
+            SNAKEFILE,
+            "Snakefile",
+            main=True,
+            lang="snakemake",
+            properties={"name": "precfm", "encodingFormat": "text/plain"},
+        )
+        sources = {name: self._source(name) for name in traced.sources}
+        records = {step.id: self._record(step) for step in traced.steps.values()}
+        product = self._product()
+        whole = self._action("run", workflow, [*sources.values()], [product], f"make {traced.experiment}")
+        actions = [whole]
+        for step in traced.steps.values():
+            used = [records[parent] for ids in step.parents.values() for parent in ids]
+            if step.kind == "data":
+                used += [*sources.values()]
+            made = [records[step.id], *([product] if step.id == traced.root else [])]
+            used += list(self._parameters(step))
+            actions.append(self._action(step.id, self._code(step), used, made, f"make {step.id}"))
+        root["mentions"] = actions
+
+    def _context(self, identifier: str, kind: str, **properties: Any) -> Any:
+        from rocrate.model.contextentity import ContextEntity
+
+        return self.rocrate.add(ContextEntity(self.rocrate, identifier, {"@type": kind, **properties}))
+
+    def _file(self, place: str, content: Any, **properties: Any) -> Any:
+        file = self.temporary / place.replace("/", "--")
+        file.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        return self.rocrate.add_file(
+            file, place, properties={"encodingFormat": "application/json", **properties}
+        )
+
+    def _source(self, name: str) -> Any:
+        source = self.traced.sources[name]
+        return self._file(
+            f"sources/{name}.json", source, name=f"data source {name}", identifier=source["checksum"]
+        )
+
+    def _record(self, step: Step) -> Any:
+        made_on = ", ".join(f"{name} {value}" for name, value in sorted((step.made_on or {}).items()))
+        return self._file(
+            f"artifacts/{step.id}.json",
+            asdict(step),
+            name=step.id,
+            description="parameters, parents, code and checksums of an artifact"
+            + (f"; made on {made_on}" if made_on else ""),
+        )
+
+    def _product(self) -> Any:
+        file = Path(self.traced.file)
+        kind, _ = guess_type(file.name)
+        properties: dict[str, Any] = {"name": self.traced.file, "sha256": self.traced.sha256}
+        properties["encodingFormat"] = kind or "application/octet-stream"
+        if (cell := self.traced.cell) is not None:
+            properties["description"] = (
+                f"row {cell.row}: {json.dumps(dict(cell.about))}; column {cell.column}"
+            )
+        return self.rocrate.add_file(file, f"product/{file.name}", properties=properties)
+
+    def _code(self, step: Step) -> Any:
+        """The script with all modules that it needs, as one application whose version is the fingerprint."""
+        if step.fingerprint not in self.codes:
+            self.codes[step.fingerprint] = self._context(
+                f"#code-{step.fingerprint}",
+                "SoftwareApplication",
+                name=f"workflow_scripts/{step.script}",
+                softwareVersion=step.fingerprint,
+                **({"softwareRequirements": list(step.modules)} if step.modules else {}),
+            )
+        return self.codes[step.fingerprint]
+
+    def _parameters(self, step: Step) -> Iterator[Any]:
+        for name, value in flat(step.params):
+            identifier = f"#{step.id}/{name}"
+            yield self._context(identifier, "PropertyValue", name=name, value=value)
+
+    def _action(self, name: str, instrument: Any, used: list[Any], made: list[Any], title: str) -> Any:
+        return self.rocrate.add_action(
+            instrument,
+            identifier=f"#action-{name.replace('/', '-')}",
+            object=used if len(used) != 1 else used[0],
+            result=made if len(made) != 1 else made[0],
+            properties={"name": title, "actionStatus": "http://schema.org/CompletedActionStatus"},
+        )

@@ -1,0 +1,173 @@
+"""What an option may be: declared once, in the signature of the class or function that takes it, and judged by pydantic.
+
+An option is an argument that has a default. Its annotation says what is right, with pydantic's constraints; the same
+model judges a call of the class and an entry of a configuration. Where a class takes `**inherited`, the arguments of
+its base class follow, so a subclass repeats nothing.
+"""
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, wraps
+from typing import Annotated, Any, ParamSpec, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from precfm.core.errors import PrecfmError
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """Marks an option that came later: at this value nothing changes, so it is left out of an artifact's key.
+
+    Attributes:
+        value: the value at which the artifact is what it was before the option existed.
+    """
+
+    value: Any
+
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Strict(BaseModel):
+    """Base of every checked structure: frozen, unknown fields and wrong types refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def validated(schema: type[Model], value: Any) -> Model:
+    """Plain data as an object of a schema; judged as JSON, which takes a list for a tuple and is strict otherwise.
+
+    Raises:
+        PrecfmError: something is wrong; the sentence names the field, the value and what would be right.
+    """
+    try:
+        return schema.model_validate_json(json.dumps(value, allow_nan=False))
+    except ValidationError as error:
+        raise PrecfmError(sentence(error)) from None
+    except (TypeError, ValueError) as error:
+        raise PrecfmError(f"got {value!r}, which is no plain data ({error})") from None
+
+
+def sentence(error: ValidationError) -> str:
+    """The first mistake in one sentence: field, value, and what would be right.
+
+    Example:
+        >>> try:
+        ...     create_model("Layer", width=(Count, ...))(width=0)
+        ... except ValidationError as error:
+        ...     sentence(error)
+        'width: got 0; input should be greater than or equal to 1'
+    """
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"])
+    return f"{field}: {complaint(first)}" if field else complaint(first)
+
+
+def complaint(mistake: Any) -> str:
+    """What pydantic says of one mistake, as the end of a sentence: the value, and what would be right."""
+    wanted = mistake["msg"].removeprefix("Value error, ")
+    if mistake["type"] == "extra_forbidden":
+        wanted = "no such field; remove it or correct its spelling"
+    if mistake["type"] in ("missing", "value_error"):
+        return str(wanted)
+    return f"got {mistake['input']!r}; {wanted[:1].lower()}{wanted[1:]}"
+
+
+def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The arguments of a class or function by name, annotations resolved; `**inherited` stands for the base class's."""
+    if not inspect.isclass(target):
+        return _own(target)
+    owner = next(base for base in target.__mro__ if "__init__" in vars(base))
+    if owner.__module__.partition(".")[0] in ("builtins", "torch"):
+        return {}
+    found = _own(vars(owner)["__init__"])
+    found.pop("self", None)
+    if any(argument.kind is argument.VAR_KEYWORD for argument in found.values()):
+        found = {name: argument for name, argument in found.items() if argument.kind is not argument.VAR_KEYWORD}
+        for base in owner.__mro__[1:]:
+            if "__init__" in vars(base):
+                return found | {name: each for name, each in parameters(base).items() if name not in found}
+    return found
+
+
+def _own(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    plain = inspect.unwrap(function)
+    hints = get_type_hints(plain, include_extras=True)
+    return {
+        name: argument.replace(annotation=hints.get(name, Any))
+        for name, argument in inspect.signature(plain).parameters.items()
+    }
+
+
+@cache
+def options_of(target: Callable[..., Any], without: frozenset[str] = frozenset()) -> type[Strict]:
+    """The schema of the options of a class or function.
+
+    Args:
+        target: the class or function.
+        without: arguments that are filled in from the data, such as `dim`, and are never configured.
+
+    Returns:
+        A pydantic model with one field per option, its default included.
+
+    Example:
+        >>> def layer(size: int, *, width: Count = 3) -> None: ...
+        >>> options_of(layer)().width
+        3
+    """
+    fields: dict[str, Any] = {
+        name: (argument.annotation, argument.default)
+        for name, argument in parameters(target).items()
+        if argument.default is not argument.empty and name not in without
+    }
+    return create_model(target.__name__, __base__=Strict, **fields)
+
+
+def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Make a function, such as an `__init__`, refuse arguments that do not fit their annotations.
+
+    Example:
+        >>> @checked
+        ... def half(width: Count) -> float:
+        ...     return width / 2
+        >>> half(0)
+        Traceback (most recent call last):
+        precfm.core.errors.PrecfmError: width: got 0; input should be greater than or equal to 1
+    """
+    signature = inspect.signature(function)
+
+    @cache
+    def schema() -> type[Strict]:  # at the first call: an annotation may name what is defined further below
+        variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        fields: dict[str, Any] = {
+            name: (argument.annotation, ...)
+            for name, argument in _own(function).items()
+            if name != "self" and argument.kind not in variable
+        }
+        return create_model(function.__name__, __base__=Strict, **fields)
+
+    @wraps(function)
+    def judged(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        judge = schema()
+        try:
+            judge.model_validate({name: given.arguments[name] for name in judge.model_fields})
+        except ValidationError as error:
+            raise PrecfmError(sentence(error)) from None
+        return function(*args, **kwargs)
+
+    return judged

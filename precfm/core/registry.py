@@ -1,0 +1,178 @@
+"""The names that a configuration may use, each with the import string of the class or function that it stands for.
+
+A new preconditioner, model, encoder, dataset, metric, table or figure is one new file, one line here and one entry in
+a configuration. The table holds strings: a change to one class does not touch the fingerprint of the others.
+
+Another package registers its own through an entry point of the group `precfm.<group>`, as in
+`[project.entry-points."precfm.preconditioners"]`, or a configuration names the class itself, as `my.module:Class`. The
+source of such a package is part of the keys (`precfm.pipeline.fingerprints`).
+"""
+
+import re
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from precfm.core.errors import PrecfmError
+
+REGISTRY: dict[str, dict[str, str]] = {
+    "preconditioners": {
+        "none": "precfm.preconditioners.identity:Identity",
+        "scalar": "precfm.preconditioners.scalar:Scalar",
+        "per_channel": "precfm.preconditioners.per_channel:PerChannel",
+        "whitening": "precfm.preconditioners.whitening:Whitening",
+        "class_whitening": "precfm.preconditioners.class_whitening:ClassWhitening",
+        "normalizing_flow": "precfm.preconditioners.normalizing_flow:NormalizingFlow",
+        "low_capacity_flow": "precfm.preconditioners.low_capacity_flow:LowCapacityFlow",
+        "decoder_metric": "precfm.preconditioners.decoder_metric:DecoderMetric",
+        "projection": "precfm.preconditioners.projection:Projection",
+        "composition": "precfm.preconditioners.composition:Composition",
+        "auto": "precfm.preconditioners.auto:Auto",
+    },
+    "models": {
+        "mlp": "precfm.flows.models.mlp:MLPVelocity",
+    },
+    "wrappers": {
+        "gaussian_skip": "precfm.flows.models.gaussian_skip:GaussianSkip",
+    },
+    "paths": {
+        "linear": "precfm.flows.paths:LinearPath",
+        "variance_preserving": "precfm.flows.paths:VariancePreservingPath",
+    },
+    "objectives": {
+        "flow_matching": "precfm.flows.objectives:FlowMatching",
+        "denoising_score": "precfm.flows.objectives:DenoisingScore",
+    },
+    "encoders": {
+        "conv_vae": "precfm.encoders.conv_vae:ConvVAE",
+    },
+    "extractors": {
+        "digit_classifier": "precfm.metrics.extractors.classifier:DigitClassifier",
+    },
+    "datasets": {
+        "mnist5k": "precfm.datasets.mnist5k:MNIST5k",
+        "mnist": "precfm.datasets.mnist:MNIST",
+        "fashion_mnist": "precfm.datasets.fashion_mnist:FashionMNIST",
+        "imagefolder": "precfm.datasets.imagefolder:ImageFolder",
+    },
+    "theory": {
+        "linear_grid": "precfm.theory.experiments.linear_grid:run",
+        "steps_to_accuracy": "precfm.theory.experiments.steps_to_accuracy:run",
+        "residual_linear": "precfm.theory.experiments.residual_linear:run",
+        "residual_networks": "precfm.theory.experiments.residual_networks:run",
+        "mixture_linear": "precfm.theory.experiments.mixture_linear:run",
+        "mixture_networks": "precfm.theory.experiments.mixture_networks:run",
+        "mixture_ablations": "precfm.theory.experiments.mixture_ablations:run",
+        "trained_factors": "precfm.theory.experiments.trained_factors:run",
+        "trained_budgets": "precfm.theory.experiments.trained_budgets:run",
+    },
+    "figures": {
+        "spectra": "precfm.report.figures.spectra:draw",
+        "path_conditioning": "precfm.report.figures.path_conditioning:draw",
+        "metrics_vs_steps": "precfm.report.figures.metrics_vs_steps:draw",
+        "recovery": "precfm.report.figures.recovery:draw",
+        "sample_grids": "precfm.report.figures.sample_grids:draw",
+        "time_to_quality": "precfm.report.figures.time_to_quality:draw",
+        "predictors": "precfm.report.figures.predictors:draw",
+        "descent_curves": "precfm.report.figures.theory:descent_curves",
+        "steps_against_kappa": "precfm.report.figures.theory:steps_against_kappa",
+        "residual_bound": "precfm.report.figures.theory:residual_bound",
+        "residual_grid": "precfm.report.figures.theory:residual_grid",
+        "mixture_descent": "precfm.report.figures.theory:mixture_descent",
+        "mixture_ablations": "precfm.report.figures.theory:mixture_ablations",
+        "mixture_methods": "precfm.report.figures.theory:mixture_methods",
+        "trained_factors": "precfm.report.figures.theory:trained_factors",
+        "trained_budgets": "precfm.report.figures.theory:trained_budgets",
+    },
+    "tables": {
+        "metrics": "precfm.report.tables.metrics:build",
+        "paired": "precfm.report.tables.paired:build",
+        "conditioning": "precfm.report.tables.conditioning:build",
+        "recovery": "precfm.report.tables.recovery:build",
+        "training": "precfm.report.tables.training:build",
+        "methods": "precfm.report.tables.methods:build",
+        "time_to_quality": "precfm.report.tables.time_to_quality:build",
+        "plateaus": "precfm.report.tables.plateaus:build",
+        "predictors": "precfm.report.tables.predictors:build",
+        "theory": "precfm.report.tables.theory:build",
+    },
+}
+
+# How many images the published data sets have: all of them, or the official training and test images.
+IMAGES: dict[str, tuple[int, ...]] = {
+    "mnist5k": (5_000,),
+    "mnist": (60_000, 10_000),
+    "fashion_mnist": (60_000, 10_000),
+}
+
+# The figure that shows a theory experiment; all other figures show data sets.
+THEORY_FIGURES = {
+    "linear_grid": "descent_curves",
+    "steps_to_accuracy": "steps_against_kappa",
+    "residual_linear": "residual_bound",
+    "residual_networks": "residual_grid",
+    "mixture_linear": "mixture_descent",
+    "mixture_networks": "mixture_methods",
+    "mixture_ablations": "mixture_ablations",
+    "trained_factors": "trained_factors",
+    "trained_budgets": "trained_budgets",
+}
+THEORY_TABLES = ("theory",)
+
+
+def import_string(group: str, name: str) -> str:
+    """The import string `module:attribute` behind a name of the registry, of an entry point, or that is one itself.
+
+    Raises:
+        PrecfmError: the group has no such name.
+    """
+    if name in REGISTRY[group]:
+        return REGISTRY[group][name]
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        return name
+    added = {entry.name: entry.value for entry in entry_points(group=f"precfm.{group}")}
+    if name in added:
+        return added[name]
+    known = ", ".join(sorted({*REGISTRY[group], *added}))
+    raise PrecfmError(f"{group}: got '{name}'; known are {known}, and any `module:Class` that can be imported")
+
+
+def name_of(group: str, target: Any) -> str:
+    """The name under which a class or function can be found again: the registered one, or its import string."""
+    string = f"{target.__module__}:{target.__qualname__}"
+    return next((name for name, known in REGISTRY[group].items() if known == string), string)
+
+
+def load(group: str, name: str, *, imported: bool = False) -> Any:
+    """The class or function that a name stands for.
+
+    Args:
+        group: of the registry, such as `preconditioners`.
+        name: a registered name or an import string.
+        imported: accept an import string only if its module has been imported already, as for names out of files: a
+            file must not choose what code runs.
+
+    Raises:
+        PrecfmError: the name is unknown, or cannot be imported.
+    """
+    module, attribute = import_string(group, name).split(":")
+    if imported and name not in REGISTRY[group] and module not in sys.modules:
+        raise PrecfmError(f"{group}: '{name}' is of another package; `import {module}` first if you trust it")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise PrecfmError(f"{group}: got '{name}', which cannot be imported ({error})") from None
+
+
+def build(group: str, spec: Mapping[str, Any], **filled_in: Any) -> Any:
+    """An instance of a registered class.
+
+    Args:
+        group: of the registry, such as `preconditioners`.
+        spec: `name` and options, as a configuration gives them.
+        filled_in: arguments that are known from the data.
+    """
+    options = {name: value for name, value in spec.items() if name != "name"}
+    return load(group, spec["name"])(**filled_in, **options)

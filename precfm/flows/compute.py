@@ -1,0 +1,137 @@
+"""Compute: parameters and floating point operations, counted, and the network or training that matches a count."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from precfm.core.errors import PrecfmError
+from precfm.core.seeds import generator_for
+
+WIDEST = 2**20  # no search goes beyond: a network that does not grow with its width would search forever
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Numbers in the parameters of a module, frozen or not; buffers do not count."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def flops_of(call: Callable[[], object]) -> int:
+    """Floating point operations of a call, as torch counts them: matrix products and convolutions.
+
+    Element-wise operations, decompositions and triangular solves do not count. An operation counts wherever it
+    runs: forward, backward, in the steps of an ODE solver.
+
+    Args:
+        call: what to count; it is called once.
+
+    Returns:
+        Operations, a multiplication and an addition being two.
+
+    Example:
+        >>> matrix = torch.ones(2, 3)
+        >>> flops_of(lambda: matrix @ matrix.T)
+        24
+    """
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
+def flops_per_step(
+    module: nn.Module,
+    loss_function: Callable[[nn.Module, tuple[Tensor, ...], torch.Generator], Tensor],
+    data: tuple[Tensor, ...],
+    batch_size: int,
+) -> int:
+    """Floating point operations of one training step, forward and backward, as torch counts them.
+
+    Matrix products and convolutions count; element-wise operations, the optimizer and validation do not.
+
+    Args:
+        module: what is trained; it is left as it was.
+        loss_function: the training loss, a `precfm.training.trainer.LossFunction`.
+        data: the training data, from which one mini-batch is made.
+        batch_size: rows of the mini-batch.
+    """
+    probe = copy.deepcopy(module)
+    rows = torch.arange(batch_size, device=data[0].device) % len(data[0])
+    generator = generator_for(0, "flops", device=data[0].device)
+
+    def step() -> None:
+        loss = loss_function(probe, tuple(tensor[rows] for tensor in data), generator)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    return flops_of(step)
+
+
+def matched_width(
+    build: Callable[[int], nn.Module], width: int, extra_parameters: int, *, multiple_of: int = 1
+) -> int:
+    """The smallest width whose network has as many parameters as `build(width)`'s and `extra_parameters` together.
+
+    Args:
+        build: makes the network of a given width; its parameters must grow with the width. Torch's global
+            generator, from which it may draw weights, is left as it was.
+        width: width of the network to be matched.
+        extra_parameters: parameters of what the network is helped by, at least 0.
+        multiple_of: the widths that `build` takes beyond `width` are `width` plus multiples of this.
+
+    Returns:
+        A width, at least `width`.
+
+    Raises:
+        PrecfmError: an argument is out of its range, or no width has as many parameters.
+
+    Example:
+        >>> matched_width(lambda width: nn.Linear(width, 1, bias=False), 10, 25)
+        35
+    """
+    for name, value, least in (
+        ("width", width, 1),
+        ("extra_parameters", extra_parameters, 0),
+        ("multiple_of", multiple_of, 1),
+    ):
+        if value < least:
+            raise PrecfmError(f"{name} is {value}; it must be at least {least}")
+
+    def count(steps: int) -> int:
+        with torch.random.fork_rng(devices=[]):
+            return num_parameters(build(width + steps * multiple_of))
+
+    goal = count(0) + extra_parameters
+    high = 1 if extra_parameters else 0
+    while count(high) < goal:
+        if width + high * multiple_of > WIDEST:
+            raise PrecfmError(
+                f"no width up to {WIDEST} has {goal} parameters; build must make networks that grow with the width"
+            )
+        high *= 2
+    low = high // 2 if high > 1 else 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) < goal else (low, middle)
+    return width + high * multiple_of
+
+
+def matched_steps(steps: int, flops_per_step: int, extra_flops: int) -> int:
+    """The smallest number of steps that costs as many operations as `steps` and `extra_flops` together.
+
+    Args:
+        steps: optimizer steps of the training to be matched.
+        flops_per_step: operations of one of them, at least 1.
+        extra_flops: operations to match beside, at least 0.
+
+    Raises:
+        PrecfmError: an argument is out of its range.
+
+    Example:
+        >>> matched_steps(100, 10, 25)
+        103
+    """
+    for name, value, least in (("flops_per_step", flops_per_step, 1), ("extra_flops", extra_flops, 0)):
+        if value < least:
+            raise PrecfmError(f"{name} is {value}; it must be at least {least}")
+    return steps + -(-extra_flops // flops_per_step)

@@ -1,0 +1,318 @@
+"""The analytic Gaussian velocity as a skip connection: a network that only learns what is not Gaussian."""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from precfm.core.errors import PrecfmError
+from precfm.core.options import Count, Natural, TimeFeatures, checked
+from precfm.flows.models.mlp import MLPVelocity
+from precfm.flows.paths import LinearPath, ProbabilityPath, VariancePreservingPath, per_sample
+from precfm.geometry.spectra import eigen_spectrum
+
+ROWS_PER_FEATURE = 10  # a class with fewer rows than this per feature leans on the pooled covariance
+# Smallest eigenvalue over the largest of the pooled covariance: float32 resolves a standard deviation of 1e-4
+# of the largest one to about a thousandth.
+FLOOR = 1e-8
+PATHS: dict[str, type[ProbabilityPath]] = {
+    "linear": LinearPath,
+    "variance_preserving": VariancePreservingPath,
+}
+
+
+class Coefficients(NamedTuple):
+    """What scales a direction at a time; shapes broadcast from times (batch, 1) and eigenvalues (..., dim).
+
+    Attributes:
+        skip: factor of the centred point in the velocity; 0 without a skip.
+        in_scale: gives the network's input unit variance.
+        out_scale: standard deviation of what the network has to fit, the target minus the skip.
+    """
+
+    skip: Tensor
+    in_scale: Tensor
+    out_scale: Tensor
+
+
+def coefficients(
+    eigenvalues: Tensor, t: Tensor, path: ProbabilityPath, with_skip: bool = True
+) -> Coefficients:
+    """Skip and scales along directions in which the data have the given variances.
+
+    With a, s the path's weights, a', s' their derivatives and l an eigenvalue, x_t has the variance
+    S = a^2 l + s^2 and the covariance C = a a' l + s s' with the target u = a' x1 + s' x0. For Gaussian data the
+    best prediction of u is C / S times the centred point, and what it leaves has the variance
+    Var(u) - C^2 / S = (a' s - s' a)^2 l / S. Without a skip the network has to fit u itself, of variance
+    a'^2 l + s'^2.
+
+    Args:
+        eigenvalues: positive, shape (dim,) or (batch, dim).
+        t: times in [0, 1], shape (batch, 1).
+        path: the probability path.
+        with_skip: whether the skip takes the Gaussian part out of the target.
+
+    Returns:
+        The coefficients, each broadcastable to (batch, dim).
+
+    References:
+        Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), appendix B.6,
+        whose c_skip, c_in and c_out these become for one variance in all directions,
+        https://arxiv.org/abs/2206.00364
+
+    Example:
+        >>> half = coefficients(torch.tensor([1.0]), torch.tensor([[0.5]]), LinearPath())
+        >>> [round(float(value), 3) for value in half]
+        [0.0, 1.414, 1.414]
+    """
+    alpha, sigma, d_alpha, d_sigma = path.alpha(t), path.sigma(t), path.d_alpha(t), path.d_sigma(t)
+    variance = alpha.square() * eigenvalues + sigma.square()
+    if with_skip:
+        skip = (alpha * d_alpha * eigenvalues + sigma * d_sigma) / variance
+        out_scale = (d_alpha * sigma - d_sigma * alpha).abs() * (eigenvalues / variance).sqrt()
+    else:
+        skip = torch.zeros_like(variance)
+        out_scale = (d_alpha.square() * eigenvalues + d_sigma.square()).sqrt()
+    return Coefficients(skip, variance.rsqrt(), out_scale)
+
+
+class GaussianSkip(nn.Module):
+    """Velocity v(x_t, t, y) = the exact velocity of a Gaussian fitted to the data + a scaled network.
+
+    With class mean m_y, eigenvalues l and eigenbasis U of a covariance, r = U^T (x_t - alpha_t m_y) and the
+    factors of `coefficients`:
+
+        v = alpha_t' m_y + U [ skip * r + out_scale * network(in_scale * r, t, y) ]
+
+    The network's last layer starts at zero, so training starts from the Gaussian solution; the loss stays the
+    plain one. What the Gaussian is:
+
+    * `none`: no skip. Scales take eigenvalues and basis from the second moment of all data about zero. With both
+      scalings off this is exactly the plain network: no statistics, last layer not at zero.
+    * `scalar`: mean zero and one variance for all directions and classes, E|x1|^2 / dim, as EDM does.
+    * `mean`: class means, and one variance: the mean variance within classes.
+    * `covariance`: class means and the covariance within classes, pooled over them.
+    * `classwise`: class means and each class's own covariance; with n_y < 10 dim rows it is
+      w Sigma_pooled + (1 - w) Sigma_y, w = 1 - n_y / (10 dim). It stores and gathers one basis per class.
+
+    A class without rows takes the mean of all data and the pooled covariance. Eigenvalues are floored at 1e-8 of
+    the largest one of the pooled covariance, so that nothing is singular at t = 1.
+
+    Args:
+        dim: dimension of the samples.
+        num_classes: number of classes of the condition; 0 makes the field unconditional, blind to labels.
+        width: units of each hidden layer.
+        depth: number of hidden layers.
+        time_features: number of Fourier features of the time, even.
+        skip: what the Gaussian knows of the data.
+        input_scaling: whether the network sees in_scale * r; otherwise x_t itself.
+        output_scaling: whether its output is multiplied by out_scale and rotated by U; otherwise it is added as
+            it is.
+        path: the probability path that the field is trained on.
+
+    Attributes:
+        notes: sentences on classes with too few rows, after `fit_statistics`.
+
+    Raises:
+        PrecfmError: an argument is out of its range.
+
+    References:
+        | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)
+        | https://arxiv.org/abs/2206.00364
+
+        | Regularized Discriminant Analysis (Friedman, 1989), for mixing with the pooled covariance
+        | https://doi.org/10.1080/01621459.1989.10478752
+
+    Example:
+        >>> model = GaussianSkip(2)
+        >>> data = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+        >>> model.fit_statistics(data, None)
+        >>> model(torch.zeros(5, 2), torch.ones(5)).shape
+        torch.Size([5, 2])
+    """
+
+    means: Tensor
+    eigenvalues: Tensor
+    basis: Tensor
+    has_statistics: Tensor
+
+    @checked
+    def __init__(
+        self,
+        dim: Count,
+        num_classes: Natural = 0,
+        *,
+        width: Count = 256,
+        depth: Count = 3,
+        time_features: TimeFeatures = 32,
+        skip: Literal["none", "scalar", "mean", "covariance", "classwise"] = "covariance",
+        input_scaling: bool = True,
+        output_scaling: bool = True,
+        path: Literal["linear", "variance_preserving"] = "linear",
+    ) -> None:
+        super().__init__()
+        if skip not in ("none", "scalar", "mean", "covariance", "classwise"):
+            raise PrecfmError(
+                f"gaussian_skip: skip is '{skip}'; it must be none, scalar, mean, covariance or classwise"
+            )
+        if path not in PATHS:
+            raise PrecfmError(f"gaussian_skip: path is '{path}'; it must be {' or '.join(PATHS)}")
+        self.network = MLPVelocity(dim, num_classes, width=width, depth=depth, time_features=time_features)
+        self.dim, self.num_classes, self.skip, self.path = dim, num_classes, skip, PATHS[path]()
+        self.input_scaling, self.output_scaling = input_scaling, output_scaling
+        self.plain = skip == "none" and not input_scaling and not output_scaling
+        self.ready = self.plain
+        self.notes: list[str] = []
+        if self.plain:
+            return
+        nn.init.zeros_(self.network.head.weight)
+        nn.init.zeros_(self.network.head.bias)
+        classes = max(num_classes, 1)
+        spectra = classes if skip == "classwise" else 1
+        self.register_buffer("means", torch.zeros(classes, dim))
+        self.register_buffer("eigenvalues", torch.ones(spectra, dim))
+        if not self._isotropic:
+            self.register_buffer("basis", torch.eye(dim).repeat(spectra, 1, 1))
+        self.register_buffer("has_statistics", torch.tensor(False))
+        self.register_load_state_dict_post_hook(_note_loaded_statistics)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def fit_statistics(self, x1: Tensor, labels: Tensor | None) -> None:
+        """Fill means, eigenvalues and bases from the training data; call it once, before training.
+
+        Args:
+            x1: training data in the space of the flow, shape (n, dim).
+            labels: classes, int64, shape (n,); ignored without classes.
+
+        Raises:
+            PrecfmError: shapes do not fit, labels are missing or out of range, a number is not finite, or the
+                data do not vary.
+        """
+        if x1.ndim != 2 or x1.shape[1] != self.dim or len(x1) < 2:
+            raise PrecfmError(
+                f"gaussian_skip: x1 has shape {tuple(x1.shape)}; it must be (n, {self.dim}) with n of at least 2"
+            )
+        if not bool(x1.isfinite().all()):
+            row = int((~x1.isfinite()).any(dim=1).nonzero()[0])
+            raise PrecfmError(f"gaussian_skip: x1 holds a non-finite number in row {row}; all must be finite")
+        if self.plain:
+            return
+        x, classes = x1.double(), self._checked(labels, x1, whole_range=True)
+        counts = torch.bincount(classes, minlength=len(self.means))
+        means, degrees = x.new_zeros(self.means.shape), len(x)
+        if self._centred:
+            sums = torch.zeros_like(means).index_add_(0, classes, x)
+            means = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), x.mean(dim=0))
+            degrees -= int((counts > 0).sum())
+        centred = x - means[classes]
+        pooled = centred.T @ centred / max(degrees, 1)
+        if not float(pooled.trace()) > 0:
+            raise PrecfmError(
+                "gaussian_skip: x1 does not vary within any class; a Gaussian needs rows that differ"
+            )
+        self.notes = []
+        self._fill_spectra(pooled, [centred[classes == label] for label in range(len(means))])
+        self.means.copy_(means)
+        self.has_statistics.fill_(True)
+        self.ready = True
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The velocity at `x_t`.
+
+        Args:
+            x_t: points on the path, shape (batch, dim).
+            t: times in [0, 1], shape (batch,).
+            labels: classes, int64, shape (batch,); needed if `num_classes` > 0.
+
+        Returns:
+            The velocity, shape (batch, dim).
+
+        Raises:
+            PrecfmError: used before `fit_statistics`, or as `MLPVelocity`.
+        """
+        if not self.ready:
+            raise PrecfmError(
+                "gaussian_skip: used before fit_statistics; call it once with the training data of the flow"
+            )
+        if self.plain:
+            plain: Tensor = self.network(x_t, t, labels)
+            return plain
+        classes = self._checked(labels, x_t)
+        time = per_sample(t, x_t)
+        mean = self.means[classes]
+        eigenvalues = self.eigenvalues[classes] if self.skip == "classwise" else self.eigenvalues
+        skip, in_scale, out_scale = coefficients(eigenvalues, time, self.path, self.skip != "none")
+
+        along = self._to_eigenbasis(x_t - self.path.alpha(time) * mean, classes)
+        learned: Tensor = self.network(in_scale * along if self.input_scaling else x_t, t, labels)
+        velocity = self.path.d_alpha(time) * mean
+        if self.output_scaling:
+            return velocity + self._from_eigenbasis(skip * along + out_scale * learned, classes)
+        return velocity + self._from_eigenbasis(skip * along, classes) + learned
+
+    @property
+    def _centred(self) -> bool:
+        return self.skip not in ("none", "scalar")
+
+    @property
+    def _isotropic(self) -> bool:
+        return self.skip in ("scalar", "mean")
+
+    def _fill_spectra(self, pooled: Tensor, centred: list[Tensor]) -> None:
+        """Eigenvalues and bases from the pooled covariance and the centred rows of each class."""
+        if self._isotropic:
+            self.eigenvalues.fill_(pooled.trace() / self.dim)
+            return
+        spectrum = eigen_spectrum(pooled)
+        floor = FLOOR * float(spectrum.eigenvalues[-1])
+        spectra = [spectrum]
+        if self.skip == "classwise":
+            covariances = [self._shrunk(label, rows, pooled) for label, rows in enumerate(centred)]
+            spectra = [eigen_spectrum(cov) for cov in covariances]
+        self.eigenvalues.copy_(torch.stack([each.eigenvalues.clamp(min=floor) for each in spectra]))
+        self.basis.copy_(torch.stack([each.eigenvectors for each in spectra]))
+
+    def _to_eigenbasis(self, rows: Tensor, classes: Tensor) -> Tensor:
+        if self._isotropic:
+            return rows
+        if self.skip == "classwise":
+            return torch.einsum("bi,bij->bj", rows, self.basis[classes])
+        return rows @ self.basis[0]
+
+    def _from_eigenbasis(self, rows: Tensor, classes: Tensor) -> Tensor:
+        if self._isotropic:
+            return rows
+        if self.skip == "classwise":
+            return torch.einsum("bj,bij->bi", rows, self.basis[classes])
+        return rows @ self.basis[0].T
+
+    def _shrunk(self, label: int, centred: Tensor, pooled: Tensor) -> Tensor:
+        """A class's covariance, mixed with the pooled one where the rows are few; shape (dim, dim)."""
+        weight = max(0.0, 1 - len(centred) / (ROWS_PER_FEATURE * self.dim))
+        if weight > 0:
+            self.notes.append(
+                f"class {label} has {len(centred)} rows of {self.dim} features: covariance {weight:.2f} of the "
+                f"pooled one and {1 - weight:.2f} of its own"
+            )
+        return weight * pooled + (1 - weight) * centred.T @ centred / max(len(centred) - 1, 1)
+
+    def _checked(self, labels: Tensor | None, rows: Tensor, whole_range: bool = False) -> Tensor:
+        """The class of each row, zeros without classes; the range is left to `MLPVelocity`'s rules."""
+        if rows.ndim != 2 or rows.shape[1] != self.dim:
+            raise PrecfmError(
+                f"gaussian_skip: x_t has shape {tuple(rows.shape)}; it must be (batch, {self.dim})"
+            )
+        if not self.num_classes:
+            return torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        checked = self.network._checked(labels, len(rows))
+        if whole_range and not 0 <= int(checked.min()) <= int(checked.max()) < self.num_classes:
+            raise PrecfmError(
+                f"gaussian_skip: labels span {int(checked.min())} to {int(checked.max())}; they must be in "
+                f"0..{self.num_classes - 1}"
+            )
+        return checked
+
+
+def _note_loaded_statistics(module: Any, _incompatible_keys: Any) -> None:
+    """Make a loaded field know whether it has statistics, without asking the device at each call."""
+    module.ready = bool(module.has_statistics)

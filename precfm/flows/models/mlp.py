@@ -1,0 +1,111 @@
+"""A multilayer perceptron as velocity network, for latents and other vectors."""
+
+import torch
+from torch import Tensor, nn
+
+from precfm.core.errors import PrecfmError
+from precfm.core.options import Count, Natural, TimeFeatures, checked
+from precfm.core.tensors import require_tensor
+
+SLOWEST, FASTEST = (
+    1.0,
+    100.0,
+)  # radians per unit of time; near t = 1 the field of ill-conditioned data turns fast
+
+
+class MLPVelocity(nn.Module):
+    """Velocity v(x_t, t, y) by a plain MLP with SiLU; time and class enter by addition before the first SiLU.
+
+    Args:
+        dim: dimension of the samples.
+        num_classes: number of classes of the condition; 0 makes the network unconditional, blind to labels.
+        width: units of each hidden layer.
+        depth: number of hidden layers.
+        time_features: number of Fourier features of the time, even.
+
+    Raises:
+        PrecfmError: an argument is out of its range.
+
+    Example:
+        >>> model = MLPVelocity(dim=2, num_classes=10)
+        >>> model(torch.zeros(5, 2), torch.zeros(5), torch.arange(5)).shape
+        torch.Size([5, 2])
+    """
+
+    angular_frequencies: Tensor
+
+    @checked
+    def __init__(
+        self,
+        dim: Count,
+        num_classes: Natural = 0,
+        *,
+        width: Count = 256,
+        depth: Count = 3,
+        time_features: TimeFeatures = 32,
+    ) -> None:
+        super().__init__()
+        self.dim, self.num_classes = dim, num_classes
+        frequencies = torch.logspace(0, 1, time_features // 2, base=FASTEST / SLOWEST) * SLOWEST
+        self.register_buffer("angular_frequencies", frequencies, persistent=False)
+        self.embed_x = nn.Linear(dim, width)
+        self.embed_time = nn.Linear(time_features, width, bias=False)
+        if num_classes:
+            self.embed_label = nn.Embedding(num_classes, width)
+            # The spread that a linear layer gives to inputs of unit variance: no term drowns the others.
+            nn.init.normal_(self.embed_label.weight, std=3**-0.5)
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
+        self.head = nn.Linear(width, dim)
+        self.activation = nn.SiLU()
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The velocity at `x_t`.
+
+        Args:
+            x_t: points on the path, shape (batch, dim).
+            t: times in [0, 1], shape (batch,).
+            labels: classes, int64, shape (batch,); needed if `num_classes` > 0.
+
+        Returns:
+            The velocity, shape (batch, dim).
+
+        Raises:
+            PrecfmError: `x_t` has another shape or dtype, or labels are missing, no integers or out of range. While
+                training on an accelerator the range is left to the device's own assertion, since asking would
+                stall it.
+        """
+        require_tensor(x_t, "mlp: x_t")
+        if x_t.ndim != 2 or x_t.shape[1] != self.dim:
+            raise PrecfmError(f"mlp: x_t has shape {tuple(x_t.shape)}; it must be (batch, {self.dim})")
+        if x_t.dtype != self.embed_x.weight.dtype and not torch.is_autocast_enabled(x_t.device.type):
+            raise PrecfmError(
+                f"mlp: x_t has dtype {x_t.dtype}, but the network {self.embed_x.weight.dtype}; use to(dtype) on "
+                "one of them"
+            )
+        angles = t.to(x_t.dtype)[:, None] * self.angular_frequencies
+        hidden = self.embed_x(x_t) + self.embed_time(torch.cat([angles.cos(), angles.sin()], dim=1))
+        if self.num_classes:
+            hidden = hidden + self.embed_label(self._checked(labels, len(x_t)))
+        for layer in self.hidden:
+            hidden = layer(self.activation(hidden))
+        velocity: Tensor = self.head(self.activation(hidden))
+        return velocity
+
+    def _checked(self, labels: Tensor | None, batch: int) -> Tensor:
+        if labels is None:
+            raise PrecfmError(f"mlp: labels are missing; a network of {self.num_classes} classes needs them")
+        require_tensor(labels, "mlp: labels")
+        if labels.dtype not in (torch.int64, torch.int32):
+            raise PrecfmError(
+                f"mlp: labels have dtype {labels.dtype}; it must be int64, the class of each row"
+            )
+        if labels.shape != (batch,):
+            raise PrecfmError(f"mlp: labels have shape {tuple(labels.shape)}; it must be ({batch},)")
+        if batch and (labels.device.type == "cpu" or not self.training):
+            low, high = (int(bound) for bound in labels.aminmax())
+            if low < 0 or high >= self.num_classes:
+                wrong = low if low < 0 else high
+                raise PrecfmError(
+                    f"mlp: label {wrong} is out of range; it must be in 0..{self.num_classes - 1}"
+                )
+        return labels

@@ -1,0 +1,259 @@
+"""Configuration files: read, extended, expanded into settings and methods, or cut to seconds.
+
+An experiment is one file in `config/`. It may extend another (`extends: quick`): mappings merge, everything else
+replaces, `null` removes. `precfm.pipeline.schema` holds the schema that the result must fit.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from precfm.core.errors import PrecfmError
+from precfm.pipeline.schema import PLAIN, Experiment, plain, validated
+
+CONFIG_FOLDER = Path("config")
+PARAMS = Path("params.yaml")  # what the ledger holds
+NAME = r"[A-Za-z][A-Za-z0-9_-]*"  # of an experiment: it becomes part of paths and of commands
+TINY = "-tiny"  # `<experiment>-tiny` is that experiment, cut to seconds
+
+
+def load_experiment(name: str, folder: Path = CONFIG_FOLDER) -> Experiment:
+    """Read and check the experiment `folder/<name>.yaml`.
+
+    Raises:
+        PrecfmError: the file is missing or wrong; the sentence names the file, the field, the value and the remedy.
+    """
+    base = name.removesuffix(TINY)
+    if base != name and not (folder / f"{name}.yaml").is_file():
+        return validated(Experiment, tiny(plain(load_experiment(base, folder))) | {"name": name})
+    raw = _extended(name, folder, ())
+    try:
+        return validated(Experiment, {"name": name, **expand(raw)})
+    except PrecfmError as error:
+        # What a file says once for all settings is named as it stands there.
+        said = str(error).removeprefix(f"settings.{PLAIN}.")
+        raise PrecfmError(f"{folder / f'{name}.yaml'}: {said}") from None
+
+
+def tiny(value: Any) -> Any:
+    """An experiment, as plain data, cut to seconds: every method of every setting, in a few steps on little data.
+
+    One data set, one seed, and one autoencoder for each setting. Its numbers mean nothing; it shows that the whole
+    command works.
+    """
+    if isinstance(value, Mapping):
+        cut = {name: _TINY[name](item) if name in _TINY else tiny(item) for name, item in value.items()}
+        if cut.get("checkpoints") and "steps" in cut:
+            cut["checkpoints"] = [cut["steps"] // 2, cut["steps"]]
+        return cut
+    return [tiny(item) for item in value] if isinstance(value, list) else value
+
+
+def _at_most(limit: int) -> Callable[[Any], Any]:
+    return lambda value: value if value is None else min(value, limit)
+
+
+def _few(count: int) -> Callable[[Any], Any]:
+    """The first entries of a list; a number of repetitions at most so many."""
+    return lambda value: value[:count] if isinstance(value, list) else min(value, max(count, 2))
+
+
+def _gentle(kappas: list[float]) -> list[float]:
+    """Condition numbers that descent masters in a few steps, as many as before and as different."""
+    return [min(kappa, 2.0**position) for position, kappa in enumerate(kappas)]
+
+
+_TINY: dict[str, Callable[[Any], Any]] = {
+    "steps": _at_most(12),
+    "flow_steps": _at_most(12),
+    "preconditioned_steps": _at_most(8),
+    "warmup_steps": _at_most(2),
+    "validate_every": _at_most(6),
+    "checkpoints": lambda value: [6, 12] if value else [],
+    "batch_size": _at_most(32),
+    "width": _at_most(32),
+    "rows": _at_most(100),
+    "train": _at_most(600),
+    "validation": _at_most(200),
+    "heldout": _at_most(300),
+    "n": _at_most(100),
+    "samples": _at_most(200),
+    "data_size": _at_most(500),
+    "seeds": _few(1),
+    "autoencoders": lambda value: value[:1] if isinstance(value, list) else tiny(value),
+    "datasets": lambda value: tiny(dict([*value.items()][:1])),
+    "condition_numbers": _gentle,
+    "worst_condition_numbers": _gentle,
+    "learning_rate": lambda value: value[:1] if isinstance(value, list) else value,
+}
+
+
+def read_yaml(file: Path) -> Any:
+    """Read a YAML file; numbers such as 1e-3 are numbers.
+
+    Raises:
+        PrecfmError: the file is missing, is no YAML, or has a key twice.
+    """
+    try:
+        return yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml") if path.stem != "claims"))
+        raise PrecfmError(f"{file}: no such file; {file.parent}/ holds {known or 'nothing'}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        what = " ".join(str(error).split())
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            what = f"line {error.problem_mark.line + 1}: {error.problem}"
+        raise PrecfmError(f"{file}: no valid YAML ({what})") from None
+
+
+def read_recorded() -> dict[str, list[str]]:
+    """The `experiments` and the `sources` that params.yaml lists: those that the ledger holds.
+
+    Raises:
+        PrecfmError: the file is missing or damaged.
+    """
+    listed = read_yaml(PARAMS)
+    for field in ("experiments", "sources"):
+        names = listed.get(field) if isinstance(listed, dict) else None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise PrecfmError(f"{PARAMS}: {field}: got {names!r}, but a list of names is needed")
+    return {field: listed[field] for field in ("experiments", "sources")}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as text; people who write it mean a number. A key that stands twice is a mistake."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"the key '{key.value}' stands there a second time; remove one of the two"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return node
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _extended(name: str, folder: Path, seen: tuple[str, ...]) -> dict[str, Any]:
+    file = folder / f"{name}.yaml"
+    if not re.fullmatch(NAME, name):
+        raise PrecfmError(f"experiment {name!r}: letters, digits, _ and - are needed, a letter first")
+    raw = read_yaml(file)
+    if not isinstance(raw, dict):
+        raise PrecfmError(f"{file}: got {type(raw).__name__}; a mapping of fields is needed")
+    raw = dict(raw)
+    base = raw.pop("extends", None)
+    if base is None:
+        return raw
+    if base in (*seen, name):
+        raise PrecfmError(
+            f"{file}: extends: '{base}' extends this file in turn; a chain without a circle is needed"
+        )
+    return dict(merge(_extended(str(base), folder, (*seen, name)), raw))
+
+
+def merge(base: Any, change: Any) -> Any:
+    """Lay a change over a base: mappings merge, everything else replaces, `None` removes.
+
+    A component under another name replaces the old one whole, since options do not carry over.
+    """
+    if not (isinstance(base, Mapping) and isinstance(change, Mapping)):
+        return change
+    if "name" in base and "name" in change and base["name"] != change["name"]:
+        return dict(change)
+    merged = {**base, **{key: merge(base.get(key), value) for key, value in change.items()}}
+    return {key: value for key, value in merged.items() if value is not None}
+
+
+def expand(raw: dict[str, Any]) -> dict[str, Any]:
+    """Give every setting its methods, every method its complete flow, and unfold sweeps into methods of their own.
+
+    A method with `sweep: {preconditioner.exponent: [0, 0.5]}` becomes `<method>-exponent=0` and
+    `<method>-exponent=0.5`; several fields give all combinations. A setting takes the file's methods, seeds,
+    autoencoders, sampling and flow, but for what it says itself.
+    """
+    raw = dict(raw)
+    shared, methods = raw.pop("flow", {}), _mapping("methods", raw.pop("methods", None) or {})
+    common = {name: raw.pop(name, None) for name in ("seeds", "sampling")}
+    settings = _mapping("settings", raw.pop("settings", None) or {PLAIN: {}})
+    given = {**common, "autoencoders": raw.get("autoencoders"), "classifiers": raw.get("classifiers")}
+    missing = [name for name, value in {**given, "methods": methods}.items() if not value]
+    if raw.get("datasets") and missing:
+        raise PrecfmError(
+            f"datasets: given without {', '.join(sorted(missing))}; a data experiment needs them all"
+        )
+    if not raw.get("datasets"):
+        return raw
+    common["autoencoders"] = list(_mapping("autoencoders", raw["autoencoders"]))
+    unfolded = {str(name): _complete(str(name), method, shared) for name, method in methods.items()}
+    expanded = {}
+    for name, setting in settings.items():
+        own = dict(_mapping(f"settings.{name}", setting))
+        change, chosen = own.pop("flow", {}), own.pop("methods", None)
+        expanded[name] = {
+            **common,
+            **own,
+            "sampling": merge(common["sampling"], own.get("sampling", {})),
+            "methods": {
+                label: {**method, "flow": merge(method["flow"], change)}
+                for definition in _chosen(f"settings.{name}.methods", chosen, unfolded)
+                for label, method in unfolded[definition].items()
+            },
+        }
+    return {**raw, "settings": expanded}
+
+
+def _complete(name: str, method: Any, shared: Any) -> dict[str, Any]:
+    """A method and its variants, by name, with complete flows."""
+    if "preconditioner" not in _mapping(f"methods.{name}", method):
+        raise PrecfmError(f"methods.{name}.preconditioner: missing; a mapping with a 'name' is needed")
+    return {
+        label: {**variant, "flow": merge(shared, variant.get("flow", {}))}
+        for label, variant in _unfold(name, dict(method))
+    }
+
+
+def _chosen(field: str, names: Any, known: Mapping[str, Any]) -> list[str]:
+    """The methods that a setting lists; all of them if it lists none."""
+    if names is None:
+        return list(known)
+    if not isinstance(names, list) or any(name not in known for name in names):
+        raise PrecfmError(f"{field}: got {names!r}; a list of methods is needed, from {', '.join(known)}")
+    return names
+
+
+def _mapping(field: str, value: Any) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise PrecfmError(f"{field}: got {value!r}; a mapping is needed")
+    return value
+
+
+def _unfold(name: str, method: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    sweep = _mapping(f"methods.{name}.sweep", method.pop("sweep", {}))
+    for field, values in sweep.items():
+        if not isinstance(field, str) or not isinstance(values, list) or not values:
+            raise PrecfmError(
+                f"methods.{name}.sweep.{field}: got {values!r}; the name of a field and a list of its values are needed"
+            )
+    variants = []
+    for values in itertools.product(*sweep.values()):
+        label, variant = name, method
+        for field, value in zip(sweep, values, strict=True):
+            label += f"-{field.rsplit('.', 1)[-1]}={value}"
+            nested: Any = value
+            for part in reversed(field.split(".")):
+                nested = {part: nested}
+            variant = merge(variant, nested)
+        variants.append((label, variant))
+    return variants

@@ -1,0 +1,54 @@
+"""How well a preconditioner's inverse undoes its forward map, on the data and in the tails."""
+
+import torch
+from torch import Tensor
+
+from precfm.core.seeds import generator_for
+from precfm.geometry.recovery import smallest_std
+from precfm.preconditioners.base import Preconditioner
+
+TAIL = 1.5  # standard deviations of the noise that stands for the tails
+
+
+def round_trip_error(preconditioner: Preconditioner, x: Tensor, labels: Tensor | None = None) -> float:
+    """Largest `|inverse(forward(x)) - x|` of all numbers, relative to the smallest standard deviation of `x`.
+
+    Args:
+        preconditioner: a fitted preconditioner.
+        x: data, shape (batch, *dim).
+        labels: class indices, shape (batch,), where the preconditioner needs them.
+
+    Returns:
+        The relative error; see `Preconditioner.round_trip_tolerance`.
+
+    Raises:
+        PrecfmError: the covariance of `x` is rank-deficient, or the preconditioner refuses the input.
+    """
+    return _largest_difference(preconditioner, x, labels) / smallest_std(x)
+
+
+def tail_round_trip_error(
+    preconditioner: Preconditioner, x: Tensor, labels: Tensor | None = None, *, seed: int = 0
+) -> float:
+    """As `round_trip_error`, at points of the tails: `inverse(1.5 z)` with `z ~ N(0, I)`, one per row of `x`.
+
+    Args:
+        preconditioner: a fitted preconditioner.
+        x: data, shape (batch, *dim); gives the number of points, their labels and the scale of the error.
+        labels: class indices, shape (batch,), where the preconditioner needs them.
+        seed: seed of `z`.
+
+    Returns:
+        The error relative to the smallest standard deviation of `x`.
+
+    Raises:
+        PrecfmError: the covariance of `x` is rank-deficient, or the preconditioner refuses the input.
+    """
+    noise = torch.randn(x.shape, generator=generator_for(seed, "tail round trip"), dtype=torch.float64)
+    tail = preconditioner.inverse(TAIL * noise.to(x), labels)
+    return _largest_difference(preconditioner, tail, labels) / smallest_std(x)
+
+
+def _largest_difference(preconditioner: Preconditioner, x: Tensor, labels: Tensor | None) -> float:
+    back = preconditioner.inverse(preconditioner.forward(x, labels), labels)
+    return float((back - x).abs().max()) if x.numel() else 0.0
