@@ -67,7 +67,8 @@ def make(
     os.environ.setdefault("OMP_NUM_THREADS", str(plan.experiment.threads))
     import torch
 
-    from precfm.pipeline.artifacts import build, script_of
+    from precfm.pipeline.build import build
+    from precfm.pipeline.job import script_of
 
     torch.set_num_threads(plan.experiment.threads)
     signal.signal(
@@ -83,7 +84,7 @@ def make(
             raise typer.Exit(128 + signal.SIGINT) from None
         typer.echo(f"[{count}/{len(wanted)}] {'made' if made else 'kept'} {node.id}")
     if not ids:
-        from precfm.pipeline.store import publish
+        from precfm.pipeline.publication import publish
 
         publish(plan)
 
@@ -91,9 +92,9 @@ def make(
 @app.command()
 def tidy(experiment: ExperimentName) -> None:
     """Move what the plan no longer wants to the attic, and fetch back what it wants again."""
+    from precfm.pipeline.attic import tidy as tidy_results
     from precfm.pipeline.plan import load_plan
-    from precfm.pipeline.store import summary
-    from precfm.pipeline.store import tidy as tidy_results
+    from precfm.pipeline.publication import summary
 
     plan = load_plan(experiment)
     left, returned = tidy_results(plan)
@@ -107,9 +108,9 @@ def tidy(experiment: ExperimentName) -> None:
 @app.command("gc")
 def garbage() -> None:
     """Empty the attic and remove the remains of abandoned jobs."""
+    from precfm.pipeline.attic import collect_garbage
     from precfm.pipeline.experiments import CONFIG_FOLDER
     from precfm.pipeline.plan import load_plan
-    from precfm.pipeline.store import collect_garbage
 
     names = [file.stem for file in sorted(CONFIG_FOLDER.glob("*.yaml")) if file.stem != "claims"]
     typer.echo(f"freed {collect_garbage(load_plan(name) for name in names) / 1e6:.1f} MB")
@@ -172,7 +173,7 @@ def doctor(
 @app.command()
 def claims() -> None:
     """Merge the verdicts of all published experiments into results/claims.json and results/claims.md."""
-    from precfm.pipeline.store import collect_claims
+    from precfm.pipeline.publication import collect_claims
 
     typer.echo(f"results/claims.md: verdicts of {', '.join(collect_claims())}")
 

@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.plan import load_plan
-from precfm.pipeline.store import PRODUCTS
+from precfm.pipeline.publication import PRODUCTS
 
 EXPERIMENT = config.get("experiment", "quick")
 

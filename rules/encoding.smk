@@ -24,27 +24,27 @@ rule classifiers_all:
         artifacts("classifiers"),
 
 
-rule autoencoders:
+rule encoders:
     input:
-        parents("autoencoders"),
+        parents("encoders"),
     output:
-        update(f"{HOME}/autoencoders/{{name}}/artifact.json"),
+        update(f"{HOME}/encoders/{{name}}/artifact.json"),
     log:
-        f"{RECORDS}/logs/autoencoders/{{name}}.log",
+        f"{RECORDS}/logs/encoders/{{name}}.log",
     benchmark:
-        f"{RECORDS}/benchmarks/autoencoders/{{name}}.tsv"
+        f"{RECORDS}/benchmarks/encoders/{{name}}.tsv"
     threads: PLAN.experiment.threads
     resources:
         gpu=gpus,
     params:
-        node=node("autoencoders"),
+        node=node("encoders"),
     script:
-        "../workflow_scripts/autoencoder.py"
+        "../workflow_scripts/encoder.py"
 
 
-rule autoencoders_all:
+rule encoders_all:
     input:
-        artifacts("autoencoders"),
+        artifacts("encoders"),
 
 
 rule latents:

@@ -9,14 +9,17 @@ from precfm.audit import accept as room
 from precfm.audit.accept import accept
 from precfm.audit.integrity import audit
 from precfm.core.errors import PrecfmError
-from precfm.pipeline import artifacts, plan
+from precfm.pipeline import build as artifacts
 from precfm.pipeline import fingerprints as fingerprint
-from precfm.pipeline.artifacts import build, script_of
+from precfm.pipeline import plan
+from precfm.pipeline.attic import tidy
+from precfm.pipeline.build import build
+from precfm.pipeline.job import script_of
 from precfm.pipeline.plan import KINDS, load_plan
-from precfm.pipeline.store import publish, tidy
+from precfm.pipeline.publication import publish
 
 SCRIPT = """
-from precfm.pipeline.artifacts import Job
+from precfm.pipeline.job import Job
 
 
 def make(job: Job) -> None:

@@ -17,8 +17,10 @@ import pytest
 import torch
 
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.artifacts import RECORD, Artifact, Node, build
+from precfm.pipeline.artifact import Artifact
+from precfm.pipeline.build import build
 from precfm.pipeline.fingerprints import SCRIPTS, fingerprint
+from precfm.pipeline.node import RECORD, Node
 
 NODE = Node("flows", "some-label", "0123456789ab", {"steps": 3}, {}, "f" * 16, "mine")
 
@@ -89,7 +91,8 @@ def test_a_killed_job_leaves_nothing_half_made(folder):
     script = textwrap.dedent(
         """
         import time
-        from precfm.pipeline.artifacts import Node, build
+        from precfm.pipeline.node import Node
+        from precfm.pipeline.build import build
         def make(job):
             job.write_json("half.json", 1)
             print("started", flush=True)
@@ -277,7 +280,7 @@ def test_code_that_changes_in_this_process_makes_nothing(folder, monkeypatch, te
     script = folder / "scripts/job.py"
     script.parent.mkdir()
     script.write_text("value = 1")
-    monkeypatch.setattr("precfm.pipeline.artifacts.SCRIPTS", script.parent)
+    monkeypatch.setattr("precfm.pipeline.build.SCRIPTS", script.parent)
     planned = replace(NODE, script="job.py", fingerprint=fingerprint(script))
     assert build(replace(planned, key="abcdef012345"), make) is True
 

@@ -21,11 +21,13 @@ from precfm.audit.integrity import audit
 from precfm.cli import app
 from precfm.core.errors import PrecfmError
 from precfm.pipeline import fingerprints as fingerprint
-from precfm.pipeline import store
-from precfm.pipeline.artifacts import RECORD, build
+from precfm.pipeline import publication as store
+from precfm.pipeline.attic import tidy
+from precfm.pipeline.build import build
 from precfm.pipeline.manifest import canonical, differing, published_entries, read_manifest
+from precfm.pipeline.node import RECORD
 from precfm.pipeline.plan import load_plan
-from precfm.pipeline.store import collect_claims, publish, tidy
+from precfm.pipeline.publication import collect_claims, publish
 from tests.workflow import run
 
 SMALL = {"seeds": [0]}

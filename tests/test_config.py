@@ -104,7 +104,7 @@ def test_numbers_like_1e_minus_3_are_numbers(folder):
         ({"flow": {"training": {"checkpoints": []}}}, ["training.checkpoints", "[]", "60"]),
         ({"flow": {"training": {"steps": 90}}}, ["training.checkpoints", "[30, 60]", "90", "extends"]),
         ({"flow": {"training": {"learning_rate": -1}}}, ["flow.training: learning_rate", "-1", "positive"]),
-        ({"autoencoders": {"L16": {"training": {"warmup_steps": 60}}}}, ["warmup_steps", "60", "0..59"]),
+        ({"encoders": {"L16": {"training": {"warmup_steps": 60}}}}, ["warmup_steps", "60", "0..59"]),
         (
             {"classifiers": {"training": {"batch_size": 0}}},
             ["classifiers.training: batch_size", "at least 1"],
@@ -245,7 +245,7 @@ def test_a_setting_takes_the_files_values_but_for_its_own(folder):
     ("setting", "words"),
     [
         ({"methods": ["nobody"]}, ["settings.x.methods", "nobody", "whitening"]),
-        ({"autoencoders": ["L64"]}, ["settings.x.autoencoders", "'L64'", "L16"]),
+        ({"encoders": ["L64"]}, ["settings.x.encoders", "'L64'", "L16"]),
         ({"matched": ["nobody"]}, ["settings.x: matched", "'nobody'"]),
         ({"recipe": "magic"}, ["settings.x.recipe", "'tuned'"]),
         (

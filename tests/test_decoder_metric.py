@@ -19,7 +19,7 @@ from precfm.datasets.synthetic import gaussian
 from precfm.encoders.conv_vae import ConvVAE, decode_latents
 from precfm.geometry.decoder import decoder_sensitivity, metric_of, pull_back_metric
 from precfm.geometry.spectra import covariance, eigen_spectrum
-from precfm.pipeline.artifacts import Artifact
+from precfm.pipeline.artifact import Artifact
 from precfm.preconditioners.base import Preconditioner, load, save
 from precfm.preconditioners.class_whitening import ClassWhitening
 from precfm.preconditioners.composition import Composition

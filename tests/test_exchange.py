@@ -23,8 +23,10 @@ from precfm.audit.archive import (
 )
 from precfm.cli import app
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.artifacts import RECORD, Artifact, Node, build, record_checksum
+from precfm.pipeline.artifact import Artifact, record_checksum
+from precfm.pipeline.build import build
 from precfm.pipeline.manifest import canonical
+from precfm.pipeline.node import RECORD, Node
 from tests.workflow import bytes_below
 
 BOUND = 2**16

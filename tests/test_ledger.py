@@ -10,8 +10,8 @@ import yaml
 from precfm.audit import ledger
 from precfm.audit.findings import Report
 from precfm.audit.ledger import Claim, check_ledger, state
+from precfm.pipeline.locks import alone
 from precfm.pipeline.plan import KINDS
-from precfm.pipeline.store import alone
 from tests.workflow import ROOT, git, run
 
 PUBLISHED = [f"{kind}/{label}-0" for kind in KINDS for label in ("a", "b")]

@@ -18,9 +18,9 @@ from precfm.audit.lineage_text import WIDTH, tree, without_defaults
 from precfm.cli import app
 from precfm.core.errors import PrecfmError
 from precfm.core.registry import REGISTRY
-from precfm.pipeline.artifacts import build
+from precfm.pipeline.build import build
 from precfm.pipeline.fingerprints import SCRIPTS, modules
-from precfm.pipeline.store import publish
+from precfm.pipeline.publication import publish
 
 METRICS = """dataset,method,step,metric,value
 mnist5k-L16,whitening,60,frechet,1.5

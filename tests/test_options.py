@@ -11,7 +11,7 @@ from precfm.core.options import Bound, options_of
 from precfm.core.registry import REGISTRY, import_string, load
 from precfm.pipeline.schema import FILLED_IN, Component, _component
 
-ROOMS = ("preconditioners", "models", "objectives", "autoencoders", "extractors", "datasets")
+ROOMS = ("preconditioners", "models", "objectives", "encoders", "extractors", "datasets")
 UNBOUNDED = {("objectives", "time_mean")}  # any number is right
 NUMBERS: dict[type, st.SearchStrategy[Any]] = {
     int: st.integers(-3, 20),

@@ -110,11 +110,11 @@ def test_a_changed_metric_option_leaves_flows_and_samples(planned):
     assert kinds(changed) == {"evaluations"} | REPORTS
 
 
-def test_a_changed_seed_of_the_autoencoder_changes_all_that_lies_below(planned):
-    changed = kinds(changed_ids(planned(), planned({"autoencoders": {"L16": {"seed": 7}}})))
+def test_a_changed_seed_of_the_encoder_changes_all_that_lies_below(planned):
+    changed = kinds(changed_ids(planned(), planned({"encoders": {"L16": {"seed": 7}}})))
     assert "classifiers" not in changed
     assert "data" not in changed
-    assert {"autoencoders", "latents", "features", "flows"} <= changed
+    assert {"encoders", "latents", "features", "flows"} <= changed
 
 
 def test_a_further_seed_keeps_what_exists(planned):
@@ -233,8 +233,8 @@ def test_what_is_asked_for_brings_what_it_needs_and_lacks(planned):
     plan = planned({"seeds": [0]})
     (latents,) = plan.of("latents")
     wanted = plan.with_missing_parents([latents.id])
-    assert [node.kind for node in wanted] == ["data", "autoencoders", "latents"]
+    assert [node.kind for node in wanted] == ["data", "encoders", "latents"]
     (data,) = plan.of("data")
     data.folder.mkdir(parents=True)
     (data.folder / "artifact.json").write_text("{}")
-    assert [node.kind for node in plan.with_missing_parents([latents.id])] == ["autoencoders", "latents"]
+    assert [node.kind for node in plan.with_missing_parents([latents.id])] == ["encoders", "latents"]

@@ -44,7 +44,7 @@ def test_every_command_runs_and_a_new_method_reuses_what_exists(made, tmp_path):
         assert done.returncode == 0, said[-3000:]
     ran = jobs(said)
     assert ran["preconditioners"] == 1
-    assert not {"data", "classifiers", "autoencoders", "latents", "features"} & set(ran)
+    assert not {"data", "classifiers", "encoders", "latents", "features"} & set(ran)
     assert (folder / "results/mine/tables/metrics.md").is_file()
 
 

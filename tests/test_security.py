@@ -30,9 +30,11 @@ from precfm.datasets.origins import OriginError, _npm_pack
 from precfm.datasets.sources import fetch
 from precfm.metrics.extractors import inception
 from precfm.metrics.extractors.weights import Weights, load_state
-from precfm.pipeline.artifacts import RECORD, Artifact, Node, build
+from precfm.pipeline.artifact import Artifact
+from precfm.pipeline.build import build
 from precfm.pipeline.experiments import load_experiment, read_yaml
 from precfm.pipeline.manifest import canonical
+from precfm.pipeline.node import RECORD, Node
 from precfm.pipeline.plan import load_plan
 from tests.test_sources import CONTENT, sha256, write_sources
 from tests.workflow import BIN, ROOT, run, sealed
@@ -304,16 +306,16 @@ def test_experiments_have_plain_names(project, name):
 
 
 @pytest.mark.parametrize("name", SHELL_WORDS)
-@pytest.mark.parametrize("room", ["methods", "theory", "datasets", "autoencoders"])
+@pytest.mark.parametrize("room", ["methods", "theory", "datasets", "encoders"])
 def test_what_becomes_a_label_has_a_plain_name(planned, name, room):
     first = next(iter(load_plan("smoke").experiment.datasets))
     given = {
         "methods": {"preconditioner": {"name": "whitening"}},
         "theory": {"run": {"name": "steps_to_accuracy"}, "seeds": [0]},
         "datasets": yaml.safe_load(json.dumps({"extends": first})),
-        "autoencoders": {},
+        "encoders": {},
     }[room]
-    if room in ("datasets", "autoencoders"):
+    if room in ("datasets", "encoders"):
         raw = yaml.safe_load((ROOT / "config/quick.yaml").read_text())
         given = next(iter(raw[room].values()))
     with pytest.raises(PrecfmError, match="letters, digits and"):

@@ -28,9 +28,10 @@ EXPERIMENT = {
     "theory": {"one": {"run": {"name": "steps_to_accuracy"}, "seeds": [0, 1]}},
 }
 FABRICATE = """
-from precfm.pipeline.artifacts import build
+from precfm.pipeline.build import build
 from precfm.pipeline.plan import KINDS, load_plan
-from precfm.pipeline.store import publish, tidy
+from precfm.pipeline.publication import publish
+from precfm.pipeline.attic import tidy
 
 def fake(job):
     job.write_json("content.json", {"id": job.node.id})

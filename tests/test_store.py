@@ -14,9 +14,11 @@ import pytest
 from filelock import FileLock
 
 from precfm.core.errors import PrecfmError
-from precfm.pipeline import store
-from precfm.pipeline.artifacts import RECORD, build
-from precfm.pipeline.store import collect_garbage, is_published, publish, summary, tidy
+from precfm.pipeline import publication as store
+from precfm.pipeline.attic import collect_garbage, tidy
+from precfm.pipeline.build import build
+from precfm.pipeline.node import RECORD
+from precfm.pipeline.publication import is_published, publish, summary
 from tests.test_report_comparisons import budget_rows, curve_records
 from tests.workflow import ROOT, bytes_below, sealed
 

@@ -105,7 +105,7 @@ def test_clone_and_pull_run_nothing_but_publishing_and_one_parameter_runs_one_me
     assert ran["preconditioners"] == ran["diagnostics"] == 1
     assert ran["flows"] == seeds
     assert ran["samples"] == ran["evaluations"] == seeds + alone
-    assert not {"data", "classifiers", "autoencoders", "latents", "features"} & set(ran)
+    assert not {"data", "classifiers", "encoders", "latents", "features"} & set(ran)
 
     config.write_text(right)
     assert set(jobs(reproduce(colleague))) <= {"publish", "everything"}

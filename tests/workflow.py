@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from precfm.pipeline.artifacts import record_checksum
+from precfm.pipeline.artifact import record_checksum
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent

@@ -3,7 +3,8 @@
 from precfm.core.registry import build
 from precfm.flows.compute import flops_per_step, matched_steps, matched_width, num_parameters
 from precfm.geometry.decoder import metric_of
-from precfm.pipeline.artifacts import Job, run_rule
+from precfm.pipeline.job import Job
+from precfm.pipeline.snakemake_entry import run_rule
 from precfm.preconditioned_flow import bind, width_of
 from precfm.preconditioners.base import load
 

@@ -2,7 +2,8 @@
 
 from precfm.core.serialization import new_network, save_network
 from precfm.metrics.extractors.classifier import accuracy, classifier_loss
-from precfm.pipeline.artifacts import Job, run_rule
+from precfm.pipeline.job import Job
+from precfm.pipeline.snakemake_entry import run_rule
 from precfm.training.trainer import TrainingOptions, train
 
 

@@ -5,7 +5,8 @@ import torch
 from precfm.core.registry import build
 from precfm.datasets.sources import fetch_raw
 from precfm.datasets.splits import make_splits
-from precfm.pipeline.artifacts import Job, run_rule
+from precfm.pipeline.job import Job
+from precfm.pipeline.snakemake_entry import run_rule
 
 
 def make(job: Job) -> None:

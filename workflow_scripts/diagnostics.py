@@ -4,7 +4,8 @@ from precfm.core.registry import build
 from precfm.flows.compute import flops_of
 from precfm.geometry.spectra import condition_number, covariance
 from precfm.geometry.summaries import path_frame, spectrum_frame
-from precfm.pipeline.artifacts import Job, run_rule
+from precfm.pipeline.job import Job
+from precfm.pipeline.snakemake_entry import run_rule
 from precfm.preconditioners.base import load
 from precfm.preconditioners.round_trip import round_trip_error, tail_round_trip_error
 

@@ -14,7 +14,8 @@ from precfm.metrics.evaluate import METRICS, evaluate_features
 from precfm.metrics.extractors.base import extract
 from precfm.metrics.extractors.identity import whitened
 from precfm.metrics.values import records
-from precfm.pipeline.artifacts import Job, run_rule
+from precfm.pipeline.job import Job
+from precfm.pipeline.snakemake_entry import run_rule
 
 GRID = 40  # decoded samples that are kept to be looked at
 
@@ -23,7 +24,7 @@ def make(job: Job) -> None:
     """Write the metric records, the recovery of each eigendirection, and a grid of decoded samples."""
     samples = job.parent("samples").tensors("samples.safetensors")
     labels = samples.pop("labels")
-    decode = partial(decode_latents, load_network(job.parent("autoencoder").verified(), job.node.device))
+    decode = partial(decode_latents, load_network(job.parent("encoder").verified(), job.node.device))
     judges = {
         f"classifier-{index}": (load_network(artifact.verified(), job.node.device), artifact.key)
         for index, artifact in enumerate(job.parents("classifiers"))

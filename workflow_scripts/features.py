@@ -4,7 +4,8 @@ import torch
 
 from precfm.core.serialization import load_network
 from precfm.metrics.extractors.base import extract
-from precfm.pipeline.artifacts import Job, run_rule
+from precfm.pipeline.job import Job
+from precfm.pipeline.snakemake_entry import run_rule
 
 
 def make(job: Job) -> None:

@@ -1,6 +1,7 @@
 """Kind `figure_files`: one figure as PDF and PNG, with its caption."""
 
-from precfm.pipeline.artifacts import Job, run_rule
+from precfm.pipeline.job import Job
+from precfm.pipeline.snakemake_entry import run_rule
 from precfm.report.products import write_figure
 
 

@@ -5,7 +5,8 @@ from torch import nn
 from precfm.core.serialization import save_network
 from precfm.flows.compute import flops_per_step, num_parameters
 from precfm.geometry.decoder import metric_of
-from precfm.pipeline.artifacts import Job, run_rule
+from precfm.pipeline.job import Job
+from precfm.pipeline.snakemake_entry import run_rule
 from precfm.preconditioned_flow import bind, matched, tuned
 from precfm.preconditioners.base import load
 from precfm.training.trainer import train

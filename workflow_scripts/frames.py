@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from precfm.pipeline.artifacts import Artifact, Job, run_rule
+from precfm.pipeline.artifact import Artifact
+from precfm.pipeline.job import Job
+from precfm.pipeline.snakemake_entry import run_rule
 from precfm.theory.claim_statistics import theory_statistics
 
 if TYPE_CHECKING:

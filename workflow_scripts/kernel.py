@@ -4,7 +4,8 @@ import pandas as pd
 
 from precfm.flows.tangent_kernel import kernel_report
 from precfm.geometry.decoder import metric_of
-from precfm.pipeline.artifacts import Job, run_rule
+from precfm.pipeline.job import Job
+from precfm.pipeline.snakemake_entry import run_rule
 from precfm.preconditioned_flow import bind
 from precfm.preconditioners.base import load
 

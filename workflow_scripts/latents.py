@@ -11,7 +11,8 @@ from precfm.encoders.conv_vae import decode_latents, encode_images
 from precfm.geometry.decoder import decoder_sensitivity
 from precfm.geometry.spectra import covariance, eigen_spectrum
 from precfm.geometry.summaries import spectrum_frame
-from precfm.pipeline.artifacts import Job, run_rule
+from precfm.pipeline.job import Job
+from precfm.pipeline.snakemake_entry import run_rule
 
 SENSITIVITY_SAMPLES = 512
 
@@ -19,7 +20,7 @@ SENSITIVITY_SAMPLES = 512
 def make(job: Job) -> None:
     """Write latents and labels per split, the reconstruction error, and the spectrum with decoder sensitivity."""
     data, device = job.parent("data"), job.node.device
-    model = load_network(job.parent("autoencoder").verified(), device)
+    model = load_network(job.parent("encoder").verified(), device)
     errors, latents = {}, {}
     for split in ("train", "validation", "heldout"):
         tensors = data.tensors(f"{split}.safetensors")
@@ -31,7 +32,7 @@ def make(job: Job) -> None:
         bad = (~latents[split].isfinite()).any(1).nonzero()
         if len(bad):
             raise PrecfmError(
-                f"{split} latents: row {int(bad[0])} is not finite; train the autoencoder differently"
+                f"{split} latents: row {int(bad[0])} is not finite; train the encoder differently"
             )
         difference = decode_latents(model, latents[split]) - tensors["images"] / 255
         errors[split] = difference.square().flatten(1).sum(1).mean().item()

@@ -3,7 +3,8 @@
 from precfm.core.registry import build
 from precfm.core.seeds import derived_seed
 from precfm.geometry.decoder import metric_of
-from precfm.pipeline.artifacts import Job, run_rule
+from precfm.pipeline.job import Job
+from precfm.pipeline.snakemake_entry import run_rule
 from precfm.preconditioners.base import save
 
 

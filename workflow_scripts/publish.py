@@ -4,9 +4,10 @@ import sys
 from pathlib import Path
 
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.artifacts import RESULTS, messages_to
+from precfm.pipeline.node import RESULTS
 from precfm.pipeline.plan import load_plan
-from precfm.pipeline.store import publish
+from precfm.pipeline.publication import publish
+from precfm.pipeline.snakemake_entry import messages_to
 
 if "snakemake" in globals():
     for stamp in (RESULTS / snakemake.params.experiment / "records").glob("published-*"):

@@ -13,11 +13,14 @@ from typing import Annotated, Any
 import typer
 
 from precfm.core.errors import PrecfmError, told_in_one_sentence
-from precfm.pipeline.artifacts import RECORD, RESULTS, Artifact
+from precfm.pipeline.artifact import Artifact
+from precfm.pipeline.attic import to_attic
 from precfm.pipeline.experiments import load_experiment, read_recorded
+from precfm.pipeline.files import remove
+from precfm.pipeline.locks import alone
 from precfm.pipeline.manifest import MANIFEST, agrees, read_manifest
+from precfm.pipeline.node import RECORD, RESULTS
 from precfm.pipeline.plan import KINDS
-from precfm.pipeline.store import alone, remove, to_attic
 
 BIN = Path(sys.executable).parent
 REFUSED = "refused"

@@ -14,7 +14,8 @@ from precfm.flows.sampling import evaluation_labels, evaluation_noise
 from precfm.geometry.decoder import metric_of
 from precfm.metrics.extractors.base import extract
 from precfm.metrics.frechet import frechet_distance
-from precfm.pipeline.artifacts import Job, run_rule
+from precfm.pipeline.job import Job
+from precfm.pipeline.snakemake_entry import run_rule
 from precfm.preconditioned_flow import bind, generate, matched, tuned
 from precfm.preconditioners.base import load
 from precfm.training.trainer import train
@@ -76,7 +77,7 @@ class Judge:
     def __init__(self, job: Job) -> None:
         device = job.node.device
         images = job.parent("data").tensors("validation.safetensors")["images"]
-        self._decode = partial(decode_latents, load_network(job.parent("autoencoder").verified(), device))
+        self._decode = partial(decode_latents, load_network(job.parent("encoder").verified(), device))
         networks = [load_network(artifact.verified(), device) for artifact in job.parents("classifiers")]
         self._judges = [(network, extract(network, images)) for network in networks]
 

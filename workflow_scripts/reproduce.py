@@ -20,10 +20,14 @@ import yaml
 from precfm.core.errors import PrecfmError, told_in_one_sentence
 from precfm.datasets.manifest import file_sha256
 from precfm.datasets.sources import RAW, SOURCES
-from precfm.pipeline.artifacts import RESULTS, Artifact
+from precfm.pipeline.artifact import Artifact
+from precfm.pipeline.attic import tidy
 from precfm.pipeline.experiments import PARAMS, read_recorded
+from precfm.pipeline.files import remove, write_whole
+from precfm.pipeline.locks import alone
+from precfm.pipeline.node import RESULTS
 from precfm.pipeline.plan import KINDS, Plan, load_plan
-from precfm.pipeline.store import alone, collect_claims, is_published, remove, tidy, write_whole
+from precfm.pipeline.publication import collect_claims, is_published
 
 LOCK = Path("dvc.lock")
 DVC_AT_WORK = Path(".dvc/tmp/rwlock")  # DVC's own list of which of its processes reads or writes what

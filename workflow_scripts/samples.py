@@ -5,7 +5,8 @@ import torch
 from precfm.core.seeds import derived_seed
 from precfm.core.serialization import load_network
 from precfm.flows.sampling import evaluation_labels, evaluation_noise, rows_with_labels
-from precfm.pipeline.artifacts import Job, run_rule
+from precfm.pipeline.job import Job
+from precfm.pipeline.snakemake_entry import run_rule
 from precfm.preconditioned_flow import generate
 from precfm.preconditioners.base import load
 

@@ -1,6 +1,7 @@
 """Kind `table_files`: one table as CSV, Markdown and LaTeX."""
 
-from precfm.pipeline.artifacts import Job, run_rule
+from precfm.pipeline.job import Job
+from precfm.pipeline.snakemake_entry import run_rule
 from precfm.report.products import write_table
 
 

@@ -1,7 +1,8 @@
 """Kind `theory`: one controlled experiment with closed forms, for one seed."""
 
 from precfm.core.registry import load
-from precfm.pipeline.artifacts import Job, run_rule
+from precfm.pipeline.job import Job
+from precfm.pipeline.snakemake_entry import run_rule
 
 
 def make(job: Job) -> None:

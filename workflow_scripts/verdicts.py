@@ -1,6 +1,7 @@
 """Kind `verdicts`: what the experiment says about every claim of the paper."""
 
-from precfm.pipeline.artifacts import Job, run_rule
+from precfm.pipeline.job import Job
+from precfm.pipeline.snakemake_entry import run_rule
 from precfm.report.claims import parse_claims
 from precfm.report.claims_document import write_claims
 from precfm.report.verdicts import evaluate_claims

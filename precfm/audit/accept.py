@@ -21,9 +21,12 @@ from filelock import FileLock, Timeout
 from precfm.core.errors import PrecfmError
 from precfm.datasets.manifest import file_sha256
 from precfm.pipeline import fingerprints as code
-from precfm.pipeline.artifacts import RECORD, RESULTS, Artifact, Job, Node, made_on, script_of
+from precfm.pipeline.artifact import Artifact
+from precfm.pipeline.build import made_on
 from precfm.pipeline.fingerprints import SCRIPTS
+from precfm.pipeline.job import Job, script_of
 from precfm.pipeline.manifest import canonical, entries
+from precfm.pipeline.node import RECORD, RESULTS, Node
 from precfm.pipeline.plan import KINDS, Plan, load_plan
 
 

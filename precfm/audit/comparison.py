@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from precfm.audit.git import asked, committed
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.artifacts import RESULTS
+from precfm.pipeline.node import RESULTS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -28,7 +28,7 @@ from precfm.core.errors import PrecfmError
 from precfm.datasets.manifest import SourceManifest, source_manifest
 from precfm.datasets.origins import Mirror, OriginError
 from precfm.datasets.sources import MIRROR, RAW, SOURCES
-from precfm.pipeline.artifacts import RESULTS
+from precfm.pipeline.node import RESULTS
 
 PYTHONS = ((3, 11), (3, 13))
 GIB = 2**30

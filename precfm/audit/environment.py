@@ -14,9 +14,9 @@ from packaging.requirements import InvalidRequirement, Requirement
 from precfm.audit.findings import Report, counted
 from precfm.audit.git import asked, committed
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.artifacts import RESULTS
+from precfm.pipeline.node import RESULTS
 from precfm.pipeline.plan import Plan
-from precfm.pipeline.store import publish_time_to_quality, wall_time, wall_times
+from precfm.pipeline.publication import publish_time_to_quality, wall_time, wall_times
 
 LOCK = Path("requirements.lock")
 TIMES = ("wall_time.csv", "time_to_quality.csv")

@@ -8,8 +8,9 @@ from typing import Any
 from precfm.audit.findings import Report
 from precfm.core.errors import PrecfmError
 from precfm.pipeline import fingerprints as code
-from precfm.pipeline.artifacts import RECORD, RESULTS, Artifact
+from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.manifest import entries
+from precfm.pipeline.node import RECORD, RESULTS
 from precfm.pipeline.plan import Plan
 
 

@@ -21,11 +21,12 @@ from precfm.audit.findings import Report, counted
 from precfm.audit.ledger import Claim, check_ledger
 from precfm.core.errors import PrecfmError
 from precfm.datasets.manifest import file_sha256
-from precfm.pipeline.artifacts import ON_DEVICE, RECORD, RESULTS, Node, record_checksum
+from precfm.pipeline.artifact import record_checksum
 from precfm.pipeline.experiments import CONFIG_FOLDER, NAME
 from precfm.pipeline.manifest import MANIFEST, canonical, differing, read_manifest
+from precfm.pipeline.node import ON_DEVICE, RECORD, RESULTS, Node
 from precfm.pipeline.plan import KINDS, Plan, load_plan
-from precfm.pipeline.store import PRODUCTS
+from precfm.pipeline.publication import PRODUCTS
 
 _FIELDS = {"kind", "key", "params", "parents", "fingerprint", "files", "made_on"}
 _STAMP = ".snakemake_timestamp"  # empty; Snakemake leaves it in the folders of products

@@ -21,9 +21,9 @@ from precfm.audit.archive.manifest import first_mistake
 from precfm.audit.findings import Report
 from precfm.audit.git import asked, committed
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.artifacts import RESULTS
 from precfm.pipeline.experiments import PARAMS, read_recorded, read_yaml
 from precfm.pipeline.manifest import MANIFEST
+from precfm.pipeline.node import RESULTS
 
 LEDGER = Path("dvc.lock")
 STAGES = Path("dvc.yaml")

@@ -17,11 +17,12 @@ from precfm.core.errors import PrecfmError
 from precfm.core.registry import REGISTRY, import_string
 from precfm.datasets.manifest import file_sha256, source_manifest
 from precfm.datasets.sources import SOURCES
-from precfm.pipeline.artifacts import RECORD, RESULTS, Artifact
+from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.fingerprints import SCRIPTS, module_file, modules
 from precfm.pipeline.manifest import read_manifest
+from precfm.pipeline.node import RECORD, RESULTS
 from precfm.pipeline.plan import KINDS, Plan, load_plan
-from precfm.pipeline.store import PRODUCTS
+from precfm.pipeline.publication import PRODUCTS
 
 # Which artifacts each frame is collected from (workflow_scripts/frames.py); all others come from theory.
 FRAMES = {

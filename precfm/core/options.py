@@ -36,8 +36,18 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Strict(BaseModel):
-    """Base of every checked structure: frozen, unknown fields and wrong types refused."""
+class _InOneSentence(type(BaseModel)):  # type: ignore[misc]
+    """Lets a call of a schema raise what a user can read; `model_validate` raises pydantic's own error."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except ValidationError as error:
+            raise PrecfmError(sentence(error)) from None
+
+
+class Strict(BaseModel, metaclass=_InOneSentence):
+    """Base of every checked structure: frozen, unknown fields and wrong types refused, in one sentence if called."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True)
 
@@ -96,7 +106,9 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     found = _own(vars(owner)["__init__"])
     found.pop("self", None)
     if any(argument.kind is argument.VAR_KEYWORD for argument in found.values()):
-        found = {name: argument for name, argument in found.items() if argument.kind is not argument.VAR_KEYWORD}
+        found = {
+            name: argument for name, argument in found.items() if argument.kind is not argument.VAR_KEYWORD
+        }
         for base in owner.__mro__[1:]:
             if "__init__" in vars(base):
                 return found | {name: each for name, each in parameters(base).items() if name not in found}

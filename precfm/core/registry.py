@@ -136,7 +136,9 @@ def import_string(group: str, name: str) -> str:
     if name in added:
         return added[name]
     known = ", ".join(sorted({*REGISTRY[group], *added}))
-    raise PrecfmError(f"{group}: got '{name}'; known are {known}, and any `module:Class` that can be imported")
+    raise PrecfmError(
+        f"{group}: got '{name}'; known are {known}, and any `module:Class` that can be imported"
+    )
 
 
 def name_of(group: str, target: Any) -> str:

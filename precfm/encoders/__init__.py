@@ -1,1 +1,1 @@
-"""Autoencoders: from images to the latents in which a flow is trained, and back."""
+"""Encoders: from images to the latents in which a flow is trained, and back."""

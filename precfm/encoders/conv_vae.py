@@ -48,10 +48,10 @@ class ConvVAE(nn.Module):
         super().__init__()
         if image_size < 4 or image_size % 4:
             raise PrecfmError(
-                f"autoencoder.image_size: {image_size} is not a positive multiple of 4, such as 28 or 32"
+                f"encoder.image_size: {image_size} is not a positive multiple of 4, such as 28 or 32"
             )
         if channels not in (1, 3):
-            raise PrecfmError(f"autoencoder.channels: {channels} should be 1 (grey) or 3 (colour)")
+            raise PrecfmError(f"encoder.channels: {channels} should be 1 (grey) or 3 (colour)")
         self.latent_dim = latent_dim
         self.image_shape = (channels, image_size, image_size)
         small = image_size // 4
@@ -94,13 +94,11 @@ class ConvVAE(nn.Module):
             Mean and log-variance, each of shape (batch, latent_dim).
 
         Raises:
-            PrecfmError: the images have another shape than the autoencoder was made for.
+            PrecfmError: the images have another shape than the encoder was made for.
         """
         if images.shape[1:] != self.image_shape:
             found = tuple(images.shape[1:])
-            raise PrecfmError(
-                f"images: have shape {found}, but the autoencoder was made for {self.image_shape}"
-            )
+            raise PrecfmError(f"images: have shape {found}, but the encoder was made for {self.image_shape}")
         mean, log_variance = self.encoder(images).chunk(2, dim=1)
         return mean, log_variance
 
@@ -126,7 +124,7 @@ def vae_loss(
     are averaged over the batch. Bind `beta` with `functools.partial` to make it the trainer's loss.
 
     Args:
-        model: the autoencoder.
+        model: the encoder.
         batch: images first, shape (batch, channels, height, width), uint8 or float in [0, 1]; the rest is
             ignored.
         generator: source of the posterior samples.
@@ -171,7 +169,7 @@ def encode_images(model: ConvVAE, images: Tensor, batch: int = BLOCK) -> tuple[T
     """Encode a whole data set, block by block.
 
     Args:
-        model: the autoencoder.
+        model: the encoder.
         images: Tensor, shape (n, channels, height, width), uint8 or float in [0, 1].
         batch: images per block; it bounds the memory.
 
@@ -189,7 +187,7 @@ def decode_latents(model: ConvVAE, latents: Tensor, batch: int = BLOCK) -> Tenso
     """Decode many latents, block by block.
 
     Args:
-        model: the autoencoder.
+        model: the encoder.
         latents: Tensor, shape (n, latent_dim).
         batch: latents per block; it bounds the memory.
 
@@ -207,7 +205,7 @@ def reconstruction_errors(model: ConvVAE, images: Tensor, batch: int = BLOCK) ->
     """The squared error between each image and the decoded mean of its posterior.
 
     Args:
-        model: the autoencoder.
+        model: the encoder.
         images: Tensor, shape (n, channels, height, width), uint8 or float in [0, 1].
         batch: images per block.
 

@@ -72,7 +72,7 @@ def decoder_sensitivity(
     """How much the decoded image changes when the latent moves one standard deviation along each eigenvector.
 
     For direction i it is the mean over latents of `|decode(l + sqrt(lambda_i) u_i) - decode(l)|^2`, summed
-    over the numbers of an image. Compare it with the autoencoder's reconstruction error: a direction far
+    over the numbers of an image. Compare it with the encoder's reconstruction error: a direction far
     below it cannot be rewarded by any metric on images.
 
     Args:

@@ -42,7 +42,7 @@ def load_experiment(name: str, folder: Path = CONFIG_FOLDER) -> Experiment:
 def tiny(value: Any) -> Any:
     """An experiment, as plain data, cut to seconds: every method of every setting, in a few steps on little data.
 
-    One data set, one seed, and one autoencoder for each setting. Its numbers mean nothing; it shows that the whole
+    One data set, one seed, and one encoder for each setting. Its numbers mean nothing; it shows that the whole
     command works.
     """
     if isinstance(value, Mapping):
@@ -84,7 +84,7 @@ _TINY: dict[str, Callable[[Any], Any]] = {
     "samples": _at_most(200),
     "data_size": _at_most(500),
     "seeds": _few(1),
-    "autoencoders": lambda value: value[:1] if isinstance(value, list) else tiny(value),
+    "encoders": lambda value: value[:1] if isinstance(value, list) else tiny(value),
     "datasets": lambda value: tiny(dict([*value.items()][:1])),
     "condition_numbers": _gentle,
     "worst_condition_numbers": _gentle,
@@ -181,13 +181,13 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
 
     A method with `sweep: {preconditioner.exponent: [0, 0.5]}` becomes `<method>-exponent=0` and
     `<method>-exponent=0.5`; several fields give all combinations. A setting takes the file's methods, seeds,
-    autoencoders, sampling and flow, but for what it says itself.
+    encoders, sampling and flow, but for what it says itself.
     """
     raw = dict(raw)
     shared, methods = raw.pop("flow", {}), _mapping("methods", raw.pop("methods", None) or {})
     common = {name: raw.pop(name, None) for name in ("seeds", "sampling")}
     settings = _mapping("settings", raw.pop("settings", None) or {PLAIN: {}})
-    given = {**common, "autoencoders": raw.get("autoencoders"), "classifiers": raw.get("classifiers")}
+    given = {**common, "encoders": raw.get("encoders"), "classifiers": raw.get("classifiers")}
     missing = [name for name, value in {**given, "methods": methods}.items() if not value]
     if raw.get("datasets") and missing:
         raise PrecfmError(
@@ -195,7 +195,7 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
         )
     if not raw.get("datasets"):
         return raw
-    common["autoencoders"] = list(_mapping("autoencoders", raw["autoencoders"]))
+    common["encoders"] = list(_mapping("encoders", raw["encoders"]))
     unfolded = {str(name): _complete(str(name), method, shared) for name, method in methods.items()}
     expanded = {}
     for name, setting in settings.items():

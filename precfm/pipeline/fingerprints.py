@@ -26,7 +26,7 @@ WITHOUT_EFFECT = frozenset(
         "precfm",
         "precfm.audit.accept",
         "precfm.audit.comparison",
-        "precfm.pipeline.artifacts",
+        "precfm.pipeline.build",
         "precfm.audit.integrity",
         "precfm.cli",
         "precfm.pipeline.schema",
@@ -44,7 +44,7 @@ WITHOUT_EFFECT = frozenset(
         "precfm.pipeline.plan",
         "precfm.core.progress",
         "precfm.core.registry",
-        "precfm.pipeline.store",
+        "precfm.pipeline.publication",
         "precfm.audit.environment",
     }
 )

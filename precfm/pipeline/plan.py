@@ -18,9 +18,9 @@ from precfm.core.registry import IMAGES, REGISTRY, THEORY_FIGURES, THEORY_TABLES
 from precfm.datasets.image_names import image_names
 from precfm.datasets.manifest import SourceManifest, source_manifest
 from precfm.datasets.sources import SOURCES
-from precfm.pipeline.artifacts import Node
 from precfm.pipeline.experiments import load_experiment, read_yaml
 from precfm.pipeline.fingerprints import SCRIPTS, fingerprint
+from precfm.pipeline.node import Node
 from precfm.pipeline.schema import NESTED, PLAIN, Component, Dataset, Experiment, Flow, Method, Setting, plain
 from precfm.report.claims import parse_claims
 
@@ -35,7 +35,7 @@ MATCHES = ("P", "F")  # baselines of as many parameters, of as many training FLO
 KINDS: dict[str, str] = {
     "data": "data.py",
     "classifiers": "classifier.py",
-    "autoencoders": "autoencoder.py",
+    "encoders": "encoder.py",
     "latents": "latents.py",
     "features": "features.py",
     "decoder_metrics": "decoder_metric.py",
@@ -146,11 +146,11 @@ def load_plan(experiment: str) -> Plan:
 
 @dataclass(frozen=True)
 class _Space:
-    """One dataset in the latent space of one autoencoder, with what all methods share there."""
+    """One dataset in the latent space of one encoder, with what all methods share there."""
 
     label: str
     data: Node
-    autoencoder: Node
+    encoder: Node
     latents: Node
     classifiers: tuple[Node, ...]
     features: Node
@@ -203,11 +203,9 @@ class _Builder:
             )
             for seed in classifiers.seeds
         ]
-        for space in self.experiment.autoencoders:
+        for space in self.experiment.encoders:
             settings = {
-                setting: spec
-                for setting, spec in self.experiment.settings.items()
-                if space in spec.autoencoders
+                setting: spec for setting, spec in self.experiment.settings.items() if space in spec.encoders
             }
             if settings:
                 shared = self._space(name, space, data, judges)
@@ -217,18 +215,18 @@ class _Builder:
                     self._setting(label, of_setting, shared)
 
     def _space(self, dataset: str, space: str, data: Node, judges: list[Node]) -> "_Space":
-        """One dataset in the latent space of one autoencoder."""
+        """One dataset in the latent space of one encoder."""
         label = f"{dataset}-{space}"
-        spec = self.experiment.autoencoders[space]
+        spec = self.experiment.encoders[space]
         trained = {name: getattr(spec, name) for name in ("model", "beta", "training", "seed")}
-        autoencoder = self.plan.add("autoencoders", label, trained, {"data": data}, [spec.model.target])
+        encoder = self.plan.add("encoders", label, trained, {"data": data}, [spec.model.target])
         encoded = {"encode": spec.encode, "seed": spec.seed}
-        latents = self.plan.add("latents", label, encoded, {"data": data, "autoencoder": autoencoder})
+        latents = self.plan.add("latents", label, encoded, {"data": data, "encoder": encoder})
         features = self.plan.add(
             "features", label, {}, {"data": data, "classifiers": tuple(judges), "latents": latents}
         )
         self._report("latents", latents, dataset=label)
-        return _Space(label, data, autoencoder, latents, tuple(judges), features)
+        return _Space(label, data, encoder, latents, tuple(judges), features)
 
     def _setting(self, label: str, setting: Setting, space: "_Space") -> None:
         """All methods of one comparison, and the floor: the train split against the held-out one."""
@@ -308,7 +306,7 @@ class _Builder:
             spec["match"], parents["budget"] = match
         if setting.recipe == "tuned":
             search = {"search": self.experiment.search, "solver": "midpoint", "solver_steps": SEARCH_STEPS}
-            judged = {"data": space.data, "autoencoder": space.autoencoder, "classifiers": space.classifiers}
+            judged = {"data": space.data, "encoder": space.encoder, "classifiers": space.classifiers}
             parents["recipe"] = self._searched(
                 f"{label}-{name}", {**spec, **search}, {**parents, **judged}, _flow_targets(flow)
             )
@@ -352,7 +350,7 @@ class _Builder:
         )
 
     def _decoder_metric(self, space: "_Space") -> dict[str, Node]:
-        parents = {"latents": space.latents, "autoencoder": space.autoencoder}
+        parents = {"latents": space.latents, "encoder": space.encoder}
         return {
             "decoder_metric": self.plan.add(
                 "decoder_metrics", space.label, {"points": METRIC_POINTS}, parents
@@ -379,7 +377,7 @@ class _Builder:
                 "samples": samples,
                 "data": space.data,
                 "latents": space.latents,
-                "autoencoder": space.autoencoder,
+                "encoder": space.encoder,
                 "classifiers": space.classifiers,
                 "features": space.features,
             },

@@ -25,7 +25,7 @@ Location: TypeAlias = tuple[str, ...]  # of a field, from the outside in
 # Arguments that the pipeline fills in from the data or the plan, by the registry's room: never configured.
 FILLED_IN = {
     "models": frozenset({"dim", "num_classes"}),
-    "autoencoders": frozenset({"channels", "image_size"}),
+    "encoders": frozenset({"channels", "image_size"}),
     "extractors": frozenset({"channels", "image_size", "num_classes"}),
     "theory": frozenset({"seed"}),
 }
@@ -167,10 +167,10 @@ class Dataset(Strict):
         return str(getattr(self.source.options, "source", self.source.name))
 
 
-class Autoencoder(Strict):
+class Encoder(Strict):
     """The map from images to latents; trained once, the same for all methods and seeds."""
 
-    model: Annotated[Component, PlainValidator(partial(_component, "autoencoders"))]
+    model: Annotated[Component, PlainValidator(partial(_component, "encoders"))]
     beta: Annotated[float, Field(ge=0)] = 1e-3
     encode: Literal["mean", "sample"] = "mean"
     training: Training
@@ -276,7 +276,7 @@ class Setting(Strict):
     """
 
     methods: Annotated[dict[str, Method], Field(min_length=1)]
-    autoencoders: Annotated[tuple[str, ...], Field(min_length=1)]
+    encoders: Annotated[tuple[str, ...], Field(min_length=1)]
     seeds: Seeds
     sampling: Sampling
     recipe: Literal["plain", "tuned"] = "plain"
@@ -309,7 +309,7 @@ class Experiment(Strict):
     device: Literal["cpu", "cuda"] = "cpu"
     threads: Positive = 1
     datasets: dict[str, Dataset] = Field(default_factory=dict)
-    autoencoders: dict[str, Autoencoder] = Field(default_factory=dict)
+    encoders: dict[str, Encoder] = Field(default_factory=dict)
     classifiers: Classifiers | None = None
     settings: dict[str, Setting] = Field(default_factory=dict)
     search: Search = Search()
@@ -324,7 +324,7 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> "Experiment":
-        names = [*self.datasets, *self.autoencoders, *self.settings, *self.theory]
+        names = [*self.datasets, *self.encoders, *self.settings, *self.theory]
         names += [name for setting in self.settings.values() for name in setting.methods]
         for name in names:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]*", name) or name == "floor":
@@ -341,10 +341,10 @@ class Experiment(Strict):
                     f"predict: got '{name}'; it must be a setting, one of {', '.join(self.settings)}"
                 )
         for name, setting in self.settings.items():
-            for space in setting.autoencoders:
-                if space not in self.autoencoders:
+            for space in setting.encoders:
+                if space not in self.encoders:
                     raise PrecfmError(
-                        f"settings.{name}.autoencoders: got '{space}'; known are {', '.join(self.autoencoders)}"
+                        f"settings.{name}.encoders: got '{space}'; known are {', '.join(self.encoders)}"
                     )
             for dataset, spec in self.datasets.items():
                 if min(spec.heldout, setting.sampling.n) <= self.evaluation.neighbours:

@@ -12,7 +12,7 @@ class PerChannel(Preconditioner):
 
     For vectors (batch, dim) every feature is a channel. For maps (batch, channels, height, width) the first
     axis of a datum counts the channels, and the statistics run over rows and positions, as is usual for the
-    latents of image autoencoders.
+    latents of image encoders.
 
     Example:
         >>> import torch

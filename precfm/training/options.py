@@ -32,7 +32,7 @@ class TrainingOptions(Strict):
         save_every: steps between saves to the scratch folder; 0 saves only at the end.
 
     Raises:
-        ValidationError: of pydantic, a `ValueError`: a value is out of its range.
+        PrecfmError: a value is out of its range.
 
     References:
         | Muon: An optimizer for hidden layers in neural networks (Jordan et al., 2024)
@@ -50,7 +50,7 @@ class TrainingOptions(Strict):
     weight_decay: NotNegative = 0.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.999
     clip_norm: Positive | None = None
-    checkpoints: tuple[Count, ...] = ()
+    checkpoints: Annotated[tuple[Count, ...], Field(strict=False)] = ()
     validate_every: Natural = 0
     patience: Natural = 0
     save_every: Natural = 1000
@@ -58,7 +58,9 @@ class TrainingOptions(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingOptions":
         if self.warmup_steps >= self.steps:
-            raise PrecfmError(f"warmup_steps: got {self.warmup_steps}; fewer than steps ({self.steps}) are needed")
+            raise PrecfmError(
+                f"warmup_steps: got {self.warmup_steps}; fewer than steps ({self.steps}) are needed"
+            )
         increasing = all(before < after for before, after in pairwise(self.checkpoints))
         if not increasing or any(step > self.steps for step in self.checkpoints):
             raise PrecfmError(

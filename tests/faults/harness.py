@@ -30,7 +30,7 @@ TINY = {
     "extends": "smoke",
     "seeds": [0],
     "classifiers": {"training": {"save_every": 10}},
-    "autoencoders": {"L16": {"training": {"save_every": 10}}},
+    "encoders": {"L16": {"training": {"save_every": 10}}},
     "flow": {"training": {"save_every": 10}},
     "methods": {"whitening": None, "gaussian_skip": None, "low_capacity_flow": None},
     "theory": {"steps_to_accuracy": None},

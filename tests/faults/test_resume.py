@@ -19,12 +19,14 @@ import yaml
 import precfm.preconditioners.learned as learned
 import precfm.training.trainer as training
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.artifacts import RESULTS, build, script_of
+from precfm.pipeline.build import build
+from precfm.pipeline.job import script_of
+from precfm.pipeline.node import RESULTS
 from precfm.training.checkpoints import Scratch
 from tests.faults.harness import NAME, SMALL, SMALL_NAME, TINY, damage, outcome, start
 from tests.workflow import BIN
 
-TRAINED = ("classifiers", "autoencoders", "preconditioners", "recipes", "flows")
+TRAINED = ("classifiers", "encoders", "preconditioners", "recipes", "flows")
 fork = multiprocessing.get_context("fork")
 
 

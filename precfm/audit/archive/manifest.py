@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.artifacts import RECORD, record_checksum
+from precfm.pipeline.artifact import record_checksum
 from precfm.pipeline.experiments import NAME
+from precfm.pipeline.node import RECORD
 from precfm.pipeline.plan import KINDS
 
 MANIFEST = "manifest.json"
@@ -63,7 +64,7 @@ class Payload(BaseModel):
 
 
 class Record(BaseModel):
-    """What `artifact.json` must hold; see `precfm.pipeline.artifacts`."""
+    """What `artifact.json` must hold; see `precfm.pipeline.build`."""
 
     model_config = ConfigDict(strict=True)
     kind: str

@@ -18,9 +18,10 @@ from precfm.audit.archive.manifest import (
     checked_record,
 )
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.artifacts import RECORD, RESULTS, Artifact
+from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.experiments import NAME
 from precfm.pipeline.manifest import canonical
+from precfm.pipeline.node import RECORD, RESULTS
 from precfm.pipeline.plan import KINDS
 
 SMALLEST_BOUND = 2**16

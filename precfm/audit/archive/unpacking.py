@@ -27,9 +27,10 @@ from precfm.audit.archive.manifest import (
 )
 from precfm.core.errors import PrecfmError
 from precfm.datasets.manifest import file_sha256
-from precfm.pipeline.artifacts import RECORD, RESULTS, Artifact
+from precfm.pipeline.artifact import Artifact
+from precfm.pipeline.files import remove
 from precfm.pipeline.manifest import agrees, published_entries, without_label
-from precfm.pipeline.store import remove
+from precfm.pipeline.node import RECORD, RESULTS
 
 BLOCK = 2**20
 _UNREADABLE = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)

@@ -1,4 +1,4 @@
-"""The autoencoder: shapes, the loss recomputed by hand, blocks, and that training works on real digits."""
+"""The encoder: shapes, the loss recomputed by hand, blocks, and that training works on real digits."""
 
 from functools import partial
 from pathlib import Path
@@ -113,7 +113,7 @@ def test_reconstruction_error_is_a_sum_over_pixels() -> None:
     torch.testing.assert_close(reconstruction_errors(model, images, batch=3), by_hand.detach())
 
 
-def test_training_on_real_digits_beats_the_linear_autoencoder_of_fewer_dimensions(tmp_path: Path) -> None:
+def test_training_on_real_digits_beats_the_linear_encoder_of_fewer_dimensions(tmp_path: Path) -> None:
     """After a few steps the held-out error is below that of the mean image and of 4 principal components."""
     fetch("mnist5k", tmp_path, sources_file=SOURCES)
     data = MNIST5k().load(tmp_path)

@@ -1,0 +1,212 @@
+"""Artifacts: immutable folders with a checksum for every file, built under a lock and put in place whole.
+
+An artifact lives at `results/<experiment>/<kind>/<label>-<key>/` and is complete if and only if it holds
+`artifact.json`. A job works in a part-folder that is renamed when it is finished, so neither a kill, a full disk
+nor a second run over the same folder can leave a half-written artifact behind.
+"""
+
+import os
+import platform
+import shutil
+import socket
+import sys
+from contextlib import nullcontext
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from precfm.core.errors import PrecfmError
+from precfm.datasets.manifest import file_sha256
+from precfm.pipeline import fingerprints as code
+from precfm.pipeline.artifact import Artifact, record_checksum
+from precfm.pipeline.fingerprints import SCRIPTS
+from precfm.pipeline.gpus import one_gpu
+from precfm.pipeline.job import Job, Make
+from precfm.pipeline.locks import lock
+from precfm.pipeline.manifest import canonical, without_label
+from precfm.pipeline.node import ON_DEVICE, RECORD, RESULTS, WITHOUT_TORCH, Node
+
+
+def build(node: Node, make: Make) -> bool:
+    """Make an artifact unless it exists.
+
+    Args:
+        node: the artifact as planned.
+        make: writes the payload into the job's folder.
+
+    Returns:
+        Whether it was made now.
+
+    Raises:
+        PrecfmError: a mistake that a user can mend, disk and permissions included.
+    """
+    work, name = RESULTS / ".work", f"{node.kind}-{node.key}"
+    scratch = work / "scratch" / name
+    try:
+        with lock(node):
+            if node.exists or adopt(node):
+                shutil.rmtree(scratch, ignore_errors=True)  # of a job killed when it was all but finished
+                return False
+            _require_device(node)
+            _require_planned_code(node)
+            for rubbish in (work / "parts").glob(f"{name}.*"):  # of killed jobs: this one holds the lock
+                shutil.rmtree(rubbish, ignore_errors=True)
+            part = work / "parts" / f"{name}.part-{socket.gethostname()}-{os.getpid()}"
+            for folder in (part, scratch):
+                folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with one_gpu(work / "locks") if _on_gpu(node) else nullcontext():
+                    make(Job(node, part, scratch))
+                    _require_planned_code(node)
+                    _finish(node, part)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
+            return True
+    except OSError as error:
+        raise PrecfmError(_disk_trouble(node, error)) from error
+    except SafetensorError as error:  # its own error for a full disk, too
+        if "os error" not in str(error):
+            raise
+        raise PrecfmError(_disk_trouble(node, error)) from error
+
+
+def _disk_trouble(node: Node, error: Exception) -> str:
+    file, what = getattr(error, "filename", None), getattr(error, "strerror", None)
+    return (
+        f"{file or node.folder}: {what or error}; free space and write permission are needed; "
+        "what was already made is kept"
+    )
+
+
+def adopt(node: Node) -> bool:
+    """Take an equal artifact from the attic (moved) or from another experiment (copied) if there is one.
+
+    What is damaged is told and left where it lies. The caller holds the artifact's lock.
+
+    Returns:
+        Whether the artifact is now in place.
+    """
+    places = (RESULTS / ".attic", *sorted(path for path in RESULTS.glob("[!.]*") if path.is_dir()))
+    for place in places:
+        for folder in sorted((place / node.kind).glob(f"*-{node.key}")):
+            if folder == node.folder or not (folder / RECORD).is_file():
+                continue
+            try:
+                Artifact.open(folder).verified()
+                _put(folder if place.name == ".attic" else _copied(node, folder), node.folder)
+                return True
+            except (PrecfmError, shutil.Error) as error:
+                print(f"{folder}: not used ({error})", file=sys.stderr)
+    return False
+
+
+def _copied(node: Node, folder: Path) -> Path:
+    """A verified copy of another experiment's artifact, which DVC may be moving at this moment."""
+    place = RESULTS / ".work" / "parts"
+    copy = place / f"{node.kind}-{node.key}.copy-{socket.gethostname()}-{os.getpid()}"
+    shutil.rmtree(copy, ignore_errors=True)
+    try:
+        shutil.copytree(folder, copy)
+        return Artifact.open(copy).verified()
+    except BaseException:
+        shutil.rmtree(copy, ignore_errors=True)
+        raise
+
+
+def _put(source: Path, target: Path) -> None:
+    """Move a finished folder into place with one rename; what lies there without a record is rubbish."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():  # Snakemake's empty folder, or the remains of an incomplete pull
+        shutil.rmtree(target)
+    source.rename(target)
+
+
+def _finish(node: Node, part: Path) -> None:
+    """Write the record, once all else is on the disk, and move the folder into place."""
+    files = {
+        str(path.relative_to(part)): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(part.rglob("*"))
+        if path.is_file()
+    }
+    for file in files:
+        _sync(part / file)
+    record = {
+        "kind": node.kind,
+        "key": node.key,
+        "params": node.params,
+        "parents": {role: [without_label(parent) for parent in ids] for role, ids in node.parents.items()},
+        "fingerprint": node.fingerprint,
+        "files": files,
+        "made_on": made_on(node),
+    }
+    record["checksum"] = record_checksum(record)
+    (part / RECORD).write_text(canonical(record), encoding="utf-8")
+    _sync(part / RECORD)
+    _put(part, node.folder)
+
+
+def _sync(file: Path) -> None:
+    """Wait until a file's bytes are on the disk; some file systems tell only now that they are not."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+
+
+def made_on(node: Node) -> dict[str, Any]:
+    """What of the machine may change an artifact's bytes; constant on one machine."""
+    place: dict[str, Any] = {"python": platform.python_version()}
+    if node.kind in WITHOUT_TORCH:
+        return place
+    import torch
+
+    return place | {
+        "device": torch.cuda.get_device_name() if _on_gpu(node) else "cpu",
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _on_gpu(node: Node) -> bool:
+    return node.device == "cuda" and node.kind in ON_DEVICE
+
+
+def _require_planned_code(node: Node) -> None:
+    """An artifact never carries the fingerprint of other code than that which made it."""
+    if not node.script:
+        return
+    _read_again(_code_state())
+    try:
+        found = code.fingerprint(SCRIPTS / node.script, node.targets)
+    except SyntaxError:  # somebody is writing it
+        found = ""
+    if found != node.fingerprint:
+        raise PrecfmError(
+            "the code that makes it was changed after the plan was made; run the same command again"
+        )
+
+
+def _code_state() -> tuple[tuple[str, int, int], ...]:
+    """Which files of code there are, when each was written and how long it is."""
+    files = [file for folder in (code.PACKAGE, SCRIPTS) for file in sorted(folder.rglob("*.py"))]
+    states = [(str(file), file.stat()) for file in (*files, code.EQUIVALENCES) if file.is_file()]
+    return tuple((name, state.st_mtime_ns, state.st_size) for name, state in states)
+
+
+@lru_cache(maxsize=1)
+def _read_again(_: tuple[tuple[str, int, int], ...]) -> None:
+    """Forget fingerprints, once for each state of the code: a plan may have computed them before it changed."""
+    for cached in (code.fingerprint, code.equivalences, code.imports, code.module_file, code.syntax_hash):
+        cached.cache_clear()
+
+
+def _require_device(node: Node) -> None:
+    if _on_gpu(node):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise PrecfmError(
+                "device: 'cuda', but torch finds no GPU here; a GPU, or `device: cpu`, is needed"
+            )

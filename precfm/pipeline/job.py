@@ -1,0 +1,76 @@
+"""What a script of workflow_scripts/ sees of the artifact that it makes."""
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from precfm.pipeline.artifact import Artifact
+from precfm.pipeline.fingerprints import SCRIPTS
+from precfm.pipeline.node import RESULTS, Node
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a script sees of the artifact that it makes.
+
+    Attributes:
+        node: the artifact as planned.
+        folder: where to write the payload.
+        scratch: where to keep what a killed run needs to go on; emptied when the artifact is finished.
+    """
+
+    node: Node
+    folder: Path
+    scratch: Path
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """The parameters of the artifact."""
+        return self.node.params
+
+    def parents(self, role: str) -> list[Artifact]:
+        """The artifacts that stand in a role; none where the plan gives none."""
+        base = RESULTS / self.node.experiment
+        return [Artifact.open(base / parent) for parent in self.node.parents.get(role, ())]
+
+    def parent(self, role: str) -> Artifact:
+        """The one artifact that stands in a role."""
+        (artifact,) = self.parents(role)
+        return artifact
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write plain data as JSON; NaN and infinity are refused."""
+        (self.folder / name).write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+    def write_frame(self, name: str, frame: "pd.DataFrame") -> None:
+        """Write a data frame as CSV; floats keep all their digits."""
+        frame.to_csv(self.folder / name, index=False, lineterminator="\n")
+
+    def write_tensors(self, name: str, tensors: Mapping[str, "Tensor"]) -> None:
+        """Write tensors as one safetensors file."""
+        from safetensors.torch import save_file
+
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, self.folder / name
+        )
+
+
+Make = Callable[[Job], None]
+
+
+def script_of(node: Node) -> Make:
+    """The function that makes an artifact, from its script."""
+    spec = importlib.util.spec_from_file_location("precfm_script", SCRIPTS / node.script)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    make: Make = script.make
+    return make

@@ -1,0 +1,89 @@
+"""A node of the plan: one artifact as the experiment wants it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path("results")
+
+
+RECORD = "artifact.json"
+
+
+# Kinds whose jobs compute on the configured device; all others use the processor, and reports no torch at all.
+ON_DEVICE = frozenset(
+    {
+        "classifiers",
+        "encoders",
+        "latents",
+        "features",
+        "preconditioners",
+        "recipes",
+        "flows",
+        "samples",
+        "evaluations",
+    }
+)
+
+
+WITHOUT_TORCH = frozenset({"frames", "table_files", "figure_files", "verdicts"})
+
+
+@dataclass(frozen=True)
+class Node:
+    """One artifact as the plan wants it.
+
+    Attributes:
+        kind: which sort of artifact, such as `flows`.
+        label: a readable name; not part of the key.
+        key: short hash of everything that decides the artifact's content.
+        params: all parameters, as plain data.
+        parents: for each role, the ids `kind/label-key` of the artifacts that are read.
+        fingerprint: of the code that makes it.
+        experiment: the experiment whose folder holds it.
+        device: where it is made, `cpu` or `cuda`; not part of the key.
+        script: the file in workflow_scripts/ that makes it.
+        targets: import strings of what the script loads from the registry.
+    """
+
+    kind: str
+    label: str
+    key: str
+    params: Mapping[str, Any]
+    parents: Mapping[str, tuple[str, ...]]
+    fingerprint: str
+    experiment: str
+    device: str = "cpu"
+    script: str = ""
+    targets: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Node":
+        """The inverse of `to_json`."""
+        parents = {role: tuple(ids) for role, ids in data["parents"].items()}
+        return cls(**{**data, "parents": parents, "targets": tuple(data["targets"])})
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return f"{self.label}-{self.key}"
+
+    @property
+    def id(self) -> str:
+        """Kind and folder name."""
+        return f"{self.kind}/{self.name}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the artifact lives."""
+        return RESULTS / self.experiment / self.id
+
+    @property
+    def exists(self) -> bool:
+        """Whether the artifact is complete."""
+        return (self.folder / RECORD).is_file()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for a job in another process."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
