@@ -1,0 +1,102 @@
+"""Which frames a table, a figure or a claim's statistics are made of: declared beside the function, and all it gets."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, TypeVar
+
+from precfm.core.errors import PrecfmError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def reads(*needed: str, optional: tuple[str, ...] = ()) -> Callable[[Function], Function]:
+    """Declare the frames that a function reads, as its attribute `reads`; nothing else is handed to it.
+
+    Lineage rests on it: a number of a table comes from the artifacts behind these frames and from no others.
+
+    Args:
+        needed: names of `precfm.report.frames.FRAMES`, or `<experiment>.<table>` for a table of a controlled
+            experiment; without them the function has nothing to show.
+        optional: frames that are read where an experiment has them.
+
+    Example:
+        >>> @reads("budgets", optional=("records",))
+        ... def build(frames): ...
+        >>> build.reads, build.needs
+        (('budgets', 'records'), ('budgets',))
+    """
+
+    def declare(function: Function) -> Function:
+        vars(function).update(reads=(*needed, *optional), needs=needed)
+        return function
+
+    return declare
+
+
+def declared(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of the frames that a function reads.
+
+    Raises:
+        PrecfmError: it does not say.
+    """
+    found = getattr(function, "reads", None)
+    if found is None:
+        name = f"{function.__module__}:{function.__qualname__}"
+        raise PrecfmError(
+            f"{name} does not say which frames it reads; decorate it with precfm.report.reads.reads"
+        )
+    names: tuple[str, ...] = found
+    return names
+
+
+class Declared(Mapping[str, Any]):
+    """The declared ones of an experiment's frames; asking for any other is an error, not an absent frame."""
+
+    def __init__(self, frames: Mapping[str, Any], names: Collection[str]) -> None:
+        """Keep the frames of these names.
+
+        Args:
+            frames: all frames of an experiment by name; those that it cannot give are absent.
+            names: what is declared.
+        """
+        self._names = frozenset(names)
+        self._frames = {name: frame for name, frame in frames.items() if name in self._names}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            known = ", ".join(sorted(self._names)) or "none"
+            raise PrecfmError(f"the frame '{name}' is read but not declared; declared are {known}")
+        return self._frames[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._frames)
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+
+def handed(function: Callable[..., Any], frames: Mapping[str, Any]) -> Declared:
+    """Those of an experiment's frames that a function declares: what it is to be called with."""
+    return Declared(frames, declared(function))
+
+
+def wanted(functions: Mapping[str, Callable[..., Any]], available: Collection[str]) -> list[str]:
+    """The tables or figures that an experiment can fill: all frames that they need can exist there.
+
+    Args:
+        functions: by registered name.
+        available: from `precfm.report.frames.available`: names of frames, and `<experiment>.*` for all tables of a
+            controlled experiment.
+
+    Returns:
+        Names, sorted.
+
+    Raises:
+        PrecfmError: a function does not say what it reads.
+    """
+    found = []
+    for name, function in functions.items():
+        declared(function)
+        needed: tuple[str, ...] = function.needs  # type: ignore[attr-defined]
+        if all(frame in available or f"{frame.partition('.')[0]}.*" in available for frame in needed):
+            found.append(name)
+    return sorted(found)
