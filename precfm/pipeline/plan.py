@@ -218,7 +218,7 @@ class _Builder:
         """One dataset in the latent space of one encoder."""
         label = f"{dataset}-{space}"
         spec = self.experiment.encoders[space]
-        trained = {name: getattr(spec, name) for name in ("model", "beta", "training", "seed")}
+        trained = {name: getattr(spec, name) for name in ("model", "training", "seed")}
         encoder = self.plan.add("encoders", label, trained, {"data": data}, [spec.model.target])
         encoded = {"encode": spec.encode, "seed": spec.seed}
         latents = self.plan.add("latents", label, encoded, {"data": data, "encoder": encoder})

@@ -1,30 +1,30 @@
 """The schema of an experiment: strict, and with one clear sentence for what is wrong.
 
-Options of registered classes are checked against the classes' own signatures, without importing them, so a whole
-configuration is judged before the first job starts. `precfm.pipeline.experiments` reads the files.
+Options of registered classes are judged by the classes' own signatures, and where the data fill nothing in, an object
+is made once, so that rules across options speak before the first job, too. `precfm.pipeline.experiments` reads the
+files.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, Field, PlainValidator, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, PlainValidator, ValidationError, model_validator
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Neutral, Strict, check_ranges, options_of, refuse
-from precfm.core.registry import import_string
+from precfm.core.options import Count, Neutral, NotNegative, Strict, complaint, options_of, validated
+from precfm.core.registry import import_string, load
+from precfm.training.options import TrainingOptions
 
-TRAINING = "precfm.training.trainer:TrainingOptions"
-NESTED = ("stages", "candidates")  # options that hold components of the same room
+NESTED = ("stages", "candidates")  # options that hold components of the same group
 PLAIN = "plain"  # the setting that has no name in labels: the one setting of a file that lists none
-Model = TypeVar("Model", bound=BaseModel)
 Location: TypeAlias = tuple[str, ...]  # of a field, from the outside in
-# Arguments that the pipeline fills in from the data or the plan, by the registry's room: never configured.
+# Arguments that the pipeline fills in from the data or the plan, by the registry's group: never configured.
 FILLED_IN = {
     "models": frozenset({"dim", "num_classes"}),
+    "wrappers": frozenset({"network", "dim", "num_classes", "path"}),
     "encoders": frozenset({"channels", "image_size"}),
     "extractors": frozenset({"channels", "image_size", "num_classes"}),
     "theory": frozenset({"seed"}),
@@ -36,95 +36,75 @@ class Component:
     """A registered class together with its options.
 
     Attributes:
-        room: the registry's room, such as `preconditioners`.
+        group: the registry's group, such as `preconditioners`.
         name: the registered name.
         options: the validated options, defaults included.
     """
 
-    room: str
+    group: str
     name: str
     options: Strict
 
     @property
-    def target(self) -> str:
-        """Import string of the class."""
-        return import_string(self.room, self.name)
+    def targets(self) -> list[str]:
+        """Import strings of the class, and of the components inside its options."""
+        inside = [entry for option in NESTED for entry in getattr(self.options, option, None) or ()]
+        own = import_string(self.group, self.name)
+        return [own, *(target for entry in inside for target in component(self.group, entry).targets)]
 
-    @property
-    def module(self) -> str:
-        """The module that holds the class."""
-        return self.target.split(":")[0]
+    def constant(self, name: str) -> Any:
+        """An attribute of the class; False if it has none of that name."""
+        return getattr(load(self.group, self.name), name, False)
 
 
-def _component(room: str, value: Any) -> Component:
+def component(group: str, value: Any) -> Component:
+    """A component from its `name` and options, as a configuration gives them.
+
+    Raises:
+        PrecfmError: the name or an option does not exist, or an option is not what the class takes.
+    """
     if isinstance(value, Component):
         return value
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        raise PrecfmError(f"got {value!r}; a mapping with a 'name' from the registry's {room} is needed")
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise PrecfmError(f"got {value!r}; a mapping with a 'name' from the registry's {group} is needed")
     options = {key: item for key, item in value.items() if key != "name"}
-    schema = options_of(import_string(room, value["name"]), FILLED_IN.get(room, frozenset()))
+    target, filled_in = load(group, value["name"]), FILLED_IN.get(group, frozenset())
+    schema = options_of(target, filled_in)
     for field in set(NESTED) & set(schema.model_fields):
-        stages = options.get(field, schema.model_fields[field].default)
-        if isinstance(stages, list | tuple):
-            options[field] = [plain(_nested(room, field, i, stage)) for i, stage in enumerate(stages)]
+        entries = options.get(field, schema.model_fields[field].default)
+        if isinstance(entries, list | tuple):
+            options[field] = [plain(_nested(group, field, i, entry)) for i, entry in enumerate(entries)]
     judged = validated(schema, options)
-    fields = schema.model_fields
-    refuse(
-        {name: field.metadata for name, field in fields.items()},
-        {name: getattr(judged, name) for name in fields},
-    )
-    return Component(room, value["name"], judged)
+    if not filled_in:  # its rules across options
+        target(**{name: getattr(judged, name) for name in schema.model_fields})
+    return Component(group, value["name"], judged)
 
 
-def _nested(room: str, field: str, index: int, value: Any) -> Component:
+def _nested(group: str, field: str, index: int, value: Any) -> Component:
     try:
-        return _component(room, value)
+        return component(group, value)
     except PrecfmError as error:
         raise PrecfmError(f"{field}.{index}: {error}") from None
 
 
-def _training(value: Any) -> Strict:
-    if isinstance(value, Strict):
-        return value
-    options = validated(options_of(TRAINING), value)
-    try:
-        judged = check_ranges(TRAINING, options)
-    except PrecfmError as error:
-        raise PrecfmError(str(error).removeprefix("training: ")) from None
-    if judged.validate_every:
+def _without_validation(options: TrainingOptions) -> TrainingOptions:
+    if options.validate_every:
         raise PrecfmError(
-            f"validate_every is {judged.validate_every}; it must be 0: only preconditioners train with validation"
+            f"validate_every: got {options.validate_every}; 0 is needed, since only preconditioners train with "
+            "validation"
         )
     return options
 
 
-def validated(schema: type[Model], value: Any) -> Model:
-    """Plain data as a schema object; judged as JSON, which takes a list for a tuple and is strict otherwise.
-
-    Raises:
-        PrecfmError: something is wrong; the sentence names the field, the value and the remedy.
-    """
-    try:
-        return schema.model_validate_json(json.dumps(value, allow_nan=False))
-    except ValidationError as error:
-        raise PrecfmError(_sentence(error)) from None
-    except (TypeError, ValueError) as error:
-        raise PrecfmError(f"got {value!r}, which is no plain data ({error})") from None
-
-
-def _sentence(error: ValidationError) -> str:
-    """The first mistake in words: field, value, and what would be right; of the others the fields.
+def in_words(error: ValidationError) -> str:
+    """The first mistake of an experiment: field, value, and what would be right; of the others the fields.
 
     What a file says once for all settings or methods is one mistake, although every one of them inherits it.
     """
     mistakes: dict[tuple[Location, str], list[Location]] = {}
-    for each in error.errors():
+    for each in error.errors(include_url=False):
         place = tuple(str(part) for part in each["loc"])
-        what = each["msg"].removeprefix("Value error, ")
-        if each["type"] == "extra_forbidden":
-            what = "no such field; remove it or correct its spelling"
-        shown = "" if each["type"] in ("missing", "value_error") else f" (got {each['input']!r})"
-        mistakes.setdefault((_inherited(place), what + shown), []).append(place)
+        mistakes.setdefault((_inherited(place), complaint(each)), []).append(place)
     (_, what), *_ = mistakes
     fields = [_field(inherited, places) for (inherited, _), places in mistakes.items()]
     more = f" (and {len(fields) - 1} more: {', '.join(fields[1:])})" if fields[1:] else ""
@@ -147,18 +127,18 @@ def _field(inherited: Location, places: list[Location]) -> str:
     return ".".join(inherited).removeprefix(f"settings.{PLAIN}.") or "the whole file"
 
 
-Training = Annotated[Any, PlainValidator(_training)]
-Positive = Annotated[int, Field(gt=0)]
+Training = Annotated[TrainingOptions, AfterValidator(_without_validation)]
 Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
+Preconditioner = Annotated[Component, PlainValidator(partial(component, "preconditioners"))]
 
 
 class Dataset(Strict):
     """Where the images come from, and how many go into each split."""
 
-    source: Annotated[Component, PlainValidator(partial(_component, "datasets"))]
-    train: Positive
-    validation: Positive
-    heldout: Positive
+    source: Annotated[Component, PlainValidator(partial(component, "datasets"))]
+    train: Count
+    validation: Count
+    heldout: Count
     seed: int = 0
 
     @property
@@ -168,29 +148,29 @@ class Dataset(Strict):
 
 
 class Encoder(Strict):
-    """The map from images to latents; trained once, the same for all methods and seeds."""
+    """The map from images to latents; fitted once, the same for all methods and seeds."""
 
-    model: Annotated[Component, PlainValidator(partial(_component, "encoders"))]
-    beta: Annotated[float, Field(ge=0)] = 1e-3
+    model: Annotated[Component, PlainValidator(partial(component, "encoders"))]
     encode: Literal["mean", "sample"] = "mean"
-    training: Training
+    training: Training | None = None  # an encoder that is not trained refuses it
     seed: int = 0
 
 
 class Classifiers(Strict):
     """The frozen judges: one independently trained feature extractor per seed."""
 
-    model: Annotated[Component, PlainValidator(partial(_component, "extractors"))]
+    model: Annotated[Component, PlainValidator(partial(component, "extractors"))]
     training: Training
     seeds: Seeds
 
 
 class Flow(Strict):
-    """The main velocity field and how it is trained."""
+    """The main velocity field and how it is trained; wrappers go around the model, one after the other."""
 
-    model: Annotated[Component, PlainValidator(partial(_component, "models"))]
-    path: Annotated[Component, PlainValidator(partial(_component, "paths"))]
-    objective: Annotated[Component, PlainValidator(partial(_component, "objectives"))] = Field(
+    model: Annotated[Component, PlainValidator(partial(component, "models"))]
+    wrappers: tuple[Annotated[Component, PlainValidator(partial(component, "wrappers"))], ...] = ()
+    path: Annotated[Component, PlainValidator(partial(component, "paths"))]
+    objective: Annotated[Component, PlainValidator(partial(component, "objectives"))] = Field(
         default={"name": "flow_matching"}, validate_default=True
     )
     training: Training
@@ -198,9 +178,14 @@ class Flow(Strict):
     @property
     def is_plain(self) -> bool:
         """Plain flow matching by a plain network and optimizer: all that the tangent kernel foretells."""
-        usual = _component("objectives", {"name": "flow_matching"})
-        own = hasattr(self.model.options, "skip") or self.training.optimizer == "muon"
-        return bool(self.objective == usual) and not own
+        usual = component("objectives", {"name": "flow_matching"})
+        return self.objective == usual and not self.wrappers and self.training.optimizer != "muon"
+
+    @property
+    def targets(self) -> list[str]:
+        """Import strings of all that it is made of."""
+        parts = (self.model, *self.wrappers, self.path, self.objective)
+        return [target for part in parts for target in part.targets]
 
     @model_validator(mode="after")
     def _consistent(self) -> "Flow":
@@ -210,16 +195,10 @@ class Flow(Strict):
                 f"training.checkpoints: got {list(checkpoints)}; the last must be training.steps, {steps}, where the "
                 "final numbers come from (so a file that extends another and changes steps gives checkpoints too)"
             )
-        if self.objective.name == "denoising_score" and hasattr(self.model.options, "skip"):
+        if self.objective.name == "denoising_score" and self.wrappers:
             raise PrecfmError(
-                f"objective: got 'denoising_score' with the model '{self.model.name}', whose skip is a velocity; "
-                "'flow_matching', or another model, is needed"
-            )
-        assumed = getattr(self.model.options, "path", self.path.name)
-        if assumed != self.path.name:
-            raise PrecfmError(
-                f"model.path: got '{assumed}'; it must be the flow's path, '{self.path.name}', whose statistics the "
-                "model uses"
+                f"objective: got 'denoising_score' with the wrapper '{self.wrappers[0].name}', which makes a velocity; "
+                "'flow_matching', or no wrapper, is needed"
             )
         return self
 
@@ -227,23 +206,23 @@ class Flow(Strict):
 class Method(Strict):
     """A preconditioner and the flow that is trained behind it."""
 
-    preconditioner: Annotated[Component, PlainValidator(partial(_component, "preconditioners"))]
+    preconditioner: Preconditioner
     flow: Flow
 
 
 class Sampling(Strict):
     """How samples are drawn: the same labels and noise for every method."""
 
-    n: Positive
+    n: Count
     solver: Literal["euler", "midpoint", "rk4", "dopri5"] = "midpoint"
-    steps: Positive = 50
+    steps: Count = 50
     seed: int = 0
 
 
 class Evaluation(Strict):
     """What is measured on the samples, against the held-out split."""
 
-    neighbours: Positive = 3
+    neighbours: Count = 3
     precision_recall: Literal["last", "all"] = "last"
     seed: int = 0
 
@@ -263,8 +242,8 @@ class Search(Strict):
         "constant",
         "cosine",
     )
-    steps: Positive = 1000
-    n: Positive = 500
+    steps: Count = 1000
+    n: Count = 500
     seed: int = 1000
 
 
@@ -297,7 +276,7 @@ class Setting(Strict):
 class Theory(Strict):
     """One controlled experiment with closed forms, repeated over seeds."""
 
-    run: Annotated[Component, PlainValidator(partial(_component, "theory"))]
+    run: Annotated[Component, PlainValidator(partial(component, "theory"))]
     seeds: Seeds
 
 
@@ -307,18 +286,16 @@ class Experiment(Strict):
     name: str
     description: str
     device: Literal["cpu", "cuda"] = "cpu"
-    threads: Positive = 1
+    threads: Count = 1
     datasets: dict[str, Dataset] = Field(default_factory=dict)
     encoders: dict[str, Encoder] = Field(default_factory=dict)
     classifiers: Classifiers | None = None
     settings: dict[str, Setting] = Field(default_factory=dict)
     search: Search = Search()
-    baseline: Annotated[Component, PlainValidator(partial(_component, "preconditioners"))] = Field(
+    baseline: Preconditioner = Field(
         default={"name": "scalar"}, validate_default=True
     )
-    predict: tuple[
-        str, ...
-    ] = ()  # settings whose flows the tangent kernel foretells, where it can: see `Flow`
+    predict: tuple[str, ...] = ()  # settings whose flows the tangent kernel foretells, where it can
     evaluation: Evaluation = Evaluation()
     theory: dict[str, Theory] = Field(default_factory=dict)
 
