@@ -1,151 +1,439 @@
-"""The main flow from its specification: matched and tuned if asked, built, bound to its data, ready to train."""
+"""Precondition-then-match as one class: map the data, train a flow there, sample there, map back."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from precfm.core.errors import PrecfmError
-from precfm.core.registry import build
-from precfm.core.serialization import new_network
-from precfm.flows.objectives import DenoisingScore, FlowMatching
+from precfm.core.options import options_in, validated
+from precfm.core.registry import build, load, name_of
+from precfm.core.seeds import derived_seed, seeded_module
+from precfm.flows.compute import flops_per_step, num_parameters
+from precfm.flows.likelihood import log_likelihood
+from precfm.flows.models.base import VelocityNetwork, Wrapper
+from precfm.flows.objectives import VelocityObjective
 from precfm.flows.paths import ProbabilityPath
-from precfm.flows.sampling import Solver, integrate
+from precfm.flows.sampling import Solver, evaluation_labels, evaluation_noise, integrate
+from precfm.flows.settings import FlowSettings, Spec
 from precfm.preconditioners.base import Preconditioner
 from precfm.preconditioners.jacobian import inverse_jacobian
-from precfm.training.trainer import TrainingOptions
+from precfm.preconditioners.saving import load as load_preconditioner
+from precfm.preconditioners.saving import save as save_preconditioner
+from precfm.training.options import TrainingOptions
+from precfm.training.state import TrainingResult
+from precfm.training.trainer import train
 
-Spec = Mapping[str, Any]
+DESCRIPTION, WEIGHTS, MAP = "flow.json", "network.safetensors", "preconditioner"
+DEFAULT_TRAINING = TrainingOptions(learning_rate=2e-3, schedule="cosine")
 
 
-@dataclass(frozen=True)
-class BoundFlow:
-    """A velocity network with fresh weights, and all that its training needs.
+class PreconditionedFlow:
+    """A flow that is trained and sampled behind an invertible map of the data.
+
+    With the map P: z1 = P(x1) is what the velocity network is trained on; a sample is P^-1 of where the network's ODE
+    carries noise. A component is given as the name of a registered class (`"whitening"`), as a name with options
+    (`{"name": "whitening", "exponent": 0.25}`), or as an object.
+
+    Args:
+        preconditioner: the map P. One that is fitted already is left as it is. The default, whitening, makes all
+            directions of the data equally easy for gradient training; `"none"` is plain flow matching.
+        model: the velocity network v(z_t, t, y).
+        wrappers: around the network, the innermost first, as names or with options (`"gaussian_skip"`).
+        path: from noise to data.
+        objective: what the network is trained for.
+        training: how; the default is Adam with a moving average and a cosine schedule from 2e-3 over 5,000 steps.
 
     Attributes:
-        model: the network, on the device of the data.
-        description: how to build it again, for `save_network`.
-        objective: the objective, prepared for the data.
+        preconditioner: the map.
+        settings: how the flow is built and trained.
+        network: the velocity network with its wrappers; after `fit`, in evaluation mode.
+        objective: the objective.
         path: the probability path.
-        training: how to train.
-        data: what to train on, in the flow's space: z1 (n, dim) and labels (n,).
-    """
-
-    model: nn.Module
-    description: dict[str, Any]
-    objective: FlowMatching | DenoisingScore
-    path: ProbabilityPath
-    training: TrainingOptions
-    data: tuple[Tensor, Tensor]
-
-
-def bind(
-    spec: Spec,
-    preconditioner: Preconditioner,
-    x1: Tensor,
-    labels: Tensor,
-    seed: int,
-    decoder_metric: Tensor | None = None,
-) -> BoundFlow:
-    """Build what a specification asks for, for given data.
-
-    Args:
-        spec: `model`, `path`, `objective`, `training`, as a configuration gives them.
-        preconditioner: fitted map into the flow's space, on the device of the data.
-        x1: training data, shape (n, dim).
-        labels: classes, shape (n,).
-        seed: seed of the initial weights.
-        decoder_metric: the decoder's mean pull-back metric in the space of `x1`, shape (dim, dim), where the
-            objective measures errors in it.
-    """
-    z1 = preconditioner.forward(x1, labels)
-    filled_in = {"dim": z1.shape[1], "num_classes": int(labels.max()) + 1}
-    model, description = new_network("models", spec["model"], seed, **filled_in)
-    model.to(z1.device)
-    fit_statistics = getattr(model, "fit_statistics", None)  # of networks that know the data's moments
-    if callable(fit_statistics):
-        fit_statistics(z1, labels)
-    path, objective = build("paths", spec["path"]), build("objectives", spec["objective"])
-    geometry = {}
-    if spec["objective"].get("metric") in ("latent", "decoder"):
-        geometry = {
-            "inverse_jacobian": inverse_jacobian(preconditioner, z1.shape[1], labels),
-            "decoder_metric": decoder_metric,
-        }
-    objective.prepare(path, z1, labels, **geometry)
-    training = TrainingOptions(**spec["training"])
-    return BoundFlow(model, description, objective, path, training, (z1, labels))
-
-
-def matched(spec: Spec, budget: Mapping[str, Any], match: str) -> dict[str, Any]:
-    """The specification of a baseline that matches another flow and its preconditioner together.
-
-    Args:
-        spec: the flow to be matched.
-        budget: what `flow.py`'s budget artifact holds: `matched_width` and `matched_steps`.
-        match: `P`: as many parameters, by width; `F`: as many training FLOPs, by steps, with the checkpoints
-            where they were but for the last.
-    """
-    if match == "P":
-        return {**spec, "model": {**spec["model"], "width": budget["matched_width"]}}
-    steps = budget["matched_steps"]
-    checkpoints = [*spec["training"]["checkpoints"][:-1], steps]
-    return {**spec, "training": {**spec["training"], "steps": steps, "checkpoints": checkpoints}}
-
-
-def width_of(spec: Spec) -> int:
-    """The width of the specification's network.
+        data: z1, and labels if there are any: what the network is trained on; only after `prepare` or `fit`.
 
     Raises:
-        PrecfmError: the model has no option `width`.
+        PrecfmError: a name is unknown, or an option is wrong.
+
+    References:
+        Preconditioned (Score and) Flow Matching (Ahamed et al., 2026), https://arxiv.org/abs/2603.02337
+
+    Example:
+        >>> x1 = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 0, 4)
+        >>> flow = PreconditionedFlow(training=TrainingOptions(steps=20, batch_size=32)).fit(x1)
+        >>> flow.sample(3).shape, flow.log_prob(x1[:2]).shape
+        (torch.Size([3, 4]), torch.Size([2]))
     """
-    width = spec["model"].get("width")
-    if width is None:
-        raise PrecfmError(
-            f"model '{spec['model']['name']}' has no option 'width'; set settings.<name>.matched to [] to do "
-            "without baselines of matched parameters"
+
+    preconditioner: Preconditioner
+    network: VelocityNetwork
+    data: tuple[Tensor, ...]
+
+    def __init__(
+        self,
+        preconditioner: str | Spec | Preconditioner = "whitening",
+        *,
+        model: str | Spec | VelocityNetwork = "mlp",
+        wrappers: Sequence[str | Spec] = (),
+        path: str | Spec | ProbabilityPath = "linear",
+        objective: str | Spec | VelocityObjective = "flow_matching",
+        training: TrainingOptions = DEFAULT_TRAINING,
+    ) -> None:
+        self.preconditioner = _component("preconditioners", preconditioner, Preconditioner)
+        self.path = _component("paths", path, ProbabilityPath)
+        self.objective = _component("objectives", objective, VelocityObjective)
+        self._given = model if isinstance(model, VelocityNetwork) else None
+        self.settings = FlowSettings(
+            model=_spec("models", model),
+            wrappers=tuple(_spec("wrappers", wrapper) for wrapper in wrappers),
+            path=_spec("paths", path),
+            objective=_spec("objectives", objective),
+            training=training,
         )
-    return int(width)
+        self._label_counts: list[int] = []  # of the training data, by class
+        self._shape: tuple[int, ...] = ()  # of one datum in the flow's space
+
+    @classmethod
+    def from_settings(cls, settings: FlowSettings, preconditioner: Preconditioner) -> Self:
+        """A flow as its settings say, behind a preconditioner."""
+        return cls(
+            preconditioner,
+            model=settings.model,
+            wrappers=settings.wrappers,
+            path=settings.path,
+            objective=settings.objective,
+            training=settings.training,
+        )
+
+    def fit(
+        self,
+        x1: Tensor,
+        labels: Tensor | None = None,
+        *,
+        seed: int = 0,
+        validation: tuple[Tensor, Tensor | None] | None = None,
+        decoder_metric: Tensor | None = None,
+        scratch: str | Path | None = None,
+        on_checkpoint: Callable[[int, nn.Module], None] | None = None,
+    ) -> Self:
+        """Fit the preconditioner, unless it is fitted, and train the flow behind it.
+
+        Args:
+            x1: data, shape (n, *dim).
+            labels: classes from 0, int64, shape (n,), or None.
+            seed: seed of everything random.
+            validation: data and labels by which a learned preconditioner stops early; see `Preconditioner.fit`.
+            decoder_metric: the decoder's pull-back metric in the space of `x1`, shape (dim, dim), where the objective
+                needs it.
+            scratch: folder for saves; a killed fit, run again, goes on from there and ends in the same bytes.
+            on_checkpoint: gets the step and the network at each of `training.checkpoints`.
+
+        Returns:
+            The flow itself.
+
+        Raises:
+            PrecfmError: data, labels and components do not fit together.
+            DivergenceError: the training diverged.
+        """
+        folder = None if scratch is None else Path(scratch)
+        if not self.preconditioner.fitted:
+            self.preconditioner.fit(
+                x1,
+                labels,
+                validation=validation,
+                seed=derived_seed(seed, "preconditioner"),
+                scratch=None if folder is None else folder / "preconditioner",
+            )
+        self.prepare(x1, labels, seed=seed, decoder_metric=decoder_metric)
+        self.train(seed=seed, scratch=folder, on_checkpoint=on_checkpoint)
+        return self
+
+    def prepare(
+        self,
+        x1: Tensor,
+        labels: Tensor | None = None,
+        *,
+        seed: int = 0,
+        decoder_metric: Tensor | None = None,
+    ) -> Self:
+        """Map the data, build the network with fresh weights, fit its wrappers, and bind the objective.
+
+        What `fit` does between preconditioner and training, for those who look at an untrained flow.
+
+        Args:
+            x1: data, shape (n, *dim).
+            labels: classes from 0, int64, shape (n,), or None.
+            seed: seed of the initial weights.
+            decoder_metric: as in `fit`.
+        """
+        z1 = self.preconditioner.forward(x1, labels)
+        self._label_counts = [] if labels is None else torch.bincount(labels.cpu()).tolist()
+        self._shape = tuple(z1.shape[1:])
+        self.network = seeded_module(self._build, seed).to(z1.device)
+        self.data = (z1,) if labels is None else (z1, labels)
+        for module in reversed([*self.network.modules()]):  # the innermost first
+            if isinstance(module, Wrapper):
+                module.fit(z1, labels)
+        jacobian = None
+        if self.objective.needs_inverse_jacobian:
+            jacobian = inverse_jacobian(self.preconditioner, z1[0].numel(), labels)
+        self.objective.prepare(self.path, z1, inverse_jacobian=jacobian, decoder_metric=decoder_metric)
+        return self
+
+    def train(
+        self,
+        *,
+        seed: int = 0,
+        scratch: str | Path | None = None,
+        on_checkpoint: Callable[[int, nn.Module], None] | None = None,
+        name: str = "flow",
+    ) -> TrainingResult:
+        """Train a prepared flow; see `precfm.training.trainer.train`."""
+        return train(
+            self.network,
+            self.objective,
+            self.data,
+            self.settings.training,
+            seed=seed,
+            scratch=scratch,
+            on_checkpoint=on_checkpoint,
+            name=name,
+        )
+
+    def sample(
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        *,
+        seed: int = 0,
+        solver: Solver = "midpoint",
+        steps: int = 50,
+    ) -> Tensor:
+        """Draw samples of the data.
+
+        Args:
+            n: how many.
+            labels: classes to ask for, shape (n,); for a flow with classes None asks in the training data's
+                proportions.
+            seed: of the noise and of the order of the labels.
+            solver: of the ODE, see `precfm.flows.sampling.integrate`.
+            steps: of the solver.
+
+        Returns:
+            Samples, shape (n, *dim), float32.
+
+        Raises:
+            PrecfmError: the flow is not fitted, or the labels do not fit.
+        """
+        self._require_fitted()
+        if labels is None and self._label_counts:
+            counts = torch.tensor(self._label_counts)
+            classes = torch.arange(len(counts)).repeat_interleave(counts)
+            labels = evaluation_labels(n, classes, seed)
+        return self.transport(evaluation_noise(n, self._shape, seed), labels, solver=solver, steps=steps)
+
+    def transport(
+        self, noise: Tensor, labels: Tensor | None = None, *, solver: Solver = "midpoint", steps: int = 50
+    ) -> Tensor:
+        """Carry given noise to samples, so that several flows can share it.
+
+        Args:
+            noise: standard normal, shape (n, *dim).
+            labels: classes to ask for, shape (n,), or None.
+            solver: of the ODE.
+            steps: of the solver.
+
+        Returns:
+            Samples in data space, shape (n, *dim).
+        """
+        self._require_fitted()
+        device = next(self.network.parameters()).device
+        asked = None if labels is None else labels.to(device)
+        start = noise.to(device) * self.objective.start_scale(self.path)
+        z1 = integrate(
+            self.objective.velocity(self.network, self.path),
+            start,
+            asked,
+            solver=solver,
+            steps=steps,
+            t0=self.objective.start,
+        )
+        return self.preconditioner.inverse(z1, asked)
+
+    def log_prob(self, x: Tensor, labels: Tensor | None = None, *, steps: int = 100, seed: int = 0) -> Tensor:
+        """Log density of data: log p(x) = log p_flow(P(x)) + log |det dP/dx|.
+
+        Args:
+            x: data, shape (n, dim).
+            labels: classes, shape (n,), where the flow was fitted with labels.
+            steps: of the solver.
+            seed: of the trace's estimate above 64 dimensions.
+
+        Returns:
+            Log densities in nats, shape (n,); see `precfm.flows.likelihood.log_likelihood`.
+
+        Raises:
+            PrecfmError: the flow is not fitted, or its preconditioner has no log-determinant.
+        """
+        self._require_fitted()
+        change = self.preconditioner.log_abs_det_jacobian(x, labels)
+        return change + log_likelihood(
+            self.objective.velocity(self.network, self.path),
+            self.preconditioner.forward(x, labels),
+            labels,
+            t_noise=self.objective.start,
+            noise_scale=self.objective.start_scale(self.path),
+            steps=steps,
+            seed=seed,
+        )
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the map and, if there is one, the network."""
+        self.preconditioner.to(device)
+        if hasattr(self, "network"):
+            self.network.to(device)
+        return self
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the velocity network; the preconditioner counts its own."""
+        return num_parameters(self.network)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the results should know of the network and its wrappers."""
+        several = [module.notes for module in self.network.modules() if isinstance(module, VelocityNetwork)]
+        return [note for notes in several for note in notes]
+
+    @property
+    def flops_per_step(self) -> int:
+        """Floating point operations of one training step of a prepared flow."""
+        return flops_per_step(self.network, self.objective, self.data, self.settings.training.batch_size)
+
+    def network_of_width(self, width: int) -> VelocityNetwork:
+        """A network like this flow's, of another width, with fresh weights."""
+        return self._build(self.settings.with_width(width))
+
+    def description(self) -> dict[str, Any]:
+        """How to build the flow again without data or weights, as plain data; see `from_description`."""
+        return {
+            "settings": self.settings.model_dump(mode="json"),
+            "shape": list(self._shape),
+            "label_counts": self._label_counts,
+        }
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], preconditioner: Preconditioner) -> Self:
+        """A flow with fresh weights, as `description` says, behind a fitted preconditioner; then `load_weights`.
+
+        Raises:
+            PrecfmError: the description is damaged, or names a class that is unknown or of a package that was not
+                imported.
+        """
+        try:
+            settings = validated(FlowSettings, description["settings"])
+            groups = {"models": [settings.model], "wrappers": settings.wrappers}
+            groups |= {"paths": [settings.path], "objectives": [settings.objective]}
+            for group, specs in groups.items():
+                for spec in specs:
+                    load(group, spec["name"], imported=True)
+            flow = cls.from_settings(settings, preconditioner)
+            flow._shape = tuple(description["shape"])
+            flow._label_counts = list(description["label_counts"])
+            flow.network = flow._build()
+        except (KeyError, TypeError) as error:
+            raise PrecfmError(f"{DESCRIPTION}: damaged ({error}); save the flow again") from None
+        return flow
+
+    def load_weights(self, file: str | Path) -> Self:
+        """Give the network the weights in a safetensors file; it is then in evaluation mode and frozen."""
+        try:
+            self.network.load_state_dict(load_file(file))
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise PrecfmError(f"{file}: are no weights of this network ({error})") from None
+        self.network.eval().requires_grad_(False)
+        return self
+
+    def save(self, folder: str | Path) -> None:
+        """Write the fitted flow to a folder: its preconditioner, description and weights; no pickle.
+
+        Raises:
+            PrecfmError: the flow is not fitted.
+        """
+        self._require_fitted()
+        place = Path(folder)
+        save_preconditioner(self.preconditioner, place / MAP)
+        text = json.dumps(self.description(), indent=1, sort_keys=True)
+        (place / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        save_weights(self.network, place / WEIGHTS)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what `save` wrote, on the CPU.
+
+        Raises:
+            PrecfmError: a file is missing or damaged.
+        """
+        place = Path(folder)
+        try:
+            description = json.loads((place / DESCRIPTION).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise PrecfmError(
+                f"{place / DESCRIPTION}: cannot be read ({error}); a saved flow is needed"
+            ) from None
+        flow = cls.from_description(description, load_preconditioner(place / MAP))
+        return flow.load_weights(place / WEIGHTS)
+
+    def _build(self, settings: FlowSettings | None = None) -> VelocityNetwork:
+        """The network with its wrappers; weights from torch's global generator."""
+        chosen = settings or self.settings
+        if self._given is not None:
+            network = self._given
+        else:
+            if len(self._shape) != 1:
+                raise PrecfmError(
+                    f"x1: got rows of shape {self._shape}; the flow's networks take vectors, (dim,)"
+                )
+            filled_in = {"dim": self._shape[0], "num_classes": len(self._label_counts)}
+            network = build("models", chosen.model, **filled_in)
+        for wrapper in chosen.wrappers:
+            network = build("wrappers", wrapper, network=network, path=self.path)
+        return network
+
+    def _require_fitted(self) -> None:
+        if not hasattr(self, "network"):
+            raise PrecfmError(
+                "PreconditionedFlow: used before fit; call fit(x1, labels), or load a saved one"
+            )
 
 
-def tuned(spec: Spec, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The specification under a recipe that a search has chosen: `time`, `learning_rate`, `schedule`."""
-    return {
-        **spec,
-        "objective": {**spec["objective"], "time": recipe["time"]},
-        "training": {
-            **spec["training"],
-            "learning_rate": recipe["learning_rate"],
-            "schedule": recipe["schedule"],
-        },
-    }
+def save_weights(network: nn.Module, file: Path) -> None:
+    """Write a network's weights as safetensors."""
+    save_file({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}, file)
 
 
-def generate(
-    spec: Spec,
-    model: nn.Module,
-    preconditioner: Preconditioner,
-    noise: Tensor,
-    labels: Tensor,
-    solver: Solver,
-    steps: int,
-) -> Tensor:
-    """Samples in data space from a trained flow.
+def _component(group: Literal["preconditioners", "paths", "objectives"], value: Any, base: type[Any]) -> Any:
+    """The object that a name or a name with options stands for, or the object itself."""
+    made = build(group, _spec(group, value)) if isinstance(value, str | Mapping) else value
+    if not isinstance(made, base):
+        raise PrecfmError(
+            f"{group}: got {value!r}; a registered name, a mapping with a 'name', or a {base.__name__} is needed"
+        )
+    return made
 
-    Args:
-        spec: what the flow was trained as: its `path` and `objective`.
-        model: the trained network.
-        preconditioner: what maps back.
-        noise: standard normal, shape (n, dim), on the device of the model.
-        labels: classes to ask for, shape (n,).
-        solver: see `precfm.flows.sampling.integrate`.
-        steps: steps of the solver.
 
-    Returns:
-        Samples, shape (n, dim).
-    """
-    path, objective = build("paths", spec["path"]), build("objectives", spec["objective"])
-    field, z0 = objective.velocity(model, path), objective.start_noise(noise, path)
-    z1 = integrate(field, z0, labels, solver=solver, steps=steps, t0=objective.start)
-    return preconditioner.inverse(z1, labels)
+def _spec(group: str, value: Any) -> dict[str, Any]:
+    """A component as a name with options."""
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, Mapping):
+        if not isinstance(value.get("name"), str):
+            raise PrecfmError(f"{group}: got {dict(value)!r}; a mapping with a 'name' is needed")
+        return dict(value)
+    options = value.options if isinstance(value, nn.Module) else options_in(value)
+    return {"name": name_of(group, type(value)), **options}

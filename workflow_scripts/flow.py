@@ -2,53 +2,45 @@
 
 from torch import nn
 
-from precfm.core.serialization import save_network
-from precfm.flows.compute import flops_per_step, num_parameters
-from precfm.geometry.decoder import metric_of
+from precfm.core.options import validated
+from precfm.flows.settings import Budget, FlowSettings, Recipe
 from precfm.pipeline.job import Job
 from precfm.pipeline.snakemake_entry import run_rule
-from precfm.preconditioned_flow import bind, matched, tuned
-from precfm.preconditioners.base import load
-from precfm.training.trainer import train
+from precfm.preconditioned_flow import PreconditionedFlow, save_weights
+from precfm.preconditioners.saving import load
 
 
 def make(job: Job) -> None:
     """Train on the train split; write the weights at every checkpoint, the loss at every step, and the cost."""
-    device, seed, spec = job.node.device, job.params["seed"], dict(job.params["flow"])
+    device, seed = job.node.device, job.params["seed"]
+    settings = validated(FlowSettings, job.params["flow"])
     if job.parents("budget"):
-        spec = matched(spec, job.parent("budget").json("budget.json"), job.params["match"])
+        budget = validated(Budget, job.parent("budget").json("budget.json"))
+        settings = settings.matched(budget, job.params["match"])
     if job.parents("recipe"):
-        spec = tuned(spec, job.parent("recipe").json("recipe.json"))
+        settings = settings.tuned(validated(Recipe, job.parent("recipe").json("recipe.json")))
     split = job.parent("latents").tensors("train.safetensors")
     preconditioner = load(job.parent("preconditioner").verified()).to(device)
-    x1, labels = split["latents"].to(device), split["labels"].to(device)
-    flow = bind(spec, preconditioner, x1, labels, seed, metric_of(job.parents("decoder_metric")))
+    flow = PreconditionedFlow.from_settings(settings, preconditioner)
+    flow.prepare(
+        split["latents"].to(device),
+        split["labels"].to(device),
+        seed=seed,
+        decoder_metric=job.tensor("decoder_metric", "metric.safetensors", "metric"),
+    )
 
-    def write_checkpoint(step: int, module: nn.Module) -> None:
-        folder = job.folder / f"step-{step:06d}"
-        folder.mkdir()
-        save_network(module, flow.description, folder)
+    def write_checkpoint(step: int, network: nn.Module) -> None:
+        save_weights(network, job.folder / f"step-{step:06d}.safetensors")
 
     cost = {
-        "flow_parameters": num_parameters(flow.model),
-        "flops_per_step": flops_per_step(
-            flow.model, flow.objective.loss, flow.data, flow.training.batch_size
-        ),
-        "steps": flow.training.steps,
-        "notes": " ".join(getattr(flow.model, "notes", ())),
+        "flow_parameters": flow.num_parameters,
+        "flops_per_step": flow.flops_per_step,
+        "steps": settings.training.steps,
+        "notes": " ".join(flow.notes),
     }
-    result = train(
-        flow.model,
-        flow.objective.loss,
-        flow.data,
-        flow.training,
-        seed=seed,
-        scratch=job.scratch,
-        on_checkpoint=write_checkpoint,
-        name="flow",
-    )
+    result = flow.train(seed=seed, scratch=job.scratch, on_checkpoint=write_checkpoint)
     job.write_frame("history.csv", result.history)
-    job.write_json("flow.json", spec)
+    job.write_json("flow.json", flow.description())
     job.write_json("cost.json", cost)
 
 

@@ -2,35 +2,30 @@
 
 import pandas as pd
 
+from precfm.core.options import validated
+from precfm.flows.settings import FlowSettings
 from precfm.flows.tangent_kernel import kernel_report
-from precfm.geometry.decoder import metric_of
 from precfm.pipeline.job import Job
 from precfm.pipeline.snakemake_entry import run_rule
-from precfm.preconditioned_flow import bind
-from precfm.preconditioners.base import load
+from precfm.preconditioned_flow import PreconditionedFlow
+from precfm.preconditioners.saving import load
 
 
 def make(job: Job) -> None:
     """Predict the number of steps to an absolute residual, from the initial weights and the train split."""
     split, seed = job.parent("latents").tensors("train.safetensors"), job.params["seed"]
     preconditioner = load(job.parent("preconditioner").verified())
-    flow = bind(
-        job.params["flow"],
-        preconditioner,
-        split["latents"],
-        split["labels"],
-        seed,
-        metric_of(job.parents("decoder_metric")),
-    )
-    z1, labels = flow.data
+    settings = validated(FlowSettings, job.params["flow"])
+    flow = PreconditionedFlow.from_settings(settings, preconditioner)
+    metric = job.tensor("decoder_metric", "metric.safetensors", "metric")
+    flow.prepare(split["latents"], split["labels"], seed=seed, decoder_metric=metric)
     report = kernel_report(
-        flow.model,
+        flow.network,
         flow.path,
-        z1,
-        labels,
+        *flow.data,
         points=job.params["points"],
         threshold=job.params["threshold"] * float(split["latents"].var(0).mean()),
-        learning_rate=flow.training.learning_rate,
+        learning_rate=settings.training.learning_rate,
         seed=seed,
         inverse=preconditioner.inverse,
     )

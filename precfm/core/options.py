@@ -7,7 +7,7 @@ its base class follow, so a subclass repeats nothing.
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache, wraps
 from typing import Annotated, Any, ParamSpec, TypeVar, get_type_hints
@@ -57,8 +57,15 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-def validated(schema: type[Model], value: Any) -> Model:
+def validated(
+    schema: type[Model], value: Any, in_words: Callable[[ValidationError], str] | None = None
+) -> Model:
     """Plain data as an object of a schema; judged as JSON, which takes a list for a tuple and is strict otherwise.
+
+    Args:
+        schema: a pydantic model.
+        value: plain data.
+        in_words: makes the sentence of what pydantic found; None for `sentence`.
 
     Raises:
         PrecfmError: something is wrong; the sentence names the field, the value and what would be right.
@@ -66,7 +73,7 @@ def validated(schema: type[Model], value: Any) -> Model:
     try:
         return schema.model_validate_json(json.dumps(value, allow_nan=False))
     except ValidationError as error:
-        raise PrecfmError(sentence(error)) from None
+        raise PrecfmError((in_words or sentence)(error)) from None
     except (TypeError, ValueError) as error:
         raise PrecfmError(f"got {value!r}, which is no plain data ({error})") from None
 
@@ -122,6 +129,16 @@ def _own(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         name: argument.replace(annotation=hints.get(name, Any))
         for name, argument in inspect.signature(plain).parameters.items()
     }
+
+
+def options_in(instance: object, without: Collection[str] = ()) -> dict[str, Any]:
+    """The options with which an object was made, from attributes of the same names.
+
+    Args:
+        instance: of a class that stores each argument of its `__init__` in an attribute of the same name.
+        without: arguments that are left out.
+    """
+    return {name: getattr(instance, name) for name in parameters(type(instance)) if name not in without}
 
 
 @cache

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from precfm.core.errors import PrecfmError
 from precfm.core.seeds import generator_for
+from precfm.training.draws import Objective
 
 WIDEST = 2**20  # no search goes beyond: a network that does not grow with its width would search forever
 
@@ -42,7 +43,7 @@ def flops_of(call: Callable[[], object]) -> int:
 
 def flops_per_step(
     module: nn.Module,
-    loss_function: Callable[[nn.Module, tuple[Tensor, ...], torch.Generator], Tensor],
+    objective: Objective,
     data: tuple[Tensor, ...],
     batch_size: int,
 ) -> int:
@@ -52,16 +53,16 @@ def flops_per_step(
 
     Args:
         module: what is trained; it is left as it was.
-        loss_function: the training loss, a `precfm.training.trainer.LossFunction`.
+        objective: what is minimised.
         data: the training data, from which one mini-batch is made.
         batch_size: rows of the mini-batch.
     """
     probe = copy.deepcopy(module)
     rows = torch.arange(batch_size, device=data[0].device) % len(data[0])
-    generator = generator_for(0, "flops", device=data[0].device)
+    draws = tuple(draw.to(rows.device) for draw in objective.draw(batch_size, generator_for(0, "flops")))
 
     def step() -> None:
-        loss = loss_function(probe, tuple(tensor[rows] for tensor in data), generator)
+        loss = objective.loss(probe, tuple(tensor[rows] for tensor in data), draws)
         loss.backward()  # type: ignore[no-untyped-call]
 
     return flops_of(step)

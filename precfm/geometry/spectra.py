@@ -243,3 +243,15 @@ def require_positive(eigenvalues: Tensor) -> None:
             f"cov has the smallest eigenvalue {smallest:.3g} beside the largest {largest:.3g}, but a "
             "positive one is needed: drop constant or dependent features"
         )
+
+
+def floored_spectrum(cov: Tensor, floor: float = 1e-6) -> Spectrum:
+    """Spectrum of a covariance with no eigenvalue below `floor` times the largest.
+
+    Raises:
+        PrecfmError: no eigenvalue is positive.
+    """
+    eigenvalues, eigenvectors = eigen_spectrum(cov)
+    floored = eigenvalues.clamp(min=floor * max(float(eigenvalues[-1]), 0.0))
+    require_positive(floored)
+    return Spectrum(floored, eigenvectors)

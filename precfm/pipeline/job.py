@@ -45,6 +45,10 @@ class Job:
         (artifact,) = self.parents(role)
         return artifact
 
+    def tensor(self, role: str, file: str, name: str) -> "Tensor | None":
+        """One tensor of the artifact in a role; None where the plan gives none."""
+        return self.parent(role).tensors(file)[name] if self.parents(role) else None
+
     def write_json(self, name: str, value: Any) -> None:
         """Write plain data as JSON; NaN and infinity are refused."""
         (self.folder / name).write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")

@@ -3,22 +3,18 @@
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Count, Natural, TimeFeatures, checked
-from precfm.flows.models.mlp import MLPVelocity
-from precfm.flows.paths import LinearPath, ProbabilityPath, VariancePreservingPath, per_sample
+from precfm.core.options import checked
+from precfm.flows.models.base import VelocityNetwork, Wrapper
+from precfm.flows.paths import ProbabilityPath, per_sample
 from precfm.geometry.spectra import eigen_spectrum
 
 ROWS_PER_FEATURE = 10  # a class with fewer rows than this per feature leans on the pooled covariance
 # Smallest eigenvalue over the largest of the pooled covariance: float32 resolves a standard deviation of 1e-4
 # of the largest one to about a thousandth.
 FLOOR = 1e-8
-PATHS: dict[str, type[ProbabilityPath]] = {
-    "linear": LinearPath,
-    "variance_preserving": VariancePreservingPath,
-}
 
 
 class Coefficients(NamedTuple):
@@ -61,6 +57,7 @@ def coefficients(
         https://arxiv.org/abs/2206.00364
 
     Example:
+        >>> from precfm.flows.paths import LinearPath
         >>> half = coefficients(torch.tensor([1.0]), torch.tensor([[0.5]]), LinearPath())
         >>> [round(float(value), 3) for value in half]
         [0.0, 1.414, 1.414]
@@ -76,7 +73,7 @@ def coefficients(
     return Coefficients(skip, variance.rsqrt(), out_scale)
 
 
-class GaussianSkip(nn.Module):
+class GaussianSkip(Wrapper):
     """Velocity v(x_t, t, y) = the exact velocity of a Gaussian fitted to the data + a scaled network.
 
     With class mean m_y, eigenvalues l and eigenbasis U of a covariance, r = U^T (x_t - alpha_t m_y) and the
@@ -99,19 +96,15 @@ class GaussianSkip(nn.Module):
     the largest one of the pooled covariance, so that nothing is singular at t = 1.
 
     Args:
-        dim: dimension of the samples.
-        num_classes: number of classes of the condition; 0 makes the field unconditional, blind to labels.
-        width: units of each hidden layer.
-        depth: number of hidden layers.
-        time_features: number of Fourier features of the time, even.
+        network: what learns the rest.
+        path: the probability path that the field is trained on.
         skip: what the Gaussian knows of the data.
         input_scaling: whether the network sees in_scale * r; otherwise x_t itself.
         output_scaling: whether its output is multiplied by out_scale and rotated by U; otherwise it is added as
             it is.
-        path: the probability path that the field is trained on.
 
     Attributes:
-        notes: sentences on classes with too few rows, after `fit_statistics`.
+        notes: sentences on classes with too few rows, after `fit`.
 
     Raises:
         PrecfmError: an argument is out of its range.
@@ -124,9 +117,11 @@ class GaussianSkip(nn.Module):
         | https://doi.org/10.1080/01621459.1989.10478752
 
     Example:
-        >>> model = GaussianSkip(2)
+        >>> from precfm.flows.models.mlp import MLPVelocity
+        >>> from precfm.flows.paths import LinearPath
+        >>> model = GaussianSkip(MLPVelocity(2), LinearPath())
         >>> data = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
-        >>> model.fit_statistics(data, None)
+        >>> model.fit(data, None)
         >>> model(torch.zeros(5, 2), torch.ones(5)).shape
         torch.Size([5, 2])
     """
@@ -134,70 +129,48 @@ class GaussianSkip(nn.Module):
     means: Tensor
     eigenvalues: Tensor
     basis: Tensor
-    has_statistics: Tensor
+    fitted: Tensor
 
     @checked
     def __init__(
         self,
-        dim: Count,
-        num_classes: Natural = 0,
+        network: VelocityNetwork,
+        path: ProbabilityPath,
         *,
-        width: Count = 256,
-        depth: Count = 3,
-        time_features: TimeFeatures = 32,
         skip: Literal["none", "scalar", "mean", "covariance", "classwise"] = "covariance",
         input_scaling: bool = True,
         output_scaling: bool = True,
-        path: Literal["linear", "variance_preserving"] = "linear",
     ) -> None:
-        super().__init__()
-        if skip not in ("none", "scalar", "mean", "covariance", "classwise"):
-            raise PrecfmError(
-                f"gaussian_skip: skip is '{skip}'; it must be none, scalar, mean, covariance or classwise"
-            )
-        if path not in PATHS:
-            raise PrecfmError(f"gaussian_skip: path is '{path}'; it must be {' or '.join(PATHS)}")
-        self.network = MLPVelocity(dim, num_classes, width=width, depth=depth, time_features=time_features)
-        self.dim, self.num_classes, self.skip, self.path = dim, num_classes, skip, PATHS[path]()
+        super().__init__(network)
+        self.path, self.skip = path, skip
         self.input_scaling, self.output_scaling = input_scaling, output_scaling
         self.plain = skip == "none" and not input_scaling and not output_scaling
-        self.ready = self.plain
-        self.notes: list[str] = []
+        self._ready = self.plain
         if self.plain:
             return
-        nn.init.zeros_(self.network.head.weight)
-        nn.init.zeros_(self.network.head.bias)
-        classes = max(num_classes, 1)
+        network.zero_output()
+        classes = max(self.num_classes, 1)
         spectra = classes if skip == "classwise" else 1
-        self.register_buffer("means", torch.zeros(classes, dim))
-        self.register_buffer("eigenvalues", torch.ones(spectra, dim))
+        self.register_buffer("means", torch.zeros(classes, self.dim))
+        self.register_buffer("eigenvalues", torch.ones(spectra, self.dim))
         if not self._isotropic:
-            self.register_buffer("basis", torch.eye(dim).repeat(spectra, 1, 1))
-        self.register_buffer("has_statistics", torch.tensor(False))
-        self.register_load_state_dict_post_hook(_note_loaded_statistics)  # type: ignore[no-untyped-call]
+            self.register_buffer("basis", torch.eye(self.dim).repeat(spectra, 1, 1))
+        self.register_buffer("fitted", torch.tensor(False))
+        self.register_load_state_dict_post_hook(_note_loaded_fit)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def fit_statistics(self, x1: Tensor, labels: Tensor | None) -> None:
-        """Fill means, eigenvalues and bases from the training data; call it once, before training.
-
-        Args:
-            x1: training data in the space of the flow, shape (n, dim).
-            labels: classes, int64, shape (n,); ignored without classes.
-
-        Raises:
-            PrecfmError: shapes do not fit, labels are missing or out of range, a number is not finite, or the
-                data do not vary.
-        """
-        if x1.ndim != 2 or x1.shape[1] != self.dim or len(x1) < 2:
+    def fit(self, z1: Tensor, labels: Tensor | None) -> None:
+        """Fill means, eigenvalues and bases, as `Wrapper.fit`."""
+        if z1.ndim != 2 or z1.shape[1] != self.dim or len(z1) < 2:
             raise PrecfmError(
-                f"gaussian_skip: x1 has shape {tuple(x1.shape)}; it must be (n, {self.dim}) with n of at least 2"
+                f"z1: got shape {tuple(z1.shape)}; (n, {self.dim}) with n of at least 2 is needed"
             )
-        if not bool(x1.isfinite().all()):
-            row = int((~x1.isfinite()).any(dim=1).nonzero()[0])
-            raise PrecfmError(f"gaussian_skip: x1 holds a non-finite number in row {row}; all must be finite")
+        if not bool(z1.isfinite().all()):
+            row = int((~z1.isfinite()).any(dim=1).nonzero()[0])
+            raise PrecfmError(f"z1: got a number in row {row} that is not finite; all must be")
         if self.plain:
             return
-        x, classes = x1.double(), self._checked(labels, x1, whole_range=True)
+        x, classes = z1.double(), self._classes(labels, z1)
         counts = torch.bincount(classes, minlength=len(self.means))
         means, degrees = x.new_zeros(self.means.shape), len(x)
         if self._centred:
@@ -207,37 +180,25 @@ class GaussianSkip(nn.Module):
         centred = x - means[classes]
         pooled = centred.T @ centred / max(degrees, 1)
         if not float(pooled.trace()) > 0:
-            raise PrecfmError(
-                "gaussian_skip: x1 does not vary within any class; a Gaussian needs rows that differ"
-            )
+            raise PrecfmError("z1: does not vary within any class; rows that differ are needed")
         self.notes = []
         self._fill_spectra(pooled, [centred[classes == label] for label in range(len(means))])
         self.means.copy_(means)
-        self.has_statistics.fill_(True)
-        self.ready = True
+        self.fitted.fill_(True)
+        self._ready = True
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The velocity at `x_t`.
-
-        Args:
-            x_t: points on the path, shape (batch, dim).
-            t: times in [0, 1], shape (batch,).
-            labels: classes, int64, shape (batch,); needed if `num_classes` > 0.
-
-        Returns:
-            The velocity, shape (batch, dim).
-
-        Raises:
-            PrecfmError: used before `fit_statistics`, or as `MLPVelocity`.
-        """
-        if not self.ready:
+        """The velocity at `x_t`, as `VelocityNetwork.forward`; refused before `fit`."""
+        if not self._ready:
             raise PrecfmError(
-                "gaussian_skip: used before fit_statistics; call it once with the training data of the flow"
+                "GaussianSkip: used before fit; call fit(z1, labels) with the training data first"
             )
+        if x_t.ndim != 2 or x_t.shape[1] != self.dim:
+            raise PrecfmError(f"x_t: got shape {tuple(x_t.shape)}; (batch, {self.dim}) is needed")
         if self.plain:
             plain: Tensor = self.network(x_t, t, labels)
             return plain
-        classes = self._checked(labels, x_t)
+        classes = self._classes(labels, x_t)
         time = per_sample(t, x_t)
         mean = self.means[classes]
         eigenvalues = self.eigenvalues[classes] if self.skip == "classwise" else self.eigenvalues
@@ -296,23 +257,13 @@ class GaussianSkip(nn.Module):
             )
         return weight * pooled + (1 - weight) * centred.T @ centred / max(len(centred) - 1, 1)
 
-    def _checked(self, labels: Tensor | None, rows: Tensor, whole_range: bool = False) -> Tensor:
-        """The class of each row, zeros without classes; the range is left to `MLPVelocity`'s rules."""
-        if rows.ndim != 2 or rows.shape[1] != self.dim:
-            raise PrecfmError(
-                f"gaussian_skip: x_t has shape {tuple(rows.shape)}; it must be (batch, {self.dim})"
-            )
+    def _classes(self, labels: Tensor | None, rows: Tensor) -> Tensor:
+        """The class of each row; zeros without classes."""
         if not self.num_classes:
             return torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-        checked = self.network._checked(labels, len(rows))
-        if whole_range and not 0 <= int(checked.min()) <= int(checked.max()) < self.num_classes:
-            raise PrecfmError(
-                f"gaussian_skip: labels span {int(checked.min())} to {int(checked.max())}; they must be in "
-                f"0..{self.num_classes - 1}"
-            )
-        return checked
+        return self.checked_labels(labels, len(rows))
 
 
-def _note_loaded_statistics(module: Any, _incompatible_keys: Any) -> None:
-    """Make a loaded field know whether it has statistics, without asking the device at each call."""
-    module.ready = bool(module.has_statistics)
+def _note_loaded_fit(module: Any, _incompatible_keys: Any) -> None:
+    """Make a loaded field know whether it was fitted, without asking the device at each call."""
+    module._ready = bool(module.fitted)

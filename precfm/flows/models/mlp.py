@@ -1,19 +1,21 @@
 """A multilayer perceptron as velocity network, for latents and other vectors."""
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Count, Natural, TimeFeatures, checked
+from precfm.core.options import Count, Natural, checked
 from precfm.core.tensors import require_tensor
+from precfm.flows.models.base import VelocityNetwork
 
-SLOWEST, FASTEST = (
-    1.0,
-    100.0,
-)  # radians per unit of time; near t = 1 the field of ill-conditioned data turns fast
+# Radians per unit of time; near t = 1 the field of ill-conditioned data turns fast.
+SLOWEST, FASTEST = 1.0, 100.0
 
 
-class MLPVelocity(nn.Module):
+class MLPVelocity(VelocityNetwork):
     """Velocity v(x_t, t, y) by a plain MLP with SiLU; time and class enter by addition before the first SiLU.
 
     Args:
@@ -42,10 +44,11 @@ class MLPVelocity(nn.Module):
         *,
         width: Count = 256,
         depth: Count = 3,
-        time_features: TimeFeatures = 32,
+        time_features: Annotated[int, Field(ge=2, multiple_of=2)] = 32,
     ) -> None:
         super().__init__()
         self.dim, self.num_classes = dim, num_classes
+        self.width, self.depth, self.time_features = width, depth, time_features
         frequencies = torch.logspace(0, 1, time_features // 2, base=FASTEST / SLOWEST) * SLOWEST
         self.register_buffer("angular_frequencies", frequencies, persistent=False)
         self.embed_x = nn.Linear(dim, width)
@@ -74,38 +77,24 @@ class MLPVelocity(nn.Module):
                 training on an accelerator the range is left to the device's own assertion, since asking would
                 stall it.
         """
-        require_tensor(x_t, "mlp: x_t")
+        require_tensor(x_t, "x_t")
         if x_t.ndim != 2 or x_t.shape[1] != self.dim:
-            raise PrecfmError(f"mlp: x_t has shape {tuple(x_t.shape)}; it must be (batch, {self.dim})")
+            raise PrecfmError(f"x_t: got shape {tuple(x_t.shape)}; (batch, {self.dim}) is needed")
         if x_t.dtype != self.embed_x.weight.dtype and not torch.is_autocast_enabled(x_t.device.type):
             raise PrecfmError(
-                f"mlp: x_t has dtype {x_t.dtype}, but the network {self.embed_x.weight.dtype}; use to(dtype) on "
-                "one of them"
+                f"x_t: got dtype {x_t.dtype}, but the network has {self.embed_x.weight.dtype}; use to(dtype) on one "
+                "of them"
             )
         angles = t.to(x_t.dtype)[:, None] * self.angular_frequencies
         hidden = self.embed_x(x_t) + self.embed_time(torch.cat([angles.cos(), angles.sin()], dim=1))
         if self.num_classes:
-            hidden = hidden + self.embed_label(self._checked(labels, len(x_t)))
+            hidden = hidden + self.embed_label(self.checked_labels(labels, len(x_t)))
         for layer in self.hidden:
             hidden = layer(self.activation(hidden))
         velocity: Tensor = self.head(self.activation(hidden))
         return velocity
 
-    def _checked(self, labels: Tensor | None, batch: int) -> Tensor:
-        if labels is None:
-            raise PrecfmError(f"mlp: labels are missing; a network of {self.num_classes} classes needs them")
-        require_tensor(labels, "mlp: labels")
-        if labels.dtype not in (torch.int64, torch.int32):
-            raise PrecfmError(
-                f"mlp: labels have dtype {labels.dtype}; it must be int64, the class of each row"
-            )
-        if labels.shape != (batch,):
-            raise PrecfmError(f"mlp: labels have shape {tuple(labels.shape)}; it must be ({batch},)")
-        if batch and (labels.device.type == "cpu" or not self.training):
-            low, high = (int(bound) for bound in labels.aminmax())
-            if low < 0 or high >= self.num_classes:
-                wrong = low if low < 0 else high
-                raise PrecfmError(
-                    f"mlp: label {wrong} is out of range; it must be in 0..{self.num_classes - 1}"
-                )
-        return labels
+    def zero_output(self) -> None:
+        """Set the last layer to zero."""
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
