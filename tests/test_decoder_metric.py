@@ -1,6 +1,5 @@
 """The decoder's pull-back metric, the Jacobian of an affine inverse, and decoder-metric coordinates."""
 
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from precfm.core.options import class_constant
 from precfm.core.registry import REGISTRY
 from precfm.core.seeds import seeded_module
 from precfm.datasets.synthetic import gaussian
-from precfm.encoders.conv_vae import ConvVAE, decode_latents
+from precfm.encoders.conv_vae import ConvVAE
 from precfm.geometry.decoder import decoder_sensitivity, metric_of, pull_back_metric
 from precfm.geometry.spectra import covariance, eigen_spectrum
 from precfm.pipeline.artifact import Artifact
@@ -56,7 +55,7 @@ def vae() -> ConvVAE:
 def test_the_metric_of_a_decoder_is_the_mean_of_its_jacobians() -> None:
     model, latents = vae(), normal(7, DIM)
     jacobians = [
-        torch.autograd.functional.jacobian(model.decode, row[None]).reshape(-1, DIM) for row in latents
+        torch.autograd.functional.jacobian(model.decoder, row[None]).reshape(-1, DIM) for row in latents
     ]
     expected = torch.stack([jacobian.T @ jacobian for jacobian in jacobians]).mean(0)
     for chunk in (1, 3, 7, 100):
@@ -68,7 +67,7 @@ def test_the_metric_of_a_decoder_is_the_mean_of_its_jacobians() -> None:
 
 def test_the_metric_through_the_function_that_the_pipeline_decodes_with() -> None:
     model, latents = vae().float(), normal(7, DIM).float()
-    found = pull_back_metric(partial(decode_latents, model), latents)
+    found = pull_back_metric(model.decode, latents)
     assert torch.allclose(found, pull_back_metric(vae().decode, latents.double()), rtol=1e-4, atol=1e-6)
     assert not found.requires_grad
 

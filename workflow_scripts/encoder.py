@@ -1,32 +1,30 @@
-"""Kind `encoders`: train the variational autoencoder whose latents the flows learn."""
+"""Kind `encoders`: fit the encoder whose latents the flows learn."""
 
-from functools import partial
-
-from precfm.core.serialization import new_network, save_network
-from precfm.encoders.conv_vae import vae_loss
+from precfm.core.options import validated
+from precfm.core.serialization import new_network
+from precfm.encoders.base import save
 from precfm.pipeline.job import Job
 from precfm.pipeline.snakemake_entry import run_rule
-from precfm.training.trainer import TrainingOptions, train
+from precfm.training.options import TrainingOptions
 
 
 def make(job: Job) -> None:
-    """Train on the images of the train split."""
-    data, params, device = job.parent("data"), job.params, job.node.device
+    """Fit on the images of the train split; write the encoder, and the history of its training if it has one."""
+    data, params = job.parent("data"), job.params
     channels, image_size, _ = data.json("about.json")["image_shape"]
-    shape = {"channels": channels, "image_size": image_size}
-    model, description = new_network("encoders", params["model"], params["seed"], **shape)
-    images = data.tensors("train.safetensors")["images"].to(device) / 255
-    result = train(
-        model.to(device),
-        partial(vae_loss, beta=params["beta"]),
-        (images,),
-        TrainingOptions(**params["training"]),
-        seed=params["seed"],
-        scratch=job.scratch,
-        name="encoder",
+    encoder, _ = new_network(
+        "encoders", params["model"], params["seed"], channels=channels, image_size=image_size
     )
-    save_network(model, description, job.folder)
-    job.write_frame("history.csv", result.history)
+    training = params["training"] and validated(TrainingOptions, params["training"])
+    history = encoder.to(job.node.device).fit(
+        data.tensors("train.safetensors")["images"],
+        seed=params["seed"],
+        training=training,
+        scratch=job.scratch,
+    )
+    save(encoder, job.folder)
+    if history is not None:
+        job.write_frame("history.csv", history)
 
 
 if "snakemake" in globals():

@@ -1,12 +1,10 @@
 """Kind `evaluations`: every metric of every checkpoint's samples against the held-out split."""
 
-from functools import partial
-
 import pandas as pd
 import torch
 
 from precfm.core.serialization import load_network
-from precfm.encoders.conv_vae import decode_latents
+from precfm.encoders.base import load
 from precfm.flows.sampling import rows_with_labels
 from precfm.geometry.recovery import EigenvalueRecovery, eigenvalue_recovery
 from precfm.geometry.spectra import covariance, eigen_spectrum
@@ -24,7 +22,7 @@ def make(job: Job) -> None:
     """Write the metric records, the recovery of each eigendirection, and a grid of decoded samples."""
     samples = job.parent("samples").tensors("samples.safetensors")
     labels = samples.pop("labels")
-    decode = partial(decode_latents, load_network(job.parent("encoder").verified(), job.node.device))
+    decode = load(job.parent("encoder").verified(), job.node.device).decode
     judges = {
         f"classifier-{index}": (load_network(artifact.verified(), job.node.device), artifact.key)
         for index, artifact in enumerate(job.parents("classifiers"))

@@ -1,15 +1,22 @@
 """A small convolutional variational autoencoder, trained here: images to latents and back."""
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pandas as pd
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from precfm.core.errors import PrecfmError
-from precfm.core.options import Count, checked
+from precfm.core.options import Count, NotNegative, checked
+from precfm.core.seeds import generator_for
+from precfm.encoders.base import BATCH, Encoder, squared_error, unit_range
+from precfm.training.options import TrainingOptions
+from precfm.training.trainer import train
 
-BLOCK = 500  # images that pass through the network at once
 
-
-class ConvVAE(nn.Module):
+class ConvVAE(Encoder):
     """Two strided convolutions, one hidden layer, and the mirror image of both.
 
     The encoder gives the mean and the log-variance of a Gaussian posterior over latents; the decoder's
@@ -21,6 +28,7 @@ class ConvVAE(nn.Module):
         image_size: height and width in pixels, a multiple of 4.
         width: channels after the first convolution; there are twice as many after the second.
         hidden: units of the dense layer between the convolutions and the latents.
+        beta: weight of the divergence in the loss.
 
     Raises:
         PrecfmError: an argument is impossible.
@@ -31,29 +39,26 @@ class ConvVAE(nn.Module):
 
     Example:
         >>> vae = ConvVAE(latent_dim=8, image_size=32, channels=3)
-        >>> mean, log_variance = vae.encode(torch.rand(5, 3, 32, 32))
-        >>> mean.shape, vae.decode(mean).shape
+        >>> latents = vae.encode(torch.zeros(5, 3, 32, 32, dtype=torch.uint8))
+        >>> latents.shape, vae.decode(latents).shape
         (torch.Size([5, 8]), torch.Size([5, 3, 32, 32]))
     """
+
+    trained = True
+    has_posterior = True
 
     @checked
     def __init__(
         self,
         latent_dim: Count = 16,
-        channels: int = 1,
-        image_size: int = 28,
+        channels: Literal[1, 3] = 1,
+        image_size: Annotated[int, Field(ge=4, multiple_of=4)] = 28,
         width: Count = 16,
         hidden: Count = 128,
+        beta: NotNegative = 1e-3,
     ) -> None:
-        super().__init__()
-        if image_size < 4 or image_size % 4:
-            raise PrecfmError(
-                f"encoder.image_size: {image_size} is not a positive multiple of 4, such as 28 or 32"
-            )
-        if channels not in (1, 3):
-            raise PrecfmError(f"encoder.channels: {channels} should be 1 (grey) or 3 (colour)")
-        self.latent_dim = latent_dim
-        self.image_shape = (channels, image_size, image_size)
+        super().__init__(channels, image_size, (latent_dim,))
+        self.latent_dim, self.width, self.hidden, self.beta = latent_dim, width, hidden, beta
         small = image_size // 4
         flat = 2 * width * small * small
         self.encoder = nn.Sequential(
@@ -84,136 +89,80 @@ class ConvVAE(nn.Module):
             else:
                 nn.init.zeros_(parameter)
 
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The posterior over latents.
-
-        Args:
-            images: Tensor, shape (batch, channels, image_size, image_size), values in [0, 1].
-
-        Returns:
-            Mean and log-variance, each of shape (batch, latent_dim).
-
-        Raises:
-            PrecfmError: the images have another shape than the encoder was made for.
-        """
-        if images.shape[1:] != self.image_shape:
-            found = tuple(images.shape[1:])
-            raise PrecfmError(f"images: have shape {found}, but the encoder was made for {self.image_shape}")
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, each (batch, latent_dim), of the latents of images in [0, 1]."""
         mean, log_variance = self.encoder(images).chunk(2, dim=1)
         return mean, log_variance
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images of latents.
+    def _fit(
+        self,
+        images: Tensor,
+        seed: int,
+        training: TrainingOptions | None,
+        validation: Tensor | None,
+        scratch: Path | None,
+    ) -> pd.DataFrame:
+        objective = NegativeELBO(self.latent_dim, self.beta)
 
-        Args:
-            latents: Tensor, shape (batch, latent_dim).
+        def validation_loss(module: nn.Module) -> float:
+            assert validation is not None
+            noise = torch.randn(len(validation), self.latent_dim, generator=generator_for(seed, "validation"))
+            total = 0.0
+            for others, drawn in zip(torch.split(validation, BATCH), torch.split(noise, BATCH), strict=True):
+                batch, draws = (others.to(self.anchor.device),), (drawn.to(self.anchor.device),)
+                total += float(objective.loss(module, batch, draws)) * len(others)
+            return total / len(validation)
 
-        Returns:
-            Tensor, shape (batch, channels, image_size, image_size), values in [0, 1].
-        """
+        result = train(
+            self,
+            objective,
+            (images.to(self.anchor.device),),
+            TrainingOptions() if training is None else training,
+            seed=seed,
+            validation_loss=None if validation is None else validation_loss,
+            scratch=scratch,
+            name="encoder",
+        )
+        return result.history
+
+    def _encode(self, images: Tensor, noise: Tensor | None) -> Tensor:
+        mean, log_variance = self.posterior(images)
+        return mean if noise is None else mean + torch.exp(0.5 * log_variance) * noise
+
+    def _decode(self, latents: Tensor) -> Tensor:
         images: Tensor = self.decoder(latents)
         return images
 
 
-def vae_loss(
-    model: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator, beta: float = 1e-3
-) -> Tensor:
+@dataclass(frozen=True)
+class NegativeELBO:
     """Reconstruction and regularisation: SSE + beta KL(posterior || N(0, I)), one posterior sample per image.
 
-    The squared error is summed over an image's pixels and channels, the divergence over its latents, and both
-    are averaged over the batch. Bind `beta` with `functools.partial` to make it the trainer's loss.
+    The squared error is summed over an image's pixels and channels, the divergence over its latents, and both are
+    averaged over the batch.
 
-    Args:
-        model: the encoder.
-        batch: images first, shape (batch, channels, height, width), uint8 or float in [0, 1]; the rest is
-            ignored.
-        generator: source of the posterior samples.
+    Attributes:
+        latent_dim: dimension of the latents.
         beta: weight of the divergence.
-
-    Returns:
-        Scalar.
 
     References:
         Higgins et al., "beta-VAE", ICLR 2017, equation 4.
     """
-    assert isinstance(model, ConvVAE)
-    images = unit_range(batch[0])
-    mean, log_variance = model.encode(images)
-    noise = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
-    latents = mean + torch.exp(0.5 * log_variance) * noise
-    error = squared_error(model.decode(latents), images).mean()
-    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1).mean()
-    return error + beta * divergence
 
+    latent_dim: int
+    beta: float
 
-def squared_error(images: Tensor, others: Tensor) -> Tensor:
-    """The squared error of each image, summed over its pixels and channels.
+    def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """The noise of the posterior samples, (batch, latent_dim)."""
+        return (torch.randn(batch_size, self.latent_dim, generator=generator),)
 
-    Args:
-        images: Tensor, shape (batch, channels, height, width).
-        others: Tensor of the same shape.
-
-    Returns:
-        Tensor, shape (batch,).
-    """
-    return (images - others).square().flatten(1).sum(dim=1)
-
-
-def unit_range(images: Tensor) -> Tensor:
-    """Bytes as float32 in [0, 1]; images that are floats already pass unchanged."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
-
-
-@torch.no_grad()
-def encode_images(model: ConvVAE, images: Tensor, batch: int = BLOCK) -> tuple[Tensor, Tensor]:
-    """Encode a whole data set, block by block.
-
-    Args:
-        model: the encoder.
-        images: Tensor, shape (n, channels, height, width), uint8 or float in [0, 1].
-        batch: images per block; it bounds the memory.
-
-    Returns:
-        Mean and log-variance of the posteriors, each of shape (n, latent_dim), on the device of `images`.
-    """
-    device = next(model.parameters()).device
-    blocks = [model.encode(unit_range(block.to(device))) for block in torch.split(images, batch)]
-    means, log_variances = zip(*blocks, strict=True)
-    return torch.cat(means).to(images.device), torch.cat(log_variances).to(images.device)
-
-
-@torch.no_grad()
-def decode_latents(model: ConvVAE, latents: Tensor, batch: int = BLOCK) -> Tensor:
-    """Decode many latents, block by block.
-
-    Args:
-        model: the encoder.
-        latents: Tensor, shape (n, latent_dim).
-        batch: latents per block; it bounds the memory.
-
-    Returns:
-        Tensor, shape (n, channels, height, width), values in [0, 1], on the device of `latents`.
-    """
-    parameter = next(model.parameters())
-    return torch.cat(
-        [model.decode(block.to(parameter)).to(latents.device) for block in torch.split(latents, batch)]
-    )
-
-
-@torch.no_grad()
-def reconstruction_errors(model: ConvVAE, images: Tensor, batch: int = BLOCK) -> Tensor:
-    """The squared error between each image and the decoded mean of its posterior.
-
-    Args:
-        model: the encoder.
-        images: Tensor, shape (n, channels, height, width), uint8 or float in [0, 1].
-        batch: images per block.
-
-    Returns:
-        Tensor, shape (n,), on the device of `images`.
-    """
-    errors = []
-    for block in torch.split(images, batch):
-        mean, _ = encode_images(model, block, batch)
-        errors.append(squared_error(decode_latents(model, mean, batch), unit_range(block)))
-    return torch.cat(errors)
+    def loss(self, module: nn.Module, batch: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> Tensor:
+        """The loss of a `ConvVAE` on images, (batch, channels, height, width), uint8."""
+        assert isinstance(module, ConvVAE)
+        (images,), (noise,) = batch, draws
+        originals = unit_range(images)
+        mean, log_variance = module.posterior(originals)
+        latents = mean + torch.exp(0.5 * log_variance) * noise
+        error = squared_error(module.decoder(latents), originals).mean()
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1).mean()
+        return error + self.beta * divergence
