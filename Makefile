@@ -30,6 +30,7 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n "$$CORES" --dist loadgroup
 
 test-slow: .venv/installed

@@ -1,1 +1,5 @@
-"""Velocity networks, one file each: `model(x_t, t, labels) -> velocity`."""
+"""Velocity networks and wrappers around them, one file each."""
+
+from precfm._front_door import front_door
+
+__getattr__, __dir__, __all__ = front_door(__name__, __file__)

@@ -1,0 +1,32 @@
+from precfm import core as core
+from precfm import datasets as datasets
+from precfm import encoders as encoders
+from precfm import flows as flows
+from precfm import geometry as geometry
+from precfm import metrics as metrics
+from precfm import preconditioners as preconditioners
+from precfm import theory as theory
+from precfm import training as training
+from precfm.core.errors import DivergenceError as DivergenceError
+from precfm.core.errors import PrecfmError as PrecfmError
+from precfm.flows.models.gaussian_skip import GaussianSkip as GaussianSkip
+from precfm.flows.models.mlp import MLPVelocity as MLPVelocity
+from precfm.flows.objectives import DenoisingScore as DenoisingScore
+from precfm.flows.objectives import FlowMatching as FlowMatching
+from precfm.flows.paths import LinearPath as LinearPath
+from precfm.flows.paths import VariancePreservingPath as VariancePreservingPath
+from precfm.geometry.spectra import condition_number as condition_number
+from precfm.geometry.spectra import covariance as covariance
+from precfm.preconditioned_flow import PreconditionedFlow as PreconditionedFlow
+from precfm.preconditioners.auto import Auto as Auto
+from precfm.preconditioners.base import Preconditioner as Preconditioner
+from precfm.preconditioners.class_whitening import ClassWhitening as ClassWhitening
+from precfm.preconditioners.identity import Identity as Identity
+from precfm.preconditioners.low_capacity_flow import LowCapacityFlow as LowCapacityFlow
+from precfm.preconditioners.normalizing_flow import NormalizingFlow as NormalizingFlow
+from precfm.preconditioners.per_channel import PerChannel as PerChannel
+from precfm.preconditioners.scalar import Scalar as Scalar
+from precfm.preconditioners.whitening import Whitening as Whitening
+from precfm.training.options import TrainingOptions as TrainingOptions
+
+__version__: str

@@ -1,0 +1,10 @@
+from precfm.core.errors import DivergenceError as DivergenceError
+from precfm.core.errors import PrecfmError as PrecfmError
+from precfm.core.options import checked as checked
+from precfm.core.options import options_of as options_of
+from precfm.core.options import validated as validated
+from precfm.core.registry import build as build
+from precfm.core.registry import load as load
+from precfm.core.seeds import derived_seed as derived_seed
+from precfm.core.seeds import generator_for as generator_for
+from precfm.core.seeds import seeded_module as seeded_module

@@ -1,0 +1,12 @@
+from precfm.geometry.decoder import decoder_sensitivity as decoder_sensitivity
+from precfm.geometry.decoder import pull_back_metric as pull_back_metric
+from precfm.geometry.recovery import EigenvalueRecovery as EigenvalueRecovery
+from precfm.geometry.recovery import eigenvalue_recovery as eigenvalue_recovery
+from precfm.geometry.spectra import Spectrum as Spectrum
+from precfm.geometry.spectra import class_covariances as class_covariances
+from precfm.geometry.spectra import condition_number as condition_number
+from precfm.geometry.spectra import covariance as covariance
+from precfm.geometry.spectra import effective_rank as effective_rank
+from precfm.geometry.spectra import eigen_spectrum as eigen_spectrum
+from precfm.geometry.spectra import normalise_scale as normalise_scale
+from precfm.geometry.spectra import path_condition_numbers as path_condition_numbers

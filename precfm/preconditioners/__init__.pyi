@@ -1,0 +1,17 @@
+from precfm.preconditioners.auto import Auto as Auto
+from precfm.preconditioners.base import Preconditioner as Preconditioner
+from precfm.preconditioners.class_whitening import ClassWhitening as ClassWhitening
+from precfm.preconditioners.composition import Composition as Composition
+from precfm.preconditioners.decoder_metric import DecoderMetric as DecoderMetric
+from precfm.preconditioners.identity import Identity as Identity
+from precfm.preconditioners.jacobian import inverse_jacobian as inverse_jacobian
+from precfm.preconditioners.low_capacity_flow import LowCapacityFlow as LowCapacityFlow
+from precfm.preconditioners.normalizing_flow import NormalizingFlow as NormalizingFlow
+from precfm.preconditioners.per_channel import PerChannel as PerChannel
+from precfm.preconditioners.projection import Projection as Projection
+from precfm.preconditioners.round_trip import round_trip_error as round_trip_error
+from precfm.preconditioners.round_trip import tail_round_trip_error as tail_round_trip_error
+from precfm.preconditioners.saving import load as load
+from precfm.preconditioners.saving import save as save
+from precfm.preconditioners.scalar import Scalar as Scalar
+from precfm.preconditioners.whitening import Whitening as Whitening
