@@ -23,15 +23,16 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import Field
+from tqdm import tqdm
 
 from precfm.core.errors import PrecfmError
-from precfm.core.progress import progress_bar
+from precfm.core.options import Strict, validated
 from precfm.datasets.image_names import IMAGE_SUFFIXES, image_names, names_below
 
-ORIGIN_KINDS = ("folder", "npm", "python", "url")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _LINE = re.compile(r"([0-9a-f]{64})  (\d+)  (\S.*)")
 
@@ -84,6 +85,16 @@ class SourceManifest:
     origins: tuple[Origin, ...] = ()
 
 
+class _Entry(Strict):
+    about: str = ""
+    checksum: str
+    origins: tuple[
+        Annotated[dict[Literal["folder", "npm", "python", "url"], str], Field(min_length=1, max_length=1)],
+        ...,
+    ] = ()
+    files: Annotated[str, Field(min_length=1)]
+
+
 def source_manifest(name: str, sources_file: Path) -> SourceManifest:
     """Read a source's entry.
 
@@ -101,20 +112,19 @@ def source_manifest(name: str, sources_file: Path) -> SourceManifest:
     if name not in entries:
         known = ", ".join(sorted(entries))
         raise PrecfmError(f"{sources_file}: there is no data source '{name}'; known are {known}")
-    entry, where = entries[name], f"{sources_file}: source '{name}'"
-    if not _NAME.fullmatch(name):  # it becomes a folder's name and part of a command
-        raise PrecfmError(f"{where}: the name should consist of lower-case letters, digits, '-' and '_'")
-    if not isinstance(entry, dict) or not isinstance(entry.get("files"), str):
-        raise PrecfmError(f"{where}: needs `files`, a text with one line 'SHA-256  bytes  name' per file")
-    files = tuple(_parse_line(line, where) for line in entry["files"].splitlines())
-    checksum = files_checksum(files)
-    if not files or entry.get("checksum") != checksum:
-        raise PrecfmError(
-            f"{where}: checksum is {entry.get('checksum')}, but that of the {len(files)} files is {checksum}"
-        )
-    return SourceManifest(
-        name, files, checksum, tuple(_parse_origin(o, where) for o in entry.get("origins") or ())
-    )
+    try:
+        _check_source_name(name)
+        entry = validated(_Entry, entries[name])
+        files = tuple(_parse_line(line) for line in entry.files.splitlines())
+        checksum = files_checksum(files)
+        if entry.checksum != checksum:
+            raise PrecfmError(
+                f"checksum: got {entry.checksum}, but that of the {len(files)} files is {checksum}"
+            )
+    except PrecfmError as error:
+        raise PrecfmError(f"{sources_file}: source '{name}': {error}") from None
+    origins = tuple(Origin(*item) for origin in entry.origins for item in origin.items())
+    return SourceManifest(name, files, checksum, origins)
 
 
 def files_checksum(files: Iterable[SourceFile]) -> str:
@@ -146,20 +156,15 @@ def add_source(name: str, path: Path, sources_file: Path) -> SourceManifest:
     Raises:
         PrecfmError: the name is malformed or taken, or there are no images at `path`.
     """
-    if not _NAME.fullmatch(name):
-        raise PrecfmError(f"name: '{name}' should consist of lower-case letters, digits, '-' and '_'")
+    _check_source_name(name)
     entries = _read_entries(sources_file)
     if name in entries and [o.kind for o in source_manifest(name, sources_file).origins] != ["folder"]:
         raise PrecfmError(f"name: '{name}' is a published data set in {sources_file}; choose another name")
     files = _files_at(path)
-    root = sources_file.resolve().parent.parent
-    place = path.resolve()
-    written = (
-        os.path.relpath(place, sources_file.resolve().parent) if place.is_relative_to(root) else str(place)
-    )
-    manifest = SourceManifest(
-        name, files, files_checksum(files), (Origin("folder", Path(written).as_posix()),)
-    )
+    place, folder = path.resolve(), sources_file.resolve().parent
+    inside = place.is_relative_to(folder.parent)  # of the project, which may be moved as a whole
+    origin = Origin("folder", Path(os.path.relpath(place, folder) if inside else place).as_posix())
+    manifest = SourceManifest(name, files, files_checksum(files), (origin,))
     _write_entry(manifest, sources_file)
     return manifest
 
@@ -177,30 +182,27 @@ def _read_entries(sources_file: Path) -> dict[str, Any]:
     return entries
 
 
-def _parse_line(line: str, where: str) -> SourceFile:
+def _check_source_name(name: str) -> None:
+    if not _NAME.fullmatch(name):  # it becomes a folder's name and part of a command
+        raise PrecfmError(f"name: got '{name}'; lower-case letters, digits, '-' and '_' are needed")
+
+
+def _parse_line(line: str) -> SourceFile:
     match = _LINE.fullmatch(line)
     if match is None:
-        raise PrecfmError(f"{where}: '{line}' should read 'SHA-256  bytes  name', with two spaces between")
+        raise PrecfmError(f"files: got '{line}'; 'SHA-256  bytes  name' is needed, with two spaces between")
     sha256, size, name = match.groups()
-    _check_name(name, where)
+    _check_file_name(name)
     return SourceFile(name, int(size), sha256)
 
 
-def _check_name(name: str, where: str) -> None:
+def _check_file_name(name: str) -> None:
     """Refuse names that lead out of the source's folder, or that a line of text cannot hold."""
     parts = PurePosixPath(name).parts
     if PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or ":" in parts[0]:
-        raise PrecfmError(f"{where}: file name {name!r} leads out of the source's folder")
+        raise PrecfmError(f"files: name {name!r} leads out of the source's folder")
     if any(unicodedata.category(letter)[0] == "C" or letter in "\u2028\u2029" for letter in name):
-        raise PrecfmError(f"{where}: file name {name!r} has control characters; rename the file")
-
-
-def _parse_origin(origin: Any, where: str) -> Origin:
-    if isinstance(origin, dict) and len(origin) == 1:
-        ((kind, place),) = origin.items()
-        if kind in ORIGIN_KINDS and isinstance(place, str):
-            return Origin(kind, place)
-    raise PrecfmError(f"{where}: origin {origin!r} should be one of {', '.join(ORIGIN_KINDS)} with its place")
+        raise PrecfmError(f"files: name {name!r} has control characters; rename the file")
 
 
 def _files_at(path: Path) -> tuple[SourceFile, ...]:
@@ -217,13 +219,11 @@ def _files_at(path: Path) -> tuple[SourceFile, ...]:
     if not names:
         raise PrecfmError(f"path: '{path}' holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     for name, _ in files:
-        _check_name(name, str(path))
-    found = []
-    with progress_bar(len(files), f"reading {path}") as progress:
-        for name, file in files:
-            found.append(SourceFile(name, file.stat().st_size, file_sha256(file)))
-            progress.update()
-    return tuple(found)
+        _check_file_name(name)
+    return tuple(
+        SourceFile(name, file.stat().st_size, file_sha256(file))
+        for name, file in tqdm(files, f"reading {path}", leave=False, disable=None)
+    )
 
 
 def _write_entry(manifest: SourceManifest, sources_file: Path) -> None:
@@ -234,17 +234,12 @@ def _write_entry(manifest: SourceManifest, sources_file: Path) -> None:
         "origins": [{origin.kind: origin.place} for origin in manifest.origins],
     }
     fields = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=10_000).splitlines()
-    lines = [
-        f"{manifest.name}:",
-        *(f"  {field}" for field in fields),
-        "  files: |",
-        *(f"    {f}" for f in manifest.files),
-    ]
-    entry = "\n".join(lines) + "\n"
+    lines = [*(f"  {field}" for field in fields), "  files: |", *(f"    {file}" for file in manifest.files)]
+    entry = "\n".join([f"{manifest.name}:", *lines, ""])
     text = sources_file.read_text(encoding="utf-8")
-    old = re.compile(rf"^{re.escape(manifest.name)}:.*\n(?:[ \t].*\n|\n(?=[ \t]))*", re.MULTILINE)
     if not text.endswith("\n"):
         text += "\n"
+    old = re.compile(rf"^{re.escape(manifest.name)}:.*\n(?:[ \t].*\n|\n(?=[ \t]))*", re.MULTILINE)
     new_text = old.sub(lambda _: entry, text, count=1) if old.search(text) else f"{text}\n{entry}"
     part = sources_file.with_name(f".{sources_file.name}.part-{os.getpid()}")
     part.write_text(new_text, encoding="utf-8")

