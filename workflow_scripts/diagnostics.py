@@ -6,8 +6,8 @@ from precfm.geometry.spectra import condition_number, covariance
 from precfm.geometry.summaries import path_frame, spectrum_frame
 from precfm.pipeline.job import Job
 from precfm.pipeline.snakemake_entry import run_rule
-from precfm.preconditioners.base import load
 from precfm.preconditioners.round_trip import round_trip_error, tail_round_trip_error
+from precfm.preconditioners.saving import load
 
 
 def make(job: Job) -> None:

@@ -2,10 +2,9 @@
 
 from precfm.core.registry import build
 from precfm.core.seeds import derived_seed
-from precfm.geometry.decoder import metric_of
 from precfm.pipeline.job import Job
 from precfm.pipeline.snakemake_entry import run_rule
-from precfm.preconditioners.base import save
+from precfm.preconditioners.saving import save
 
 
 def make(job: Job) -> None:
@@ -13,13 +12,11 @@ def make(job: Job) -> None:
     latents = job.parent("latents")
     train, validation = (latents.tensors(f"{split}.safetensors") for split in ("train", "validation"))
     preconditioner = build("preconditioners", job.params["preconditioner"])
-    metric = metric_of(job.parents("decoder_metric"))
-    if metric is not None:
-        preconditioner.with_metric(metric)
     preconditioner.fit(
         train["latents"].to(job.node.device),
         train["labels"].to(job.node.device),
         validation=(validation["latents"].to(job.node.device), validation["labels"].to(job.node.device)),
+        metric=job.tensor("decoder_metric", "metric.safetensors", "metric"),
         seed=derived_seed(job.params["seed"], "preconditioner"),
         scratch=job.scratch,
     )

@@ -1,15 +1,11 @@
 """The metric that a decoder pulls back to its latents, and how it reads in the space of a preconditioner."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-
-if TYPE_CHECKING:
-    pass
 
 CHUNK = 64  # latents at once: the memory is chunk x pixels x dim numbers
 
@@ -89,6 +85,7 @@ def decoder_sensitivity(
         PrecfmError: there are no latents, or the shapes do not fit.
 
     Example:
+        >>> from precfm.geometry.spectra import eigen_spectrum
         >>> latents, spectrum = torch.zeros(3, 2), eigen_spectrum(torch.diag(torch.tensor([1.0, 4.0])))
         >>> decoder_sensitivity(lambda x: 3 * x, latents, spectrum.eigenvectors, spectrum.eigenvalues)
         tensor([ 9., 36.], dtype=torch.float64)

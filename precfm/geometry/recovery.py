@@ -1,7 +1,4 @@
-"""Diagnostics of maps and samples: round trips, recovered variances, and what a decoder sees of a direction.
-
-Spectra and condition numbers live in `precfm.geometry.spectra`.
-"""
+"""Low-variance recovery: whether generated samples vary as much as the data, direction by direction."""
 
 from dataclasses import dataclass
 
@@ -72,6 +69,7 @@ def eigenvalue_recovery(
         | https://arxiv.org/abs/2603.02337
 
     Example:
+        >>> import torch
         >>> reference = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
         >>> round(eigenvalue_recovery(2 * reference, reference).ratio_low, 6)
         4.0

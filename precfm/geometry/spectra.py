@@ -4,6 +4,7 @@ Eigenvalues are always in ascending order and eigenvectors are the columns of a 
 `torch.linalg.eigh`.
 """
 
+import math
 from typing import NamedTuple, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from precfm.core.errors import PrecfmError
 from precfm.core.tensors import require_tensor
+from precfm.geometry.moments import Moments
 
 
 class Spectrum(NamedTuple):
@@ -55,15 +57,13 @@ def covariance(x: Tensor) -> Tensor:
     require_tensor(x, "x")
     if x.ndim < 1 or len(x) < 2:
         raise PrecfmError(f"x has shape {tuple(x.shape)}, but a covariance needs at least 2 rows")
-    rows = x.detach().flatten(1).double() if x.ndim > 1 else x.detach().double()[:, None]
+    rows = x.detach().double().reshape(len(x), math.prod(x.shape[1:]))
     bad = (~rows.isfinite()).any(dim=1).nonzero()
     if len(bad):
         raise PrecfmError(
             f"x holds a non-finite number in row {int(bad[0])}, but every number must be finite"
         )
-    shifted = rows - rows[0]  # so that a constant feature has variance exactly 0, whatever its value
-    centred = shifted - shifted.mean(dim=0)
-    return centred.T @ centred / (len(rows) - 1)
+    return Moments().update(rows).covariance()
 
 
 def class_covariances(x: Tensor, labels: Tensor) -> dict[int, Tensor]:

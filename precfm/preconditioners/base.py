@@ -1,50 +1,28 @@
-"""The contract that every preconditioner keeps, and the folder format in which a fitted one is stored."""
+"""The contract that every preconditioner keeps: fit to data, map to the space of the flow and back."""
 
-import inspect
-import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from precfm.core import registry
 from precfm.core.errors import PrecfmError
+from precfm.core.options import parameters
 from precfm.core.seeds import generator_for
-from precfm.core.tensors import require_tensor
+from precfm.preconditioners.fit_data import FitData, FitRows
+from precfm.preconditioners.inputs import (
+    Data,
+    batches_of,
+    checked_labels,
+    checked_rows,
+    class_positions,
+)
 
-TENSORS_FILE = "preconditioner.safetensors"
-JSON_FILE = "preconditioner.json"
-FORMAT = 1
 ROUND_TRIP_POINTS = 2000  # rows on which a fit measures its round trip, and as many in the tails
-
-
-@dataclass(frozen=True)
-class FitData:
-    """What a fit receives: checked, flattened, float64.
-
-    Attributes:
-        x: training data, shape (rows, features).
-        classes: position of each row's label in `Preconditioner.classes`, shape (rows,), or None without
-            labels.
-        x_validation: held-out data for early stopping, shape (rows, features), or None.
-        classes_validation: as `classes`, for the held-out data.
-        seed: seed of everything random in the fit.
-        scratch: folder for resumable training states, or None.
-    """
-
-    x: Tensor
-    classes: Tensor | None
-    x_validation: Tensor | None
-    classes_validation: Tensor | None
-    seed: int
-    scratch: Path | None
 
 
 class Preconditioner(nn.Module, ABC):
@@ -56,14 +34,15 @@ class Preconditioner(nn.Module, ABC):
     input comes back within `round_trip_tolerance` even where the data is ill-conditioned. `to(device)` moves
     a fitted preconditioner; `to(torch.float32)` makes the maps faster and less exact.
 
-    A subclass stores each argument of its `__init__` in an attribute of the same name, allocates its buffers
-    and modules in `_allocate`, and implements `_fit`, `_forward`, `_inverse`, `_log_abs_det` and
+    A subclass stores each argument of its `__init__` in an attribute of the same name, registers its buffers and
+    modules in `_fit` and, with any values, in `_allocate`, and implements `_forward`, `_inverse`, `_log_abs_det` and
     `num_parameters` on matrices (batch, features).
 
     Attributes:
         needs_labels: whether the maps depend on labels.
-        uses_seed: whether a fit depends on its seed; the plan fits a map without randomness once for all
-            seeds. It reads this from the source, so a subclass sets it as a class attribute.
+        needs_metric: whether a fit needs a metric of the data space.
+        uses_seed: whether a fit depends on its seed; the plan fits a map without randomness once for all seeds. It
+            asks the class.
         has_log_det: whether `log_abs_det_jacobian` exists.
         round_trip_tolerance: bound on `|inverse(forward(x)) - x|` relative to the smallest standard deviation
             of the training data, for float32 input, a condition number up to 1e6 and a mean that is not much
@@ -78,6 +57,7 @@ class Preconditioner(nn.Module, ABC):
     """
 
     needs_labels: bool = False
+    needs_metric: bool = False
     uses_seed: bool = False
     has_log_det: bool = True
     round_trip_tolerance: float = 1e-3
@@ -97,20 +77,27 @@ class Preconditioner(nn.Module, ABC):
 
     def fit(
         self,
-        x: Tensor,
+        x: Data,
         labels: Tensor | None = None,
         *,
         validation: tuple[Tensor, Tensor | None] | None = None,
+        metric: Tensor | None = None,
         seed: int = 0,
         scratch: str | Path | None = None,
     ) -> Self:
         """Fit the map to data; a second fit forgets the first.
 
+        Maps with a closed form read batches one by one in bounded memory; those that are learned, chosen or composed
+        hold all rows.
+
         Args:
-            x: training data, shape (rows, *dim), floating point, at least 2 rows.
-            labels: class indices, shape (rows,), integers; needed where `needs_labels`.
+            x: training data, shape (rows, *dim), floating point, at least 2 rows; or an iterable, read once, of
+                batches of such rows, or of pairs of a batch and its labels.
+            labels: class indices, shape (rows,), integers; needed where `needs_labels`, and never beside batches.
             validation: held-out data and labels for early stopping of learned maps. Without it, they hold out
                 a share of `x`. Closed-form maps ignore it.
+            metric: metric of the data space, shape (features, features), such as
+                `precfm.geometry.decoder.pull_back_metric`; needed where `needs_metric`, ignored elsewhere.
             seed: seed of everything random in the fit.
             scratch: folder where a learned map keeps its training state, so that a fit that was killed
                 resumes.
@@ -122,32 +109,31 @@ class Preconditioner(nn.Module, ABC):
             PrecfmError: the data is no tensor, not finite, has too few rows or lacks labels, or no invertible
                 map fits it.
         """
-        require_tensor(x, f"{self._name}: x")
-        if x.ndim < 1 or len(x) < 2:
-            raise PrecfmError(f"{self._name}: x has shape {tuple(x.shape)}, but a fit needs at least 2 rows")
         self.fitted = False
         self.notes, self.record = [], {}
-        self.to(x.device, torch.float64)
-        self.event_shape, self.classes = tuple(x.shape[1:]), ()
-        rows = self._rows(x, "x").detach()
-        if self.needs_labels:
-            self.classes = tuple(torch.unique(self._integers(labels, len(x))).tolist())
-        classes = self._positions(labels, len(x))
-        x_validation = classes_validation = None
+        batches = batches_of(x, labels)
+        first = next(batches)
+        device = first[0].device
+        if 0 in first[0].shape[1:]:
+            raise PrecfmError(f"x: has shape {tuple(first[0].shape)}; at least one feature is needed")
+        self.to(device, torch.float64)
+        self.event_shape, self.classes = tuple(first[0].shape[1:]), ()
         if validation is not None:
             if not isinstance(validation, tuple) or len(validation) != 2:
                 raise PrecfmError(
-                    f"{self._name}: validation is of type {type(validation).__name__}, but a pair is needed: "
-                    "(x, labels), or (x, None)"
+                    f"validation: is of type {type(validation).__name__}; a pair is needed: (x, labels), or (x, None)"
                 )
-            x_validation = self._rows(validation[0], "the validation data").detach()
-            classes_validation = self._positions(validation[1], len(x_validation))
-        self._allocate()
-        folder = None if scratch is None else Path(scratch)
-        data = FitData(rows, classes, x_validation, classes_validation, seed, folder)
+            validation = self._checked(*validation, "validation")
+        data = FitData(
+            batches=self._checked_batches(chain([first], batches)),
+            validation=validation,
+            metric=metric,
+            seed=seed,
+            scratch=None if scratch is None else Path(scratch),
+        )
         self.flops_per_fit = self._fit(data)
         self.fitted = True
-        return self.to(x.device, torch.float64).requires_grad_(False).eval()
+        return self.to(device, torch.float64).requires_grad_(False).eval()
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Map data into the space of the flow.
@@ -197,9 +183,7 @@ class Preconditioner(nn.Module, ABC):
             PrecfmError: as `forward`, or the map has no closed-form determinant (`has_log_det` is False).
         """
         if not self.has_log_det:
-            raise PrecfmError(
-                f"{self._name}: this map has no closed-form Jacobian determinant; ask has_log_det first"
-            )
+            raise PrecfmError(f"{self._name}: has no closed-form Jacobian determinant; ask has_log_det first")
         rows, classes = self._inputs(x, labels, "x")
         log_det = self._log_abs_det(rows, classes) if len(rows) else rows.new_zeros(0)
         return log_det.to(x.dtype)
@@ -222,7 +206,7 @@ class Preconditioner(nn.Module, ABC):
     @property
     def options(self) -> dict[str, Any]:
         """The arguments of `__init__` that make an equal, unfitted preconditioner."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: getattr(self, name) for name in parameters(type(self))}
 
     @property
     @abstractmethod
@@ -231,11 +215,14 @@ class Preconditioner(nn.Module, ABC):
 
     @abstractmethod
     def _allocate(self) -> None:
-        """Create buffers and modules for `event_shape` and `classes`; a fit or a file gives their values."""
+        """Register the buffers and modules of a map for `event_shape` and `classes`; a file gives their values."""
 
     @abstractmethod
     def _fit(self, data: FitData) -> int:
-        """Fill what `_allocate` made, and return the floating point operations that it took."""
+        """Read the data, register buffers and modules, and return the floating point operations that it took.
+
+        `classes` is known once the data has been read.
+        """
 
     @abstractmethod
     def _forward(self, x: Tensor, classes: Tensor | None) -> Tensor:
@@ -253,7 +240,7 @@ class Preconditioner(nn.Module, ABC):
     def _name(self) -> str:
         return type(self).__name__
 
-    def _round_trip(self, data: FitData, smallest_std: float) -> float:
+    def _round_trip(self, data: FitRows, smallest_std: float) -> float:
         """What a fit checks: the largest `|inverse(forward(x)) - x|` on the data and on its tails.
 
         Args:
@@ -274,168 +261,27 @@ class Preconditioner(nn.Module, ABC):
         return error
 
     def _inputs(self, x: Tensor, labels: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
+        """Checked rows, and the positions of their labels where they are needed."""
         if not self.fitted:
             raise PrecfmError(f"{self._name}: used before fit; call fit(x), or load a fitted one")
-        return self._rows(x, name), self._positions(labels, len(x))
+        rows, known = self._checked(x, labels, name)
+        return rows, None if known is None else class_positions(known, self.classes)
 
-    def _rows(self, x: Tensor, name: str) -> Tensor:
-        """Rows (batch, features) in the dtype of the map, after all checks."""
-        require_tensor(x, f"{self._name}: {name}", floating=True)
-        if x.ndim < 1 or tuple(x.shape[1:]) != self.event_shape:
-            raise PrecfmError(
-                f"{self._name}: {name} has shape {tuple(x.shape)}, but the fit saw rows of {self.event_shape}"
-            )
-        if x.device != self.anchor.device:
-            raise PrecfmError(
-                f"{self._name}: {name} is on {x.device}, but the map on {self.anchor.device}; use to(device)"
-            )
-        rows = x.reshape(len(x), self.features).to(self.anchor.dtype)
-        finite = rows.detach().isfinite()
-        if not bool(finite.all()):
-            row, feature = (~finite).nonzero()[0].tolist()
-            raise PrecfmError(
-                f"{self._name}: {name} holds {float(rows[row, feature])} in row {row}, feature {feature}, "
-                "but every number must be finite"
-            )
-        return rows
+    def _checked(self, x: Tensor, labels: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
+        rows = checked_rows(x, name, self.event_shape, self.anchor)
+        return rows, checked_labels(labels, len(rows), rows.device) if self.needs_labels else None
 
-    def _integers(self, labels: Tensor | None, rows: int) -> Tensor:
-        """Labels (rows,) as int64, after all checks."""
-        if labels is None:
-            raise PrecfmError(
-                f"{self._name}: labels are missing, but this map depends on the class: pass labels"
-            )
-        require_tensor(labels, f"{self._name}: labels")
-        if labels.shape != (rows,) or labels.is_floating_point() or labels.is_complex():
-            raise PrecfmError(
-                f"{self._name}: labels have shape {tuple(labels.shape)} and dtype {labels.dtype}, "
-                f"but integers of shape ({rows},) are needed, one per row"
-            )
-        return labels.to(self.anchor.device, torch.int64).contiguous()
-
-    def _positions(self, labels: Tensor | None, rows: int) -> Tensor | None:
-        """Position of each label in `self.classes`, shape (rows,), or None where labels are not needed."""
-        if not self.needs_labels:
-            return None
-        checked = self._integers(labels, rows)
-        known = torch.tensor(self.classes, dtype=torch.int64, device=checked.device)
-        positions = torch.searchsorted(known, checked).clamp(max=len(known) - 1)
-        new = (known[positions] != checked).nonzero()
-        if len(new):
-            row = int(new[0])
-            raise PrecfmError(
-                f"{self._name}: labels hold {int(checked[row])} in row {row}, a class new to the fit; "
-                f"known are {summary(self.classes)}"
-            )
-        return positions
-
-
-def summary(values: Sequence[int], most: int = 10) -> str:
-    """A list of numbers for a message, cut after `most` of them.
-
-    Example:
-        >>> summary([1, 2, 3], most=2)
-        '1, 2, ... (3 in all)'
-    """
-    shown = ", ".join(str(value) for value in values[:most])
-    return shown if len(values) <= most else f"{shown}, ... ({len(values)} in all)"
-
-
-def save(preconditioner: Preconditioner, folder: str | Path) -> None:
-    """Store a fitted preconditioner as `preconditioner.safetensors` and `preconditioner.json`.
-
-    The JSON file holds the registered name, from which `load` finds the class.
-
-    Args:
-        preconditioner: the fitted preconditioner.
-        folder: where the two files go; made if it does not exist.
-
-    Raises:
-        PrecfmError: not fitted, the class is not registered, or `folder` is a file.
-    """
-    if not isinstance(preconditioner, Preconditioner) or not preconditioner.fitted:
-        raise PrecfmError(
-            f"{type(preconditioner).__name__}: only a fitted preconditioner can be saved; call fit"
-        )
-    name = _registered_name(type(preconditioner))
-    folder = Path(folder)
-    if folder.is_file():
-        raise PrecfmError(f"{folder}: is a file, but a folder is needed")
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in preconditioner.state_dict().items()}
-    save_file(tensors, folder / TENSORS_FILE)
-    description = {
-        "format": FORMAT,
-        "name": name,
-        "options": preconditioner.options,
-        "event_shape": list(preconditioner.event_shape),
-        "classes": list(preconditioner.classes),
-        "dtype": str(preconditioner.anchor.dtype).removeprefix("torch."),
-        "num_parameters": preconditioner.num_parameters,
-        "flops_per_fit": preconditioner.flops_per_fit,
-        "notes": preconditioner.notes,
-    }
-    if preconditioner.record:
-        description["record"] = preconditioner.record
-    text = json.dumps(description, indent=2, sort_keys=True, allow_nan=False)
-    (folder / JSON_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def load(folder: str | Path) -> Preconditioner:
-    """Load a fitted preconditioner; its maps are bit-equal to those that were saved, nothing is fitted again.
-
-    Args:
-        folder: where `save` put the two files.
-
-    Returns:
-        The fitted preconditioner on the CPU.
-
-    Raises:
-        PrecfmError: a file is missing or not of this format, or the name is not registered.
-    """
-    folder = Path(folder)
-    try:
-        description = json.loads((folder / JSON_FILE).read_text(encoding="utf-8"))
-        tensors = load_file(folder / TENSORS_FILE)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise PrecfmError(
-            f"{error.filename or folder}: no such file; a saved preconditioner is needed"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PrecfmError(
-            f"{folder / JSON_FILE}: not JSON ({error}); save the preconditioner again"
-        ) from None
-    except SafetensorError as error:
-        raise PrecfmError(
-            f"{folder / TENSORS_FILE}: damaged ({error}); save the preconditioner again"
-        ) from None
-    found = description.get("format") if isinstance(description, dict) else None
-    if found != FORMAT:
-        raise PrecfmError(f"{folder / JSON_FILE}: format is {found!r}, but {FORMAT} is needed")
-    try:
-        cls = registry.load("preconditioners", description["name"])
-        preconditioner: Preconditioner = cls(**description["options"])
-        preconditioner.record = description.get("record", {})
-        preconditioner.prepare(tuple(description["event_shape"]), tuple(description["classes"]))
-        preconditioner.flops_per_fit = description["flops_per_fit"]
-        preconditioner.notes = description["notes"]
-        preconditioner.to(getattr(torch, description["dtype"]))
-        preconditioner.load_state_dict(tensors)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise PrecfmError(
-            f"{folder}: is no saved preconditioner of this version ({error}); fit it again"
-        ) from error
-    for module in preconditioner.modules():
-        if isinstance(module, Preconditioner):
-            module.fitted = True
-    return preconditioner.requires_grad_(False).eval()
-
-
-def _registered_name(cls: type[Preconditioner]) -> str:
-    target = f"{cls.__module__}:{cls.__qualname__}"
-    for name, import_string in registry.REGISTRY["preconditioners"].items():
-        if import_string == target:
-            return name
-    raise PrecfmError(
-        f"{target} is not registered; add it to the registry's preconditioners to save and load it"
-    )
+    def _checked_batches(
+        self, batches: Iterable[tuple[Tensor, Tensor | None]]
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Checked batches of a fit; at their end `classes` is known."""
+        count, seen = 0, set[int]()
+        for x, labels in batches:
+            rows, known = self._checked(x, labels, "x")
+            count += len(rows)
+            if known is not None:
+                seen.update(torch.unique(known).tolist())
+            yield rows.detach(), known
+        if count < 2:
+            raise PrecfmError(f"x: got {count} rows; a fit needs at least 2 rows")
+        self.classes = tuple(sorted(seen))

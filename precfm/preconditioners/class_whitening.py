@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from precfm.core.options import NotNegative, Share, checked
-from precfm.geometry.spectra import covariance
-from precfm.preconditioners.base import FitData, Preconditioner
+from precfm.geometry.moments import Moments
+from precfm.preconditioners.base import Preconditioner
+from precfm.preconditioners.fit_data import FitData
 from precfm.preconditioners.symmetric_power import (
     SymmetricMap,
     deficiency,
@@ -65,45 +66,43 @@ class ClassWhitening(Preconditioner):
 
     def _allocate(self) -> None:
         count, features = len(self.classes), self.features
-        self.register_buffer("means", torch.zeros(count, features).to(self.anchor))
-        self.register_buffer("matrices", torch.zeros(count, features, features).to(self.anchor))
-        self.register_buffer("inverse_matrices", torch.zeros(count, features, features).to(self.anchor))
-        self.register_buffer("log_dets", torch.zeros(count).to(self.anchor))
+        zeros = self.anchor.new_zeros
+        square = zeros(count, features, features)
+        self._set(zeros(count, features), square, square.clone(), zeros(count))
+
+    def _set(self, means: Tensor, matrices: Tensor, inverse_matrices: Tensor, log_dets: Tensor) -> None:
+        self.register_buffer("means", means)
+        self.register_buffer("matrices", matrices)
+        self.register_buffer("inverse_matrices", inverse_matrices)
+        self.register_buffer("log_dets", log_dets)
 
     def _fit(self, data: FitData) -> int:
-        assert data.classes is not None  # `needs_labels` had them checked
-        members = [data.x[data.classes == position] for position in range(len(self.classes))]
-        self.means = torch.stack([rows.mean(dim=0) for rows in members])
-        # A class of one row has no covariance: its scatter is zero.
-        scatters = [
-            covariance(rows.repeat(2, 1) if len(rows) == 1 else rows) * (len(rows) - 1) for rows in members
-        ]
-        pooled = torch.stack(scatters).sum(dim=0) / max(len(data.x) - len(self.classes), 1)
-        powers = [
-            self._power(label, len(rows), scatter, pooled)
-            for label, rows, scatter in zip(self.classes, members, scatters, strict=True)
-        ]
-        self.matrices = torch.stack([power.matrix for power in powers])
-        self.inverse_matrices = torch.stack([power.inverse_matrix for power in powers])
-        self.log_dets = torch.stack([power.log_det for power in powers])
+        by_class = data.class_moments()
+        rows = sum(moments.count for moments in by_class.values())
+        scatter = torch.stack([moments.scatter for moments in by_class.values()]).sum(dim=0)
+        pooled = scatter / max(rows - len(by_class), 1)
+        powers = [self._power(label, moments, pooled) for label, moments in by_class.items()]
+        columns = [torch.stack(column) for column in zip(*powers, strict=True)]
+        self._set(torch.stack([moments.mean for moments in by_class.values()]), *columns)
         if self.shrinkage > 0:
             self.notes.append(
                 f"each class's covariance shrunk by {self.shrinkage:g} towards the isotropic one"
             )
-        return sum(power_flops(*rows.shape) for rows in members)
+        return sum(power_flops(moments.count, self.features) for moments in by_class.values())
 
-    def _power(self, label: int, rows: int, scatter: Tensor, pooled: Tensor) -> SymmetricMap:
-        enough = self.rows_per_feature * self.features
+    def _power(self, label: int, moments: Moments, pooled: Tensor) -> SymmetricMap:
+        rows, enough = moments.count, self.rows_per_feature * self.features
         weight = max(0.0, 1 - rows / enough) if enough > 0 else 0.0
         if weight > 0:
             self.notes.append(
                 f"class {label} has {rows} rows of {self.features} features: covariance {weight:.2f} of "
                 f"the pooled one and {1 - weight:.2f} of its own"
             )
-        mixed = weight * pooled + (1 - weight) * scatter / max(rows - 1, 1)
+        # A class of one row has no covariance: its scatter is zero.
+        mixed = weight * pooled + (1 - weight) * moments.scatter / max(rows - 1, 1)
         if self.shrinkage > 0 and (why := deficiency(mixed)) is not None:
             self.notes.append(f"class {label} of x {why}; only the shrinkage makes its map invertible")
-        return symmetric_power(mixed, self.exponent, self.shrinkage, f"ClassWhitening: class {label} of x")
+        return symmetric_power(mixed, self.exponent, self.shrinkage, f"x: class {label}")
 
     def _forward(self, x: Tensor, classes: Tensor | None) -> Tensor:
         return self._by_class(x, classes, self.matrices, before=-self.means, after=None)

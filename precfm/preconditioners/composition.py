@@ -1,16 +1,14 @@
 """Composition: several preconditioners one after the other, for example whitening and then a flow."""
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
-from precfm.core import registry
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Components, checked
+from precfm.core.options import checked
 from precfm.core.seeds import derived_seed
 from precfm.geometry.spectra import covariance, eigen_spectrum
-from precfm.preconditioners.base import FitData, Preconditioner
+from precfm.preconditioners.base import Preconditioner
+from precfm.preconditioners.components import Components, component
+from precfm.preconditioners.fit_data import FitData, FitRows
 from precfm.preconditioners.symmetric_power import LARGEST_CONDITION_NUMBER
 
 
@@ -24,6 +22,7 @@ class Composition(Preconditioner):
         stages: the stages in order, each with the registered `name` of a preconditioner and its options.
 
     Example:
+        >>> import torch
         >>> stages = ({"name": "per_channel"}, {"name": "whitening", "exponent": 0.25})
         >>> x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 4.0)
         >>> composition = Composition(stages).fit(x)
@@ -31,7 +30,7 @@ class Composition(Preconditioner):
         True
     """
 
-    uses_seed = True  # some stages do; the plan reads this without knowing the stages
+    uses_seed = True  # some stages do; the plan asks the class, which does not know its stages
 
     @checked
     def __init__(self, stages: Components = ({"name": "whitening"}, {"name": "normalizing_flow"})) -> None:
@@ -60,13 +59,8 @@ class Composition(Preconditioner):
             stage.prepare(self.event_shape, self.classes if stage.needs_labels else ())
 
     def _fit(self, data: FitData) -> int:
-        x, labels = data.x.reshape(-1, *self.event_shape), self._labels(data.classes)
-        validation = None
-        if data.x_validation is not None:
-            validation = (
-                data.x_validation.reshape(-1, *self.event_shape),
-                self._labels(data.classes_validation),
-            )
+        rows = data.rows()
+        (x, labels), validation = rows.as_given(self.event_shape, self.classes)
         for position, stage in enumerate(self._maps):
             stage.fit(
                 x,
@@ -81,15 +75,11 @@ class Composition(Preconditioner):
             x = stage.forward(x, labels)
             if validation is not None:
                 validation = stage.forward(*validation), validation[1]
-        self.flops_per_fit = sum(stage.flops_per_fit for stage in self._maps)
-        self._check_round_trip(data)
+        self.flops_per_fit = sum(stage.flops_per_fit for stage in self._maps)  # paid for, even if refused now
+        self._check_round_trip(rows)
         return self.flops_per_fit
 
-    def _labels(self, classes: Tensor | None) -> Tensor | None:
-        """Labels of class positions: stages know only labels."""
-        return None if classes is None else torch.tensor(self.classes, device=classes.device)[classes]
-
-    def _check_round_trip(self, data: FitData) -> None:
+    def _check_round_trip(self, data: FitRows) -> None:
         """Refuse a whole that is less reversible than its stages claim to be."""
         eigenvalues = eigen_spectrum(covariance(data.x)).eigenvalues
         varying = eigenvalues[eigenvalues * LARGEST_CONDITION_NUMBER > eigenvalues[-1]]
@@ -97,7 +87,7 @@ class Composition(Preconditioner):
         if not error <= self.round_trip_tolerance / 2:
             raise PrecfmError(
                 f"stages: the round-trip error on the data and its tails is {error:.2g} smallest standard "
-                f"deviations, but at most {self.round_trip_tolerance / 2:.2g} is accepted: put an approximate "
+                f"deviations; at most {self.round_trip_tolerance / 2:.2g} is accepted: put an approximate "
                 "stage first or lower its tolerance"
             )
 
@@ -117,30 +107,3 @@ class Composition(Preconditioner):
             total = total + stage._log_abs_det(x, classes)
             x = stage._forward(x, classes)
         return total
-
-
-def component(field: str, position: int, entry: dict[str, Any]) -> Preconditioner:
-    """The unfitted preconditioner that one entry of an option such as `stages` stands for.
-
-    Args:
-        field: the option, for messages.
-        position: the entry's place in it, for messages.
-        entry: the registered `name` of a preconditioner and its options.
-
-    Raises:
-        PrecfmError: the name or an option does not exist, or an option is out of its range.
-    """
-    if not isinstance(entry.get("name"), str):
-        raise PrecfmError(
-            f"{field}: entry {position} is {entry!r}, but it needs the 'name' of a preconditioner"
-        )
-    cls = registry.load("preconditioners", entry["name"])
-    try:
-        preconditioner: Preconditioner = cls(**{key: value for key, value in entry.items() if key != "name"})
-    except TypeError as error:
-        raise PrecfmError(
-            f"{field}: entry {position} ({entry['name']}) has options that do not fit ({error})"
-        ) from None
-    except PrecfmError as error:
-        raise PrecfmError(f"{field}.{position}: {error}") from None
-    return preconditioner

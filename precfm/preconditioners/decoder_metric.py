@@ -1,16 +1,17 @@
 """Decoder-metric coordinates: distances in the flow's space are those that the decoder makes of them."""
 
 import math
-from typing import Annotated, Self
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Bound, checked
+from precfm.core.options import checked
 from precfm.core.tensors import require_tensor
-from precfm.geometry.spectra import covariance, eigen_spectrum
-from precfm.preconditioners.base import FitData
+from precfm.geometry.spectra import Spectrum, eigen_spectrum
+from precfm.preconditioners.fit_data import FitData
 from precfm.preconditioners.symmetric_affine import SymmetricAffine
 from precfm.preconditioners.symmetric_power import power_flops, symmetric_map
 
@@ -23,7 +24,7 @@ class DecoderMetric(SymmetricAffine):
     kept. The squared length of a step in `z` is then the squared change of the image, up to the factor. The
     factor `c` gives `z` a mean variance of one over the training data; it does not make them white.
 
-    The metric is no part of the data: `with_metric` hands it in before `fit`. A stored map does not need it.
+    The metric is no part of the data: `fit(x, metric=G)` takes it. A stored map does not need it.
     Against the rounding of float32 a floored direction is less well protected, so the round-trip tolerance is
     `1e-3 / sqrt(floor)`. `flops_per_fit` leaves out what the metric took.
 
@@ -36,7 +37,7 @@ class DecoderMetric(SymmetricAffine):
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-        >>> z = DecoderMetric().with_metric(torch.diag(torch.tensor([4.0, 1.0]))).fit(x).forward(x)
+        >>> z = DecoderMetric().fit(x, metric=torch.diag(torch.tensor([4.0, 1.0]))).forward(x)
         >>> round(float(z[0, 0] / z[2, 1]), 6)
         2.0
     """
@@ -44,71 +45,44 @@ class DecoderMetric(SymmetricAffine):
     needs_metric = True
 
     @checked
-    def __init__(
-        self, floor: Annotated[float, Bound(lambda x, _: 1e-6 <= x <= 1, "a number from 1e-06 to 1")] = 0.01
-    ) -> None:
+    def __init__(self, floor: Annotated[float, Field(ge=1e-6, le=1)] = 0.01) -> None:
         super().__init__()
         self.floor = floor
         self.round_trip_tolerance = 1e-3 / math.sqrt(floor)
-        self._metric: Tensor | None = None
-
-    def with_metric(self, metric: Tensor) -> Self:
-        """Hand in the metric that the next fits use.
-
-        Args:
-            metric: symmetric, positive semi-definite, shape (features, features).
-
-        Returns:
-            The preconditioner itself.
-
-        Raises:
-            PrecfmError: it is not such a matrix, or zero.
-        """
-        require_tensor(metric, f"{self._name}: the metric")
-        metric = metric.detach().double()
-        if metric.ndim != 2 or metric.shape[0] != metric.shape[1]:
-            raise PrecfmError(
-                f"{self._name}: the metric has shape {tuple(metric.shape)}, but (dim, dim) is needed"
-            )
-        largest = float(metric.abs().max())
-        if not math.isfinite(largest) or not torch.allclose(metric, metric.T, rtol=0, atol=1e-6 * largest):
-            raise PrecfmError(f"{self._name}: the metric is not finite and symmetric, as a mean of J^T J is")
-        eigenvalues = eigen_spectrum(metric).eigenvalues
-        if not float(eigenvalues[-1]) > 0 or float(eigenvalues[0]) < -1e-6 * float(eigenvalues[-1]):
-            raise PrecfmError(
-                f"{self._name}: the metric has eigenvalues from {float(eigenvalues[0]):.3g} to "
-                f"{float(eigenvalues[-1]):.3g}, but some must be positive and none negative: does the decoder vary?"
-            )
-        self._metric = metric
-        return self
-
-    @property
-    def num_parameters(self) -> int:
-        """The mean and a symmetric matrix."""
-        return self.features + self.features * (self.features + 1) // 2
 
     def _fit(self, data: FitData) -> int:
-        if self._metric is None:
-            raise PrecfmError(f"{self._name}: has no metric to fit with; call with_metric(metric) before fit")
-        if len(self._metric) != self.features:
-            raise PrecfmError(
-                f"{self._name}: the metric is of {len(self._metric)} features, but x has {self.features}"
-            )
-        eigenvalues, eigenvectors = eigen_spectrum(self._metric.to(data.x.device))
+        eigenvalues, eigenvectors = _metric_spectrum(data.metric, self.features, self.anchor.device)
+        moments = data.moments()
         lowest = self.floor * eigenvalues.mean()
         floored = eigenvalues.clamp(min=float(lowest))
-        variances = ((covariance(data.x) @ eigenvectors) * eigenvectors).sum(dim=0)
+        variances = ((moments.covariance() @ eigenvectors) * eigenvectors).sum(dim=0)
         mean_variance = (floored * variances).mean()
         if not float(mean_variance) > 0:
-            raise PrecfmError(
-                f"{self._name}: x has variance 0 in every feature, but a scale needs rows that differ"
-            )
-        self.mean = data.x.mean(dim=0)
-        factors = (floored / mean_variance).sqrt()
-        self.matrix, self.inverse_matrix, self.log_det = symmetric_map(factors, eigenvectors)
+            raise PrecfmError("x: has variance 0 in every feature; a scale needs rows that differ")
+        self._set(moments.mean, symmetric_map((floored / mean_variance).sqrt(), eigenvectors))
         raised = int((eigenvalues < lowest).sum())
         if raised:
             self.notes.append(
                 f"{raised} of {self.features} eigenvalues of the metric raised to {self.floor:g} of their mean"
             )
-        return power_flops(*data.x.shape)
+        return power_flops(moments.count, self.features)
+
+
+def _metric_spectrum(metric: Tensor | None, features: int, device: torch.device) -> Spectrum:
+    """The spectrum of a metric that a user handed in, after all checks."""
+    require_tensor(metric, "metric")
+    assert isinstance(metric, Tensor)
+    metric = metric.detach().to(device, torch.float64)
+    if metric.shape != (features, features):
+        raise PrecfmError(f"metric: has shape {tuple(metric.shape)}; {(features, features)} is needed")
+    largest = float(metric.abs().max())
+    if not math.isfinite(largest) or not torch.allclose(metric, metric.T, rtol=0, atol=1e-6 * largest):
+        raise PrecfmError("metric: is not finite and symmetric, as a mean of J^T J is")
+    spectrum = eigen_spectrum((metric + metric.T) / 2)
+    smallest, largest = float(spectrum.eigenvalues[0]), float(spectrum.eigenvalues[-1])
+    if not largest > 0 or smallest < -1e-6 * largest:
+        raise PrecfmError(
+            f"metric: has eigenvalues from {smallest:.3g} to {largest:.3g}; some must be positive and none negative: "
+            "does the decoder vary?"
+        )
+    return spectrum

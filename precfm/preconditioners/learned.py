@@ -1,24 +1,25 @@
 """What trained preconditioners have in common: whitening, held-out data, early stopping, counted FLOPs."""
 
 from abc import abstractmethod
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from precfm.core.errors import PrecfmError
-from precfm.core.options import Count, Fraction, Natural, Patience, Positive, Share, checked
+from precfm.core.options import Count, Fraction, Natural, Positive, Share, checked
 from precfm.core.seeds import generator_for, seeded_module
 from precfm.flows.compute import flops_per_step
-from precfm.preconditioners.base import FitData, Preconditioner
+from precfm.preconditioners.base import Preconditioner
+from precfm.preconditioners.fit_data import FitData, FitRows
 from precfm.preconditioners.whitening import Whitening
-from precfm.training.trainer import TrainingOptions, train
+from precfm.training.draws import Objective
+from precfm.training.options import TrainingOptions
+from precfm.training.trainer import train
 
 
 class LearnedPreconditioner(Preconditioner):
     """Whitening, then a network that is trained on the whitened data and kept at its best validation loss.
 
-    A subclass builds the network, states its loss, and maps with it; it may adjust itself in `_settle` once
+    A subclass builds the network, states its objective, and maps with it; it may adjust itself in `_settle` once
     the network is trained. Training runs in float32, the maps in float64.
 
     Arguments:
@@ -38,6 +39,7 @@ class LearnedPreconditioner(Preconditioner):
     """
 
     uses_seed = True
+    validation_draws = 1  # draws of the objective per validation row
 
     whitening: Whitening
     network: nn.Module
@@ -46,14 +48,14 @@ class LearnedPreconditioner(Preconditioner):
     def __init__(
         self,
         *,
-        conditional: bool,
-        shrinkage: Share,
-        steps: Count,
-        batch_size: Count,
-        learning_rate: Positive,
-        validate_every: Natural,
-        patience: Patience,
-        validation_share: Fraction,
+        conditional: bool = True,
+        shrinkage: Share = 0.0,
+        steps: Count = 1500,
+        batch_size: Count = 256,
+        learning_rate: Positive = 1e-3,
+        validate_every: Natural = 100,
+        patience: Natural = 5,
+        validation_share: Fraction = 0.1,
     ) -> None:
         super().__init__()
         self.conditional = self.needs_labels = conditional
@@ -66,6 +68,7 @@ class LearnedPreconditioner(Preconditioner):
             batch_size=batch_size,
             learning_rate=learning_rate,
             schedule="cosine",
+            ema_decay=None,  # the best validated weights are kept
             clip_norm=10.0,
             validate_every=validate_every,
             patience=patience,
@@ -83,17 +86,16 @@ class LearnedPreconditioner(Preconditioner):
         """The network in float32 with fresh weights, drawn from torch's global generator."""
 
     @abstractmethod
-    def _loss(self, network: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
-        """Training loss of whitened rows and, if conditional, class positions."""
+    def _objective(self, white: Tensor) -> Objective:
+        """What the training minimises, for whitened rows (rows, features) and, if conditional, class positions."""
 
-    def _validation_loss(
-        self, network: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator
-    ) -> Tensor:
-        """Loss by which the best weights are chosen."""
-        return self._loss(network, batch, generator)
+    def _settle(self, data: FitRows, validation_loss: float) -> None:
+        """What remains to be done or noted once the network is trained.
 
-    def _settle(self, data: FitData) -> None:
-        """What remains to be done or noted once the network is trained; `data` has a validation part."""
+        Args:
+            data: the rows of the fit, with a validation part.
+            validation_loss: that of the weights which were kept.
+        """
 
     def _allocate(self) -> None:
         self.whitening = Whitening(shrinkage=self.shrinkage).to(self.anchor)
@@ -101,37 +103,42 @@ class LearnedPreconditioner(Preconditioner):
         self.network = seeded_module(self._build, seed=0).to(self.anchor)
 
     def _fit(self, data: FitData) -> int:
-        data = with_validation(data, self.validation_share, self._name)
-        assert data.x_validation is not None
-        self.whitening.fit(data.x)
+        rows = data.rows().with_validation(self.validation_share)
+        assert rows.x_validation is not None
+        self.whitening = Whitening(shrinkage=self.shrinkage).fit(rows.x)
         self.notes.extend(self.whitening.notes)
-        self.network = seeded_module(self._build, data.seed).to(data.x.device)
-        training = self._tensors(data.x, data.classes)
-        validation = self._tensors(data.x_validation, data.classes_validation)
+        self.network = seeded_module(self._build, rows.seed).to(rows.x.device)
+        training = self._tensors(rows.x, rows.classes)
+        objective = self._objective(training[0])
+        held_out = tuple(
+            tensor.repeat_interleave(self.validation_draws, dim=0)
+            for tensor in self._tensors(rows.x_validation, rows.classes_validation)
+        )
+        generator = generator_for(rows.seed, "validation loss")
+        draws = tuple(draw.to(rows.x.device) for draw in objective.draw(len(held_out[0]), generator))
 
+        @torch.no_grad()
         def validation_loss(network: nn.Module) -> float:
-            generator = generator_for(
-                data.seed, "validation loss", device=data.x.device
-            )  # the same each time
-            return float(self._validation_loss(network, validation, generator))
+            return float(objective.loss(network, held_out, draws))
 
-        per_step = flops_per_step(self.network, self._loss, training, self.batch_size)
+        per_step = flops_per_step(self.network, objective, training, self.batch_size)
         result = train(
             self.network,
-            self._loss,
+            objective,
             training,
             self.recipe,
-            seed=data.seed,
+            seed=rows.seed,
             validation_loss=validation_loss,
-            scratch=data.scratch,
+            scratch=rows.scratch,
             name=self._name,
         )
+        best = validation_loss(self.network)
         self.network.to(self.anchor).requires_grad_(False)
         self.notes.append(
             f"trained for {result.steps_run} of {self.steps} steps; best at step {result.best_step}"
         )
         self.flops_per_fit = self.whitening.flops_per_fit + per_step * result.steps_run
-        self._settle(data)
+        self._settle(rows, best)
         return self.flops_per_fit
 
     @property
@@ -142,36 +149,3 @@ class LearnedPreconditioner(Preconditioner):
     def _tensors(self, x: Tensor, classes: Tensor | None) -> tuple[Tensor, ...]:
         white = self.whitening.forward(x).float()
         return (white,) if classes is None else (white, classes)
-
-
-def with_validation(data: FitData, share: float, what: str) -> FitData:
-    """The data with a validation part: the given one, or else a random share of the training rows.
-
-    Args:
-        data: what the fit received.
-        share: part of the rows to hold out if no validation data was given, in (0, 1).
-        what: name of the preconditioner, for messages.
-
-    Returns:
-        Data whose validation part is not None.
-
-    Raises:
-        PrecfmError: there are too few rows to hold one out and keep two.
-    """
-    if data.x_validation is not None:
-        return data
-    rows = len(data.x)
-    held_out = max(1, round(share * rows))
-    if rows - held_out < 2:
-        raise PrecfmError(
-            f"{what}: x has {rows} rows, but at least 3 are needed to hold one out for validation"
-        )
-    order = torch.randperm(rows, generator=generator_for(data.seed, "validation rows")).to(data.x.device)
-    validation, training = order[:held_out], order[held_out:]
-    return replace(
-        data,
-        x=data.x[training],
-        classes=None if data.classes is None else data.classes[training],
-        x_validation=data.x[validation],
-        classes_validation=None if data.classes is None else data.classes[validation],
-    )

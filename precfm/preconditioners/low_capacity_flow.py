@@ -1,25 +1,25 @@
 """A low-capacity flow behind a whitening: a small velocity field, integrated from data to noise."""
 
-import copy
 import math
-from typing import Annotated
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Bound, Count, Fraction, Natural, Patience, Positive, Share, checked
-from precfm.core.seeds import generator_for
+from precfm.core.options import Count, Positive, checked
 from precfm.flows.models.mlp import MLPVelocity
-from precfm.flows.objectives import flow_matching_loss
+from precfm.flows.objectives import FlowMatching
 from precfm.flows.paths import LinearPath
 from precfm.flows.sampling import integrate
-from precfm.preconditioners.base import FitData
+from precfm.preconditioners.fit_data import FitRows
 from precfm.preconditioners.learned import LearnedPreconditioner
+from precfm.training.draws import Objective
 
-MARGIN = 4.0  # by which it must stay below the tolerance there, since later points may lie further out
+MARGIN = (
+    4.0  # by which the error must stay below the tolerance in a fit, since later points may lie further out
+)
 DIVERGED = 2.0  # times the validation loss of a field that is zero, above which a fit is refused
-VALIDATION_DRAWS = 8  # noises and times per validation row
 
 
 class LowCapacityFlow(LearnedPreconditioner):
@@ -30,91 +30,67 @@ class LowCapacityFlow(LearnedPreconditioner):
     and on its tails, and doubles the number of steps until the error is well below `tolerance`.
 
     Arguments:
-        conditional: whether the velocity depends on the label.
         width: hidden units per layer of the velocity network.
         depth: hidden layers of the velocity network.
         tolerance: largest round-trip error, relative to the smallest standard deviation of the data.
         solver_steps: midpoint steps to begin with.
         max_solver_steps: most midpoint steps; if these do not suffice, the fit is refused.
-        shrinkage: shrinkage of the whitening before the flow, as in `Whitening`.
-        steps: most training steps.
-        batch_size: rows per step.
-        learning_rate: peak learning rate of a cosine schedule.
-        validate_every: steps between two validations.
-        patience: validations without improvement after which training stops; 0 never stops early.
-        validation_share: part of the data held out if `fit` gets no validation data.
+        inherited: see `LearnedPreconditioner`.
 
     References:
         | Preconditioned (Score and) Flow Matching (Ahamed et al., 2026), low-capacity flow matching
         | https://arxiv.org/abs/2603.02337
     """
 
-    uses_seed = True
     has_log_det = False
+    validation_draws = 8
 
     midpoint_steps: Tensor
 
     @checked
     def __init__(
         self,
-        conditional: bool = True,
+        *,
         width: Count = 64,
         depth: Count = 2,
         tolerance: Positive = 1e-2,
         solver_steps: Count = 25,
-        max_solver_steps: Annotated[
-            int,
-            Bound(lambda n, others: n >= others["solver_steps"], "at least solver_steps ({solver_steps})"),
-        ] = 400,
-        shrinkage: Share = 0.0,
-        steps: Count = 1500,
-        batch_size: Count = 256,
+        max_solver_steps: Count = 400,
         learning_rate: Positive = 2e-3,
-        validate_every: Natural = 100,
-        patience: Patience = 5,
-        validation_share: Fraction = 0.1,
+        **inherited: Any,
     ) -> None:
-        super().__init__(
-            conditional=conditional,
-            shrinkage=shrinkage,
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            validate_every=validate_every,
-            patience=patience,
-            validation_share=validation_share,
-        )
+        super().__init__(learning_rate=learning_rate, **inherited)
+        if max_solver_steps < solver_steps:
+            raise PrecfmError(
+                f"max_solver_steps: got {max_solver_steps}; at least solver_steps ({solver_steps}) is needed"
+            )
         self.width, self.depth = width, depth
         self.tolerance = self.round_trip_tolerance = tolerance
         self.solver_steps, self.max_solver_steps = solver_steps, max_solver_steps
 
     def _allocate(self) -> None:
         super()._allocate()
-        self.register_buffer("midpoint_steps", torch.tensor(self.solver_steps, device=self.anchor.device))
+        self._set_steps(self.solver_steps)
+
+    def _set_steps(self, steps: int) -> None:
+        self.register_buffer("midpoint_steps", torch.tensor(steps, device=self.anchor.device))
 
     def _build(self) -> nn.Module:
         return MLPVelocity(self.features, len(self.classes), width=self.width, depth=self.depth)
 
-    def _loss(self, network: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
-        white, classes = batch if len(batch) == 2 else (batch[0], None)
-        return flow_matching_loss(network, LinearPath(), white, classes, generator)
+    def _objective(self, white: Tensor) -> Objective:
+        return FlowMatching().prepare(LinearPath(), white)
 
-    def _validation_loss(
-        self, network: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator
-    ) -> Tensor:
-        repeated = tuple(tensor.repeat_interleave(VALIDATION_DRAWS, dim=0) for tensor in batch)
-        return self._loss(network, repeated, generator)
-
-    def _settle(self, data: FitData) -> None:
+    def _settle(self, data: FitRows, validation_loss: float) -> None:
         """Raise the number of midpoint steps until the map is reversible within the tolerance."""
+        self._refuse_divergence(data, validation_loss)
         steps = self.solver_steps
-        self._check_loss(data)
         while not (error := self._error(data, steps)) * MARGIN <= self.tolerance:
             if 2 * steps > self.max_solver_steps:
                 raise PrecfmError(
-                    f"max_solver_steps: {self.max_solver_steps} are too few for a reversible map (round-trip "
-                    f"error {error:.2g} at {steps} steps, but at most {self.tolerance / MARGIN:.2g} is "
-                    "accepted); raise it, raise tolerance or lower width"
+                    f"max_solver_steps: got {self.max_solver_steps}, too few for a reversible map: the round-trip "
+                    f"error is {error:.2g} at {steps} steps; at most {self.tolerance / MARGIN:.2g} is accepted: "
+                    "raise it, raise tolerance or lower width"
                 )
             steps *= 2
         self.notes.append(
@@ -122,23 +98,19 @@ class LowCapacityFlow(LearnedPreconditioner):
             "included"
         )
 
-    def _check_loss(self, data: FitData) -> None:
+    def _refuse_divergence(self, data: FitRows, validation_loss: float) -> None:
         """Refuse a field that is far worse than none at all, whose loss is the variance of data and noise."""
         assert data.x_validation is not None
-        batch = self._tensors(data.x_validation, data.classes_validation)
-        network = copy.deepcopy(self.network).float()
-        generator = generator_for(data.seed, "validation loss", device=data.x.device)
-        loss = float(self._validation_loss(network, batch, generator))
-        none = float(batch[0].square().mean()) + 1
-        if not loss <= DIVERGED * none:
+        none = float(self.whitening.forward(data.x_validation).square().mean()) + 1
+        if not validation_loss <= DIVERGED * none:
             raise PrecfmError(
-                f"LowCapacityFlow: diverged: the best validation loss is {loss:.3g}, but a field that is zero "
-                f"has {none:.3g}; lower learning_rate (now {self.learning_rate:g})"
+                f"learning_rate: got {self.learning_rate:g}, and the training diverged: the best validation loss is "
+                f"{validation_loss:.3g}, but a field that is zero has {none:.3g}; a lower one is needed"
             )
 
-    def _error(self, data: FitData, steps: int) -> float:
+    def _error(self, data: FitRows, steps: int) -> float:
         """Round-trip error with so many steps; infinite if the solution leaves the finite numbers."""
-        self.midpoint_steps.fill_(steps)
+        self._set_steps(steps)
         try:
             return self._round_trip(data, self._smallest_std)
         except PrecfmError:

@@ -5,13 +5,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Bound, Count, Fraction, Natural, Patience, Positive, Share, checked
+from precfm.core.options import Count, checked
 from precfm.core.seeds import generator_for
-from precfm.preconditioners.base import FitData
+from precfm.preconditioners.fit_data import FitRows
 from precfm.preconditioners.learned import LearnedPreconditioner
+from precfm.training.draws import NotRandom, Objective
 
 if TYPE_CHECKING:
     from zuko.transforms import MonotonicAffineTransform
@@ -31,18 +33,11 @@ class NormalizingFlow(LearnedPreconditioner):
     Arguments:
         kind: `coupling` is affine coupling (fast both ways), `autoregressive` masked affine autoregression
             and `spline` autoregressive rational-quadratic splines (inverted feature by feature).
-        conditional: whether the flow depends on the label, as a one-hot context.
         transforms: number of transformations.
         width: hidden units per layer of each transformation's network.
         depth: hidden layers of each transformation's network.
         max_log_scale: bound on the absolute logarithm of each transformation's scale.
-        shrinkage: shrinkage of the whitening before the flow, as in `Whitening`.
-        steps: most training steps.
-        batch_size: rows per step.
-        learning_rate: peak learning rate of a cosine schedule.
-        validate_every: steps between two validations.
-        patience: validations without improvement after which training stops; 0 never stops early.
-        validation_share: part of the data held out if `fit` gets no validation data.
+        inherited: see `LearnedPreconditioner`; the label enters as a one-hot context.
 
     References:
         | Density estimation using Real NVP (Dinh et al., 2016)
@@ -58,37 +53,18 @@ class NormalizingFlow(LearnedPreconditioner):
         | https://arxiv.org/abs/2603.02337
     """
 
-    uses_seed = True
-
     @checked
     def __init__(
         self,
         kind: Literal["coupling", "autoregressive", "spline"] = "coupling",
-        conditional: bool = True,
+        *,
         transforms: Count = 3,
         width: Count = 128,
         depth: Count = 2,
-        max_log_scale: Annotated[float, Bound(lambda x, _: 0 < x <= 5, "a number above 0 and up to 5")] = 1.5,
-        shrinkage: Share = 0.0,
-        steps: Count = 1500,
-        batch_size: Count = 256,
-        learning_rate: Positive = 1e-3,
-        validate_every: Natural = 100,
-        patience: Patience = 5,
-        validation_share: Fraction = 0.1,
+        max_log_scale: Annotated[float, Field(gt=0, le=5)] = 1.5,
+        **inherited: Any,
     ) -> None:
-        super().__init__(
-            conditional=conditional,
-            shrinkage=shrinkage,
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            validate_every=validate_every,
-            patience=patience,
-            validation_share=validation_share,
-        )
-        if kind not in ("coupling", "autoregressive", "spline"):
-            raise PrecfmError(f"kind: got {kind!r}, but 'coupling', 'autoregressive' or 'spline' is needed")
+        super().__init__(**inherited)
         self.kind = kind
         self.transforms, self.width, self.depth = transforms, width, depth
         self.max_log_scale = max_log_scale
@@ -118,8 +94,8 @@ class NormalizingFlow(LearnedPreconditioner):
                     nn.init.zeros_(parameter)
         return flow
 
-    def _loss(self, network: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
-        return self._negative_log_likelihood(network, *batch)
+    def _objective(self, white: Tensor) -> Objective:
+        return NotRandom(lambda network, batch: self._negative_log_likelihood(network, *batch))
 
     def _negative_log_likelihood(
         self, network: nn.Module, white: Tensor, classes: Tensor | None = None
@@ -128,26 +104,26 @@ class NormalizingFlow(LearnedPreconditioner):
         log_prob: Tensor = network(self._context(classes, white.dtype)).log_prob(white)
         return -log_prob.mean()
 
-    def _settle(self, data: FitData) -> None:
+    def _settle(self, data: FitRows, validation_loss: float) -> None:
         """Refuse what diverged; note the likelihood beside that of whitening alone, and where the tails go."""
         assert data.x_validation is not None
         white = self.whitening.forward(data.x_validation)
-        learned = float(self._negative_log_likelihood(self.network, white, data.classes_validation))
         gaussian = float(0.5 * (white.square() + math.log(2 * math.pi)).sum(dim=1).mean())
-        if not learned <= gaussian + DIVERGED * self.features:
+        if not validation_loss <= gaussian + DIVERGED * self.features:
             raise PrecfmError(
-                f"NormalizingFlow: diverged: the best validation NLL is {learned:.4g} nats, but whitening alone, "
-                f"where the flow starts, has {gaussian:.4g}; lower learning_rate (now {self.learning_rate:g})"
+                f"learning_rate: got {self.learning_rate:g}, and the training diverged: the best validation NLL is "
+                f"{validation_loss:.4g} nats, but whitening alone, where the flow starts, has {gaussian:.4g}; a lower "
+                "one is needed"
             )
         if not (error := self._round_trip(data, self._smallest_std)) <= self.round_trip_tolerance / 2:
             raise PrecfmError(
-                f"NormalizingFlow: the round-trip error is {error:.2g} smallest standard deviations, but at most "
-                f"{self.round_trip_tolerance / 2:.2g} is accepted; lower max_log_scale or transforms"
+                f"NormalizingFlow: the round-trip error is {error:.2g} smallest standard deviations; at most "
+                f"{self.round_trip_tolerance / 2:.2g} is accepted: lower max_log_scale or transforms"
             )
         self.notes.append(
-            f"validation NLL {learned:.3f} nats after whitening; whitening alone has {gaussian:.3f}"
+            f"validation NLL {validation_loss:.3f} nats after whitening; whitening alone has {gaussian:.3f}"
         )
-        if learned >= gaussian:
+        if validation_loss >= gaussian:
             self.notes.append(
                 "the flow does not beat whitening alone on the validation data: use 'whitening'"
             )

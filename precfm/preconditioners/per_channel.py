@@ -4,7 +4,10 @@ import torch
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-from precfm.preconditioners.base import FitData, Preconditioner, summary
+from precfm.geometry.moments import Moments
+from precfm.preconditioners.base import Preconditioner
+from precfm.preconditioners.fit_data import FitData
+from precfm.preconditioners.inputs import summary
 
 
 class PerChannel(Preconditioner):
@@ -38,18 +41,19 @@ class PerChannel(Preconditioner):
         self.register_buffer("scale", torch.ones(self._channels, 1).to(self.anchor))
 
     def _fit(self, data: FitData) -> int:
-        channels = self._by_channel(data.x)
-        variance = (channels - channels[:1, :, :1]).var(
-            dim=(0, 2)
-        )  # shifted: exactly 0 for a constant channel
+        moments = Moments(diagonal=True)
+        for rows, _ in data.batches:
+            moments.update(self._by_channel(rows).transpose(1, 2).reshape(-1, self._channels))
+        variance = moments.covariance()
         constant = (variance == 0).nonzero().flatten().tolist()
         if constant:
             raise PrecfmError(
-                f"PerChannel: channel {summary(constant)} of x is constant and cannot be scaled to "
-                "variance 1; drop it, or use the preconditioner 'scalar'"
+                f"x: is constant in channel {summary(constant)}, which cannot be scaled to variance 1; drop it, or "
+                "use the preconditioner 'scalar'"
             )
-        self.mean, self.scale = channels.mean(dim=(0, 2))[:, None], variance.sqrt()[:, None]
-        return 4 * data.x.numel()
+        self.register_buffer("mean", moments.mean[:, None])
+        self.register_buffer("scale", variance.sqrt()[:, None])
+        return 4 * moments.count * self._channels
 
     def _by_channel(self, rows: Tensor) -> Tensor:
         """Rows (batch, features) as (batch, channels, positions)."""

@@ -3,12 +3,13 @@
 from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Bound, checked
-from precfm.geometry.spectra import covariance, eigen_spectrum
-from precfm.preconditioners.base import FitData
+from precfm.core.options import Count, checked
+from precfm.geometry.spectra import eigen_spectrum
+from precfm.preconditioners.fit_data import FitData
 from precfm.preconditioners.symmetric_affine import SymmetricAffine
 from precfm.preconditioners.symmetric_power import LARGEST_CONDITION_NUMBER, power_flops, symmetric_map
 
@@ -44,8 +45,8 @@ class Projection(SymmetricAffine):
     @checked
     def __init__(
         self,
-        rank: Annotated[int | None, Bound(lambda n, _: n is None or n >= 1, "at least 1, or null,")] = None,
-        explained: Annotated[float, Bound(lambda x, _: 0 < x <= 1, "a number above 0 and up to 1")] = 0.9,
+        rank: Count | None = None,
+        explained: Annotated[float, Field(gt=0, le=1)] = 0.9,
     ) -> None:
         super().__init__()
         self.rank, self.explained = rank, explained
@@ -58,24 +59,26 @@ class Projection(SymmetricAffine):
 
     def _allocate(self) -> None:
         super()._allocate()
-        self.register_buffer("leading", torch.tensor(0, device=self.anchor.device))
+        self._set_rank(0)
+
+    def _set_rank(self, rank: int) -> None:
+        self.register_buffer("leading", torch.tensor(rank, device=self.anchor.device))
 
     def _fit(self, data: FitData) -> int:
-        eigenvalues, eigenvectors = eigen_spectrum(covariance(data.x))
+        moments = data.moments()
+        eigenvalues, eigenvectors = eigen_spectrum(moments.covariance())
         eigenvalues = eigenvalues.clamp(min=0)
         largest = float(eigenvalues[-1])
         if not largest > 0:
-            raise PrecfmError(
-                "Projection: x has variance 0 in every feature, but a scale needs rows that differ"
-            )
+            raise PrecfmError("x: has variance 0 in every feature; a scale needs rows that differ")
         rank = self._chosen_rank(eigenvalues)
         complement = self.features - rank
         leading = eigenvalues[complement:]
         if float(leading[0]) * LARGEST_CONDITION_NUMBER < largest:
             usable = int(torch.count_nonzero(eigenvalues * LARGEST_CONDITION_NUMBER >= largest))
             raise PrecfmError(
-                f"rank: {rank} directions cannot be whitened, because x varies in only {usable} "
-                f"({self.features} features); choose a rank up to {usable}"
+                f"rank: got {rank}, but x varies in only {usable} of {self.features} directions; a rank up to "
+                f"{usable} is needed"
             )
         variances = eigenvalues.clone()
         if complement:
@@ -87,20 +90,19 @@ class Projection(SymmetricAffine):
                     "the last leading one"
                 )
             variances[:complement] = mean_variance
-        self.mean = data.x.mean(dim=0)
-        self.matrix, self.inverse_matrix, self.log_det = symmetric_map(variances.rsqrt(), eigenvectors)
-        self.leading.fill_(rank)
+        self._set(moments.mean, symmetric_map(variances.rsqrt(), eigenvectors))
+        self._set_rank(rank)
         self.notes.append(
             f"{rank} of {self.features} directions whitened; they hold "
             f"{float(leading.sum() / eigenvalues.sum()):.4f} of the variance"
         )
-        return power_flops(*data.x.shape)
+        return power_flops(moments.count, self.features)
 
     def _chosen_rank(self, eigenvalues: Tensor) -> int:
         """The rank asked for, or the fewest directions that hold the asked share of the variance."""
         if self.rank is not None:
             if self.rank > self.features:
-                raise PrecfmError(f"rank: got {self.rank}, but x has only {self.features} features")
+                raise PrecfmError(f"rank: got {self.rank}; x has only {self.features} features")
             return self.rank
         shares = eigenvalues.flip(0).cumsum(0) / eigenvalues.sum()
         # One last rounding error must not add a direction of no variance.

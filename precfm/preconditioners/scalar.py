@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-from precfm.preconditioners.base import FitData, Preconditioner
+from precfm.preconditioners.base import Preconditioner
+from precfm.preconditioners.fit_data import FitData
 
 
 class Scalar(Preconditioner):
@@ -34,12 +35,13 @@ class Scalar(Preconditioner):
         self.register_buffer("scale", torch.ones(()).to(self.anchor))
 
     def _fit(self, data: FitData) -> int:
-        mean_variance = (data.x - data.x[0]).var(dim=0).mean()  # shifted: exactly 0 for equal rows
+        moments = data.moments(diagonal=True)
+        mean_variance = moments.covariance().mean()
         if not float(mean_variance) > 0:
-            raise PrecfmError("Scalar: x has variance 0 in every feature, but a scale needs rows that differ")
-        self.mean = data.x.mean(dim=0)
-        self.scale = mean_variance.sqrt()
-        return 4 * data.x.numel()
+            raise PrecfmError("x: has variance 0 in every feature; a scale needs rows that differ")
+        self.register_buffer("mean", moments.mean)
+        self.register_buffer("scale", mean_variance.sqrt())
+        return 4 * moments.count * self.features
 
     def _forward(self, x: Tensor, classes: Tensor | None) -> Tensor:
         return (x - self.mean) / self.scale

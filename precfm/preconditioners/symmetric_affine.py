@@ -1,13 +1,13 @@
-"""Centring followed by a symmetric matrix: what global whitening and projection have in common."""
+"""Centring followed by a symmetric matrix: what whitening, projection and decoder-metric coordinates share."""
 
-import torch
 from torch import Tensor
 
 from precfm.preconditioners.base import Preconditioner
+from precfm.preconditioners.symmetric_power import SymmetricMap
 
 
 class SymmetricAffine(Preconditioner):
-    """The map `z = matrix (x - mean)` with a symmetric matrix; subclasses fit the four buffers.
+    """The map `z = matrix (x - mean)` with a symmetric matrix; a subclass finds both in `_fit`.
 
     Attributes:
         mean: mean of the training data, shape (features,).
@@ -21,12 +21,21 @@ class SymmetricAffine(Preconditioner):
     inverse_matrix: Tensor
     log_det: Tensor
 
+    @property
+    def num_parameters(self) -> int:
+        """The mean and a symmetric matrix."""
+        return self.features + self.features * (self.features + 1) // 2
+
     def _allocate(self) -> None:
-        features = self.features
-        self.register_buffer("mean", torch.zeros(features).to(self.anchor))
-        self.register_buffer("matrix", torch.zeros(features, features).to(self.anchor))
-        self.register_buffer("inverse_matrix", torch.zeros(features, features).to(self.anchor))
-        self.register_buffer("log_det", torch.zeros(()).to(self.anchor))
+        zeros = self.anchor.new_zeros
+        square = zeros(self.features, self.features)
+        self._set(zeros(self.features), SymmetricMap(square, square.clone(), zeros(())))
+
+    def _set(self, mean: Tensor, power: SymmetricMap) -> None:
+        """Register the four buffers."""
+        self.register_buffer("mean", mean)
+        for name, value in power._asdict().items():
+            self.register_buffer(name, value)
 
     def _forward(self, x: Tensor, classes: Tensor | None) -> Tensor:
         return (x - self.mean) @ self.matrix

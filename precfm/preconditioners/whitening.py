@@ -2,10 +2,12 @@
 
 from typing import Annotated
 
+from pydantic import Field
+
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Bound, Neutral, Share, checked
-from precfm.geometry.spectra import covariance
-from precfm.preconditioners.base import FitData
+from precfm.core.options import Neutral, Share, checked
+from precfm.geometry.moments import Moments
+from precfm.preconditioners.fit_data import FitData
 from precfm.preconditioners.symmetric_affine import SymmetricAffine
 from precfm.preconditioners.symmetric_power import deficiency, power_flops, symmetric_power
 
@@ -40,31 +42,24 @@ class Whitening(SymmetricAffine):
         self,
         exponent: Share = 0.5,
         shrinkage: Share = 0.0,
-        rows: Annotated[
-            int | None, Neutral(None), Bound(lambda n, _: n is None or n >= 2, "at least 2, or null,")
-        ] = None,
+        rows: Annotated[Annotated[int, Field(ge=2)] | None, Neutral(None)] = None,
     ) -> None:
         super().__init__()
         self.exponent, self.shrinkage, self.rows = exponent, shrinkage, rows
 
-    @property
-    def num_parameters(self) -> int:
-        """The mean and a symmetric matrix."""
-        return self.features + self.features * (self.features + 1) // 2
-
     def _fit(self, data: FitData) -> int:
-        if self.rows is not None and self.rows > len(data.x):
-            raise PrecfmError(f"rows: got {self.rows}, but x has only {len(data.x)}")
-        x = data.x[: self.rows]
-        cov = covariance(x)
-        self.mean = x.mean(dim=0)
-        self.matrix, self.inverse_matrix, self.log_det = symmetric_power(
-            cov, self.exponent, self.shrinkage, "Whitening: x"
-        )
+        moments, rows = Moments(), 0
+        for batch, _ in data.batches:
+            moments.update(batch if self.rows is None else batch[: max(self.rows - rows, 0)])
+            rows += len(batch)
         if self.rows is not None:
-            self.notes.append(f"fitted on the first {len(x)} of {len(data.x)} rows")
+            if self.rows > rows:
+                raise PrecfmError(f"rows: got {self.rows}; x has only {rows}")
+            self.notes.append(f"fitted on the first {self.rows} of {rows} rows")
+        cov = moments.covariance()
+        self._set(moments.mean, symmetric_power(cov, self.exponent, self.shrinkage, "x"))
         if self.shrinkage > 0:
             self.notes.append(f"covariance shrunk by {self.shrinkage:g} towards the isotropic one")
             if (why := deficiency(cov)) is not None:
                 self.notes.append(f"x {why}; only the shrinkage makes the map invertible")
-        return power_flops(*x.shape)
+        return power_flops(moments.count, self.features)

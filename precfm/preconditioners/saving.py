@@ -1,0 +1,141 @@
+"""Fitted preconditioners on disk: tensors as safetensors, and a description in JSON that says how to build the map."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from precfm.core.errors import PrecfmError
+from precfm.core.registry import name_of
+from precfm.preconditioners.base import Preconditioner
+from precfm.preconditioners.components import only_imported, preconditioner_class
+
+TENSORS_FILE = "preconditioner.safetensors"
+JSON_FILE = "preconditioner.json"
+HEADER = "preconditioner"  # key of the description in the header of a single file
+FORMAT = 1
+
+
+def save(preconditioner: Preconditioner, path: str | Path) -> None:
+    """Store a fitted preconditioner in a folder, or in one file.
+
+    Args:
+        preconditioner: the fitted preconditioner.
+        path: a folder, made if it does not exist, which gets `preconditioner.safetensors` and `preconditioner.json`;
+            or a file that ends in `.safetensors` and has the description in its header.
+
+    Raises:
+        PrecfmError: not fitted, its class cannot be imported again, or a file lies where the folder should be.
+    """
+    if not isinstance(preconditioner, Preconditioner) or not preconditioner.fitted:
+        raise PrecfmError(f"{type(preconditioner).__name__}: is not fitted; call fit before save")
+    path = Path(path)
+    text = json.dumps(describe(preconditioner), indent=2, sort_keys=True, allow_nan=False) + "\n"
+    tensors = {key: value.detach().cpu().contiguous() for key, value in preconditioner.state_dict().items()}
+    if path.suffix == ".safetensors":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path, metadata={HEADER: text})
+        return
+    if path.is_file():
+        raise PrecfmError(f"{path}: is a file; a folder, or a file that ends in .safetensors, is needed")
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path / TENSORS_FILE)
+    (path / JSON_FILE).write_text(text, encoding="utf-8")
+
+
+def load(path: str | Path) -> Preconditioner:
+    """Load a fitted preconditioner; its maps are bit-equal to those that were saved, nothing is fitted again.
+
+    A class of another package is found only if its module has been imported: a file does not choose what code runs.
+
+    Args:
+        path: the folder or file that `save` wrote.
+
+    Returns:
+        The fitted preconditioner on the CPU.
+
+    Raises:
+        PrecfmError: a file is missing or not of this format, or the class is unknown or not imported.
+    """
+    path = Path(path)
+    single = path.suffix == ".safetensors"
+    described, weights = (path, path) if single else (path / JSON_FILE, path / TENSORS_FILE)
+    try:
+        text = _header(path) if single else described.read_text(encoding="utf-8")
+        description, tensors = json.loads(text), load_file(weights)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise PrecfmError(
+            f"{error.filename or path}: no such file; a saved preconditioner is needed"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PrecfmError(f"{described}: is not JSON ({error}); save the preconditioner again") from None
+    except SafetensorError as error:
+        raise PrecfmError(f"{weights}: is damaged ({error}); save the preconditioner again") from None
+    try:
+        return rebuild(description, tensors)
+    except PrecfmError as error:
+        raise PrecfmError(f"{described}: {error}") from None
+
+
+def describe(preconditioner: Preconditioner) -> dict[str, Any]:
+    """What builds a fitted preconditioner again, together with its state dict: plain data for `rebuild`.
+
+    Raises:
+        PrecfmError: its class cannot be imported again.
+    """
+    name = name_of("preconditioners", type(preconditioner))
+    if "<" in name:
+        raise PrecfmError(f"{name}: is defined inside a function; a class of a module can be saved")
+    description = {
+        "format": FORMAT,
+        "name": name,
+        "options": preconditioner.options,
+        "event_shape": list(preconditioner.event_shape),
+        "classes": list(preconditioner.classes),
+        "dtype": str(preconditioner.anchor.dtype).removeprefix("torch."),
+        "num_parameters": preconditioner.num_parameters,
+        "flops_per_fit": preconditioner.flops_per_fit,
+        "notes": preconditioner.notes,
+    }
+    return description | ({"record": preconditioner.record} if preconditioner.record else {})
+
+
+def rebuild(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Preconditioner:
+    """The fitted preconditioner of a description and a state dict, on the CPU.
+
+    Args:
+        description: what `describe` returned.
+        tensors: the state dict.
+
+    Raises:
+        PrecfmError: they are not of this format or do not fit together, or the class is unknown or not imported.
+    """
+    found = description.get("format") if isinstance(description, Mapping) else None
+    if found != FORMAT:
+        raise PrecfmError(f"format: got {found!r}; {FORMAT} is needed")
+    try:
+        with only_imported():
+            preconditioner = preconditioner_class(description["name"])(**description["options"])
+            preconditioner.record = description.get("record", {})
+            preconditioner.prepare(tuple(description["event_shape"]), tuple(description["classes"]))
+        preconditioner.flops_per_fit = description["flops_per_fit"]
+        preconditioner.notes = description["notes"]
+        preconditioner.to(getattr(torch, description["dtype"]))
+        preconditioner.load_state_dict(tensors)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise PrecfmError(f"is no saved preconditioner of this version ({error}); fit it again") from error
+    for module in preconditioner.modules():
+        if isinstance(module, Preconditioner):
+            module.fitted = True
+    return preconditioner.requires_grad_(False).eval()
+
+
+def _header(path: Path) -> str:
+    with safe_open(path, framework="pt") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    return metadata.get(HEADER, "null")
