@@ -12,9 +12,4 @@ rule everything:
     default_target: True
     input:
         artifacts(),
-        PUBLISHED,
-
-
-rule products:
-    input:
-        PUBLISHED,
+        PRODUCTS_WRITTEN,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from precfm.core.errors import PrecfmError, told_in_one_sentence
+from precfm.core.errors import PrecfmError, one_sentence
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,7 +25,7 @@ ExperimentName = Annotated[str, typer.Argument(help="An experiment: the name of 
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence on standard error and exit code 1."""
-    with told_in_one_sentence():
+    with one_sentence():
         app()
 
 
@@ -64,13 +64,13 @@ def make(
             plan.node(name)
     asked = {node.id for node in plan.nodes.values() if not ids or node.kind in ids or node.id in ids}
     wanted = plan.with_missing_parents(asked)
-    os.environ.setdefault("OMP_NUM_THREADS", str(plan.experiment.threads))
+    os.environ.setdefault("OMP_NUM_THREADS", str(plan.threads))
     import torch
 
     from precfm.pipeline.build import build
     from precfm.pipeline.job import script_of
 
-    torch.set_num_threads(plan.experiment.threads)
+    torch.set_num_threads(plan.threads)
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # so that both signals clean up on their way out
@@ -84,9 +84,22 @@ def make(
             raise typer.Exit(128 + signal.SIGINT) from None
         typer.echo(f"[{count}/{len(wanted)}] {'made' if made else 'kept'} {node.id}")
     if not ids:
-        from precfm.pipeline.publication import publish
+        from precfm.pipeline.products import write_products
 
-        publish(plan)
+        write_products(plan)
+
+
+@app.command("publish")
+def publish_experiment(experiment: ExperimentName) -> None:
+    """Copy what a complete experiment has shown to results/published/, which git holds, with the revision."""
+    from precfm.pipeline.node import PUBLISHED
+    from precfm.pipeline.plan import load_plan
+    from precfm.pipeline.publication import publish
+
+    too_large = publish(load_plan(experiment))
+    typer.echo(f"{PUBLISHED / experiment}: tables, figures, verdicts, frames, manifest; commit them")
+    for name in too_large:
+        typer.echo(f"{name}: left out, too large for git")
 
 
 @app.command()
@@ -94,7 +107,7 @@ def tidy(experiment: ExperimentName) -> None:
     """Move what the plan no longer wants to the attic, and fetch back what it wants again."""
     from precfm.pipeline.attic import tidy as tidy_results
     from precfm.pipeline.plan import load_plan
-    from precfm.pipeline.publication import summary
+    from precfm.pipeline.products import summary
 
     plan = load_plan(experiment)
     left, returned = tidy_results(plan)
@@ -172,10 +185,11 @@ def doctor(
 
 @app.command()
 def claims() -> None:
-    """Merge the verdicts of all published experiments into results/claims.json and results/claims.md."""
+    """Merge the verdicts of all published experiments into results/published/claims.json and claims.md."""
+    from precfm.pipeline.node import PUBLISHED
     from precfm.pipeline.publication import collect_claims
 
-    typer.echo(f"results/claims.md: verdicts of {', '.join(collect_claims())}")
+    typer.echo(f"{PUBLISHED}/claims.md: verdicts of {', '.join(collect_claims())}")
 
 
 @app.command()
@@ -303,7 +317,8 @@ def add_data(
 ) -> None:
     """Register your own images: write their checksums into data/sources.yaml."""
     from precfm.datasets.image_names import class_name, image_names
-    from precfm.datasets.sources import SOURCES, add_source
+    from precfm.datasets.manifest import add_source
+    from precfm.datasets.sources import SOURCES
 
     images = image_names(file.name for file in add_source(name, path, SOURCES).files)
     classes = len({class_name(image) for image in images})

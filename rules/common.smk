@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.plan import load_plan
-from precfm.pipeline.publication import PRODUCTS
+from precfm.pipeline.products import PRODUCTS
 
 EXPERIMENT = config.get("experiment", "quick")
 
@@ -21,7 +21,7 @@ except PrecfmError as error:
 
 HOME = f"results/{EXPERIMENT}"
 RECORDS = f"{HOME}/records"
-PUBLISHED = f"{RECORDS}/published-{PLAN.key}"
+PRODUCTS_WRITTEN = f"{RECORDS}/products-{PLAN.key}"
 
 
 def artifacts(kind=None):
@@ -56,4 +56,4 @@ def node(kind):
 
 def gpus(wildcards):
     """How many GPUs a training job asks for."""
-    return int(PLAN.experiment.device == "cuda")
+    return int(PLAN.device == "cuda")

@@ -10,7 +10,7 @@ rule data:
         f"{RECORDS}/logs/data/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/data/{{name}}.tsv"
-    threads: PLAN.experiment.threads
+    threads: PLAN.threads
     params:
         node=node("data"),
     script:

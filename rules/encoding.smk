@@ -10,7 +10,7 @@ rule classifiers:
         f"{RECORDS}/logs/classifiers/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/classifiers/{{name}}.tsv"
-    threads: PLAN.experiment.threads
+    threads: PLAN.threads
     resources:
         gpu=gpus,
     params:
@@ -33,7 +33,7 @@ rule encoders:
         f"{RECORDS}/logs/encoders/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/encoders/{{name}}.tsv"
-    threads: PLAN.experiment.threads
+    threads: PLAN.threads
     resources:
         gpu=gpus,
     params:
@@ -56,7 +56,7 @@ rule latents:
         f"{RECORDS}/logs/latents/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/latents/{{name}}.tsv"
-    threads: PLAN.experiment.threads
+    threads: PLAN.threads
     resources:
         gpu=gpus,
     params:
@@ -79,7 +79,7 @@ rule features:
         f"{RECORDS}/logs/features/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/features/{{name}}.tsv"
-    threads: PLAN.experiment.threads
+    threads: PLAN.threads
     resources:
         gpu=gpus,
     params:

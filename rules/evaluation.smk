@@ -10,7 +10,7 @@ rule evaluations:
         f"{RECORDS}/logs/evaluations/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/evaluations/{{name}}.tsv"
-    threads: PLAN.experiment.threads
+    threads: PLAN.threads
     resources:
         gpu=gpus,
     params:

@@ -10,7 +10,7 @@ rule budgets:
         f"{RECORDS}/logs/budgets/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/budgets/{{name}}.tsv"
-    threads: PLAN.experiment.threads
+    threads: PLAN.threads
     params:
         node=node("budgets"),
     script:
@@ -31,7 +31,7 @@ rule recipes:
         f"{RECORDS}/logs/recipes/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/recipes/{{name}}.tsv"
-    threads: PLAN.experiment.threads
+    threads: PLAN.threads
     resources:
         gpu=gpus,
     params:
@@ -54,7 +54,7 @@ rule kernels:
         f"{RECORDS}/logs/kernels/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/kernels/{{name}}.tsv"
-    threads: PLAN.experiment.threads
+    threads: PLAN.threads
     params:
         node=node("kernels"),
     script:
@@ -75,7 +75,7 @@ rule flows:
         f"{RECORDS}/logs/flows/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/flows/{{name}}.tsv"
-    threads: PLAN.experiment.threads
+    threads: PLAN.threads
     resources:
         gpu=gpus,
     params:
@@ -98,7 +98,7 @@ rule samples:
         f"{RECORDS}/logs/samples/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/samples/{{name}}.tsv"
-    threads: PLAN.experiment.threads
+    threads: PLAN.threads
     resources:
         gpu=gpus,
     params:

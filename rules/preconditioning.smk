@@ -10,7 +10,7 @@ rule decoder_metrics:
         f"{RECORDS}/logs/decoder_metrics/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/decoder_metrics/{{name}}.tsv"
-    threads: PLAN.experiment.threads
+    threads: PLAN.threads
     params:
         node=node("decoder_metrics"),
     script:
@@ -31,7 +31,7 @@ rule preconditioners:
         f"{RECORDS}/logs/preconditioners/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/preconditioners/{{name}}.tsv"
-    threads: PLAN.experiment.threads
+    threads: PLAN.threads
     resources:
         gpu=gpus,
     params:
@@ -54,7 +54,7 @@ rule diagnostics:
         f"{RECORDS}/logs/diagnostics/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/diagnostics/{{name}}.tsv"
-    threads: PLAN.experiment.threads
+    threads: PLAN.threads
     params:
         node=node("diagnostics"),
     script:

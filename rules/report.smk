@@ -1,4 +1,4 @@
-"""From records to tables, figures and verdicts, and their publication."""
+"""From records to tables, figures and verdicts, and these under plain names."""
 
 
 rule frames:
@@ -10,7 +10,7 @@ rule frames:
         f"{RECORDS}/logs/frames/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/frames/{{name}}.tsv"
-    threads: PLAN.experiment.threads
+    threads: PLAN.threads
     params:
         node=node("frames"),
     script:
@@ -31,7 +31,7 @@ rule table_files:
         f"{RECORDS}/logs/table_files/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/table_files/{{name}}.tsv"
-    threads: PLAN.experiment.threads
+    threads: PLAN.threads
     params:
         node=node("table_files"),
     script:
@@ -52,7 +52,7 @@ rule figure_files:
         f"{RECORDS}/logs/figure_files/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/figure_files/{{name}}.tsv"
-    threads: PLAN.experiment.threads
+    threads: PLAN.threads
     params:
         node=node("figure_files"),
     script:
@@ -73,7 +73,7 @@ rule verdicts:
         f"{RECORDS}/logs/verdicts/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/verdicts/{{name}}.tsv"
-    threads: PLAN.experiment.threads
+    threads: PLAN.threads
     params:
         node=node("verdicts"),
     script:
@@ -85,13 +85,13 @@ rule verdicts_all:
         artifacts("verdicts"),
 
 
-rule publish:
+rule products:
     input:
         []
-        if Path(PUBLISHED).exists()
+        if Path(PRODUCTS_WRITTEN).exists()
         else [path for kind in PRODUCTS for path in artifacts(kind)],
     output:
-        touch(PUBLISHED),
+        touch(PRODUCTS_WRITTEN),
         report(
             directory(f"{HOME}/figures"),
             patterns=["{name}.png"],
@@ -105,9 +105,9 @@ rule publish:
             category="Tables",
         ),
     log:
-        f"{RECORDS}/logs/publish.log",
+        f"{RECORDS}/logs/products.log",
     localrule: True
     params:
         experiment=EXPERIMENT,
     script:
-        "../workflow_scripts/publish.py"
+        "../workflow_scripts/products.py"

@@ -10,7 +10,7 @@ rule theory:
         f"{RECORDS}/logs/theory/{{name}}.log",
     benchmark:
         f"{RECORDS}/benchmarks/theory/{{name}}.tsv"
-    threads: PLAN.experiment.threads
+    threads: PLAN.threads
     params:
         node=node("theory"),
     script:

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from precfm.core.errors import PrecfmError, told_in_one_sentence
+from precfm.core.errors import PrecfmError, one_sentence
 from precfm.pipeline.experiments import read_recorded
 
 
@@ -20,18 +20,18 @@ from precfm.pipeline.experiments import read_recorded
     ],
 )  # fmt: skip
 def test_a_mistake_ends_in_one_sentence(error, said):
-    with pytest.raises(SystemExit) as end, told_in_one_sentence():
+    with pytest.raises(SystemExit) as end, one_sentence():
         raise error
     assert end.value.code == said
 
 
 def test_other_errors_are_bugs_and_keep_their_traceback():
-    with pytest.raises(KeyError), told_in_one_sentence():
+    with pytest.raises(KeyError), one_sentence():
         raise KeyError("x")
 
 
 def test_no_signal_or_exit_is_swallowed():
-    with pytest.raises(SystemExit) as end, told_in_one_sentence():
+    with pytest.raises(SystemExit) as end, one_sentence():
         raise SystemExit(os.EX_USAGE)
     assert end.value.code == os.EX_USAGE
 

@@ -1,9 +1,11 @@
 """Behind `make pull`: fetch an experiment's recorded artifacts from the DVC remote, and lose nothing that is here.
 
 A plain `dvc pull` refuses where an artifact lies that the ledger does not know, and with --force deletes it; so
-whatever differs from the manifest goes to the attic first, and what is damaged is removed.
+whatever differs from the manifest goes to the attic first, and what is damaged is removed. The ledger in git vouches
+for the manifest, and the manifest for every artifact.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -11,18 +13,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
-from precfm.core.errors import PrecfmError, told_in_one_sentence
+from precfm.core.errors import PrecfmError, one_sentence
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.attic import to_attic
-from precfm.pipeline.experiments import load_experiment, read_recorded
+from precfm.pipeline.experiments import read_recorded
 from precfm.pipeline.files import remove
 from precfm.pipeline.locks import alone
 from precfm.pipeline.manifest import MANIFEST, agrees, read_manifest
 from precfm.pipeline.node import RECORD, RESULTS
-from precfm.pipeline.plan import KINDS
+from precfm.pipeline.plan import KINDS, load_plan
 
 BIN = Path(sys.executable).parent
+LEDGER = Path("dvc.lock")
 REFUSED = "refused"
 
 
@@ -43,26 +47,50 @@ def main(
     kinds = [kind] if kind else list(KINDS)
     stages = [f"{name}@{experiment}" for name in kinds]
     if kind is None:
-        sources = {dataset.source_name for dataset in load_experiment(experiment).datasets.values()}
+        sources = set(load_plan(experiment).sources.values())
         stages += [f"raw@{name}" for name in sorted(sources & set(held["sources"]))]
     with alone(experiment) as own, alone("ledger") as ledger:
-        moved = set_aside(experiment, kinds)
-        if moved:
-            print(f"{experiment}: {len(moved)} artifacts that the ledger does not know moved to the attic")
-        done = subprocess.run(
-            [str(BIN / "dvc"), "pull", *stages],
-            env={**os.environ, "DVC_NO_ANALYTICS": "1"},
-            pass_fds=[own, ledger],
-        )
-        wrong = refuse_wrong(experiment, kinds)
+        # Products and manifest hold nothing that artifacts do not, so what the ledger has replaces them.
+        pulled = dvc_pull(["--force", f"products@{experiment}"], [own, ledger])
+        wrong: list[Path] = []
+        if pulled:
+            check_manifest(experiment)
+            moved = set_aside(experiment, kinds)
+            if moved:
+                print(f"{experiment}: {len(moved)} artifacts that the ledger does not know moved to the attic")
+            pulled = dvc_pull(stages, [own, ledger])
+            wrong = refuse_wrong(experiment, kinds)
     complaints = [refusal(experiment, wrong)] if wrong else []
-    if done.returncode:
+    if not pulled:
         complaints.append(
             f"{experiment}: could not pull (see above); a remote that holds it is needed: "
             "`dvc remote add --default NAME URL`, and it is asked only for what `dvc push` has sent there"
         )
     if complaints:
         raise PrecfmError("\nprecfm: ".join(complaints))
+
+
+def dvc_pull(arguments: list[str], locks: list[int]) -> bool:
+    """Whether `dvc pull` ended well; it holds the locks as long as it lives."""
+    command = [str(BIN / "dvc"), "pull", *arguments]
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+    return subprocess.run(command, env=environment, pass_fds=locks).returncode == 0
+
+
+def check_manifest(experiment: str) -> None:
+    """Refuse a manifest that is not the one which the ledger names: whoever forged it could forge all else.
+
+    Raises:
+        PrecfmError: it is another one, or the ledger names none.
+    """
+    file = RESULTS / experiment / MANIFEST
+    stage = (yaml.safe_load(LEDGER.read_text(encoding="utf-8")) or {})["stages"].get(f"products@{experiment}", {})
+    named = {out["path"]: out["md5"] for out in stage.get("outs", ())}.get(str(file))
+    if not file.is_file() or hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() != named:
+        remove(file)
+        raise PrecfmError(
+            f"{file}: not the one that {LEDGER} names, so nothing was pulled; `make reproduce` makes it anew"
+        )
 
 
 def set_aside(experiment: str, kinds: list[str]) -> list[Path]:
@@ -114,7 +142,7 @@ def refusal(experiment: str, wrong: list[Path]) -> str:
     """What to say of artifacts that were refused."""
     more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
     return (
-        f"{wrong[0]}{more}: not what {experiment}'s manifest in git lists, so not left in place "
+        f"{wrong[0]}{more}: not what {experiment}'s manifest lists, so not left in place "
         f"(see {RESULTS}/.attic/{REFUSED}/); `make reproduce` makes it anew, and after "
         "`dvc remote modify NAME verify true` DVC refuses it, too"
     )
@@ -130,12 +158,11 @@ def _listed(experiment: str) -> dict[str, Any]:
     """What the experiment's manifest says of each artifact."""
     manifest = read_manifest(RESULTS / experiment)
     if manifest is None:
-        file = RESULTS / experiment / MANIFEST
-        raise PrecfmError(f"{file}: missing; it is kept in git: `git checkout -- {file}` brings it back")
+        raise PrecfmError(f"{RESULTS / experiment / MANIFEST}: missing; `make pull` fetches it first")
     artifacts: dict[str, Any] = manifest["artifacts"]
     return artifacts
 
 
 if __name__ == "__main__":
-    with told_in_one_sentence():
+    with one_sentence():
         typer.run(main)

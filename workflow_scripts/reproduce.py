@@ -1,6 +1,7 @@
 """Behind `make reproduce`: tidy the results, let Snakemake make what is missing, let DVC record it.
 
-Snakemake with the plan is the only judge of what must run; DVC records what is there, if anything has changed.
+Snakemake with the plan alone decides what must run; DVC records what is there, if anything has changed. All that it
+writes is this machine's: `precfm publish` publishes.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from precfm.core.errors import PrecfmError, told_in_one_sentence
+from precfm.core.errors import PrecfmError, one_sentence
 from precfm.datasets.manifest import file_sha256
 from precfm.datasets.sources import RAW, SOURCES
 from precfm.pipeline.artifact import Artifact
@@ -27,7 +28,7 @@ from precfm.pipeline.files import remove, write_whole
 from precfm.pipeline.locks import alone
 from precfm.pipeline.node import RESULTS
 from precfm.pipeline.plan import KINDS, Plan, load_plan
-from precfm.pipeline.publication import collect_claims, is_published
+from precfm.pipeline.products import are_written
 
 LOCK = Path("dvc.lock")
 DVC_AT_WORK = Path(".dvc/tmp/rwlock")  # DVC's own list of which of its processes reads or writes what
@@ -52,26 +53,25 @@ def main(
     with alone(experiment) as held:
         if any(LOCKS_BEFORE.glob("[!.]*")):
             with alone("ledger"):  # DVC may have outlived the run that started it
-                mend_after_killed_dvc(plan)
+                repair_after_killed_dvc(plan)
         left, returned = tidy(plan)
         if left or returned:
             print(
                 f"{experiment}: {len(left)} artifacts moved to the attic, {len(returned)} fetched back or copied"
             )
-        publish_again_unless_whole(plan)
+        write_products_again_unless_whole(plan)
         run_snakemake(plan, target, cores, held)
         if target == "everything":
             with alone("ledger") as ledger:  # nobody takes what DVC moves for damaged
                 record(plan, ledger)
-                collect_claims()
     if target == "everything":
         announce(experiment)
 
 
-def publish_again_unless_whole(plan: Plan) -> None:
-    """Remove the stamp that tells Snakemake that all is published, where a product was deleted or damaged."""
-    if not is_published(plan):
-        for stamp in (RESULTS / plan.experiment.name / "records").glob("published-*"):
+def write_products_again_unless_whole(plan: Plan) -> None:
+    """Remove the stamp that tells Snakemake that all products are written, where one was deleted or damaged."""
+    if not are_written(plan):
+        for stamp in (RESULTS / plan.experiment / "records").glob("products-*"):
             stamp.unlink()
 
 
@@ -105,7 +105,7 @@ def run_group(command: list[str], environment: dict[str, str], held: int) -> int
     before = {number: signal.signal(number, stop) for number in stops}
     try:
         child = subprocess.Popen(command, env={**os.environ, **environment}, process_group=0, pass_fds=[held])
-        if asked:  # before there was a child to tell
+        if asked:  # before there was a child
             os.killpg(child.pid, signal.SIGTERM)
         code = child.wait()
         with suppress(ProcessLookupError):  # jobs of a Snakemake that was killed
@@ -125,18 +125,18 @@ def run_group(command: list[str], environment: dict[str, str], held: int) -> int
 
 def run_snakemake(plan: Plan, target: str, cores: int, held: int) -> None:
     """Run Snakemake; if it fails, repeat in one line each what the failed jobs said."""
-    records = RESULTS / plan.experiment.name / "records"
+    records = RESULTS / plan.experiment / "records"
     for old in records.glob("logs/*/*.error"):
         old.unlink()
     threads = {
-        name: str(plan.experiment.threads)
+        name: str(plan.threads)
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     }
     command = [str(BIN / "snakemake"), "--workflow-profile", "profiles/default", "--cores", str(cores)]
-    command += ["--config", f"experiment={plan.experiment.name}", "--", target]
+    command += ["--config", f"experiment={plan.experiment}", "--", target]
     if run_group(command, {**threads, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}, held):
         said = [file.read_text(encoding="utf-8").strip() for file in sorted(records.glob("logs/*/*.error"))]
-        sys.exit("\n".join(said) or f"precfm: {plan.experiment.name}: not finished; the same command goes on")
+        sys.exit("\n".join(said) or f"precfm: {plan.experiment}: not finished; the same command goes on")
 
 
 def record(plan: Plan, held: int) -> None:
@@ -146,26 +146,26 @@ def record(plan: Plan, held: int) -> None:
     makes it again.
     """
     experiment = plan.experiment
-    stamp = RESULTS / experiment.name / "records" / "ledger"
+    stamp = RESULTS / experiment / "records" / "ledger"
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == ledger_state(plan):
         return
     if damaged := remove_damaged(plan):
         sys.exit(
-            f"precfm: {experiment.name}: {damaged[0]} was damaged after it was made ({len(damaged)} in all), so "
+            f"precfm: {experiment}: {damaged[0]} was damaged after it was made ({len(damaged)} in all), so "
             "nothing was recorded; the same command makes it again"
         )
     listed = read_recorded()
-    sources = {dataset.source_name for dataset in experiment.datasets.values()}
+    sources = set(plan.sources.values())
     wanted = {
-        "experiments": sorted({*listed["experiments"], experiment.name}),
+        "experiments": sorted({*listed["experiments"], experiment}),
         "sources": sorted({*listed["sources"], *(name for name in sources if (RAW / name).is_dir())}),
     }
     if wanted != listed:
         write_whole(PARAMS, (HEADER + yaml.safe_dump(wanted, default_flow_style=None)).encode())
-    stages = [f"{kind}@{experiment.name}" for kind in (*KINDS, "publish")]
+    stages = [f"{kind}@{experiment}" for kind in (*KINDS, "products")]
     stages += [f"raw@{name}" for name in sorted(sources) if (RAW / name).is_dir()]
     dvc = [str(BIN / "dvc"), "commit", "--quiet", "--force", *stages]
-    before = LOCKS_BEFORE / experiment.name
+    before = LOCKS_BEFORE / experiment
     before.parent.mkdir(parents=True, exist_ok=True)
     write_whole(before, LOCK.read_bytes() if LOCK.is_file() else b"")
     for attempt in range(DVC_TRIES):
@@ -175,14 +175,14 @@ def record(plan: Plan, held: int) -> None:
             break
     else:
         sys.exit(
-            f"precfm: {experiment.name}: everything is made, but DVC could not record it (see above); "
+            f"precfm: {experiment}: everything is made, but DVC could not record it (see above); "
             "the same command tries again"
         )
     before.unlink()
     write_whole(stamp, ledger_state(plan).encode())
 
 
-def mend_after_killed_dvc(plan: Plan) -> None:
+def repair_after_killed_dvc(plan: Plan) -> None:
     """Undo what a DVC that was killed while it recorded may have left: a cut ledger, files between two places.
 
     Artifacts whose files are not as their record says are removed, so that this run makes them again.
@@ -203,10 +203,10 @@ def mend_after_killed_dvc(plan: Plan) -> None:
             write_whole(LOCK, kept)
         elif lost or not found:  # DVC refuses an empty ledger
             LOCK.unlink(missing_ok=True)
-    if not (LOCKS_BEFORE / plan.experiment.name).is_file():
+    if not (LOCKS_BEFORE / plan.experiment).is_file():
         return
     remove_damaged(plan)
-    (LOCKS_BEFORE / plan.experiment.name).unlink()
+    (LOCKS_BEFORE / plan.experiment).unlink()
 
 
 def remove_damaged(plan: Plan) -> list[str]:
@@ -231,7 +231,7 @@ def _entries(lock: bytes) -> set[str]:
 
 def ledger_state(plan: Plan) -> str:
     """A hash of all that DVC would look at: the ledger, the stages' dependencies, and when artifacts changed."""
-    home = RESULTS / plan.experiment.name
+    home = RESULTS / plan.experiment
     files = [
         Path(name) for name in ("params.yaml", "dvc.yaml", "dvc.lock", "requirements.lock", str(SOURCES))
     ]
@@ -255,5 +255,5 @@ def announce(experiment: str) -> None:
 
 
 if __name__ == "__main__":
-    with told_in_one_sentence():
+    with one_sentence():
         typer.run(main)

@@ -1,4 +1,4 @@
-"""The exception for mistakes that a user can mend; a command prints it without a traceback."""
+"""The exception for a user's mistake; a command prints it as one sentence, without a traceback."""
 
 import errno
 import sys
@@ -11,7 +11,7 @@ _REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "; free space is needed"
 
 
 class PrecfmError(ValueError):
-    """A user's mistake, told in one sentence: the field or file, its value, and what would be right."""
+    """A user's mistake, in one sentence: the field or file, its value, and what would be right."""
 
 
 class DivergenceError(PrecfmError):
@@ -19,7 +19,7 @@ class DivergenceError(PrecfmError):
 
 
 @contextmanager
-def told_in_one_sentence() -> Iterator[None]:
+def one_sentence() -> Iterator[None]:
     """End a command by exit code 1 and one sentence where a user or the machine made a mistake."""
     try:
         yield

@@ -10,11 +10,16 @@ import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache, wraps
-from typing import Annotated, Any, ParamSpec, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from precfm.core.errors import PrecfmError
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)  # without a private import at run time
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-class _InOneSentence(type(BaseModel)):  # type: ignore[misc]
+class _InOneSentence(ModelMetaclass):
     """Lets a call of a schema raise what a user can read; `model_validate` raises pydantic's own error."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:

@@ -23,7 +23,7 @@ def tidy(plan: Plan) -> tuple[list[str], list[str]]:
     Returns:
         Ids of the artifacts that went to the attic, and of those that came back or were copied from elsewhere.
     """
-    home = RESULTS / plan.experiment.name
+    home = RESULTS / plan.experiment
     left = []
     for kind in KINDS:
         (home / kind).mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import shutil
 import socket
 import sys
 from contextlib import nullcontext
-from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,13 @@ from safetensors import SafetensorError
 
 from precfm.core.errors import PrecfmError
 from precfm.datasets.manifest import file_sha256
-from precfm.pipeline import fingerprints as code
 from precfm.pipeline.artifact import Artifact, record_checksum
-from precfm.pipeline.fingerprints import SCRIPTS
+from precfm.pipeline.fingerprints import SCRIPTS, fingerprint
 from precfm.pipeline.gpus import one_gpu
 from precfm.pipeline.job import Job, Make
 from precfm.pipeline.locks import lock
 from precfm.pipeline.manifest import canonical, without_label
-from precfm.pipeline.node import ON_DEVICE, RECORD, RESULTS, WITHOUT_TORCH, Node
+from precfm.pipeline.node import ON_DEVICE, RECORD, RESULTS, WITHOUT_TORCH, Node, homes
 
 
 def build(node: Node, make: Make) -> bool:
@@ -40,7 +39,7 @@ def build(node: Node, make: Make) -> bool:
         Whether it was made now.
 
     Raises:
-        PrecfmError: a mistake that a user can mend, disk and permissions included.
+        PrecfmError: a user's mistake; a full disk and missing permissions, too.
     """
     work, name = RESULTS / ".work", f"{node.kind}-{node.key}"
     scratch = work / "scratch" / name
@@ -57,6 +56,8 @@ def build(node: Node, make: Make) -> bool:
             for folder in (part, scratch):
                 folder.mkdir(parents=True, exist_ok=True)
             try:
+                for module in node.packages:
+                    import_module(module)
                 with one_gpu(work / "locks") if _on_gpu(node) else nullcontext():
                     make(Job(node, part, scratch))
                     _require_planned_code(node)
@@ -84,13 +85,12 @@ def _disk_trouble(node: Node, error: Exception) -> str:
 def adopt(node: Node) -> bool:
     """Take an equal artifact from the attic (moved) or from another experiment (copied) if there is one.
 
-    What is damaged is told and left where it lies. The caller holds the artifact's lock.
+    A damaged one is named and left where it lies. The caller holds the artifact's lock.
 
     Returns:
         Whether the artifact is now in place.
     """
-    places = (RESULTS / ".attic", *sorted(path for path in RESULTS.glob("[!.]*") if path.is_dir()))
-    for place in places:
+    for place in (RESULTS / ".attic", *homes()):
         for folder in sorted((place / node.kind).glob(f"*-{node.key}")):
             if folder == node.folder or not (folder / RECORD).is_file():
                 continue
@@ -177,29 +177,14 @@ def _require_planned_code(node: Node) -> None:
     """An artifact never carries the fingerprint of other code than that which made it."""
     if not node.script:
         return
-    _read_again(_code_state())
     try:
-        found = code.fingerprint(SCRIPTS / node.script, node.targets)
+        found = fingerprint(SCRIPTS / node.script, node.targets)
     except SyntaxError:  # somebody is writing it
         found = ""
     if found != node.fingerprint:
         raise PrecfmError(
             "the code that makes it was changed after the plan was made; run the same command again"
         )
-
-
-def _code_state() -> tuple[tuple[str, int, int], ...]:
-    """Which files of code there are, when each was written and how long it is."""
-    files = [file for folder in (code.PACKAGE, SCRIPTS) for file in sorted(folder.rglob("*.py"))]
-    states = [(str(file), file.stat()) for file in (*files, code.EQUIVALENCES) if file.is_file()]
-    return tuple((name, state.st_mtime_ns, state.st_size) for name, state in states)
-
-
-@lru_cache(maxsize=1)
-def _read_again(_: tuple[tuple[str, int, int], ...]) -> None:
-    """Forget fingerprints, once for each state of the code: a plan may have computed them before it changed."""
-    for cached in (code.fingerprint, code.equivalences, code.imports, code.module_file, code.syntax_hash):
-        cached.cache_clear()
 
 
 def _require_device(node: Node) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 import yaml
 
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.schema import PLAIN, Experiment, plain, validated
+from precfm.core.options import validated
+from precfm.pipeline.node import PUBLISHED
+from precfm.pipeline.schema import PLAIN, Experiment, in_words, plain
 
 CONFIG_FOLDER = Path("config")
 PARAMS = Path("params.yaml")  # what the ledger holds
@@ -29,14 +31,12 @@ def load_experiment(name: str, folder: Path = CONFIG_FOLDER) -> Experiment:
     """
     base = name.removesuffix(TINY)
     if base != name and not (folder / f"{name}.yaml").is_file():
-        return validated(Experiment, tiny(plain(load_experiment(base, folder))) | {"name": name})
+        return validated(Experiment, tiny(plain(load_experiment(base, folder))) | {"name": name}, in_words)
     raw = _extended(name, folder, ())
     try:
-        return validated(Experiment, {"name": name, **expand(raw)})
+        return validated(Experiment, {"name": name, **expand(raw)}, in_words)
     except PrecfmError as error:
-        # What a file says once for all settings is named as it stands there.
-        said = str(error).removeprefix(f"settings.{PLAIN}.")
-        raise PrecfmError(f"{folder / f'{name}.yaml'}: {said}") from None
+        raise PrecfmError(f"{folder / f'{name}.yaml'}: {error}") from None
 
 
 def tiny(value: Any) -> Any:
@@ -147,8 +147,10 @@ _Loader.add_implicit_resolver(
 
 def _extended(name: str, folder: Path, seen: tuple[str, ...]) -> dict[str, Any]:
     file = folder / f"{name}.yaml"
-    if not re.fullmatch(NAME, name):
-        raise PrecfmError(f"experiment {name!r}: letters, digits, _ and - are needed, a letter first")
+    if not re.fullmatch(NAME, name) or name == PUBLISHED.name:
+        raise PrecfmError(
+            f"experiment {name!r}: letters, digits, _ and - are needed, a letter first, and '{PUBLISHED.name}' is taken"
+        )
     raw = read_yaml(file)
     if not isinstance(raw, dict):
         raise PrecfmError(f"{file}: got {type(raw).__name__}; a mapping of fields is needed")
@@ -251,9 +253,18 @@ def _unfold(name: str, method: dict[str, Any]) -> list[tuple[str, dict[str, Any]
         label, variant = name, method
         for field, value in zip(sweep, values, strict=True):
             label += f"-{field.rsplit('.', 1)[-1]}={value}"
-            nested: Any = value
-            for part in reversed(field.split(".")):
-                nested = {part: nested}
-            variant = merge(variant, nested)
+            variant = _changed(variant, field.split("."), value)
         variants.append((label, variant))
     return variants
+
+
+def _changed(base: Any, field: list[str], value: Any) -> Any:
+    """`base` with one field changed; a number stands for a place in a list, as in `flow.wrappers.0.skip`."""
+    if not field:
+        return merge(base, value)
+    first, *rest = field
+    if isinstance(base, list) and first.isdigit() and int(first) < len(base):
+        place = int(first)
+        return [*base[:place], _changed(base[place], rest, value), *base[place + 1 :]]
+    inside = base.get(first) if isinstance(base, Mapping) else None
+    return merge(base, {first: _changed(inside, rest, value)})

@@ -1,60 +1,52 @@
-"""Fingerprints of code: what a script and the rooms of precfm that it needs *do*, not how they are written down.
+"""Fingerprints of code: what a script and the modules that it needs *do*, not how they are written down.
 
 A fingerprint hashes syntax trees without docstrings, comments and formatting. It walks the fields of the trees and
 skips empty ones, because `ast.dump` and `ast.unparse` differ between Python versions; the same source has the same
-fingerprint under Python 3.11, 3.12 and 3.13. Nothing is imported.
+fingerprint under Python 3.11, 3.12 and 3.13. Nothing is imported. Imports are followed to the modules that define
+what is imported; a package's `__init__` only re-exports, so it is part of no fingerprint, and code that imports from
+one is refused.
 """
 
 import ast
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, wraps
+from importlib.metadata import packages_distributions, version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from precfm.core.errors import PrecfmError
+from precfm.core.options import Strict, sentence
 
 PACKAGE = Path(__file__).parents[1]
 SCRIPTS = PACKAGE.parent / "workflow_scripts"
 EQUIVALENCES = PACKAGE.parent / "config" / "equivalences.json"  # written by `precfm accept`
 
-# These rooms decide what is made, where it comes from (checked by checksums) and where it is kept, never what is
-# in it.
-WITHOUT_EFFECT = frozenset(
-    {
-        "precfm",
-        "precfm.audit.accept",
-        "precfm.audit.comparison",
-        "precfm.pipeline.build",
-        "precfm.audit.integrity",
-        "precfm.cli",
-        "precfm.pipeline.schema",
-        "precfm.audit.ro_crate",
-        "precfm.datasets.manifest",
-        "precfm.datasets.origins",
-        "precfm.datasets.sources",
-        "precfm.core.errors",
-        "precfm.pipeline.experiments",
-        "precfm.audit.findings",
-        "precfm.pipeline.fingerprints",
-        "precfm.audit.ledger",
-        "precfm.audit.lineage",
-        "precfm.core.options",
-        "precfm.pipeline.plan",
-        "precfm.core.progress",
-        "precfm.core.registry",
-        "precfm.pipeline.publication",
-        "precfm.audit.environment",
-    }
+# Packages and modules that decide what is made, where it comes from (checked by checksums) and where it is kept, never
+# what is in it.
+WITHOUT_EFFECT = (
+    "precfm.pipeline",
+    "precfm.audit",
+    "precfm.cli",
+    "precfm.core.errors",
+    "precfm.core.options",
+    "precfm.core.registry",
+    "precfm.datasets.manifest",
+    "precfm.datasets.origins",
+    "precfm.datasets.sources",
 )
+Value = TypeVar("Value")
 
 
-@cache
 def fingerprint(script: Path, targets: tuple[str, ...] = ()) -> str:
-    """The fingerprint of a script together with every precfm module that it needs, transitively.
+    """The fingerprint of a script together with all code of precfm that it needs, transitively.
 
-    Code that `precfm accept` has found to make the same bytes as older code has the older code's fingerprint.
+    Code that `precfm accept` has found to make the same bytes as older code has the older code's fingerprint. Of a
+    target that another package defines, all of that package's sources count, and its version.
 
     Args:
         script: the script's file.
@@ -64,7 +56,8 @@ def fingerprint(script: Path, targets: tuple[str, ...] = ()) -> str:
         16 hexadecimal digits.
 
     Raises:
-        PrecfmError: config/equivalences.json is damaged.
+        PrecfmError: config/equivalences.json is damaged, a target's package is not installed, or code imports a name
+            from a package's `__init__`.
     """
     own = own_fingerprint(script, targets)
     return equivalences().get(own, own)
@@ -73,112 +66,142 @@ def fingerprint(script: Path, targets: tuple[str, ...] = ()) -> str:
 def own_fingerprint(script: Path, targets: tuple[str, ...] = ()) -> str:
     """As `fingerprint`, whatever has been accepted."""
     parts = [syntax_hash(script), *targets]
+    parts += [package_code(name) for name in foreign_modules(targets)]
     parts += [f"{name}:{syntax_hash(module_file(name))}" for name in modules(script, targets)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def modules(script: Path, targets: tuple[str, ...] = ()) -> list[str]:
     """Every module of precfm that a script and what it loads by name need and that has an effect; sorted."""
-    pending = [*imports(script), *(target.split(":")[0] for target in targets)]
+    pending = [*imports(script), *(target.split(":")[0] for target in targets if is_own(target))]
+    for name in foreign_modules(targets):
+        pending += _imports_of_package(name)
     needed: set[str] = set()
     while pending:
         module = pending.pop()
-        if module in needed or module in WITHOUT_EFFECT:
-            continue
-        needed.add(module)
-        pending.extend(imports(module_file(module)))
+        if module not in needed and has_effect(module):
+            needed.add(module)
+            pending += imports(module_file(module))
     return sorted(needed)
 
 
-@cache
-def equivalences() -> Mapping[str, str]:
-    """For each accepted fingerprint the older one that it stands for; see `precfm.audit.accept`."""
-    return {new: entry["same_as"] for new, entry in read_equivalences().items()}
+def has_effect(module: str) -> bool:
+    """Whether a module of precfm may change what is in an artifact."""
+    return not any(module == name or module.startswith(f"{name}.") for name in WITHOUT_EFFECT)
 
 
-def read_equivalences() -> dict[str, dict[str, Any]]:
-    """What `precfm accept` has recorded, with its evidence: by new fingerprint, the fields of `EVIDENCE`.
-
-    Raises:
-        PrecfmError: the file is damaged, or an entry lacks its evidence.
-    """
-    if not EQUIVALENCES.is_file():  # an installed library has none
-        return {}
-    try:
-        accepted = json.loads(EQUIVALENCES.read_text(encoding="utf-8"))
-        problem = _wrong_equivalence(accepted)
-    except (OSError, ValueError, RecursionError) as error:
-        problem = f"damaged ({' '.join(str(error).split())[:200]})"
-    if problem:
-        raise PrecfmError(
-            f"{EQUIVALENCES}: {problem}; it is kept in git: `git checkout -- config/equivalences.json` brings it back"
-        )
-    return dict(accepted)
+def is_own(target: str) -> bool:
+    """Whether a module or import string is of precfm."""
+    return target.split(":")[0].split(".")[0] == PACKAGE.name
 
 
-EVIDENCE = ("artifacts", "kind", "made_on", "same_as")
+def foreign_modules(targets: tuple[str, ...]) -> list[str]:
+    """The modules of other packages that targets stand in; sorted."""
+    return sorted({target.split(":")[0] for target in targets if not is_own(target)})
 
 
-def _wrong_equivalence(accepted: Any) -> str:
-    """The first field that is not as `precfm accept` writes it; empty if all are."""
-    if not isinstance(accepted, dict):
-        return f"got {type(accepted).__name__}; a mapping of fingerprints is needed"
-    for new, entry in accepted.items():
-        if not _is_hash(new, 16):
-            return f"{new!r}: a fingerprint of 16 hexadecimal digits is needed"
-        if not isinstance(entry, dict) or sorted(entry) != list(EVIDENCE):
-            return f"{new}: got {entry!r}; a mapping with {', '.join(EVIDENCE)} is needed"
-        if not _is_hash(entry["same_as"], 16):
-            return (
-                f"{new}: same_as: got {entry['same_as']!r}; a fingerprint of 16 hexadecimal digits is needed"
-            )
-        if not isinstance(entry["kind"], str):
-            return f"{new}: kind: got {entry['kind']!r}; a kind of artifact is needed"
-        if not isinstance(entry["made_on"], dict) or not isinstance(entry["made_on"].get("python"), str):
-            return f"{new}: made_on: got {entry['made_on']!r}; the machine that showed it is needed"
-        files = entry["artifacts"]
-        if not isinstance(files, dict) or not files or not all(map(_is_evidence, files.values())):
-            return (
-                f"{new}: artifacts: got {files!r}; rebuilt artifacts with their files' checksums are needed"
-            )
-        if not all(node_id.startswith(f"{entry['kind']}/") for node_id in files):
-            return (
-                f"{new}: artifacts: got {', '.join(files)}; artifacts of the kind {entry['kind']} are needed"
-            )
-    return ""
-
-
-def _is_evidence(files: Any) -> bool:
-    return isinstance(files, dict) and bool(files) and all(_is_hash(sha256, 64) for sha256 in files.values())
-
-
-def _is_hash(text: Any, digits: int) -> bool:
-    return isinstance(text, str) and len(text) == digits and set(text) <= set("0123456789abcdef")
-
-
-@cache
 def module_file(module: str) -> Path:
-    """The source file of a module of precfm."""
+    """The source file of a module of precfm; of a package its `__init__.py`."""
     base = PACKAGE.joinpath(*module.split(".")[1:])
     package = base / "__init__.py"
     return package if package.is_file() else base.with_suffix(".py")
 
 
-@cache
+def _once_per_state(function: Callable[[Path], Value]) -> Callable[[Path], Value]:
+    """Remember what a function says of a file as long as the file is not written again."""
+    known: dict[Path, tuple[tuple[int, int], Value]] = {}
+
+    @wraps(function)
+    def remembered(file: Path) -> Value:
+        stat = file.stat()
+        state = (stat.st_mtime_ns, stat.st_size)
+        if file not in known or known[file][0] != state:
+            known[file] = (state, function(file))
+        return known[file][1]
+
+    return remembered
+
+
+@_once_per_state
 def imports(file: Path) -> tuple[str, ...]:
-    """The modules of precfm that a file imports anywhere, inside functions too."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names if alias.name.split(".")[0] == "precfm")
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "precfm":
-            found.add(node.module)
-            members = (f"{node.module}.{alias.name}" for alias in node.names)
-            found.update(member for member in members if module_file(member).is_file())
+    """The modules of precfm that a file imports anywhere, inside functions too.
+
+    Raises:
+        PrecfmError: it imports a name from a package's `__init__`, relatively, or from a module that does not exist.
+    """
+    found = set()
+    for module, line in _imported(file):
+        source = module_file(module)
+        if not source.is_file():
+            raise PrecfmError(f"{file}:{line}: imports {module}, which is no module of precfm")
+        if source.name == "__init__.py":
+            raise PrecfmError(
+                f"{file}:{line}: imports from the package {module}; the module that defines the name is needed, "
+                "since keys follow imports"
+            )
+        found.add(module)
     return tuple(sorted(found))
 
 
+def _imported(file: Path) -> Iterator[tuple[str, int]]:
+    """Modules and packages of precfm that a file imports or imports from, with the line."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names if is_own(alias.name))
+        elif isinstance(node, ast.ImportFrom) and node.level and file.is_relative_to(PACKAGE):
+            yield "." * node.level + (node.module or ""), node.lineno
+        elif isinstance(node, ast.ImportFrom) and node.module and is_own(node.module):
+            for alias in node.names:
+                member = f"{node.module}.{alias.name}"
+                is_module = module_file(member).is_file()
+                yield (member if is_module else node.module), node.lineno
+
+
 @cache
+def package_code(module: str) -> str:
+    """What identifies the code of another package: distribution, version, and a hash of all its Python sources."""
+    top = module.partition(".")[0]
+    distributions = sorted(set(packages_distributions().get(top, ())))
+    digest = hashlib.sha256()
+    for name, file in _sources(module):
+        digest.update(f"{name}\0".encode() + file.read_bytes() + b"\0")
+    named = " ".join(f"{name}=={version(name)}" for name in distributions)
+    return f"{top} {named} {digest.hexdigest()}"
+
+
+def _sources(module: str) -> list[tuple[str, Path]]:
+    """The Python sources of the top-level package that a module belongs to, with their paths inside it."""
+    top = module.partition(".")[0]
+    spec = find_spec(top)
+    if spec is None:
+        raise PrecfmError(f"{module}: got a module that cannot be found; an installed package is needed")
+    if spec.submodule_search_locations is None:
+        return [(f"{top}.py", Path(spec.origin))] if spec.origin and spec.origin.endswith(".py") else []
+    places = [Path(place) for place in spec.submodule_search_locations]
+    return [
+        (file.relative_to(place).as_posix(), file) for place in places for file in sorted(place.rglob("*.py"))
+    ]
+
+
+@cache
+def _imports_of_package(module: str) -> tuple[str, ...]:
+    """The modules of precfm that another package imports; where it imports from a package, all modules in there."""
+    found: set[str] = set()
+    for _, file in _sources(module):
+        if PACKAGE.name.encode() not in file.read_bytes():
+            continue
+        for name, _ in _imported(file):
+            source = module_file(name)
+            inside = source.parent.rglob("*.py") if source.name == "__init__.py" else [source]
+            found.update(_module_name(path) for path in inside if path.name != "__init__.py")
+    return tuple(sorted(found))
+
+
+def _module_name(file: Path) -> str:
+    return ".".join((PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts))
+
+
+@_once_per_state
 def syntax_hash(file: Path) -> str:
     """The hash of one file's syntax tree, without docstrings, comments and formatting."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -221,3 +244,62 @@ def _fields(node: ast.AST) -> Iterator[tuple[str, object]]:
             yield name, value[1:]
         else:
             yield name, value
+
+
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Equivalence(Strict):
+    """One entry of config/equivalences.json: new code that was shown to make the bytes of older code.
+
+    Attributes:
+        same_as: the older fingerprint.
+        kind: the kind of artifact whose code it is.
+        made_on: the machine that showed it.
+        artifacts: what was made again, by id the checksum of each file.
+    """
+
+    same_as: Fingerprint
+    kind: str
+    made_on: dict[str, Any]
+    artifacts: Annotated[dict[str, Annotated[dict[str, Sha256], Field(min_length=1)]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Equivalence":
+        if not isinstance(self.made_on.get("python"), str):
+            raise PrecfmError(f"made_on: got {self.made_on!r}; the machine that showed it is needed")
+        if not all(node_id.startswith(f"{self.kind}/") for node_id in self.artifacts):
+            raise PrecfmError(
+                f"artifacts: got {', '.join(self.artifacts)}; artifacts of the kind {self.kind} are needed"
+            )
+        return self
+
+
+def equivalences() -> Mapping[str, str]:
+    """For each accepted fingerprint the older one that it stands for; see `precfm.audit.accept`."""
+    return {new: entry["same_as"] for new, entry in read_equivalences().items()}
+
+
+def read_equivalences() -> dict[str, dict[str, Any]]:
+    """What `precfm accept` has recorded, with its evidence: by new fingerprint, the fields of `Equivalence`.
+
+    Raises:
+        PrecfmError: the file is damaged, or an entry lacks its evidence.
+    """
+    return _read_equivalences(EQUIVALENCES) if EQUIVALENCES.is_file() else {}  # an installed library has none
+
+
+@_once_per_state
+def _read_equivalences(file: Path) -> dict[str, dict[str, Any]]:
+    try:
+        accepted = json.loads(file.read_text(encoding="utf-8"))
+        TypeAdapter(dict[Fingerprint, Equivalence]).validate_json(json.dumps(accepted))
+        return dict(accepted)
+    except ValidationError as error:
+        problem = sentence(error)
+    except (OSError, ValueError, RecursionError) as error:
+        problem = f"damaged ({' '.join(str(error).split())[:200]})"
+    raise PrecfmError(
+        f"{file}: {problem}; it is kept in git: `git checkout -- config/equivalences.json` brings it back"
+    )

@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path("results")
-
-
+PUBLISHED = RESULTS / "published"  # what the project stands for, in git; all else in results/ is this machine's
 RECORD = "artifact.json"
-
 
 # Kinds whose jobs compute on the configured device; all others use the processor, and reports no torch at all.
 ON_DEVICE = frozenset(
@@ -25,9 +23,12 @@ ON_DEVICE = frozenset(
         "evaluations",
     }
 )
-
-
 WITHOUT_TORCH = frozenset({"frames", "table_files", "figure_files", "verdicts"})
+
+
+def homes() -> list[Path]:
+    """The folders of the experiments that this machine has something of."""
+    return [path for path in sorted(RESULTS.glob("[!.]*")) if path.is_dir() and path != PUBLISHED]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Node:
         device: where it is made, `cpu` or `cuda`; not part of the key.
         script: the file in workflow_scripts/ that makes it.
         targets: import strings of what the script loads from the registry.
+        packages: modules of other packages that hold classes which it, or what it reads, is made with; imported
+            before it is made, so that a saved object is found by its class's name.
     """
 
     kind: str
@@ -57,12 +60,14 @@ class Node:
     device: str = "cpu"
     script: str = ""
     targets: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Node":
         """The inverse of `to_json`."""
+        tuples = {name: tuple(data[name]) for name in ("targets", "packages")}
         parents = {role: tuple(ids) for role, ids in data["parents"].items()}
-        return cls(**{**data, "parents": parents, "targets": tuple(data["targets"])})
+        return cls(**{**data, **tuples, "parents": parents})
 
     @property
     def name(self) -> str:
@@ -86,4 +91,4 @@ class Node:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for a job in another process."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return dict(vars(self))

@@ -1,207 +1,129 @@
-"""The results folder as a whole: what leaves a plan goes to the attic, what is finished is published.
+"""What the project stands for: results/published/, in git, with the revision that made it.
 
-results/<experiment>/<kind>/     artifacts of the plan, versioned by DVC
-results/<experiment>/tables/ ... products with plain names, in git
-results/<experiment>/records/    logs, times, stamps: whatever changes from run to run
-results/.attic/                  artifacts that no plan wants at present
-results/.work/                   locks, part-folders and scratch of running jobs
+Nothing but `precfm publish EXPERIMENT` writes there. `results/published/<experiment>/` holds tables, figures, verdicts,
+the manifest, and the frames that tables, figures and verdicts are made of, so that they can be recomputed from it.
 """
 
-from collections.abc import Iterable
-from contextlib import suppress
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from precfm.core.errors import PrecfmError
-from precfm.datasets.manifest import file_sha256
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.files import remove, write_whole
-from precfm.pipeline.manifest import canonical, entries
-from precfm.pipeline.node import RESULTS, Node
-from precfm.pipeline.plan import KINDS, Plan
+from precfm.pipeline.manifest import MANIFEST, canonical, read_manifest, without_label
+from precfm.pipeline.node import PUBLISHED, RESULTS
+from precfm.pipeline.plan import Plan, load_plan
+from precfm.pipeline.products import manifest_of, products
+from precfm.report.claims_document import merge_claims
 
-PRODUCTS = {"table_files": "tables", "figure_files": "figures", "verdicts": ""}
-_UNTRACKED = ".snakemake_timestamp"
-
-
-def publish(plan: Plan) -> None:
-    """Copy the products to their plain names and write the manifest of the whole experiment.
-
-    Artifacts that are not on this machine (a partial pull) keep what the last manifest said of them. Of several at
-    once, each waits for the one before.
-    """
-    home = RESULTS / plan.experiment.name
-    locks = RESULTS / ".work" / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"publish-{plan.experiment.name}.lock"):
-        for name in PRODUCTS.values():
-            (home / name).mkdir(parents=True, exist_ok=True)
-        products = _products(plan)
-        for file, (artifact, name) in products.items():
-            write_whole(file, artifact.path(name).read_bytes())
-        for stale in _in_product_folders(home) - products.keys():
-            remove(stale)
-        write_whole(home / "manifest.json", _manifest(plan))
-        _publish_times(home, plan)
-        publish_time_to_quality(home, plan)
+CODE = ("precfm", "workflow_scripts", "config", "data/sources.yaml")  # what decides the results
+LARGEST_FRAME = 2_000_000  # bytes of a file that goes into git
 
 
-def is_published(plan: Plan) -> bool:
-    """Whether all that is published is whole and up to date, so that to publish again would change nothing."""
-    home = RESULTS / plan.experiment.name
-    try:
-        products = _products(plan)
-        return (
-            (home / "manifest.json").read_bytes() == _manifest(plan)
-            and _in_product_folders(home) <= products.keys()
-            and all(
-                file_sha256(file) == artifact.record["files"][name]["sha256"]
-                for file, (artifact, name) in products.items()
-            )
-        )
-    except (OSError, PrecfmError):  # a product or its artifact is not there
-        return False
-
-
-def _products(plan: Plan) -> dict[Path, tuple[Artifact, str]]:
-    """For each published file the artifact that holds it, and its name there."""
-    home = RESULTS / plan.experiment.name
-    artifacts = [
-        (folder, Artifact.open(node.folder)) for kind, folder in PRODUCTS.items() for node in plan.of(kind)
-    ]
-    return {
-        home / folder / name: (artifact, name)
-        for folder, artifact in artifacts
-        for name in artifact.record["files"]
-    }
-
-
-def _in_product_folders(home: Path) -> set[Path]:
-    folders = [home / name for name in PRODUCTS.values() if name]
-    return {file for folder in folders for file in folder.iterdir() if file.name != _UNTRACKED}
-
-
-def _manifest(plan: Plan) -> bytes:
-    """The manifest's text; what an earlier one says of artifacts that are not here is taken over."""
-    before: dict[str, dict[str, Any]] = {}
-    with suppress(OSError, PrecfmError):  # it is damaged
-        before = entries(RESULTS / plan.experiment.name)
-    manifest = {
-        "experiment": plan.experiment.name,
-        "key": plan.key,
-        "artifacts": {node.id: _entry(node, before.get(node.id)) for node in plan.nodes.values()},
-    }
-    return canonical(manifest).encode()
-
-
-def _entry(node: Node, before: dict[str, Any] | None) -> dict[str, Any]:
-    if not node.exists and before:
-        return before
-    record = Artifact.open(node.folder).record if node.exists else {}
-    return {
-        "params": node.params,
-        "parents": {role: list(ids) for role, ids in node.parents.items()},
-        "fingerprint": node.fingerprint,
-        "files": record.get("files"),
-        "made_on": record.get("made_on"),
-    }
-
-
-def _publish_times(home: Path, plan: Plan) -> None:
-    """Wall time per job, from Snakemake's benchmark files; it never enters a deterministic artifact.
-
-    What was made on another machine keeps the times that were published before.
-    """
-    import pandas as pd
-
-    table = home / "records" / "wall_time.csv"
-    before: list[dict[Any, Any]] = pd.read_csv(table).to_dict("records") if table.is_file() else []
-    rows = {row["artifact"]: row for row in before if f"{row['kind']}/{row['artifact']}" in plan.nodes}
-    for node in plan.nodes.values():
-        if (row := wall_time(table.parent, node.kind, node.name)) is not None:
-            rows[node.name] = row
-    if rows:
-        table.parent.mkdir(exist_ok=True)
-        write_whole(table, wall_times(rows.values()))
-
-
-def wall_time(records: Path, kind: str, name: str) -> dict[str, Any] | None:
-    """What a job took: its row of `wall_time.csv`, from the file that Snakemake wrote.
+def publish(plan: Plan) -> list[str]:
+    """Publish a complete experiment, and merge the verdicts of all that are published.
 
     Args:
-        records: `results/<experiment>/records`.
-        kind: the artifact's.
-        name: its folder's.
+        plan: of an experiment whose artifacts all exist.
 
     Returns:
-        `kind`, `artifact`, `seconds` and `max_rss_mb`; None if there is no file, or its job was killed as it wrote.
+        The frames that were left out because they are too large for git.
+
+    Raises:
+        PrecfmError: an artifact is missing or damaged, or this is no git checkout.
     """
-    import pandas as pd
-
-    try:
-        last = pd.read_csv(records / "benchmarks" / kind / f"{name}.tsv", sep="\t").iloc[-1]
-        seconds, memory = float(last["s"]), float(last["max_rss"])
-    except (OSError, ValueError, IndexError, KeyError):
-        return None
-    return {"kind": kind, "artifact": name, "seconds": seconds, "max_rss_mb": memory}
-
-
-def wall_times(rows: Iterable[dict[str, Any]]) -> bytes:
-    """The contents of `wall_time.csv` with some rows."""
-    import pandas as pd
-
-    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n").encode()
-
-
-def publish_time_to_quality(home: Path, plan: Plan) -> None:
-    """Seconds to quality, where the wall times of all flows and preconditioners are known."""
-    import pandas as pd
-
-    from precfm.report.wall_time import seconds_to_quality
-
+    missing = [node.id for node in plan.nodes.values() if not node.exists]
+    if missing:
+        raise PrecfmError(
+            f"{plan.experiment}: {len(missing)} of {len(plan.nodes)} artifacts are missing ({missing[0]}), but only "
+            f"a complete experiment is published; `make reproduce EXPERIMENT={plan.experiment}` makes them"
+        )
+    made_by = revision()
+    home = PUBLISHED / plan.experiment
+    content = {home / file: artifact.path(name) for file, (artifact, name) in products(plan).items()}
     (node,) = plan.of("frames")
-    times = home / "records" / "wall_time.csv"
-    if not (times.is_file() and node.exists and node.parents.get("flows")):
-        return
-    artifact = Artifact.open(node.folder)
-    if not {"records.csv", "budgets.csv"} <= artifact.record["files"].keys():
-        return
-    seconds = pd.read_csv(times).set_index("artifact")["seconds"]
-    runs = []
-    for flow_id, about in zip(node.parents["flows"], node.params["about"]["flows"], strict=True):
-        flow = plan.node(flow_id)
-        fitted = plan.node(flow.parents["preconditioner"][0])
-        if not {flow.name, fitted.name} <= set(seconds.index):
-            return
-        named = {field: about[field] for field in ("dataset", "method", "seed")}
-        runs.append({**named, "fit_seconds": seconds[fitted.name], "train_seconds": seconds[flow.name]})
-    table = seconds_to_quality({name: artifact.frame(f"{name}.csv") for name in ("records", "budgets")}, runs)
-    if table is not None:
-        text = table.to_csv(index=False, lineterminator="\n")
-        write_whole(home / "records" / "time_to_quality.csv", text.encode())
+    frames = Artifact.open(node.folder)
+    tables = sorted(name for name in frames.record["files"] if name.endswith(".csv"))
+    too_large = [name for name in tables if frames.record["files"][name]["bytes"] > LARGEST_FRAME]
+    content |= {home / "frames" / name: frames.path(name) for name in tables if name not in too_large}
+    written = {file: source.read_bytes() for file, source in content.items()}
+    written[home / "frames" / "README.md"] = _about_frames(plan.experiment, too_large).encode()
+    written[home / MANIFEST] = canonical({**manifest_of(plan), "revision": made_by}).encode()
+    locks = RESULTS / ".work" / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / "publish.lock"):
+        for file, text in written.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, text)
+        for stale in [file for file in home.rglob("*") if file.is_file() and file not in written]:
+            remove(stale)
+        collect_claims()
+    return too_large
 
 
-def summary(plan: Plan) -> list[tuple[str, int, int]]:
-    """For every kind: how many artifacts the plan wants, and how many exist."""
-    return [
-        (kind, len(nodes), sum(node.exists for node in nodes)) for kind in KINDS if (nodes := plan.of(kind))
-    ]
+def _about_frames(experiment: str, too_large: list[str]) -> str:
+    text = f"The long tables that the tables, figures and verdicts of `{experiment}` are made of.\n"
+    if too_large:
+        names = ", ".join(f"`{name}`" for name in too_large)
+        text += f"\nLeft out, larger than 2 MB: {names}. `make reproduce EXPERIMENT={experiment}` makes them.\n"
+    return text
+
+
+def revision() -> dict[str, Any]:
+    """The commit of this checkout, and whether code, configurations and sources are as in it.
+
+    Raises:
+        PrecfmError: this is no git checkout.
+    """
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
+    return {"commit": _git("rev-parse", "HEAD"), "clean": not changed}
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, check=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise PrecfmError(
+            "publish: a git checkout with a commit is needed, whose revision is published"
+        ) from None
+    return done.stdout.strip()
 
 
 def collect_claims() -> list[str]:
-    """Merge the verdicts of all published experiments into `results/claims.json` and `results/claims.md`.
+    """Merge the verdicts of all published experiments into `results/published/claims.json` and `claims.md`.
 
     Returns:
         The experiments whose verdicts were merged.
-    """
-    from precfm.report.claims_document import merge_claims
 
-    files = sorted(RESULTS.glob("[!.]*/claims.json"))
+    Raises:
+        PrecfmError: nothing is published, or a file is damaged.
+    """
+    files = sorted(PUBLISHED.glob("*/claims.json"))
     if not files:
-        raise PrecfmError(f"{RESULTS}: holds no published claims; run `make reproduce` first")
-    as_json, as_markdown = merge_claims([file.read_text(encoding="utf-8") for file in files])
-    write_whole(RESULTS / "claims.json", as_json.encode())
-    write_whole(RESULTS / "claims.md", as_markdown.encode())
-    return [file.parent.name for file in files]
+        raise PrecfmError(f"{PUBLISHED}: holds no verdicts; `precfm publish EXPERIMENT` puts them there")
+    made_by = {file.parent.name: _made_by(file.parent) for file in files}
+    as_json, as_markdown = merge_claims([file.read_text(encoding="utf-8") for file in files], made_by)
+    write_whole(PUBLISHED / "claims.json", as_json.encode())
+    write_whole(PUBLISHED / "claims.md", as_markdown.encode())
+    return list(made_by)
+
+
+def _made_by(home: Path) -> str:
+    """Which code made a published experiment: in words, with how many of its keys are those of the present plan."""
+    manifest = read_manifest(home)
+    if manifest is None:
+        raise PrecfmError(
+            f"{home / MANIFEST}: missing; `git checkout -- {home / MANIFEST}` brings it back"
+        )
+    keys = {without_label(node_id) for node_id in manifest["artifacts"]}
+    try:
+        current = len(keys & {without_label(node_id) for node_id in load_plan(home.name).nodes})
+    except PrecfmError:  # its configuration is gone
+        current = 0
+    made_by = manifest.get("revision") or {"commit": "unknown", "clean": True}
+    changes = "" if made_by["clean"] else ", with changes that were not committed"
+    now = f"none of its {len(keys)} keys is" if not current else f"{current} of {len(keys)} keys are"
+    return f"made by revision {made_by['commit'][:12]}{changes}; {now} of the present code"

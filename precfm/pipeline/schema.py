@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, Field, PlainValidator, ValidationError, model_validator
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Count, Neutral, NotNegative, Strict, complaint, options_of, validated
+from precfm.core.options import Count, Neutral, Strict, complaint, options_of, validated
 from precfm.core.registry import import_string, load
 from precfm.training.options import TrainingOptions
 

@@ -1,15 +1,18 @@
 """Verdicts as documents: `claims.json` and `claims.md` of one experiment, and of all experiments together."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from precfm.core.errors import PrecfmError
-from precfm.report.formatting import interval_text, markdown_cells, number_text, p_text
-from precfm.report.verdicts import StatisticResult, Verdict, combine
+from precfm.report.documents import markdown_cells
+from precfm.report.formatting import interval_text, number_text, p_text
+from precfm.report.outcomes import StatisticResult
+from precfm.report.rulings import combine
+from precfm.report.verdicts import Verdict
 from precfm.report.vocabulary import method_label
 
 _RULE = (
@@ -49,14 +52,15 @@ def write_claims(verdicts: Sequence[Verdict]) -> tuple[str, str]:
     return _json(payload), "\n\n".join(lines) + "\n"
 
 
-def merge_claims(documents: Sequence[str]) -> tuple[str, str]:
+def merge_claims(documents: Sequence[str], made_by: Mapping[str, str] | None = None) -> tuple[str, str]:
     """All experiments together: one ruling per claim, full verdicts before indicative ones.
 
     Args:
         documents: the text of each experiment's `claims.json`.
+        made_by: by experiment, in words, which revision made it and how much of that is of the present code.
 
     Returns:
-        The text of `results/claims.json` and of `results/claims.md`.
+        The text of the merged `claims.json` and `claims.md`.
 
     Raises:
         PrecfmError: a document is no claims file.
@@ -84,9 +88,12 @@ def merge_claims(documents: Sequence[str]) -> tuple[str, str]:
         details += [f"**{v.experiment}: {v.verdict}.** {v.reason}" for v in verdicts]
         experiments = [verdict.model_dump(mode="json", exclude={"claim", "text"}) for verdict in verdicts]
         payload.append({"claim": claim, "text": text, "verdict": ruling, "experiments": experiments})
-    lines = ["# Verdicts on the claims of the paper", _RULE, _summary(rows), *details]
-    lines.append("Numbers: `results/<experiment>/claims.md`. Made by `precfm claims`.")
-    return _json({"claims": payload}), "\n\n".join(lines) + "\n"
+    lines = ["# Verdicts on the claims of the paper", _RULE, _summary(rows)]
+    revisions = dict(sorted((made_by or {}).items()))
+    lines.append("\n".join(f"- {experiment}: {words}." for experiment, words in revisions.items()))
+    lines += details
+    lines.append("Numbers: `results/published/<experiment>/claims.md`. Made by `precfm publish`.")
+    return _json({"claims": payload, "made_by": revisions}), "\n\n".join(filter(None, lines)) + "\n"
 
 
 def _json(payload: Any) -> str:

@@ -6,14 +6,14 @@ from pathlib import Path
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.node import RESULTS
 from precfm.pipeline.plan import load_plan
-from precfm.pipeline.publication import publish
+from precfm.pipeline.products import write_products
 from precfm.pipeline.snakemake_entry import messages_to
 
 if "snakemake" in globals():
-    for stamp in (RESULTS / snakemake.params.experiment / "records").glob("published-*"):
+    for stamp in (RESULTS / snakemake.params.experiment / "records").glob("products-*"):
         stamp.unlink()
     try:
         with messages_to(Path(snakemake.log[0])):
-            publish(load_plan(snakemake.params.experiment))
+            write_products(load_plan(snakemake.params.experiment))
     except PrecfmError as error:
-        sys.exit(f"precfm: publish: {error}")
+        sys.exit(f"precfm: products: {error}")

@@ -1,0 +1,372 @@
+"""From an experiment to its plan: which artifacts there are, what each is made from, and their keys.
+
+key = short hash of (kind, parameters, the parents' keys, the fingerprint of the code that makes it); for data the
+checksum of the source stands among the parameters. Labels are for readers and stay out of the key, so a renamed
+method keeps its artifacts.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from precfm.core.errors import PrecfmError
+from precfm.core.registry import IMAGES, REGISTRY, THEORY_FIGURES, THEORY_TABLES, import_string
+from precfm.datasets.image_names import image_names
+from precfm.datasets.manifest import SourceManifest, source_manifest
+from precfm.datasets.sources import SOURCES
+from precfm.pipeline.experiments import load_experiment, read_yaml
+from precfm.pipeline.fingerprints import SCRIPTS, fingerprint, foreign_modules
+from precfm.pipeline.node import Node
+from precfm.pipeline.plan import KINDS, Plan
+from precfm.pipeline.schema import PLAIN, Component, Dataset, Experiment, Flow, Method, Setting, plain
+from precfm.report.claims import parse_claims
+
+CLAIMS = Path("config/claims.yaml")
+METRIC_POINTS = 1000  # latents over which the decoder's pull-back metric is averaged
+KERNEL_POINTS = 48  # points of the tangent kernel
+KERNEL_THRESHOLD = 0.01  # residual, in units of the latents' mean variance, to which it predicts the steps
+SEARCH_STEPS = 25  # of the midpoint solver
+MATCHES = ("P", "F")  # baselines of as many parameters, of as many training FLOPs
+
+
+def build_plan(name: str) -> Plan:
+    """The plan of `config/<name>.yaml`, made anew.
+
+    Raises:
+        PrecfmError: the configuration is wrong.
+    """
+    return _Builder(load_experiment(name)).build()
+
+
+@dataclass(frozen=True)
+class _Space:
+    """One dataset in the latent space of one encoder, with what all methods share there."""
+
+    label: str
+    data: Node
+    encoder: Node
+    latents: Node
+    classifiers: tuple[Node, ...]
+    features: Node
+
+
+class _Builder:
+    """Walks through an experiment and adds its artifacts to a plan."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        sources = {name: spec.source_name for name, spec in experiment.datasets.items()}
+        self.plan = Plan(experiment.name, experiment.device, experiment.threads, sources)
+        self.by_key: dict[tuple[str, str], Node] = {}
+        self.fingerprint = cache(fingerprint)  # the code is taken as it is now
+        # What the reports need to know about the artifacts: which method, seed and dataset each one stands for.
+        self.about: dict[str, list[dict[str, Any]]] = {}
+        self.reported: dict[str, list[Node]] = {}
+        self.searched: dict[str, Node] = {}
+        self.setting = PLAIN
+        self.alone: set[tuple[str, str]] = set()
+
+    def build(self) -> Plan:
+        for dataset in self.experiment.datasets:
+            self._dataset(dataset)
+        self._theory()
+        self._reports()
+        return self.plan
+
+    def _add(
+        self,
+        kind: str,
+        label: str,
+        params: Mapping[str, Any],
+        parents: Mapping[str, Node | Iterable[Node]] | None = None,
+        targets: Iterable[str] = (),
+    ) -> Node:
+        """Add an artifact, or find the one that is equal to it.
+
+        Args:
+            kind: one of `KINDS`.
+            label: a readable name.
+            params: parts of the configuration, components and plain data.
+            parents: the artifacts that it reads, by role.
+            targets: import strings `module:name` of what its script loads from the registry.
+        """
+        families = {
+            role: (nodes,) if isinstance(nodes, Node) else tuple(nodes)
+            for role, nodes in (parents or {}).items()
+        }
+        targets = tuple(targets)
+        code = self.fingerprint(SCRIPTS / KINDS[kind], targets)
+        content = [
+            kind,
+            plain(params, for_key=True),
+            {role: [(node.kind, node.key) for node in nodes] for role, nodes in families.items()},
+            code,
+        ]
+        key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        if (kind, key) not in self.by_key:
+            inherited = {name for nodes in families.values() for node in nodes for name in node.packages}
+            node = Node(
+                kind,
+                label,
+                key,
+                params=plain(params),
+                parents={role: tuple(node.id for node in nodes) for role, nodes in families.items()},
+                fingerprint=code,
+                experiment=self.plan.experiment,
+                device=self.plan.device,
+                script=KINDS[kind],
+                targets=targets,
+                packages=tuple(sorted(inherited.union(foreign_modules(targets)))),
+            )
+            self.plan.nodes[node.id] = self.by_key[kind, key] = node
+        return self.by_key[kind, key]
+
+    def _report(self, role: str, node: Node, **about: Any) -> None:
+        if "dataset" in about and role != "latents":
+            about["setting"] = self.setting
+        self.reported.setdefault(role, []).append(node)
+        self.about.setdefault(role, []).append(about)
+
+    def _dataset(self, name: str) -> None:
+        spec, classifiers = self.experiment.datasets[name], self.experiment.classifiers
+        assert classifiers is not None, "checked by the configuration"
+        manifest = source_manifest(spec.source_name, SOURCES)
+        _check_counts(name, spec, manifest)
+        data = self._add(
+            "data",
+            name,
+            {"dataset": spec, "source": spec.source_name, "checksum": manifest.checksum},
+            targets=spec.source.targets,
+        )
+        judges = [
+            self._add(
+                "classifiers",
+                f"{name}-s{seed}",
+                {"model": classifiers.model, "training": classifiers.training, "seed": seed},
+                {"data": data},
+                classifiers.model.targets,
+            )
+            for seed in classifiers.seeds
+        ]
+        for space in self.experiment.encoders:
+            settings = {
+                setting: spec for setting, spec in self.experiment.settings.items() if space in spec.encoders
+            }
+            if settings:
+                shared = self._space(name, space, data, judges)
+                for setting, of_setting in settings.items():
+                    self.setting = setting
+                    label = f"{name}-{space}" + (f"-{setting}" if setting != PLAIN else "")
+                    self._setting(label, of_setting, shared)
+
+    def _space(self, dataset: str, space: str, data: Node, judges: list[Node]) -> "_Space":
+        """One dataset in the latent space of one encoder."""
+        label = f"{dataset}-{space}"
+        spec = self.experiment.encoders[space]
+        fitted = {name: getattr(spec, name) for name in ("model", "training", "seed")}
+        encoder = self._add("encoders", label, fitted, {"data": data}, spec.model.targets)
+        encoded = {"encode": spec.encode, "seed": spec.seed}
+        latents = self._add("latents", label, encoded, {"data": data, "encoder": encoder})
+        features = self._add(
+            "features", label, {}, {"data": data, "classifiers": tuple(judges), "latents": latents}
+        )
+        self._report("latents", latents, dataset=label)
+        return _Space(label, data, encoder, latents, tuple(judges), features)
+
+    def _setting(self, label: str, setting: Setting, space: "_Space") -> None:
+        """All methods of one comparison, and the floor: the train split against the held-out one."""
+        floor = {"source": "train", "sampling": setting.sampling, "seed": setting.seeds[0]}
+        self._evaluate(label, "floor", setting.seeds[0], floor, {"latents": space.latents}, space)
+        for name, method in setting.methods.items():
+            for seed in setting.seeds:
+                self._method(label, name, method, seed, setting, space)
+
+    def _method(
+        self, label: str, name: str, method: Method, seed: int, setting: Setting, space: "_Space"
+    ) -> None:
+        component, first = method.preconditioner, seed == setting.seeds[0]
+        seeded = component.constant("uses_seed")
+        preconditioner = self._preconditioner(label, name, component, seed, space)
+        ends = {"latents": space.latents, "preconditioner": preconditioner}
+        diagnostics = self._add(
+            "diagnostics",
+            f"{label}-{name}" + (f"-s{seed}" if seeded else ""),
+            {"path": method.flow.path},
+            ends,
+            method.flow.path.targets,
+        )
+        self._report("diagnostics", diagnostics, dataset=label, method=name, seed=seed)
+        self._flow(label, name, method.flow, seed, preconditioner, setting, space)
+        if component.name != "none" and (label, preconditioner.id) not in self.alone:
+            self.alone.add((label, preconditioner.id))
+            drawn = {"source": "preconditioner", "sampling": setting.sampling, "seed": seed}
+            self._evaluate(label, f"alone:{name}", seed, drawn, ends, space)
+        if self.setting in self.experiment.predict and first and method.flow.is_plain:
+            self._kernel(label, name, method.flow, seed, preconditioner, space)
+        wanted = name in setting.matched if setting.matched is not None else seeded
+        if wanted:
+            budget = self._add(
+                "budgets",
+                f"{label}-{name}-s{seed}",
+                {"flow": method.flow},
+                {**ends, **self._geometry(method.flow, space)},
+                method.flow.targets,
+            )
+            self._report("budgets", budget, dataset=label, method=name, seed=seed)
+            bare = self._preconditioner(label, "baseline", self.experiment.baseline, seed, space)
+            for match in MATCHES:
+                self._flow(label, f"{name}-{match}", method.flow, seed, bare, setting, space, (match, budget))
+
+    def _preconditioner(
+        self, label: str, name: str, component: Component, seed: int, space: "_Space"
+    ) -> Node:
+        """The fitted map; a fit without randomness is one for all seeds."""
+        seeded = component.constant("uses_seed")
+        metric = self._decoder_metric(space) if component.constant("needs_metric") else {}
+        return self._add(
+            "preconditioners",
+            f"{label}-{name}" + (f"-s{seed}" if seeded else ""),
+            {"preconditioner": component, "seed": seed if seeded else 0},
+            {"latents": space.latents, **metric},
+            component.targets,
+        )
+
+    def _flow(
+        self,
+        label: str,
+        name: str,
+        flow: Flow,
+        seed: int,
+        preconditioner: Node,
+        setting: Setting,
+        space: "_Space",
+        match: tuple[str, Node] | None = None,
+    ) -> None:
+        """Train, sample and evaluate one flow: under the plain recipe, or under one that a search has chosen."""
+        spec: dict[str, Any] = {"flow": flow}
+        ends = {"latents": space.latents, "preconditioner": preconditioner}
+        parents: dict[str, Node] = {**ends, **self._geometry(flow, space)}
+        if match is not None:
+            spec["match"], parents["budget"] = match
+        if setting.recipe == "tuned":
+            search = {"search": self.experiment.search, "solver": "midpoint", "solver_steps": SEARCH_STEPS}
+            judged = {"data": space.data, "encoder": space.encoder, "classifiers": space.classifiers}
+            parents["recipe"] = self._searched(
+                f"{label}-{name}", {**spec, **search}, {**parents, **judged}, flow.targets
+            )
+        trained = self._add("flows", f"{label}-{name}-s{seed}", {**spec, "seed": seed}, parents, flow.targets)
+        self._report("flows", trained, dataset=label, method=name, seed=seed)
+        drawn = {"source": "flow", "sampling": setting.sampling, "seed": seed}
+        self._evaluate(label, name, seed, drawn, {**ends, "flow": trained}, space, flow.targets)
+
+    def _searched(
+        self, label: str, params: Mapping[str, Any], parents: Mapping[str, Any], targets: Iterable[str]
+    ) -> Node:
+        """The recipe of a method: searched once, behind the first seed's preconditioner, and used for all seeds."""
+        if label not in self.searched:
+            self.searched[label] = self._add("recipes", label, params, parents, targets)
+        return self.searched[label]
+
+    def _kernel(
+        self, label: str, name: str, flow: Flow, seed: int, preconditioner: Node, space: "_Space"
+    ) -> None:
+        """What the tangent kernel predicts, for the first seed."""
+        kernel = self._add(
+            "kernels",
+            f"{label}-{name}-s{seed}",
+            {"flow": flow, "seed": seed, "points": KERNEL_POINTS, "threshold": KERNEL_THRESHOLD},
+            {"latents": space.latents, "preconditioner": preconditioner, **self._geometry(flow, space)},
+            flow.targets,
+        )
+        self._report("kernels", kernel, dataset=label, method=name, seed=seed)
+
+    def _geometry(self, flow: Flow, space: "_Space") -> dict[str, Node]:
+        """The decoder's metric, where the objective measures errors in it."""
+        measured = getattr(flow.objective.options, "metric", "") == "decoder"
+        return self._decoder_metric(space) if measured else {}
+
+    def _decoder_metric(self, space: "_Space") -> dict[str, Node]:
+        parents = {"latents": space.latents, "encoder": space.encoder}
+        return {
+            "decoder_metric": self._add("decoder_metrics", space.label, {"points": METRIC_POINTS}, parents)
+        }
+
+    def _evaluate(
+        self,
+        label: str,
+        method: str,
+        seed: int,
+        drawn: Mapping[str, Any],
+        parents: Mapping[str, Node],
+        space: "_Space",
+        targets: Iterable[str] = (),
+    ) -> None:
+        title = f"{label}-{method.replace(':', '-')}-s{seed}"
+        samples = self._add("samples", title, drawn, parents, targets)
+        evaluation = self._add(
+            "evaluations",
+            title,
+            {"evaluation": self.experiment.evaluation},
+            {
+                "samples": samples,
+                "data": space.data,
+                "latents": space.latents,
+                "encoder": space.encoder,
+                "classifiers": space.classifiers,
+                "features": space.features,
+            },
+        )
+        self._report("evaluations", evaluation, dataset=label, method=method, seed=seed)
+
+    def _theory(self) -> None:
+        for name, spec in self.experiment.theory.items():
+            for seed in spec.seeds:
+                node = self._add(
+                    "theory", f"{name}-s{seed}", {"run": spec.run, "seed": seed}, targets=spec.run.targets
+                )
+                self._report("theory", node, name=name, run=spec.run.name, seed=seed)
+
+    def _reports(self) -> None:
+        experiment = self.experiment
+        frames = self._add("frames", experiment.name, {"about": self.about}, self.reported)
+        named = {"experiment": experiment.name}
+        theory = {THEORY_FIGURES[spec.run.name] for spec in experiment.theory.values()}
+        wanted = {
+            "figures": [
+                *theory,
+                *(set(REGISTRY["figures"]) - set(THEORY_FIGURES.values()) if experiment.datasets else ()),
+            ],
+            "tables": [
+                *(THEORY_TABLES if experiment.theory else ()),
+                *(set(REGISTRY["tables"]) - set(THEORY_TABLES) if experiment.datasets else ()),
+            ],
+        }
+        for group, kind in (("tables", "table_files"), ("figures", "figure_files")):
+            for name in sorted(wanted[group]):
+                target = import_string(group, name)
+                self._add(kind, name, {"name": name, **named}, {"frames": frames}, [target])
+        claims = read_yaml(CLAIMS)
+        parse_claims(claims)  # refused before the first job, not by the last one
+        self._add("verdicts", "claims", {"claims": claims, **named}, {"frames": frames})
+
+
+def _check_counts(name: str, spec: Dataset, manifest: SourceManifest) -> None:
+    """Refuse splits that are larger than the source, where its size is known without reading it."""
+    listed = len(image_names(file.name for file in manifest.files))  # 0 where they are inside a zip file
+    images = IMAGES.get(spec.source.name) or ((listed,) if listed else ())
+    pools: list[tuple[tuple[str, ...], str]] = [(("train", "validation", "heldout"), "images")]
+    if len(images) > 1:
+        pools = [
+            (("train", "validation"), "official training images"),
+            (("heldout",), "official test images"),
+        ]
+    for (splits, what), there in zip(pools, images, strict=False):
+        wanted = sum(getattr(spec, split) for split in splits)
+        if wanted > there:
+            raise PrecfmError(
+                f"datasets.{name}: {' + '.join(splits)}: got {wanted}, but '{manifest.name}' has {there} {what}"
+            )
