@@ -128,8 +128,8 @@ class PreconditionedFlow:
             labels: classes from 0, int64, shape (n,), or None.
             seed: seed of everything random.
             validation: data and labels by which a learned preconditioner stops early; see `Preconditioner.fit`.
-            decoder_metric: the decoder's pull-back metric in the space of `x1`, shape (dim, dim), where the objective
-                needs it.
+            decoder_metric: the decoder's pull-back metric in the space of `x1`, shape (dim, dim), where the
+                preconditioner or the objective needs it.
             scratch: folder for saves; a killed fit, run again, goes on from there and ends in the same bytes.
             on_checkpoint: gets the step and the network at each of `training.checkpoints`.
 
@@ -146,6 +146,7 @@ class PreconditionedFlow:
                 x1,
                 labels,
                 validation=validation,
+                metric=decoder_metric,
                 seed=derived_seed(seed, "preconditioner"),
                 scratch=None if folder is None else folder / "preconditioner",
             )
