@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from precfm.report.selection import COLUMNS
+from precfm.report.frames import FRAMES
 
 DIM = 16
 METHODS = (
@@ -43,7 +43,6 @@ def frames(
         "preconditioners": preconditioners(rng, seeds, methods, dataset),
         "budgets": budgets(seeds, methods, dataset),
         "predictors": predictors(methods, dataset),
-        "history": pd.DataFrame(columns=list(COLUMNS["history"])),
     }
 
 
@@ -194,7 +193,7 @@ def spectra(rng, seeds, methods, dataset) -> pd.DataFrame:
                         sensitivity = 0.8 * value**0.8 if known else np.nan
                         key = artifact(method, seed) if space == "flow" else None
                         rows.append((dataset, method, seed, scope, space, index, value, sensitivity, key))
-    return pd.DataFrame(rows, columns=list(COLUMNS["spectra"]))
+    return pd.DataFrame(rows, columns=list(FRAMES["spectra"].columns))
 
 
 def path_conditioning(rng, seeds, methods, dataset) -> pd.DataFrame:
@@ -209,7 +208,7 @@ def path_conditioning(rng, seeds, methods, dataset) -> pd.DataFrame:
                     rank = float(np.exp(-(share * np.log(share)).sum()))
                     kappa = path.max() / path.min()
                     rows.append((dataset, method, seed, scope, t, kappa, rank, artifact(method, seed)))
-    return pd.DataFrame(rows, columns=list(COLUMNS["path_conditioning"]))
+    return pd.DataFrame(rows, columns=list(FRAMES["path_conditioning"].columns))
 
 
 def recovery(rng, seeds, methods, dataset) -> pd.DataFrame:
@@ -224,7 +223,7 @@ def recovery(rng, seeds, methods, dataset) -> pd.DataFrame:
                     rows.append(
                         (dataset, method, seed, step, index, reference[index], float(np.exp(logs[index])))
                     )
-    return pd.DataFrame(rows, columns=list(COLUMNS["recovery"]))
+    return pd.DataFrame(rows, columns=list(FRAMES["recovery"].columns))
 
 
 def preconditioners(rng, seeds, methods, dataset) -> pd.DataFrame:
@@ -234,9 +233,10 @@ def preconditioners(rng, seeds, methods, dataset) -> pd.DataFrame:
             values = eigenvalues(method, "all", seed)
             learned = method in LEARNED
             notes = (
-                '["3 classes had fewer than 200 rows; shrinkage 0.02 applied"]'
+                "3 classes had fewer than 200 rows; shrinkage 0.02 applied"
+
                 if method == "class_whitening"
-                else "[]"
+                else ""
             )
             rows.append(
                 (
@@ -252,7 +252,7 @@ def preconditioners(rng, seeds, methods, dataset) -> pd.DataFrame:
                     artifact(method, seed),
                 )
             )
-    return pd.DataFrame(rows, columns=list(COLUMNS["preconditioners"]))
+    return pd.DataFrame(rows, columns=list(FRAMES["preconditioners"].columns))
 
 
 def budgets(seeds, methods, dataset) -> pd.DataFrame:
@@ -264,7 +264,7 @@ def budgets(seeds, methods, dataset) -> pd.DataFrame:
             fit = (3e11 + 1e9 * seed, 2e5) if learned else (1e7 * (method != "none"), 512)
             matched = (300, 5300 + seed) if learned else (np.nan, np.nan)
             rows.append((dataset, method, seed, *about, *fit, STEPS[-1], *matched))
-    return pd.DataFrame(rows, columns=list(COLUMNS["budgets"]))
+    return pd.DataFrame(rows, columns=list(FRAMES["budgets"].columns))
 
 
 def predictors(methods, dataset) -> pd.DataFrame:
@@ -272,7 +272,7 @@ def predictors(methods, dataset) -> pd.DataFrame:
     for method in methods:
         steps = 2e4 * np.exp(8 * gain(method) + 0.1 * len(method))
         rows.append((dataset, method, 0, 4e3, 120.0, 0.6, steps, 0.05))
-    return pd.DataFrame(rows, columns=list(COLUMNS["predictors"]))
+    return pd.DataFrame(rows, columns=list(FRAMES["predictors"].columns))
 
 
 def images(

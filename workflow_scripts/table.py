@@ -1,15 +1,18 @@
 """Kind `table_files`: one table as CSV, Markdown and LaTeX."""
 
+from precfm.core.registry import load
 from precfm.pipeline.job import Job
 from precfm.pipeline.snakemake_entry import run_rule
+from precfm.report.frames import read_frames
 from precfm.report.products import write_table
+from precfm.report.reads import declared
 
 
 def make(job: Job) -> None:
     """Write the table, or the reason why this experiment has none."""
-    frames = job.parent("frames")
-    tables = {name: frames.frame(f"{name}.csv") for name in frames.json("names.json")}
-    write_table(job.params["name"], tables, job.folder, job.params["experiment"])
+    name, artifact = job.params["name"], job.parent("frames")
+    frames = read_frames(artifact.frame, artifact.record["files"], declared(load("tables", name)))
+    write_table(name, frames, job.folder, job.params["experiment"])
 
 
 if "snakemake" in globals():

@@ -4,21 +4,17 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from precfm.core.errors import PrecfmError
+from precfm.core.options import Positive, Strict, complaint
 
 Role = Literal["decides", "reported"]
 Direction = Literal["decrease", "increase", "no_increase", "no_decrease"]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class TheoryStatistic(_Strict):
+class TheoryStatistic(Strict):
     """A row of `theory_statistics`, and the range that supports the claim.
 
     Attributes:
@@ -40,7 +36,7 @@ class TheoryStatistic(_Strict):
         return self
 
 
-class _Effect(_Strict):
+class _Effect(Strict):
     name: str
     direction: Direction
     smallest_effect: Positive
@@ -96,7 +92,7 @@ class RankCorrelationStatistic(_Effect):
     Of the means over seeds, since seeds of one method are no independent observations of its quality.
 
     Attributes:
-        predictor: one of `precfm.report.predictors.PREDICTORS`; an experiment without its frame has no effect.
+        predictor: one of `precfm.report.predictor_values.PREDICTORS`; an experiment without its frame has no effect.
         metric: as in the records.
         spaces: all count.
     """
@@ -113,7 +109,7 @@ Statistic = Annotated[
 ]
 
 
-class Claim(_Strict):
+class Claim(Strict):
     """One claim of the paper and how it is judged.
 
     Attributes:
@@ -147,7 +143,7 @@ class Claim(_Strict):
         return self
 
 
-class ClaimsSpec(_Strict):
+class ClaimsSpec(Strict):
     """The whole of `config/claims.yaml`."""
 
     claims: Annotated[tuple[Claim, ...], Field(min_length=1)]
@@ -173,13 +169,8 @@ def parse_claims(content: Mapping[str, Any], source: str = "config/claims.yaml")
     try:
         return ClaimsSpec.model_validate_json(json.dumps(content))  # as JSON, a list may stand for a tuple
     except ValidationError as error:
-        first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = "no such field; remove it or correct its spelling"
-        field = _field(content, first["loc"])
-        shown = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
-        raise PrecfmError(f"{source}: {field}: {message}{shown}") from None
+        first = error.errors(include_url=False)[0]
+        raise PrecfmError(f"{source}: {_field(content, first['loc'])}: {complaint(first)}") from None
 
 
 def _field(content: Mapping[str, Any], location: tuple[int | str, ...]) -> str:

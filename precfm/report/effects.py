@@ -1,8 +1,9 @@
 """From a claim's statistics to effects: one estimate per data set, method, baseline and space."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -16,8 +17,11 @@ from precfm.report.claims import (
     Statistic,
     TheoryStatistic,
 )
-from precfm.report.predictors import RANKED_METHODS, beside_results
-from precfm.report.selection import ALL, RECORD_KEYS, Frames, frame, late_slopes, logarithms, pair, per_seed
+from precfm.report.frames import STATISTICS, Frames
+from precfm.report.predictor_values import FRAME_OF, RANKED_METHODS, beside_results
+from precfm.report.reads import Declared, declared, frame, reads
+from precfm.report.rows import ALL, RECORD_KEYS, pair, per_seed
+from precfm.report.summaries import late_slopes, logarithms
 from precfm.report.vocabulary import FLOOR
 
 EXACT = "exact: no randomness"
@@ -52,56 +56,86 @@ def effects(claim: Claim, frames: Frames) -> Iterator[Effect]:
 
     Args:
         claim: the claim.
-        frames: data frames by name, see `precfm.report.selection.COLUMNS`.
+        frames: data frames by name, see `precfm.report.frames.FRAMES`.
     """
     for statistic in claim.statistics:
-        if isinstance(statistic, TheoryStatistic):
-            yield from _theory(claim.id, statistic, frame(frames, "theory_statistics"))
-        elif isinstance(statistic, RankCorrelationStatistic):
-            yield from _rank_correlations(statistic, frames)
-        else:
-            yield from _comparisons(claim, statistic, frames)
+        yield from _EFFECTS[statistic.kind](claim, statistic, Declared(frames, frames_of(statistic)))
 
 
-def _theory(claim: str, statistic: TheoryStatistic, rows: pd.DataFrame) -> Iterator[Effect]:
-    chosen = rows[(rows["claim"] == claim) & (rows["statistic"] == statistic.name)]
+def frames_of(statistic: Statistic) -> tuple[str, ...]:
+    """The frames that a statistic is computed from; a rank correlation reads that of its predictor alone."""
+    names = declared(_EFFECTS[statistic.kind])
+    if isinstance(statistic, RankCorrelationStatistic):
+        others = set(FRAME_OF.values()) - {FRAME_OF[statistic.predictor]}
+        return tuple(name for name in names if name not in others)
+    return names
+
+
+@reads(STATISTICS)
+def _theory(claim: Claim, statistic: TheoryStatistic, frames: Frames) -> Iterator[Effect]:
+    rows = frame(frames, STATISTICS)
+    chosen = rows[(rows["claim"] == claim.id) & (rows["statistic"] == statistic.name)]
     columns = [chosen[name].astype(float) for name in ("value", "low", "high", "n")]
     for value, low, high, n, note in zip(*columns, chosen["note"].fillna(""), strict=True):
         yield Effect(statistic, Estimate(value, low, high, int(n)), statistic.name, note=str(note))
 
 
-def _comparisons(
-    claim: Claim, statistic: MetricStatistic | LateSlopeStatistic | PathStatistic, frames: Frames
+@reads("path_conditioning")
+def _paths(claim: Claim, statistic: PathStatistic, frames: Frames) -> Iterator[Effect]:
+    """What has no randomness counts once, however many seeds it stands for."""
+    values = _mean_on_path(frame(frames, "path_conditioning"), statistic)
+    artifacts = values.set_index(["dataset", "method", "seed"])["artifact"]
+    for method, baseline in _comparisons(claim):
+        pairs = pair(values, method, baseline, ["dataset"])
+        runs = list(zip(pairs["dataset"], pairs["seed"], strict=True))
+        pairs["fits"] = [
+            (artifacts[data, method, seed], artifacts[data, baseline, seed]) for data, seed in runs
+        ]
+        for dataset, group in pairs.groupby("dataset", sort=True):
+            fits = group.drop_duplicates("fits")
+            note = EXACT if len(fits) == 1 < len(group) else ""
+            estimate = t_estimate(fits["value"] - fits["value_baseline"], null=null_value(statistic))
+            yield Effect(statistic, estimate, statistic.name, str(dataset), method, baseline, note)
+
+
+@reads("records")
+def _metrics(
+    claim: Claim, statistic: MetricStatistic | LateSlopeStatistic, frames: Frames
 ) -> Iterator[Effect]:
+    records = _chosen(per_seed(frame(frames, "records")), statistic)
+    for method, baseline in _comparisons(claim):
+        values = records[records["method"].isin([method, baseline])]
+        if isinstance(statistic, LateSlopeStatistic):
+            values = late_slopes(values, RECORD_KEYS, statistic.late_from)
+        elif statistic.effect == "log_ratio":
+            values = values.assign(value=logarithms(values["value"], statistic.metric))
+        for key, group in pair(values, method, baseline, RECORD_KEYS).groupby(RECORD_KEYS, sort=True):
+            named, note = dict(zip(RECORD_KEYS, key, strict=True)), ""
+            if isinstance(statistic, MetricStatistic) and statistic.effect == "log_ratio":
+                note = _headroom_note(statistic, records, named, float(group["value_baseline"].mean()))
+            estimate = t_estimate(group["value"] - group["value_baseline"], null=null_value(statistic))
+            name = _name(statistic, str(named["space"]))
+            yield Effect(statistic, estimate, name, str(named["dataset"]), method, baseline, note)
+
+
+def _comparisons(claim: Claim) -> Iterator[tuple[str, str]]:
+    """Every method of a claim beside each of its baselines."""
     for method in claim.methods:
-        for baseline in (name.format(method=method) for name in claim.baselines):
-            pairs, keys = _pairs(statistic, frames, method, baseline)
-            for key, group in pairs.groupby(keys, sort=True):
-                named = dict(zip(keys, key, strict=True))
-                differences, note = group["value"] - group["value_baseline"], ""
-                if isinstance(statistic, PathStatistic):
-                    fits = group.drop_duplicates(["artifact", "artifact_baseline"])
-                    note = EXACT if len(fits) == 1 < len(group) else ""
-                    differences = differences[fits.index]
-                elif isinstance(statistic, MetricStatistic) and statistic.effect == "log_ratio":
-                    note = _headroom_note(statistic, frames, named, float(group["value_baseline"].mean()))
-                estimate = t_estimate(differences, null=null_value(statistic))
-                name = _name(statistic, str(named.get("space", "")))
-                yield Effect(statistic, estimate, name, str(named["dataset"]), method, baseline, note)
+        for baseline in claim.baselines:
+            yield method, baseline.format(method=method)
 
 
 def _headroom_note(
-    statistic: MetricStatistic, frames: Frames, named: dict[str, object], baseline: float
+    statistic: MetricStatistic, records: pd.DataFrame, named: dict[str, object], baseline: float
 ) -> str:
     """`NO_HEADROOM` if the baseline (mean ln) is closer to the floor than the smallest effect that matters."""
-    records = _chosen(per_seed(frame(frames, "records")), statistic)
     floor = records[records["method"] == FLOOR]
     for column in ("dataset", "space", "extractor"):
         floor = floor[floor[column] == named[column]]
     if floor.empty:
         return ""
-    room = baseline - float(logarithms(floor["value"], statistic.metric).mean())
-    return NO_HEADROOM if room < statistic.smallest_effect else ""
+    headroom = baseline - float(logarithms(floor["value"], statistic.metric).mean())
+    return NO_HEADROOM if headroom < statistic.smallest_effect else ""
 
 
 def null_value(statistic: Statistic) -> float:
@@ -110,30 +144,6 @@ def null_value(statistic: Statistic) -> float:
         return math.nan
     margins = {"no_increase": statistic.smallest_effect, "no_decrease": -statistic.smallest_effect}
     return margins.get(statistic.direction, 0.0)
-
-
-def _pairs(
-    statistic: MetricStatistic | LateSlopeStatistic | PathStatistic,
-    frames: Frames,
-    method: str,
-    baseline: str,
-) -> tuple[pd.DataFrame, list[str]]:
-    """Values of both by seed, ready to be subtracted, and the columns that tell effects apart."""
-    if isinstance(statistic, PathStatistic):
-        values = _mean_on_path(frame(frames, "path_conditioning"), statistic)
-        artifacts = values.set_index(["dataset", "method", "seed"])["artifact"]
-        pairs = pair(values, method, baseline, ["dataset"])
-        for column, of in (("artifact", method), ("artifact_baseline", baseline)):
-            keys = zip(pairs["dataset"], pairs["seed"], strict=True)
-            pairs[column] = [artifacts[dataset, of, seed] for dataset, seed in keys]
-        return pairs, ["dataset"]
-    values = _chosen(per_seed(frame(frames, "records")), statistic)
-    values = values[values["method"].isin([method, baseline])]
-    if isinstance(statistic, LateSlopeStatistic):
-        values = late_slopes(values, RECORD_KEYS, statistic.late_from)
-    elif statistic.effect == "log_ratio":
-        values = values.assign(value=logarithms(values["value"], statistic.metric))
-    return pair(values, method, baseline, RECORD_KEYS), RECORD_KEYS
 
 
 def _chosen(
@@ -155,7 +165,8 @@ def _mean_on_path(paths: pd.DataFrame, statistic: PathStatistic) -> pd.DataFrame
     return worst.reset_index()
 
 
-def _rank_correlations(statistic: RankCorrelationStatistic, frames: Frames) -> Iterator[Effect]:
+@reads("records", optional=tuple(sorted(set(FRAME_OF.values()))))
+def _rank_correlations(claim: Claim, statistic: RankCorrelationStatistic, frames: Frames) -> Iterator[Effect]:
     values = _chosen(per_seed(frame(frames, "records")), statistic)
     both = beside_results(values, frames, [statistic.predictor])
     for key, group in both.groupby(RECORD_KEYS, sort=True):
@@ -163,6 +174,15 @@ def _rank_correlations(statistic: RankCorrelationStatistic, frames: Frames) -> I
         if len(group) >= RANKED_METHODS:
             estimate = rank_correlation(group[statistic.predictor], group["value"])
             yield Effect(statistic, estimate, _name(statistic, str(space)), str(dataset))
+
+
+_EFFECTS: dict[str, Callable[[Claim, Any, Frames], Iterator[Effect]]] = {
+    "theory": _theory,
+    "metric": _metrics,
+    "late_slope": _metrics,
+    "path_conditioning": _paths,
+    "rank_correlation": _rank_correlations,
+}
 
 
 def _name(statistic: Statistic, where: str) -> str:

@@ -1,48 +1,15 @@
-"""A printed table: blocks of formatted cells with caption and notes, as Markdown and LaTeX."""
+"""Numbers as text: significant digits, estimates with intervals, p-values, counts of seeds."""
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import pandas as pd
 
 from precfm.core.statistics import Estimate
-from precfm.report.vocabulary import is_flow, method_label
 
 MISSING = "–"
-
-
-@dataclass(frozen=True)
-class Block:
-    """A part of a printed table whose columns are comparable from row to row.
-
-    Attributes:
-        title: what all its rows share (data set, feature space).
-        cells: formatted text; the first column names the row.
-        note: its protocol, printed below it.
-    """
-
-    title: str
-    cells: pd.DataFrame
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table as numbers and as it is printed.
-
-    Attributes:
-        data: tidy numbers, one row per number; this becomes the CSV file.
-        blocks: the printed parts.
-        caption: one paragraph: what it shows, how many seeds, which intervals.
-        notes: further remarks, printed as a list below the last block.
-    """
-
-    data: pd.DataFrame
-    blocks: list[Block]
-    caption: str
-    notes: list[str] = field(default_factory=list)
+PLAIN_DIGITS = "-0123456789"
+SUPERSCRIPTS = "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"
 
 
 def number_text(value: float, digits: int = 3) -> str:
@@ -68,7 +35,7 @@ def number_text(value: float, digits: int = 3) -> str:
 
 
 def _superscript(power: int) -> str:
-    return str(power).translate(str.maketrans(_PLAIN, _SUPERSCRIPTS))
+    return str(power).translate(str.maketrans(PLAIN_DIGITS, SUPERSCRIPTS))
 
 
 def count_text(value: float) -> str:
@@ -146,44 +113,6 @@ def estimates_of(rows: pd.DataFrame) -> list[Estimate]:
     return [Estimate(value, low, high, int(n)) for value, low, high, n in zip(*columns, strict=True)]
 
 
-def method_cells(
-    methods: Sequence[str],
-    columns: Mapping[str, Mapping[str, str]],
-    label: Callable[[str], str] = method_label,
-) -> pd.DataFrame:
-    """The cells of a block with one row per method; a dash where a column has no text for it.
-
-    Args:
-        methods: in the order of the rows.
-        columns: by heading, the texts by method.
-        label: how a method is written.
-
-    Example:
-        >>> method_cells(["none", "scalar"], {"steps": {"none": "10"}}).values.tolist()
-        [['none', '10'], ['scalar', '–']]
-    """
-    rows = [
-        {"method": label(method), **{head: texts.get(method, MISSING) for head, texts in columns.items()}}
-        for method in methods
-    ]
-    return pd.DataFrame(rows, columns=["method", *columns])
-
-
-def steps_and_seeds(rows: pd.DataFrame) -> dict[str, dict[str, str]]:
-    """The columns `steps` and `seeds` of `method_cells`; what is no trained flow has no steps.
-
-    Args:
-        rows: of a tidy table, with columns method, step and n.
-    """
-    about = rows.groupby("method")[["step", "n"]].max()
-    methods = [str(method) for method in about.index]
-    steps = [
-        count_text(step) if is_flow(m) else MISSING for m, step in zip(methods, about["step"], strict=True)
-    ]
-    seeds = [str(n) for n in about["n"]]
-    return {"steps": dict(zip(methods, steps, strict=True)), "seeds": dict(zip(methods, seeds, strict=True))}
-
-
 def interval_text(low: float, high: float) -> str:
     """An interval in brackets; a dash if there is none."""
     return MISSING if math.isnan(low) or math.isnan(high) else f"[{number_text(low)}, {number_text(high)}]"
@@ -207,116 +136,3 @@ def seeds_text(counts: pd.Series) -> str:
     if low == high:
         return f"{high} training seed" + ("" if high == 1 else "s")
     return f"{low} to {high} training seeds"
-
-
-def markdown_cells(cells: pd.DataFrame, *, numbers: bool = True) -> str:
-    """The cells as a Markdown table; with numbers, all columns but the first are set to the right."""
-    columns = [_markdown(str(column)) for column in cells.columns]
-    lines = [
-        "| " + " | ".join(columns) + " |",
-        "| --- |" + (" ---: |" if numbers else " --- |") * (len(columns) - 1),
-        *("| " + " | ".join(map(_markdown, map(str, row))) + " |" for row in cells.itertuples(index=False)),
-    ]
-    return "\n".join(lines)
-
-
-def _markdown(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def markdown(table: Table, command: str) -> str:
-    """The table as a Markdown document: caption and command, blocks with their protocol, notes."""
-    parts = [f"{table.caption} Made by `{command}`."]
-    for block in table.blocks:
-        parts.append(f"**{block.title}**")
-        parts.append(markdown_cells(block.cells))
-        if block.note:
-            parts.append(block.note)
-    if table.notes:
-        parts.append("\n".join(f"- {note}" for note in table.notes))
-    return "\n\n".join(parts) + "\n"
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{character: "\\" + character for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": "$<$",
-    ">": "$>$",
-    "|": "$|$",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "−": "$-$",
-    "–": "--",
-    "∞": r"$\infty$",
-    "≤": r"$\leq$",
-    "→": r"$\to$",
-    "↓": r"$\downarrow$",
-    "↑": r"$\uparrow$",
-    "κ": r"$\kappa$",
-    "λ": r"$\lambda$",
-    "Σ": r"$\Sigma$",
-    "é": r"\'e",
-    "ₜ": "$_t$",
-    "₁": "$_1$",
-    "√": r"$\surd$",
-    "½": r"$\frac{1}{2}$",
-}
-_SUPERSCRIPTS = "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"
-_PLAIN = "-0123456789"
-
-
-def latex_text(text: str) -> str:
-    """Text with everything escaped that LaTeX would read otherwise; backticks become typewriter.
-
-    Example:
-        >>> latex_text("1.2×10⁻⁴ & `a_b`")
-        '1.2$\\\\times$10$^{-4}$ \\\\& \\\\texttt{a\\\\_b}'
-    """
-    pieces = text.split("`")
-    escaped = [_escaped(piece) for piece in pieces]
-    return "".join(rf"\texttt{{{piece}}}" if i % 2 else piece for i, piece in enumerate(escaped))
-
-
-def _escaped(text: str) -> str:
-    plain = "".join(_LATEX.get(character, character) for character in text)
-    return re.sub(
-        f"[{_SUPERSCRIPTS}]+",
-        lambda run: "$^{" + run.group().translate(str.maketrans(_SUPERSCRIPTS, _PLAIN)) + "}$",
-        plain,
-    )
-
-
-def latex(table: Table, name: str, command: str) -> str:
-    """The table as a LaTeX float (package booktabs): one tabular per block, label `tab:<name>`."""
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        r"\begin{table}[p]",
-        r"\centering\small",
-        rf"\caption{{{latex_text(table.caption)} Made by {latex_text(f'`{command}`')}.}}",
-        rf"\label{{tab:{name}}}",
-    ]
-    for block in table.blocks:
-        columns = [latex_text(str(column)) for column in block.cells.columns]
-        lines += [
-            "",
-            rf"\medskip\textbf{{{latex_text(block.title)}}}\par\smallskip",
-            rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
-            r"\toprule",
-            " & ".join(columns) + r" \\",
-            r"\midrule",
-            *(
-                " & ".join(latex_text(str(cell)) for cell in row) + r" \\"
-                for row in block.cells.itertuples(index=False)
-            ),
-            r"\bottomrule",
-            r"\end{tabular}\par",
-        ]
-        if block.note:
-            lines.append(rf"{{\footnotesize {latex_text(block.note)}\par}}")
-    if table.notes:
-        lines += ["", r"\begin{itemize}\footnotesize"]
-        lines += [rf"\item {latex_text(note)}" for note in table.notes]
-        lines.append(r"\end{itemize}")
-    return "\n".join([*lines, r"\end{table}", ""])

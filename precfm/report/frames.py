@@ -4,7 +4,7 @@ The artifact `frames` reads every artifact that a report needs; what each one st
 controlled experiment) is its `about`. One mapping serves the gathering and the lineage of a number.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -15,6 +15,8 @@ from precfm.core.errors import PrecfmError
 About: TypeAlias = Mapping[str, Any]
 Pairs: TypeAlias = Sequence[tuple[About, Any]]
 """What artifacts stand for, each with the content of one of its files: a data frame, or plain data."""
+
+Frames: TypeAlias = Mapping[str, pd.DataFrame]
 
 STATISTICS = "theory_statistics"
 GRIDS = "grids"
@@ -74,12 +76,14 @@ class FrameSource:
 
     Attributes:
         files: by role of the parents of `frames`, the file that is read in each artifact; a pattern stands for several.
+        columns: those that a frame must have.
         gather: makes the frame of what the files hold, one argument for each role; None where a script has to.
         keys: the columns by which rows identify artifacts: those of an artifact's `about` that rows repeat.
         where: what an artifact's `about` must say beside.
     """
 
     files: Mapping[str, str]
+    columns: tuple[str, ...] = ()
     gather: Callable[..., pd.DataFrame] | None = stacked
     keys: tuple[str, ...] = ("dataset", "method", "seed")
     where: About = field(default_factory=dict)
@@ -96,18 +100,50 @@ class FrameSource:
         return agree and all(about.get(key) == value for key, value in self.where.items())
 
 
+def _of_run(columns: str) -> tuple[str, ...]:
+    return ("dataset", "method", "seed", *columns.split())
+
+
 FRAMES: Mapping[str, FrameSource] = {
-    "records": FrameSource({"evaluations": "records.csv"}),
-    "recovery": FrameSource({"evaluations": "recovery.csv"}),
-    GRIDS: FrameSource({"evaluations": "grid.safetensors"}, gather=None),
-    "spectra": FrameSource({"latents": "spectrum.csv", "diagnostics": "spectrum.csv"}, spectra),
-    "path_conditioning": FrameSource({"diagnostics": "path_conditioning.csv"}),
-    "preconditioners": FrameSource({"diagnostics": "preconditioner.json"}),
-    "budgets": FrameSource(
-        {"flows": "cost.json", "diagnostics": "preconditioner.json", "budgets": "budget.json"}, budgets
+    "records": FrameSource(
+        {"evaluations": "records.csv"},
+        _of_run("step metric space value n_real n_generated reference evaluation_seed extractor"),
     ),
-    "predictors": FrameSource({"kernels": "predictors.csv"}),
-    STATISTICS: FrameSource({"theory": "*.csv"}, gather=None, keys=()),
+    "recovery": FrameSource({"evaluations": "recovery.csv"}, _of_run("step index eigenvalue ratio")),
+    GRIDS: FrameSource({"evaluations": "grid.safetensors"}, gather=None),
+    "spectra": FrameSource(
+        {"latents": "spectrum.csv", "diagnostics": "spectrum.csv"},
+        _of_run("scope space index eigenvalue decoder_sensitivity artifact"),
+        spectra,
+    ),
+    "path_conditioning": FrameSource(
+        {"diagnostics": "path_conditioning.csv"},
+        _of_run("scope t condition_number effective_rank artifact"),
+    ),
+    "preconditioners": FrameSource(
+        {"diagnostics": "preconditioner.json"},
+        _of_run(
+            "num_parameters flops_per_fit residual_condition_number round_trip_error tail_round_trip_error notes "
+            "artifact"
+        ),
+    ),
+    "budgets": FrameSource(
+        {"flows": "cost.json", "diagnostics": "preconditioner.json", "budgets": "budget.json"},
+        _of_run(
+            "flow_parameters preconditioner_parameters flops_per_step fit_flops inverse_flops_per_sample steps "
+            "matched_width matched_steps"
+        ),
+        budgets,
+    ),
+    "predictors": FrameSource(
+        {"kernels": "predictors.csv"},
+        _of_run(
+            "kernel_condition_number kernel_effective_condition initial_residual predicted_steps threshold"
+        ),
+    ),
+    STATISTICS: FrameSource(
+        {"theory": "*.csv"}, ("claim", "statistic", "value", "low", "high", "n", "note"), gather=None, keys=()
+    ),
 }
 
 
@@ -185,3 +221,16 @@ def first_of_each_method(about: Sequence[About]) -> list[int]:
         if each["dataset"] == about[0]["dataset"]:
             found.setdefault(each["method"], position)
     return list(found.values())
+
+
+def read_frames(
+    read: Callable[[str], pd.DataFrame], files: Collection[str], names: Iterable[str]
+) -> dict[str, Any]:
+    """Those of the named frames that the artifact `frames` holds.
+
+    Args:
+        read: gives the table in one of its files.
+        files: the names of its files.
+        names: of frames.
+    """
+    return {name: read(f"{name}.csv") for name in names if f"{name}.csv" in files}

@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from precfm.core.registry import load
-from precfm.report.formatting import Table, latex, markdown
-from precfm.report.selection import Frames, LeftOutError
+from precfm.report.documents import latex, markdown
+from precfm.report.reads import LeftOutError, handed
+from precfm.report.tables.blocks import Table
 
 
 def command(experiment: str) -> str:
@@ -17,20 +15,21 @@ def command(experiment: str) -> str:
     return f"make reproduce EXPERIMENT={experiment}"
 
 
-def write_table(name: str, frames: Frames, folder: Path, experiment: str) -> str | None:
+def write_table(name: str, frames: Mapping[str, Any], folder: Path, experiment: str) -> str | None:
     """Write a registered table as `<name>.csv` (tidy numbers), `<name>.md` and `<name>.tex`.
 
     Args:
-        name: a name of the registry's room "tables".
-        frames: data frames by name, see `precfm.report.selection.COLUMNS`.
+        name: a name of the registry's group `tables`.
+        frames: by name, see `precfm.report.frames.FRAMES`; the table gets those that it declares.
         folder: where to write; must exist.
         experiment: the experiment's name, for the command in the caption.
 
     Returns:
         None, or the reason why the table is left out; the reason then stands in `<name>.md`.
     """
+    build = load("tables", name)
     try:
-        table: Table = load("tables", name)(frames)
+        table: Table = build(handed(build, frames))
     except LeftOutError as reason:
         return _left_out(folder / f"{name}.md", "table", name, str(reason))
     table.data.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
@@ -39,29 +38,24 @@ def write_table(name: str, frames: Frames, folder: Path, experiment: str) -> str
     return None
 
 
-def write_figure(
-    name: str,
-    frames: Frames,
-    folder: Path,
-    experiment: str,
-    images: Mapping[str, NDArray[np.uint8]] | None = None,
-) -> str | None:
+def write_figure(name: str, frames: Mapping[str, Any], folder: Path, experiment: str) -> str | None:
     """Draw a registered figure as `<name>.pdf` and `<name>.png`, with its caption in `<name>.md`.
 
     Args:
-        name: a name of the registry's room "figures".
-        frames: data frames by name, see `precfm.report.selection.COLUMNS`.
+        name: a name of the registry's group `figures`.
+        frames: by name, see `precfm.report.frames.FRAMES`; the figure gets those that it declares.
         folder: where to write; must exist.
         experiment: the experiment's name, for the command in the caption.
-        images: for sample grids: by method, and "held-out"; each (n, channels, height, width).
 
     Returns:
         None, or the reason why the figure is left out; the reason then stands in `<name>.md`.
     """
-    from precfm.report.figures.style import save
+    from precfm.report.figures.style import publication, save
 
+    draw = load("figures", name)
     try:
-        drawing: Any = load("figures", name)(frames, images or {})
+        with publication():
+            drawing = draw(handed(draw, frames))
     except LeftOutError as reason:
         return _left_out(folder / f"{name}.md", "figure", name, str(reason))
     save(drawing.figure, folder / name)

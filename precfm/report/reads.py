@@ -3,9 +3,16 @@
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
+import pandas as pd
+
 from precfm.core.errors import PrecfmError
+from precfm.report.frames import Frames, sources_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class LeftOutError(Exception):
+    """An experiment has nothing for this table or figure; the message is the reason."""
 
 
 def reads(*needed: str, optional: tuple[str, ...] = ()) -> Callable[[Function], Function]:
@@ -100,3 +107,31 @@ def wanted(functions: Mapping[str, Callable[..., Any]], available: Collection[st
         if all(frame in available or f"{frame.partition('.')[0]}.*" in available for frame in needed):
             found.append(name)
     return sorted(found)
+
+
+def frame(frames: Frames, name: str) -> pd.DataFrame:
+    """The frame of that name, with its columns checked; an absent one is an empty one.
+
+    Raises:
+        PrecfmError: a column is missing.
+    """
+    columns, found = sources_of(name).columns, frames.get(name)
+    if found is None or found.empty:
+        return pd.DataFrame({column: pd.Series(dtype="object") for column in columns})
+    missing = [column for column in columns if column not in found.columns]
+    if missing:
+        raise PrecfmError(f"{name}: column '{missing[0]}' is missing; the frame needs {', '.join(columns)}")
+    return found
+
+
+def needed(frames: Frames, name: str) -> pd.DataFrame:
+    """The frame of that name, for what makes no sense without it.
+
+    Raises:
+        LeftOutError: the frame is absent or empty.
+        PrecfmError: a column is missing.
+    """
+    found = frame(frames, name)
+    if found.empty:
+        raise LeftOutError(f"this experiment has no rows of {name.replace('_', ' ')}")
+    return found

@@ -4,12 +4,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+DATA = "data"  # the row before any preconditioner
 FLOOR = "floor"
 ALONE = "alone:"
 MATCHED = {"-P": "same parameters", "-F": "same training FLOPs"}
 
 # The order of every table and legend: from no preconditioning to the most expressive one.
 _METHOD_ORDER = (
+    DATA,
     "none",
     "scalar",
     "per_channel",
@@ -20,6 +22,7 @@ _METHOD_ORDER = (
     "gaussian_skip",
 )
 _METHOD_LABELS = {
+    DATA: "data, before",
     "none": "none",
     "scalar": "scalar",
     "per_channel": "per-channel",

@@ -1,1 +1,1 @@
-"""One module per figure; each has `draw(frames, images)`; `style` holds what they share."""
+"""One module per figure; each has `draw(frames)`; `style` and `axes` hold what they share."""

@@ -5,45 +5,32 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.axes import Axes
 
-from precfm.report.figures.style import (
+from precfm.report.figures.axes import (
     FLOOR_ENTRY,
-    FLOOR_LINE,
-    REFERENCE,
     SPAN_FOR_LOG,
-    Drawing,
-    Images,
-    MethodStyle,
     curve,
     fit_to_means,
     legend,
     letter,
-    method_styles,
-    panels,
     plain_log_ticks,
-    published,
+    small_multiples,
     spread_text,
 )
-from precfm.report.selection import TRAINED, Frames, LeftOutError, needed, of_settings, per_seed
-from precfm.report.vocabulary import (
-    FLOOR,
-    in_order,
-    is_flow,
-    metric_text,
-    metrics_in_order,
-    space_label,
-    spaces_in_order,
-)
+from precfm.report.figures.style import FLOOR_LINE, REFERENCE, Drawing, MethodStyle, method_styles
+from precfm.report.frames import Frames
+from precfm.report.reads import LeftOutError, needed, reads
+from precfm.report.rows import TRAINED, groups, of_settings, per_seed
+from precfm.report.vocabulary import FLOOR, in_order, is_flow, metric_text, space_label
 
 COLUMNS = 3
 
 
-@published
-def draw(frames: Frames, images: Images) -> Drawing:
+@reads("records")
+def draw(frames: Frames) -> Drawing:
     """Small multiples of the metrics that were taken at two checkpoints or more.
 
     Args:
         frames: needs `records`.
-        images: not used here.
 
     Raises:
         LeftOutError: there are no records, or no metric was taken at more than one checkpoint.
@@ -51,32 +38,20 @@ def draw(frames: Frames, images: Images) -> Drawing:
     records = per_seed(of_settings(needed(frames, "records"), TRAINED))
     records = records.assign(x=records["step"].astype(int))
     flows = records[records["method"].map(is_flow)]
-    groups = [
-        (dataset, metric, space, extractor)
-        for dataset in sorted(flows["dataset"].unique())
-        for metric in metrics_in_order(flows["metric"])
-        for space in spaces_in_order(flows["space"])
-        for extractor in sorted(flows["extractor"].unique())
-    ]
     keys = ["dataset", "metric", "space", "extractor"]
-    by_group = {key: rows for key, rows in flows.groupby(keys) if rows["x"].nunique() > 1}
-    groups = [key for key in groups if key in by_group]
-    if not groups:
+    parts = [(key, rows) for key, rows in groups(flows, *keys) if rows["x"].nunique() > 1]
+    if not parts:
         raise LeftOutError("no metric was taken at more than one checkpoint")
     floors = records[records["method"] == FLOOR].groupby(keys)["value"].mean()
     styles = method_styles(frames)
-    columns = min(COLUMNS, len(groups))
-    figure, axes = panels(-(-len(groups) // columns), columns, height=1.85)
-    several = len({group[0] for group in groups}) > 1
-    for position, ax in enumerate(axes.flat):
-        if position >= len(groups):
-            ax.remove()
-            continue
-        dataset, metric, space, _ = key = groups[position]
-        _panel(ax, by_group[key], metric, floors.get(key), styles)
+    figure, axes = small_multiples(len(parts), COLUMNS, height=1.85)
+    several = len({key[0] for key, _ in parts}) > 1
+    for position, (ax, (key, rows)) in enumerate(zip(axes, parts, strict=True)):
+        dataset, metric, space, _ = key
+        _panel(ax, rows, metric, floors.get(key), styles)
         letter(ax, position, space_label(space) + (f", {dataset}" if several else ""))
-    shown = in_order(pd.concat(list(by_group.values()))["method"])
-    has_floor = any(key in floors.index for key in groups)
+    shown = in_order(method for _, rows in parts for method in rows["method"])
+    has_floor = any(key in floors.index for key, _ in parts)
     legend(figure, [styles[method] for method in shown], [FLOOR_ENTRY] if has_floor else [])
     caption = (
         f"Metrics against training steps of the flow: mean {spread_text(flows)} (ratios: on the log scale). "

@@ -1,27 +1,19 @@
 """Figure: conditioning of the probability path, kappa(Sigma_t) and effective rank over t."""
 
-from precfm.report.figures.style import (
-    Drawing,
-    Images,
-    curve,
-    legend,
-    letter,
-    method_styles,
-    panels,
-    published,
-    spread_text,
-)
-from precfm.report.selection import ALL, GEOMETRY, Frames, needed, of_settings
+from precfm.report.figures.axes import curve, legend, letter, panels, spread_text
+from precfm.report.figures.style import Drawing, method_styles
+from precfm.report.frames import Frames
+from precfm.report.reads import needed, reads
+from precfm.report.rows import ALL, GEOMETRY, of_settings
 from precfm.report.vocabulary import in_order
 
 
-@published
-def draw(frames: Frames, images: Images) -> Drawing:
+@reads("path_conditioning")
+def draw(frames: Frames) -> Drawing:
     """Condition number over all classes, of the worst class, and effective rank, against t.
 
     Args:
         frames: needs `path_conditioning`.
-        images: not used here.
 
     Raises:
         LeftOutError: there are no rows of path conditioning.

@@ -3,19 +3,13 @@
 import numpy as np
 
 from precfm.report.correlations import spearman
-from precfm.report.figures.style import (
-    Drawing,
-    Images,
-    legend,
-    letter,
-    method_styles,
-    panels,
-    published,
-    sparse_log_ticks,
-)
+from precfm.report.figures.axes import legend, letter, panels, sparse_log_ticks
+from precfm.report.figures.style import Drawing, method_styles
 from precfm.report.formatting import number_text
-from precfm.report.predictors import PREDICTORS
-from precfm.report.selection import RECORD_KEYS, Frames
+from precfm.report.frames import Frames
+from precfm.report.predictor_values import PREDICTORS
+from precfm.report.reads import reads
+from precfm.report.rows import RECORD_KEYS, groups
 from precfm.report.tables.predictors import METRIC, ranked
 from precfm.report.vocabulary import in_order, metric_text, space_label
 
@@ -27,25 +21,23 @@ _AXES = {
 _LOG = ("residual_condition_number", "predicted_steps")
 
 
-@published
-def draw(frames: Frames, images: Images) -> Drawing:
+@reads("predictors", "records", optional=("preconditioners", "path_conditioning"))
+def draw(frames: Frames) -> Drawing:
     """One row of panels per setting and classifier, one panel per predictor, one mark per method.
 
     Args:
         frames: see `precfm.report.tables.predictors.ranked`.
-        images: not used here.
 
     Raises:
         LeftOutError: no setting has enough methods with all predictors.
     """
     rows = ranked(frames)
-    groups, styles = list(rows.groupby(RECORD_KEYS, sort=True)), method_styles(frames)
-    figure, axes = panels(len(groups), len(PREDICTORS), height=2.0, sharey="row")
+    parts, styles = list(groups(rows, *RECORD_KEYS)), method_styles(frames)
+    figure, axes = panels(len(parts), len(PREDICTORS), height=2.0, sharey="row")
     several = rows["dataset"].nunique() > 1
     for position, ax in enumerate(axes.flat):
-        key, group = groups[position // len(PREDICTORS)]
+        (dataset, _, space, *_), group = parts[position // len(PREDICTORS)]
         predictor = list(PREDICTORS)[position % len(PREDICTORS)]
-        named = dict[str, str](zip(RECORD_KEYS, map(str, key), strict=True))
         for method, x, y in zip(group["method"], group[predictor], group["value"], strict=True):
             if np.isfinite(x) and (x > 0 or predictor not in _LOG):
                 ax.plot([x], [y], **styles[method].line(linestyle="none", markersize=5))
@@ -53,7 +45,7 @@ def draw(frames: Frames, images: Images) -> Drawing:
             ax.set_xscale("log")
             sparse_log_ticks(ax)
         ax.set_xlabel(_AXES[predictor])
-        where = space_label(named["space"]) + (f", {named['dataset']}" if several else "")
+        where = space_label(space) + (f", {dataset}" if several else "")
         ax.set_ylabel(metric_text(METRIC).head if position % len(PREDICTORS) == 0 else "")
         correlation = number_text(float(spearman(group[predictor], group["value"])), digits=2)
         letter(ax, position, f"{where}: " * (position % len(PREDICTORS) == 0) + f"$\\rho$ = {correlation}")

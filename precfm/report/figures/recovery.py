@@ -5,46 +5,35 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from precfm.report.figures.style import (
+from precfm.report.figures.axes import (
     FLOOR_ENTRY,
-    FLOOR_LINE,
-    INK,
-    Drawing,
-    Images,
     curve,
     curve_of,
     fit_to_means,
     legend,
     letter,
-    method_styles,
-    panels,
     plain_log_ticks,
-    published,
+    small_multiples,
     spread_text,
 )
-from precfm.report.selection import (
-    TRAINED,
-    Frames,
-    LeftOutError,
-    at_final,
-    lowest_quartile_count,
-    needed,
-    of_settings,
-)
-from precfm.report.vocabulary import FLOOR, in_order, is_flow, method_label
+from precfm.report.figures.style import FLOOR_LINE, INK, Drawing, method_styles
+from precfm.report.frames import Frames
+from precfm.report.reads import LeftOutError, needed, reads
+from precfm.report.rows import TRAINED, at_final, groups, of_settings
+from precfm.report.summaries import lowest_quartile_count
+from precfm.report.vocabulary import FLOOR, is_flow, method_label
 
 COLUMNS = 4
 BASELINE = "none"
 _BEHIND: dict[str, Any] = {"color": INK, "linewidth": 0.8, "alpha": 0.5}
 
 
-@published
-def draw(frames: Frames, images: Images) -> Drawing:
+@reads("recovery")
+def draw(frames: Frames) -> Drawing:
     """One small panel per method on shared axes, with the unpreconditioned flow repeated behind it.
 
     Args:
         frames: needs `recovery`.
-        images: not used here.
 
     Raises:
         LeftOutError: there are no rows of recovery, or none of a trained flow.
@@ -59,19 +48,11 @@ def draw(frames: Frames, images: Images) -> Drawing:
     by_cell = dict(list(final.groupby(["dataset", "method"])))
     curves = {key: curve_of(rows, log=True) for key, rows in by_cell.items()}
     shown = [1.0]
-    cells = [
-        (dataset, method)
-        for dataset in sorted(flows["dataset"].unique())
-        for method in in_order(flows[flows["dataset"] == dataset]["method"])
-    ]
+    cells = [(dataset, method) for (dataset, method), _ in groups(flows, "dataset", "method")]
     columns = min(COLUMNS, len(cells))
-    figure, axes = panels(-(-len(cells) // columns), columns, height=1.65, sharex=True, sharey=True)
+    figure, axes = small_multiples(len(cells), COLUMNS, height=1.65, sharex=True, sharey=True)
     several = len({dataset for dataset, _ in cells}) > 1
-    for position, ax in enumerate(axes.flat):
-        if position >= len(cells):
-            ax.remove()
-            continue
-        dataset, method = cells[position]
+    for position, (ax, (dataset, method)) in enumerate(zip(axes, cells, strict=True)):
         _backdrop(ax, curves.get((dataset, FLOOR)), len(curves[(dataset, method)]))
         if method != BASELINE and (dataset, BASELINE) in curves:
             behind = curves[(dataset, BASELINE)]
@@ -89,8 +70,8 @@ def draw(frames: Frames, images: Images) -> Drawing:
     extra += [FLOOR_ENTRY] if any(method == FLOOR for _, method in curves) else []
     if extra:
         legend(figure, [], extra)
-    fit_to_means(axes[0, 0], shown, log=True)
-    plain_log_ticks(axes[0, 0])
+    fit_to_means(axes[0], shown, log=True)
+    plain_log_ticks(axes[0])
     return Drawing(figure, _caption(flows, has_floor=any(method == FLOOR for _, method in curves)))
 
 

@@ -1,39 +1,40 @@
 """Figure: samples of every method from the same noise and labels, column by column, under held-out images."""
 
 import textwrap
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from precfm.core.errors import PrecfmError
-from precfm.report.figures.style import (
-    WIDTH,
-    Drawing,
-    Images,
-    panels,
-    published,
-)
-from precfm.report.selection import Frames, LeftOutError
+from precfm.report.figures.axes import panels
+from precfm.report.figures.style import WIDTH, Drawing
+from precfm.report.frames import GRIDS
+from precfm.report.reads import LeftOutError, reads
 from precfm.report.vocabulary import in_order, method_label
 
+Images: TypeAlias = Mapping[str, NDArray[np.uint8]]
+
 HELD_OUT = "held-out"
-COLUMNS = {1: 20, 3: 12}  # images in a row, by channels: digits are small, photographs need room
+COLUMNS = {1: 20, 3: 12}  # images in a row, by channels: digits are small, photographs are not
 LABELS = 1.2  # inches for the names of the methods
 GAP = 1  # pixels of white between images
 
 
-@published
-def draw(frames: Frames, images: Images) -> Drawing:
+@reads(GRIDS)
+def draw(frames: Mapping[str, Images]) -> Drawing:
     """One row of images per method; the images of one column share their label and their noise.
 
     Args:
-        frames: not used here.
-        images: by method, and "held-out"; uint8, shape (n, channels, height, width), channels 1 or 3.
+        frames: needs `grids`: images by method, and "held-out"; uint8, shape (n, channels, height, width), channels
+            1 or 3.
 
     Raises:
         LeftOutError: there are no images of any method.
         PrecfmError: an array is not of that type and shape.
     """
+    images = frames.get(GRIDS, {})
     methods = in_order(name for name in images if name != HELD_OUT)
     if not methods:
         raise LeftOutError("this experiment has no sample images")

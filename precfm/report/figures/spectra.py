@@ -3,34 +3,23 @@
 import pandas as pd
 from matplotlib.axes import Axes
 
-from precfm.report.figures.style import (
-    INK,
-    REFERENCE,
-    Drawing,
-    Images,
-    MethodStyle,
-    curve,
-    legend,
-    letter,
-    method_styles,
-    panels,
-    published,
-    spread_text,
-)
+from precfm.report.figures.axes import curve, legend, letter, panels, spread_text
+from precfm.report.figures.style import INK, REFERENCE, Drawing, MethodStyle, method_styles
 from precfm.report.formatting import number_text
-from precfm.report.selection import ALL, GEOMETRY, Frames, needed, of_settings
+from precfm.report.frames import Frames
+from precfm.report.reads import needed, reads
+from precfm.report.rows import ALL, GEOMETRY, of_settings
 from precfm.report.vocabulary import in_order
 
 _TITLES = {"data": "data", "flow": "space of the flow", "decoder": "decoder sensitivity"}
 
 
-@published
-def draw(frames: Frames, images: Images) -> Drawing:
+@reads("spectra")
+def draw(frames: Frames) -> Drawing:
     """Eigenvalues against their rank: data and its classes, the space of each method, decoder sensitivity.
 
     Args:
         frames: needs `spectra`.
-        images: not used here.
 
     Raises:
         LeftOutError: there are no spectra.

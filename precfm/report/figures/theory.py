@@ -12,21 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from precfm.core.statistics import geometric_estimate, t_estimate
-from precfm.report.figures.style import (
-    BAND_FROM,
-    FLOOR_LINE,
-    INK,
-    REFERENCE,
-    Drawing,
-    Images,
-    letter,
-    method_styles,
-    panels,
-    published,
-)
-from precfm.report.selection import LeftOutError
+from precfm.report.figures.axes import letter, panels
+from precfm.report.figures.style import BAND_FROM, FLOOR_LINE, INK, REFERENCE, Drawing, method_styles
+from precfm.report.frames import Frames
+from precfm.report.reads import LeftOutError, reads
 from precfm.report.vocabulary import in_order, split_matched
-from precfm.theory.claim_statistics import Frames
 from precfm.theory.residual import steps_bound
 
 KAPPA_COLOURS = ("#c7c7c7", "#8fb7d9", "#4c8fc4", "#1f6aa5", "#0d4375", "#05213d", "#000000")
@@ -48,8 +38,8 @@ POINT: dict[str, Any] = {
 }
 
 
-@published
-def descent_curves(frames: Frames, _images: Images | None = None) -> Drawing:
+@reads("linear_grid.curves")
+def descent_curves(frames: Frames) -> Drawing:
     """Excess risk of the slowest direction against steps: closed form as a line, measurement as points."""
     table = _needed(frames, "linear_grid.curves")
     t = table["t"].unique()[np.abs(table["t"].unique() - 0.99).argmin()]
@@ -81,8 +71,8 @@ def descent_curves(frames: Frames, _images: Images | None = None) -> Drawing:
     )
 
 
-@published
-def steps_against_kappa(frames: Frames, _images: Images | None = None) -> Drawing:
+@reads("steps_to_accuracy.steps")
+def steps_against_kappa(frames: Frames) -> Drawing:
     """Steps to accuracy against kappa(Sigma_t), for the slowest direction and for the total."""
     table = _needed(frames, "steps_to_accuracy.steps")
     targets = [name for name in ("velocity", "score") if name in set(table["target"])]
@@ -124,8 +114,8 @@ def steps_against_kappa(frames: Frames, _images: Images | None = None) -> Drawin
     )
 
 
-@published
-def residual_bound(frames: Frames, _images: Images | None = None) -> Drawing:
+@reads("residual_linear.steps")
+def residual_bound(frames: Frames) -> Drawing:
     """Steps after an imperfect preconditioner, beside the bound in the residual condition number."""
     table = _needed(frames, "residual_linear.steps")
     figure, axes = panels(1, 2, height=2.4, sharey=True)
@@ -160,8 +150,8 @@ def residual_bound(frames: Frames, _images: Images | None = None) -> Drawing:
     )
 
 
-@published
-def residual_grid(frames: Frames, _images: Images | None = None) -> Drawing:
+@reads("residual_networks.grid")
+def residual_grid(frames: Frames) -> Drawing:
     """Error of trained networks over residual condition number, width and weight decay."""
     table = _needed(frames, "residual_networks.grid")
     decays = sorted(table["weight_decay"].unique())
@@ -184,8 +174,8 @@ def residual_grid(frames: Frames, _images: Images | None = None) -> Drawing:
     )
 
 
-@published
-def mixture_descent(frames: Frames, _images: Images | None = None) -> Drawing:
+@reads("mixture_linear.components")
+def mixture_descent(frames: Frames) -> Drawing:
     """Excess risk of each component of a mixture against steps, linear experts."""
     table = _needed(frames, "mixture_linear.components")
     base = table[(table["ablation"] == "separation") & (table["level"] == 4.0)]
@@ -215,8 +205,8 @@ def mixture_descent(frames: Frames, _images: Images | None = None) -> Drawing:
     )
 
 
-@published
-def mixture_ablations(frames: Frames, _images: Images | None = None) -> Drawing:
+@reads("mixture_ablations.components")
+def mixture_ablations(frames: Frames) -> Drawing:
     """Error of every component when weights or one component's conditioning vary, and the control of scale."""
     table = _needed(frames, "mixture_ablations.components")
     plain, whitened = table[table["method"] == "none"], table[table["method"] == "class_whitening"]
@@ -266,8 +256,8 @@ def _scale_panel(ax: Axes, control: pd.DataFrame, line: str = "-") -> list[tuple
     return entries
 
 
-@published
-def mixture_methods(frames: Frames, _images: Images | None = None) -> Drawing:
+@reads("mixture_networks.components")
+def mixture_methods(frames: Frames) -> Drawing:
     """The refutation test: preconditioners and compute-matched baselines, by component."""
     table = _needed(frames, "mixture_networks.components")
     regimes = list(table["regime"].unique())
@@ -311,8 +301,8 @@ def mixture_methods(frames: Frames, _images: Images | None = None) -> Drawing:
     )
 
 
-@published
-def trained_factors(frames: Frames, _images: Images | None = None) -> Drawing:
+@reads("trained_factors.summary", optional=("trained_budgets.summary",))
+def trained_factors(frames: Frames) -> Drawing:
     """Low-eigenvalue error of trained networks, one factor at a time, with the solver's floor."""
     table = pd.concat(
         [frames[k] for k in ("trained_factors.summary", "trained_budgets.summary") if k in frames]
@@ -353,8 +343,8 @@ def trained_factors(frames: Frames, _images: Images | None = None) -> Drawing:
     )
 
 
-@published
-def trained_budgets(frames: Frames, _images: Images | None = None) -> Drawing:
+@reads("trained_budgets.summary")
+def trained_budgets(frames: Frames) -> Drawing:
     """Low-eigenvalue error against training steps: a plateau, or only a delay."""
     table = _needed(frames, "trained_budgets.summary")
     figure, axes = panels(1, 2, height=2.3)

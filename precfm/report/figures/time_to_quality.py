@@ -2,25 +2,22 @@
 
 import pandas as pd
 
-from precfm.report.figures.style import (
+from precfm.report.figures.axes import (
     FLOOR_ENTRY,
-    FLOOR_LINE,
-    REFERENCE,
     SPAN_FOR_LOG,
-    Drawing,
-    Images,
     curve,
     fit_to_means,
     legend,
     letter,
-    method_styles,
-    panels,
     plain_log_ticks,
-    published,
+    small_multiples,
     sparse_log_ticks,
     spread_text,
 )
-from precfm.report.selection import RECORD_KEYS, TRAINED, Frames, at_final, needed, of_settings, per_seed
+from precfm.report.figures.style import FLOOR_LINE, REFERENCE, Drawing, method_styles
+from precfm.report.frames import Frames
+from precfm.report.reads import needed, reads
+from precfm.report.rows import RECORD_KEYS, TRAINED, at_final, groups, of_settings, per_seed
 from precfm.report.tables.time_to_quality import METRIC, baseline_of, curves
 from precfm.report.vocabulary import FLOOR, in_order, metric_text, space_label
 
@@ -28,13 +25,12 @@ COLUMNS = 2
 _TARGET = {"color": REFERENCE, "linestyle": ":", "linewidth": 0.9}
 
 
-@published
-def draw(frames: Frames, images: Images) -> Drawing:
+@reads("records", "budgets")
+def draw(frames: Frames) -> Drawing:
     """One panel per setting and classifier, one line per method.
 
     Args:
         frames: needs `records` and `budgets`.
-        images: not used here.
 
     Raises:
         LeftOutError: no run with a budget has its Fréchet distance at more than one checkpoint.
@@ -43,22 +39,19 @@ def draw(frames: Frames, images: Images) -> Drawing:
     # Seeds may differ a little in what their fit cost: one place on the axis for all.
     rows["x"] = rows.groupby([*RECORD_KEYS, "method", "step"])["flops"].transform("mean")
     floors = _floors(frames)
-    groups = list(rows.groupby(RECORD_KEYS, sort=True))
+    parts = list(groups(rows, *RECORD_KEYS))
     styles = method_styles(frames)
-    columns = min(COLUMNS, len(groups))
-    figure, axes = panels(-(-len(groups) // columns), columns, height=2.3)
+    figure, axes = small_multiples(len(parts), COLUMNS, height=2.3)
     several = rows["dataset"].nunique() > 1
-    for ax in axes.flat[len(groups) :]:
-        ax.remove()
-    for position, (ax, (key, group)) in enumerate(zip(axes.flat, groups, strict=False)):
-        named = dict[str, str](zip(RECORD_KEYS, map(str, key), strict=True))
+    for position, (ax, (about, group)) in enumerate(zip(axes, parts, strict=True)):
+        dataset, _, space, *_, extractor = about
         shown = []
         for method in in_order(group["method"]):
             shown += curve(ax, group[group["method"] == method], styles[method])
         baseline = baseline_of(group)
         if baseline is not None:
             ax.axhline(at_final(group[group["method"] == baseline])["value"].mean(), zorder=1, **_TARGET)
-        floor = floors.get((named["dataset"], named["space"], named["extractor"]))
+        floor = floors.get((dataset, space, extractor))
         if floor is not None:
             ax.axhline(floor, zorder=1, **FLOOR_LINE)
             shown.append(floor)
@@ -70,7 +63,7 @@ def draw(frames: Frames, images: Images) -> Drawing:
         sparse_log_ticks(ax)
         ax.set_xlabel("training FLOPs, preconditioner included")
         ax.set_ylabel(metric_text(METRIC).head)
-        letter(ax, position, space_label(named["space"]) + (f", {named['dataset']}" if several else ""))
+        letter(ax, position, space_label(space) + (f", {dataset}" if several else ""))
     extra = [("baseline at its end", _TARGET)] if baseline_of(rows) else []
     legend(
         figure,

@@ -1,36 +1,27 @@
 """The conditioning table: spectra before and after each preconditioner, and its round trip."""
 
-import json
 from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
-from precfm.report.formatting import (
-    Block,
-    Table,
-    count_text,
-    estimate_texts,
-    estimates_of,
-    method_cells,
-    number_text,
-)
-from precfm.report.selection import ALL, Frames, LeftOutError, frame, one_per_artifact, summarised
-from precfm.report.vocabulary import in_order, method_label
+from precfm.report.frames import Frames
+from precfm.report.reads import LeftOutError, frame, reads
+from precfm.report.rows import ALL, groups, one_per_artifact
+from precfm.report.summaries import summarised
+from precfm.report.tables.blocks import Block, Quantity, Table, method_cells, quantity_columns
+from precfm.report.vocabulary import DATA, in_order, method_label
 
-DATA = "data"  # the row before any preconditioner
-
-# Quantity: (heading, is it averaged on the log scale).
 _QUANTITIES = {
-    "condition_number": ("κ", True),
-    "class_low": ("κ, best class", True),
-    "class_high": ("κ, worst class", True),
-    "path_log_condition_number": ("mean ln κ(Σₜ)", False),
-    "effective_rank": ("effective rank", False),
-    "round_trip_error": ("round trip", False),
-    "tail_round_trip_error": ("round trip, tails", False),
-    "num_parameters": ("parameters", False),
-    "flops_per_fit": ("FLOPs to fit", False),
+    "condition_number": Quantity("κ", "ratio"),
+    "class_low": Quantity("κ, best class", "ratio"),
+    "class_high": Quantity("κ, worst class", "ratio"),
+    "path_log_condition_number": Quantity("mean ln κ(Σₜ)"),
+    "effective_rank": Quantity("effective rank"),
+    "round_trip_error": Quantity("round trip", "size"),
+    "tail_round_trip_error": Quantity("round trip, tails", "size"),
+    "num_parameters": Quantity("parameters", "count"),
+    "flops_per_fit": Quantity("FLOPs to fit", "count"),
 }
 
 
@@ -57,7 +48,7 @@ def tidy(frames: Frames) -> pd.DataFrame:
     if values.empty:
         raise LeftOutError("this experiment has no rows of spectra, path conditioning or preconditioners")
     keys = ["dataset", "method", "quantity"]
-    return summarised(values, keys, lambda group: _QUANTITIES[str(group["quantity"])][1])
+    return summarised(values, keys, lambda group: _QUANTITIES[str(group["quantity"])].multiplicative)
 
 
 def _long(rows: Iterable[tuple[object, ...]]) -> pd.DataFrame:
@@ -100,23 +91,14 @@ def _of_preconditioners(fitted: pd.DataFrame) -> pd.DataFrame:
     return long.assign(value=long["value"].astype(float))[["dataset", "method", "seed", "quantity", "value"]]
 
 
+@reads(optional=("spectra", "path_conditioning", "preconditioners"))
 def build(frames: Frames) -> Table:
     """The conditioning table as it is printed: one block per data set, a row per method."""
     data = tidy(frames)
-    blocks = []
-    for dataset in sorted(data["dataset"].unique()):
-        of_dataset = data[data["dataset"] == dataset]
-        columns = {
-            head: _column(quantity, of_dataset[of_dataset["quantity"] == quantity])
-            for quantity, (head, _) in _QUANTITIES.items()
-            if (data["quantity"] == quantity).any()
-        }
-        methods = set(of_dataset["method"])
-        order = [DATA] * (DATA in methods) + in_order(methods - {DATA})
-        cells = method_cells(
-            order, columns, lambda method: "data, before" if method == DATA else method_label(method)
-        )
-        blocks.append(Block(str(dataset), cells))
+    blocks = [
+        Block(dataset, method_cells(quantity_columns(rows, _QUANTITIES)))
+        for (dataset,), rows in groups(data, "dataset")
+    ]
     fits = int(data["n"].max())
     caption = (
         "The space in which each method's flow is trained, against the data before any preconditioner: "
@@ -134,32 +116,11 @@ def build(frames: Frames) -> Table:
     return Table(data, blocks, caption, _notes(frame(frames, "preconditioners")))
 
 
-def _column(quantity: str, rows: pd.DataFrame) -> dict[str, str]:
-    """Formatted cells by method."""
-    if quantity in ("num_parameters", "flops_per_fit"):
-        texts = [count_text(value) for value in rows["value"]]
-    elif quantity.endswith("round_trip_error"):  # orders of magnitude matter here, not their spread
-        texts = [number_text(value, digits=2) for value in rows["value"]]
-    else:
-        texts = estimate_texts(estimates_of(rows), multiplicative=_QUANTITIES[quantity][1])
-    return dict(zip(rows["method"], texts, strict=True))
-
-
 def _notes(fitted: pd.DataFrame) -> list[str]:
-    """What the preconditioners said while they were fitted, each remark once per method."""
+    """What the preconditioners noted while they were fitted, each remark once per method."""
     remarks: dict[str, list[str]] = {}
-    for method, notes in zip(fitted["method"], fitted["notes"], strict=True):
+    for method, note in zip(fitted["method"], fitted["notes"], strict=True):
         known = remarks.setdefault(method, [])
-        known += [note for note in _as_list(notes) if note not in known]
+        if isinstance(note, str) and note.strip() and note not in known:
+            known.append(note)
     return [f"{method_label(method)}: {note}" for method in in_order(remarks) for note in remarks[method]]
-
-
-def _as_list(notes: object) -> list[str]:
-    """Notes as a list: already one, a JSON list as CSV files hold it, or one plain remark."""
-    if isinstance(notes, list | tuple | np.ndarray):
-        return [str(note) for note in notes]
-    if not isinstance(notes, str) or not notes.strip():
-        return []
-    if notes.lstrip().startswith("["):
-        return [str(note) for note in json.loads(notes)]
-    return [notes]

@@ -2,39 +2,25 @@
 
 import pandas as pd
 
-from precfm.report.formatting import (
-    Block,
-    Table,
-    count_text,
-    estimate_texts,
-    estimates_of,
-    method_cells,
-    number_text,
-    seeds_text,
-)
-from precfm.report.selection import (
-    Frames,
-    at_final,
-    frame,
-    needed,
-    one_per_artifact,
-    per_seed,
-    summarised,
-)
+from precfm.report.formatting import seeds_text
+from precfm.report.frames import Frames
+from precfm.report.reads import frame, needed, reads
+from precfm.report.rows import at_final, groups, one_per_artifact, per_seed
+from precfm.report.summaries import summarised
+from precfm.report.tables.blocks import Block, Columns, Quantity, Table, method_cells, quantity_columns
 from precfm.report.tables.metrics import protocol_text
-from precfm.report.vocabulary import FLOOR, in_order, is_flow, metric_text, spaces_in_order
+from precfm.report.vocabulary import FLOOR, is_flow, metric_text
 
-# Quantity: (heading, how it is written).
 _QUANTITIES = {
-    "preconditioner_parameters": ("parameters, preconditioner", "count"),
-    "flow_parameters": ("parameters, flow", "count"),
-    "fit_flops": ("FLOPs to fit", "count"),
-    "training_flops": ("FLOPs to train", "count"),
-    "inverse_flops_per_sample": ("FLOPs to invert, per sample", "count"),
-    "residual_condition_number": ("residual κ", "ratio"),
-    "round_trip_error": ("round trip", "size"),
-    "tail_round_trip_error": ("round trip, tails", "size"),
-    "predicted_steps": ("predicted steps", "size"),
+    "preconditioner_parameters": Quantity("parameters, preconditioner", "count"),
+    "flow_parameters": Quantity("parameters, flow", "count"),
+    "fit_flops": Quantity("FLOPs to fit", "count"),
+    "training_flops": Quantity("FLOPs to train", "count"),
+    "inverse_flops_per_sample": Quantity("FLOPs to invert, per sample", "count"),
+    "residual_condition_number": Quantity("residual κ", "ratio"),
+    "round_trip_error": Quantity("round trip", "size"),
+    "tail_round_trip_error": Quantity("round trip, tails", "size"),
+    "predicted_steps": Quantity("predicted steps", "size"),
 }
 _METRICS = ("frechet", "eigenvalue_log_error_low")
 _KEYS = ["dataset", "method", "quantity"]
@@ -63,9 +49,8 @@ def tidy(frames: Frames) -> pd.DataFrame:
         records.assign(quantity=records["column"])[[*_KEYS, "value"]],
     ]
     values = pd.concat([part for part in parts if not part.empty])
-    return summarised(
-        values, _KEYS, lambda group: _QUANTITIES.get(str(group["quantity"]), ("", ""))[1] == "ratio"
-    )
+    ratios = {name for name, quantity in _QUANTITIES.items() if quantity.multiplicative}
+    return summarised(values, _KEYS, lambda group: group["quantity"] in ratios)
 
 
 def final_records(frames: Frames) -> pd.DataFrame:
@@ -88,24 +73,23 @@ def _long(rows: pd.DataFrame) -> pd.DataFrame:
     return long.assign(value=long["value"].astype(float))[[*_KEYS, "value"]]
 
 
+@reads("budgets", optional=("preconditioners", "predictors", "records"))
 def build(frames: Frames) -> Table:
     """The method table as it is printed: one block per setting, a row per method."""
     data, records = tidy(frames), final_records(frames)
+    seeds = needed(frames, "budgets").groupby(["dataset", "method"])["seed"].nunique()
     blocks = []
-    for dataset in sorted(data["dataset"].unique()):
-        of_dataset, of_records = data[data["dataset"] == dataset], records[records["dataset"] == dataset]
-        columns = {"seeds": _seeds(frames, str(dataset))}
-        for quantity in _in_order(of_dataset["quantity"], of_records):
-            head, texts = _column(quantity, of_dataset[of_dataset["quantity"] == quantity])
-            columns[head] = texts
-        cells = method_cells(in_order(of_dataset["method"]), columns)
-        blocks.append(Block(str(dataset), cells, _protocols(of_records)))
+    for (dataset,), rows in groups(data, "dataset"):
+        of_dataset = records[records["dataset"] == dataset]
+        columns: Columns = {"seeds": {method: str(n) for method, n in seeds[dataset].items()}}
+        columns |= quantity_columns(rows, {**_QUANTITIES, **_metric_quantities(of_dataset)})
+        blocks.append(Block(dataset, method_cells(columns), _protocols(of_dataset)))
     caption = (
         "Every method in one row: parameters and floating-point operations of preconditioner and flow; condition "
         "number of the data's covariance after the preconditioner; round-trip error on the data and in the tails, "
         "relative to the smallest standard deviation of the data; steps that the tangent kernel at the start of "
         "training predicts, where it was computed; and metrics at the last checkpoint. Mean over "
-        f"{seeds_text(_counts(frames))} with the 95% t interval; condition numbers on the log scale with the interval "
+        f"{seeds_text(seeds)} with the 95% t interval; condition numbers on the log scale with the interval "
         "in brackets; a number without an interval rests on one seed or does not vary. FLOPs are those of "
         "matrix products: the optimizer's (many for Muon), the pairing of optimal transport, a fit's validation and "
         "the decoder's metric do not count. Moments that a network holds (Gaussian skip) are no parameters. FLOPs to "
@@ -114,45 +98,18 @@ def build(frames: Frames) -> Table:
     return Table(data, blocks, caption)
 
 
-def _counts(frames: Frames) -> pd.Series:
-    return needed(frames, "budgets").groupby(["dataset", "method"])["seed"].nunique()
-
-
-def _seeds(frames: Frames, dataset: str) -> dict[str, str]:
-    return {str(method): str(n) for method, n in _counts(frames)[dataset].items()}
-
-
-def _in_order(quantities: pd.Series, records: pd.DataFrame) -> list[str]:
-    """The columns: cost and conditioning as above, then metrics by space."""
-    present = set(quantities)
-    metrics = [
-        column
-        for metric in _METRICS
-        for space in spaces_in_order(records["space"])
-        for column in sorted(
-            set(records["column"][(records["metric"] == metric) & (records["space"] == space)])
-        )
-    ]
-    return [name for name in (*_QUANTITIES, *metrics) if name in present]
-
-
-def _column(quantity: str, rows: pd.DataFrame) -> tuple[str, dict[str, str]]:
-    """Heading, and formatted cells by method."""
-    metric, _, where = quantity.partition(", ")
-    head, kind = _QUANTITIES.get(quantity, (f"{metric_text(metric).head}, {where}", "metric"))
-    if kind == "count":
-        texts = [count_text(value) for value in rows["value"]]
-    elif kind == "size":  # orders of magnitude matter here, not their spread
-        texts = [number_text(value, digits=2) for value in rows["value"]]
-    else:
-        texts = estimate_texts(estimates_of(rows), multiplicative=kind == "ratio")
-    return head, dict(zip(rows["method"], texts, strict=True))
+def _metric_quantities(records: pd.DataFrame) -> dict[str, Quantity]:
+    """A column for each metric, space and, where a space has several, extractor."""
+    found = {}
+    for (metric, _, column), _ in groups(records, "metric", "space", "column"):
+        where = column.removeprefix(f"{metric}, ")
+        found[column] = Quantity(f"{metric_text(metric).head}, {where}")
+    return found
 
 
 def _protocols(records: pd.DataFrame) -> str:
     """The protocol of each space; those that agree in one sentence."""
     texts: dict[str, list[str]] = {}
-    for space in spaces_in_order(records["space"]):
-        for _, rows in records[records["space"] == space].groupby("extractor", sort=True):
-            texts.setdefault(protocol_text(rows), []).append(space)
+    for (space, _), rows in groups(records, "space", "extractor"):
+        texts.setdefault(protocol_text(rows), []).append(space)
     return " ".join(f"{text.removesuffix('.')} ({', '.join(spaces)})." for text, spaces in texts.items())

@@ -4,26 +4,13 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from precfm.report.formatting import (
-    Block,
-    Table,
-    count_text,
-    estimate_texts,
-    estimates_of,
-    method_cells,
-    seeds_text,
-    steps_and_seeds,
-)
-from precfm.report.selection import NO_EXTRACTOR, PROTOCOL, Frames, at_final, needed, per_seed, summarised
-from precfm.report.vocabulary import (
-    FLOOR,
-    in_order,
-    is_flow,
-    metric_text,
-    metrics_in_order,
-    space_label,
-    spaces_in_order,
-)
+from precfm.report.formatting import count_text, estimate_texts, estimates_of, seeds_text
+from precfm.report.frames import Frames
+from precfm.report.reads import needed, reads
+from precfm.report.rows import NO_EXTRACTOR, PROTOCOL, at_final, groups, per_seed
+from precfm.report.summaries import summarised
+from precfm.report.tables.blocks import Block, Table, method_cells, steps_and_seeds
+from precfm.report.vocabulary import FLOOR, is_flow, metric_text, space_label
 
 
 def tidy(frames: Frames) -> pd.DataFrame:
@@ -51,18 +38,14 @@ def summarise(values: pd.DataFrame) -> pd.DataFrame:
     return found[[*keys, "value", "low", "high", "n", *PROTOCOL]]
 
 
+@reads("records")
 def build(frames: Frames) -> Table:
     """The metric table as it is printed: one block per data set, feature space and extractor."""
     data = tidy(frames)
-    blocks = []
-    for dataset in sorted(data["dataset"].unique()):
-        of_dataset = data[data["dataset"] == dataset]
-        for space in spaces_in_order(of_dataset["space"]):
-            of_space = of_dataset[of_dataset["space"] == space]
-            blocks += [
-                _block(str(dataset), space, of_extractor)
-                for _, of_extractor in of_space.groupby("extractor", sort=True)
-            ]
+    blocks = [
+        Block(f"{dataset}: {space_label(space)}", _cells(rows), protocol_text(rows))
+        for (dataset, space, _), rows in groups(data, "dataset", "space", "extractor")
+    ]
     flows = data[data["method"].map(is_flow)]
     caption = (
         "Every method at its final checkpoint: mean over training seeds with the 95% t interval "
@@ -75,16 +58,15 @@ def build(frames: Frames) -> Table:
     return Table(data, blocks, caption)
 
 
-def _block(dataset: str, space: str, rows: pd.DataFrame) -> Block:
+def _cells(rows: pd.DataFrame) -> pd.DataFrame:
     columns = steps_and_seeds(rows)
-    for metric in metrics_in_order(rows["metric"]):
-        text, of_metric = metric_text(metric), rows[rows["metric"] == metric]
-        texts = estimate_texts(estimates_of(of_metric), multiplicative=text.multiplicative)
+    for (metric,), of_metric in groups(rows, "metric"):
+        text = metric_text(metric)
         column = columns.setdefault(text.head, {})
+        texts = estimate_texts(estimates_of(of_metric), multiplicative=text.multiplicative)
         for method, cell in zip(of_metric["method"], texts, strict=True):
             column[method] = f"{column[method]} / {cell}" if method in column else cell
-    cells = method_cells(in_order(rows["method"]), columns)
-    return Block(f"{dataset}: {space_label(space)}", cells, protocol_text(rows))
+    return method_cells(columns)
 
 
 def protocol_text(rows: pd.DataFrame) -> str:

@@ -4,8 +4,6 @@ import pandas as pd
 
 from precfm.core.statistics import INDICATIVE_BELOW, holm, smallest_resolvable, t_estimate
 from precfm.report.formatting import (
-    Block,
-    Table,
     count_text,
     estimate_texts,
     estimates_of,
@@ -13,17 +11,12 @@ from precfm.report.formatting import (
     p_text,
     seeds_text,
 )
-from precfm.report.selection import PROTOCOL, RECORD_KEYS, Frames, LeftOutError, needed, pair, per_seed
+from precfm.report.frames import Frames
+from precfm.report.reads import LeftOutError, needed, reads
+from precfm.report.rows import PROTOCOL, RECORD_KEYS, groups, pair, per_seed
+from precfm.report.tables.blocks import Block, Table
 from precfm.report.tables.metrics import extractor_text
-from precfm.report.vocabulary import (
-    in_order,
-    is_flow,
-    method_label,
-    metric_text,
-    metrics_in_order,
-    space_label,
-    spaces_in_order,
-)
+from precfm.report.vocabulary import in_order, is_flow, method_label, metric_text, space_label
 
 BASELINE = "none"
 
@@ -80,17 +73,18 @@ def tidy(frames: Frames) -> pd.DataFrame:
     return data[[*front, "p", "p_holm", "resolvable", "indicative", *PROTOCOL]]
 
 
+@reads("records")
 def build(frames: Frames) -> Table:
     """The paired table as it is printed: one block per data set, feature space and extractor."""
     data = tidy(frames)
-    blocks = []
-    for dataset in sorted(data["dataset"].unique()):
-        of_dataset = data[data["dataset"] == dataset]
-        for space in spaces_in_order(of_dataset["space"]):
-            of_space = of_dataset[of_dataset["space"] == space]
-            for extractor, rows in of_space.groupby("extractor", sort=True):
-                title = f"{dataset}: {space_label(space)}, method minus {method_label(BASELINE)}"
-                blocks.append(Block(title, _cells(rows), f"With {extractor_text(extractor)}."))
+    blocks = [
+        Block(
+            f"{dataset}: {space_label(space)}, method minus {method_label(BASELINE)}",
+            _cells(rows),
+            f"With {extractor_text(extractor)}.",
+        )
+        for (dataset, space, extractor), rows in groups(data, "dataset", "space", "extractor")
+    ]
     caption = (
         "Differences to the flow without preconditioning, paired by training seed "
         f"({seeds_text(data['n'])}): mean, 95% t interval and two-sided p of the paired t test, then p "
@@ -106,15 +100,13 @@ def build(frames: Frames) -> Table:
 
 def _cells(rows: pd.DataFrame) -> pd.DataFrame:
     parts = []
-    for metric in metrics_in_order(rows["metric"]):
-        of_metric = rows[rows["metric"] == metric]
-        marks = of_metric["indicative"].map({True: "*", False: ""})
+    for (metric,), of_metric in groups(rows, "metric"):
         cells = pd.DataFrame(
             {
                 "metric": metric_text(metric).head,
                 "method": of_metric["method"].map(method_label),
                 "steps": of_metric["step"].map(count_text),
-                "seeds": of_metric["n"].astype(str) + marks,
+                "seeds": of_metric["n"].astype(str) + of_metric["indicative"].map({True: "*", False: ""}),
                 "difference": estimate_texts(estimates_of(of_metric)),
                 "p": of_metric["p"].map(p_text),
                 "p (Holm)": of_metric["p_holm"].map(p_text),

@@ -2,35 +2,14 @@
 
 import pandas as pd
 
-from precfm.report.formatting import (
-    Block,
-    Table,
-    count_text,
-    estimate_texts,
-    estimates_of,
-    method_cells,
-    seeds_text,
-)
-from precfm.report.selection import (
-    LATE_CHECKPOINTS,
-    PROTOCOL,
-    RECORD_KEYS,
-    Frames,
-    LeftOutError,
-    late_slopes,
-    needed,
-    per_seed,
-    summarised,
-)
+from precfm.report.formatting import count_text, seeds_text
+from precfm.report.frames import Frames
+from precfm.report.reads import LeftOutError, needed, reads
+from precfm.report.rows import PROTOCOL, RECORD_KEYS, groups, per_seed
+from precfm.report.summaries import LATE_CHECKPOINTS, late_slopes, summarised
+from precfm.report.tables.blocks import Block, Table, by_method, estimate_column, method_cells
 from precfm.report.tables.metrics import extractor_text
-from precfm.report.vocabulary import (
-    in_order,
-    is_flow,
-    metric_text,
-    metrics_in_order,
-    space_label,
-    spaces_in_order,
-)
+from precfm.report.vocabulary import is_flow, metric_text, space_label
 
 METRICS = ("frechet", "eigenvalue_log_error_low")
 LATE_FROM = 0.2  # as for claim C9: checkpoints from this share of the last step on
@@ -59,15 +38,14 @@ def tidy(frames: Frames) -> pd.DataFrame:
     return found[[*about, "value", "low", "high", "n", *PROTOCOL]]
 
 
+@reads("records")
 def build(frames: Frames) -> Table:
-    """The table as it is printed: one block per setting, a column per metric and space."""
+    """The table as it is printed: one block per setting and metric, a column per space."""
     data = tidy(frames)
-    blocks = []
-    for dataset in sorted(data["dataset"].unique()):
-        of_dataset = data[data["dataset"] == dataset]
-        for metric in metrics_in_order(of_dataset["metric"]):
-            of_metric = of_dataset[of_dataset["metric"] == metric]
-            blocks.append(_block(f"{dataset}: {metric_text(metric).label}", of_metric))
+    blocks = [
+        _block(f"{dataset}: {metric_text(metric).label}", rows)
+        for (dataset, metric), rows in groups(data, "dataset", "metric")
+    ]
     caption = (
         "Slope of the logarithm of a metric per decade of training steps, over the checkpoints from a fifth of the "
         f"last step on (at least {LATE_CHECKPOINTS}): mean over {seeds_text(data['n'])} with the 95% t interval. Zero "
@@ -78,18 +56,14 @@ def build(frames: Frames) -> Table:
 
 
 def _block(title: str, rows: pd.DataFrame) -> Block:
-    columns = {"late steps": dict(zip(rows["method"], _ranges(rows), strict=True))}
-    for space in spaces_in_order(rows["space"]):
-        for extractor, of_space in rows[rows["space"] == space].groupby("extractor", sort=True):
-            several = rows[rows["space"] == space]["extractor"].nunique() > 1
-            head = space_label(space) + (f" `{extractor}`" if several else "")
-            columns[head] = dict(zip(of_space["method"], estimate_texts(estimates_of(of_space)), strict=True))
-    extractors = rows.drop_duplicates(["space", "extractor"]).sort_values(["space", "extractor"])
-    note = "; ".join(
-        f"{space_label(space)}: {extractor_text(extractor)}"
-        for space, extractor in zip(extractors["space"], extractors["extractor"], strict=True)
-    )
-    return Block(title, method_cells(in_order(rows["method"]), columns), note + ".")
+    columns = {"late steps": by_method(rows, _ranges(rows))}
+    extractors = rows.groupby("space")["extractor"].nunique()
+    notes = []
+    for (space, extractor), part in groups(rows, "space", "extractor"):
+        head = space_label(space) + (f" `{extractor}`" if extractors[space] > 1 else "")
+        columns[head] = estimate_column(part)
+        notes.append(f"{space_label(space)}: {extractor_text(extractor)}")
+    return Block(title, method_cells(columns), "; ".join(notes) + ".")
 
 
 def _ranges(rows: pd.DataFrame) -> list[str]:

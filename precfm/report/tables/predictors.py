@@ -3,9 +3,12 @@
 import pandas as pd
 
 from precfm.report.correlations import partial_spearman, resampled, spearman
-from precfm.report.formatting import MISSING, Block, Table, interval_text, number_text
-from precfm.report.predictors import PREDICTORS, RANKED_METHODS, beside_results
-from precfm.report.selection import RECORD_KEYS, Frames, LeftOutError, needed, per_seed
+from precfm.report.formatting import MISSING, interval_text, number_text
+from precfm.report.frames import Frames
+from precfm.report.predictor_values import PREDICTORS, RANKED_METHODS, beside_results
+from precfm.report.reads import LeftOutError, needed, reads
+from precfm.report.rows import RECORD_KEYS, groups, per_seed
+from precfm.report.tables.blocks import Block, Table
 from precfm.report.tables.metrics import extractor_text
 from precfm.report.vocabulary import metric_text, space_label
 
@@ -78,25 +81,23 @@ def tidy(frames: Frames) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@reads("predictors", "records", optional=("preconditioners", "path_conditioning"))
 def build(frames: Frames) -> Table:
     """The table as it is printed: one block per setting and space."""
     data = tidy(frames)
     blocks = []
-    for key, rows in data.groupby(RECORD_KEYS, sort=True):
-        named = dict[str, str](zip(RECORD_KEYS, map(str, key), strict=True))
+    for (dataset, _, space, *_, extractor), rows in groups(data, *RECORD_KEYS):
         cells = pd.DataFrame(
             {
                 "predictor": rows["predictor"].map(PREDICTORS),
                 "controlling for": rows["controlled_for"].map({**PREDICTORS, "": MISSING}),
                 "Spearman": rows["value"].map(number_text),
-                "95% interval": [
-                    interval_text(*pair) for pair in zip(rows["low"], rows["high"], strict=True)
-                ],
+                "95% interval": list(map(interval_text, rows["low"], rows["high"])),
                 "methods": rows["n"].astype(str),
             }
         )
-        note = f"{metric_text(METRIC).label} with {extractor_text(named['extractor'])}."
-        blocks.append(Block(f"{named['dataset']}: {space_label(named['space'])}", cells, note))
+        note = f"{metric_text(METRIC).label} with {extractor_text(extractor)}."
+        blocks.append(Block(f"{dataset}: {space_label(space)}", cells, note))
     caption = (
         "Rank correlation over methods of what is known without training the flow with the final Fréchet distance "
         "(means over seeds): condition number of the data after the preconditioner, mean of ln κ(Σₜ) along the path, "

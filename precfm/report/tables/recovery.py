@@ -3,24 +3,26 @@
 import numpy as np
 import pandas as pd
 
-from precfm.report.formatting import (
+from precfm.report.formatting import seeds_text
+from precfm.report.frames import Frames
+from precfm.report.reads import needed, reads
+from precfm.report.rows import at_final, groups
+from precfm.report.summaries import lowest_quartile_count, summarised
+from precfm.report.tables.blocks import (
     Block,
+    Quantity,
     Table,
-    estimate_texts,
-    estimates_of,
     method_cells,
-    seeds_text,
+    quantity_columns,
     steps_and_seeds,
 )
-from precfm.report.selection import Frames, at_final, lowest_quartile_count, needed, summarised
-from precfm.report.vocabulary import in_order, is_flow
+from precfm.report.vocabulary import is_flow
 
-# Quantity: (heading, is it averaged on the log scale).
 _QUANTITIES = {
-    "low_ratio": ("ratio, lowest quartile → 1", True),
-    "low_log_error": ("mean |ln ratio|, lowest quartile ↓", False),
-    "log_error": ("mean |ln ratio|, all directions ↓", False),
-    "worst_log_error": ("largest |ln ratio| ↓", False),
+    "low_ratio": Quantity("ratio, lowest quartile → 1", "ratio"),
+    "low_log_error": Quantity("mean |ln ratio|, lowest quartile ↓"),
+    "log_error": Quantity("mean |ln ratio|, all directions ↓"),
+    "worst_log_error": Quantity("largest |ln ratio| ↓"),
 }
 
 
@@ -39,7 +41,9 @@ def tidy(frames: Frames) -> pd.DataFrame:
     values = per_seed_recovery(at_final(needed(frames, "recovery")))
     keys = ["dataset", "method", "step"]
     long = values.melt([*keys, "seed"], list(_QUANTITIES), "quantity", "value")
-    return summarised(long, [*keys, "quantity"], lambda group: _QUANTITIES[str(group["quantity"])][1])
+    return summarised(
+        long, [*keys, "quantity"], lambda group: _QUANTITIES[str(group["quantity"])].multiplicative
+    )
 
 
 def per_seed_recovery(recovery: pd.DataFrame) -> pd.DataFrame:
@@ -68,18 +72,14 @@ def per_seed_recovery(recovery: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*keys, *_QUANTITIES])
 
 
+@reads("recovery")
 def build(frames: Frames) -> Table:
     """The recovery table as it is printed: one block per data set, a row per method."""
     data = tidy(frames)
-    blocks = []
-    for dataset in sorted(data["dataset"].unique()):
-        of_dataset = data[data["dataset"] == dataset]
-        columns = steps_and_seeds(of_dataset)
-        for quantity, (head, logarithmic) in _QUANTITIES.items():
-            rows = of_dataset[of_dataset["quantity"] == quantity]
-            texts = estimate_texts(estimates_of(rows), multiplicative=logarithmic)
-            columns[head] = dict(zip(rows["method"], texts, strict=True))
-        blocks.append(Block(str(dataset), method_cells(in_order(of_dataset["method"]), columns)))
+    blocks = [
+        Block(dataset, method_cells(steps_and_seeds(rows) | quantity_columns(rows, _QUANTITIES)))
+        for (dataset,), rows in groups(data, "dataset")
+    ]
     flows = data[data["method"].map(is_flow)]
     caption = (
         "Variance of the samples over variance of the reference along each eigenvector of the reference "

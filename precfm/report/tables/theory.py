@@ -2,8 +2,10 @@
 
 import pandas as pd
 
-from precfm.report.formatting import MISSING, Block, Table, interval_text, number_text
-from precfm.report.selection import COLUMNS, Frames, needed
+from precfm.report.formatting import interval_text, number_text
+from precfm.report.frames import STATISTICS, Frames, sources_of
+from precfm.report.reads import needed, reads
+from precfm.report.tables.blocks import Block, Table
 
 
 def tidy(frames: Frames) -> pd.DataFrame:
@@ -18,18 +20,12 @@ def tidy(frames: Frames) -> pd.DataFrame:
     Raises:
         LeftOutError: there are none.
     """
-    return needed(frames, "theory_statistics")[list(COLUMNS["theory_statistics"])].reset_index(drop=True)
+    return needed(frames, STATISTICS)[list(sources_of(STATISTICS).columns)].reset_index(drop=True)
 
 
+@reads(STATISTICS)
 def build(frames: Frames) -> Table:
-    """The table as it is printed, one block per claim.
-
-    Args:
-        frames: needs `theory_statistics`.
-
-    Raises:
-        LeftOutError: there are none.
-    """
+    """The table as it is printed, one block per claim."""
     data = tidy(frames)
     blocks = []
     for claim in sorted(data["claim"].unique(), key=lambda name: int(name.removeprefix("C"))):
@@ -38,10 +34,7 @@ def build(frames: Frames) -> Table:
             {
                 "statistic": rows["statistic"].str.replace("_", " "),
                 "value": [number_text(value) for value in rows["value"]],
-                "95% interval": [
-                    MISSING if pd.isna(low) or pd.isna(high) else interval_text(low, high)
-                    for low, high in zip(rows["low"], rows["high"], strict=True)
-                ],
+                "95% interval": list(map(interval_text, rows["low"], rows["high"])),
                 "n": rows["n"].astype(int).astype(str),
                 "what": rows["note"].fillna(""),
             }

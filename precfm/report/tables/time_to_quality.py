@@ -6,18 +6,14 @@ from collections.abc import Hashable, Mapping
 import numpy as np
 import pandas as pd
 
-from precfm.report.formatting import Block, Table, method_cells, number_text, seeds_text
-from precfm.report.selection import (
-    RECORD_KEYS,
-    Frames,
-    LeftOutError,
-    at_final,
-    needed,
-    per_seed,
-    with_training_flops,
-)
+from precfm.report.formatting import number_text, seeds_text
+from precfm.report.frames import Frames
+from precfm.report.reads import LeftOutError, needed, reads
+from precfm.report.rows import RECORD_KEYS, at_final, groups, per_seed
+from precfm.report.summaries import with_training_flops
+from precfm.report.tables.blocks import Block, Table, by_method, method_cells
 from precfm.report.tables.metrics import extractor_text
-from precfm.report.vocabulary import in_order, is_flow, method_label, metric_text, space_label
+from precfm.report.vocabulary import is_flow, method_label, metric_text, space_label
 
 METRIC = "frechet"
 SPACES = ("classifier-0", "classifier-1")
@@ -141,22 +137,22 @@ def time_to(flops: np.ndarray, values: np.ndarray, target: float) -> float:
     return float(flops[before] ** (1 - share) * flops[after] ** share)
 
 
+@reads("records", "budgets")
 def build(frames: Frames) -> Table:
     """The table as it is printed: one block per setting and space."""
     data = tidy(frames)
     blocks = []
-    for key, rows in data.groupby(RECORD_KEYS, sort=True):
-        named = dict[str, str](zip(RECORD_KEYS, map(str, key), strict=True))
-        baseline = str(rows["baseline"].iloc[0])
+    for (dataset, _, space, *_, extractor), rows in groups(data, *RECORD_KEYS):
+        baseline = method_label(str(rows["baseline"].iloc[0]))
         reached = [f"{k} of {n}" for k, n in zip(rows["reached"], rows["n"], strict=True)]
         columns = {
-            "seeds that reach it": dict(zip(rows["method"], reached, strict=True)),
-            "training FLOPs": _texts(rows, "flops"),
-            f"times {method_label(baseline)}": _texts(rows, "ratio"),
+            "seeds that reach it": by_method(rows, reached),
+            "training FLOPs": by_method(rows, _texts(rows, "flops")),
+            f"times {baseline}": by_method(rows, _texts(rows, "ratio")),
         }
-        title = f"{named['dataset']}: as good as {method_label(baseline)} at its end, {space_label(named['space'])}"
-        note = f"{metric_text(METRIC).label} with {extractor_text(named['extractor'])}."
-        blocks.append(Block(title, method_cells(in_order(rows["method"]), columns), note))
+        title = f"{dataset}: as good as {baseline} at its end, {space_label(space)}"
+        note = f"{metric_text(METRIC).label} with {extractor_text(extractor)}."
+        blocks.append(Block(title, method_cells(columns), note))
     caption = (
         "Training FLOPs, those to fit the preconditioner included, until the Fréchet distance is at most that of the "
         "baseline with the same seed at its last checkpoint: median over "
@@ -168,10 +164,9 @@ def build(frames: Frames) -> Table:
     return Table(data, blocks, caption)
 
 
-def _texts(rows: pd.DataFrame, column: str) -> dict[str, str]:
-    """A column of times by method, infinite ones and bounds in words."""
-    texts = [
+def _texts(rows: pd.DataFrame, column: str) -> list[str]:
+    """A column of times, infinite ones and bounds in words."""
+    return [
         NOT_REACHED if math.isinf(value) else ("≤ " if at_most else "") + number_text(value)
         for value, at_most in zip(rows[column], rows["at_most"], strict=True)
     ]
-    return dict(zip(rows["method"], texts, strict=True))

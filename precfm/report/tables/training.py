@@ -2,26 +2,13 @@
 
 import pandas as pd
 
-from precfm.report.formatting import (
-    MISSING,
-    Block,
-    Table,
-    count_text,
-    estimate_texts,
-    estimates_of,
-    seeds_text,
-)
-from precfm.report.selection import Frames, LeftOutError, needed, per_seed
+from precfm.report.formatting import count_text, estimate_texts, estimates_of, seeds_text
+from precfm.report.frames import Frames
+from precfm.report.reads import LeftOutError, needed, reads
+from precfm.report.rows import groups, per_seed
+from precfm.report.tables.blocks import Block, Table, method_cells
 from precfm.report.tables.metrics import extractor_text, summarise
-from precfm.report.vocabulary import (
-    in_order,
-    is_flow,
-    method_label,
-    metric_text,
-    metrics_in_order,
-    space_label,
-    spaces_in_order,
-)
+from precfm.report.vocabulary import is_flow, metric_text, space_label
 
 
 def tidy(frames: Frames) -> pd.DataFrame:
@@ -45,18 +32,20 @@ def tidy(frames: Frames) -> pd.DataFrame:
     return summarise(curves)
 
 
+@reads("records")
 def build(frames: Frames) -> Table:
     """The training table as it is printed: one block per data set, metric and space."""
     data = tidy(frames)
-    blocks = []
-    for dataset in sorted(data["dataset"].unique()):
-        of_dataset = data[data["dataset"] == dataset]
-        for metric in metrics_in_order(of_dataset["metric"]):
-            of_metric = of_dataset[of_dataset["metric"] == metric]
-            for space in spaces_in_order(of_metric["space"]):
-                for extractor, rows in of_metric[of_metric["space"] == space].groupby("extractor", sort=True):
-                    title = f"{dataset}: {metric_text(metric).head}, {space_label(space)}"
-                    blocks.append(Block(title, _cells(metric, rows), f"With {extractor_text(extractor)}."))
+    blocks = [
+        Block(
+            f"{dataset}: {metric_text(metric).head}, {space_label(space)}",
+            _cells(metric, rows),
+            f"With {extractor_text(extractor)}.",
+        )
+        for (dataset, metric, space, extractor), rows in groups(
+            data, "dataset", "metric", "space", "extractor"
+        )
+    ]
     caption = (
         "Metrics at each checkpoint (columns: training steps of the flow), mean over "
         f"{seeds_text(data['n'])} with the 95% t interval; ratios on the log scale with the interval in "
@@ -67,20 +56,9 @@ def build(frames: Frames) -> Table:
 
 def _cells(metric: str, rows: pd.DataFrame) -> pd.DataFrame:
     texts = estimate_texts(estimates_of(rows), multiplicative=metric_text(metric).multiplicative)
-    seeds = rows.groupby("method")["n"].transform("max")
-    texts = [
-        text + (f" ({n})" if n < most else "") for text, n, most in zip(texts, rows["n"], seeds, strict=True)
-    ]
-    cells: dict[tuple[str, int], list[str]] = {}
-    for method, step, text in zip(rows["method"], rows["step"], texts, strict=True):
-        cells.setdefault((method, step), []).append(text)
-    steps = sorted(rows["step"].unique())
-    return pd.DataFrame(
-        [
-            {
-                "method": method_label(method),
-                **{count_text(step): " / ".join(cells.get((method, step), [MISSING])) for step in steps},
-            }
-            for method in in_order(rows["method"])
-        ]
-    )
+    most = rows.groupby("method")["n"].transform("max")
+    columns = {count_text(step): dict[str, str]() for step in sorted(rows["step"].unique())}
+    for method, step, text, n, full in zip(rows["method"], rows["step"], texts, rows["n"], most, strict=True):
+        column, cell = columns[count_text(step)], text + (f" ({n})" if n < full else "")
+        column[method] = f"{column[method]} / {cell}" if method in column else cell
+    return method_cells(columns)

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from precfm.report.selection import ALL, RECORD_KEYS, Frames, at_final, frame, logarithms
+from precfm.report.frames import Frames
+from precfm.report.reads import frame
+from precfm.report.rows import ALL, RECORD_KEYS, at_final
+from precfm.report.summaries import logarithms
 from precfm.report.vocabulary import is_flow, split_matched
 
 RANKED_METHODS = 8  # a rank correlation over fewer says nothing
@@ -15,6 +18,12 @@ PREDICTORS = {
     "residual_condition_number": "residual κ",
     "path_log_condition_number": "mean ln κ(Σₜ)",
     "predicted_steps": "predicted steps",
+}
+# The frame that each comes from.
+FRAME_OF = {
+    "residual_condition_number": "preconditioners",
+    "path_log_condition_number": "path_conditioning",
+    "predicted_steps": "predictors",
 }
 
 
@@ -32,18 +41,16 @@ def predictor_values(frames: Frames, name: str) -> pd.DataFrame:
     Raises:
         PrecfmError: a condition number is not positive.
     """
-    keys = ["dataset", "method"]
+    rows = frame(frames, FRAME_OF[name])
     if name == "path_log_condition_number":
-        paths = frame(frames, "path_conditioning")
-        paths = paths[paths["scope"] == ALL]
-        values = paths.assign(value=logarithms(paths["condition_number"], "a condition number"))
-    elif name == "residual_condition_number":
-        fitted = frame(frames, "preconditioners").dropna(subset=[name])
-        values = fitted.assign(value=logarithms(fitted[name], name))
+        rows = rows[rows["scope"] == ALL]
+        values = logarithms(rows["condition_number"], "a condition number")
     else:
-        predicted = frame(frames, "predictors").dropna(subset=[name])
-        values = predicted.assign(value=predicted[name].astype(float))
-    means = values.groupby(keys)["value"].mean()
+        rows = rows.dropna(subset=[name])
+        values = rows[name].astype(float)
+        if name == "residual_condition_number":
+            values = logarithms(values, name)
+    means = rows.assign(value=values).groupby(["dataset", "method"])["value"].mean()
     if name == "residual_condition_number":
         means = means.map(np.exp)
     return means.map(lambda value: float(f"{value:.9g}")).rename(name).reset_index()

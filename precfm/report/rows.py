@@ -1,0 +1,144 @@
+"""Which rows of a frame a table, a figure or a verdict is made of: settings, final checkpoints, seeds, pairs."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from precfm.core.errors import PrecfmError
+from precfm.report.vocabulary import in_order, metrics_in_order, spaces_in_order, split_matched
+
+# Two numbers may be compared only if all of these are equal.
+PROTOCOL = ("n_real", "n_generated", "reference", "extractor")
+RECORD_KEYS = ["dataset", "metric", "space", *PROTOCOL]
+GEOMETRY = ("plain",)  # settings whose preconditioners are drawn: the others have the same
+TRAINED = ("plain", "tuned", "long")  # settings whose curves are drawn
+ALL = "all"  # the scope of all classes together
+NO_EXTRACTOR = "none"  # how a latent space, which needs none, is written
+
+_ORDERS = {"method": in_order, "metric": metrics_in_order, "space": spaces_in_order}
+
+
+def groups(rows: pd.DataFrame, *keys: str) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
+    """The parts of a table that agree in the keys, in the order in which every report prints them.
+
+    Args:
+        rows: with columns `keys`.
+        keys: the columns that tell parts apart, the first one outermost.
+
+    Yields:
+        The values of the keys, and the part's rows.
+    """
+    if not keys:
+        yield (), rows
+        return
+    for value in _ORDERS.get(keys[0], lambda values: sorted(set(values)))(rows[keys[0]]):
+        for inner, part in groups(rows[rows[keys[0]] == value], *keys[1:]):
+            yield (value, *inner), part
+
+
+def of_settings(rows: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
+    """The rows of these settings, for a figure that would grow with every ablation; all rows if there are none.
+
+    Rows without a setting, which are of the data, belong to all of them.
+    """
+    if "setting" not in rows.columns or not rows["setting"].isin(settings).any():
+        return rows
+    return rows[rows["setting"].isin(settings) | rows["setting"].isna()]
+
+
+def per_seed(records: pd.DataFrame) -> pd.DataFrame:
+    """One value per training seed: the mean over evaluation seeds, everything else equal.
+
+    A missing extractor becomes `NO_EXTRACTOR`, so that it groups like any other name.
+
+    Raises:
+        PrecfmError: a value is not finite.
+    """
+    values = records.copy()
+    values["value"] = values["value"].astype(float)
+    bad = values[~np.isfinite(values["value"])]
+    if not bad.empty:
+        row = bad.iloc[0]
+        raise PrecfmError(
+            f"records: {row['metric']} of {row['method']}, seed {row['seed']}, step {row['step']} is "
+            f"{row['value']}; every record must be finite"
+        )
+    values["extractor"] = values["extractor"].fillna(NO_EXTRACTOR).replace("", NO_EXTRACTOR).astype(str)
+    keys = ["dataset", "method", "seed", "step", "metric", "space", *PROTOCOL]
+    return values.groupby(keys, sort=True)["value"].mean().reset_index()
+
+
+def one_per_artifact(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the first seed of each artifact: what has no randomness is listed for every seed, but is one.
+
+    Args:
+        rows: with columns dataset, method, seed, artifact.
+    """
+    first = rows.groupby(["dataset", "method", "artifact"], dropna=False)["seed"].transform("min")
+    return rows.loc[rows["seed"] == first]
+
+
+def final_steps(rows: pd.DataFrame) -> pd.Series:
+    """The final checkpoint of each method: the last step that all of its seeds reached.
+
+    So a method whose first seeds were trained for longer is still compared at the step where all seeds are.
+
+    Args:
+        rows: with columns dataset, method, seed, step.
+
+    Returns:
+        Steps, indexed by (dataset, method).
+    """
+    steps = {}
+    for key, of_method in rows.groupby(["dataset", "method"]):
+        reached = of_method.groupby("step")["seed"].nunique()
+        steps[key] = int(reached[reached == of_method["seed"].nunique()].index.max())
+    index = pd.MultiIndex.from_tuples(list(steps), names=["dataset", "method"])
+    return pd.Series(list(steps.values()), index=index, dtype="int64")
+
+
+def at_final(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each method's final checkpoint."""
+    if rows.empty:
+        return rows
+    final = final_steps(rows).rename("final_step")
+    steps = rows.merge(final, left_on=["dataset", "method"], right_index=True, how="left")["final_step"]
+    return rows.loc[rows["step"] == steps]
+
+
+def pair(values: pd.DataFrame, method: str, baseline: str, keys: Sequence[str]) -> pd.DataFrame:
+    """Values of a method beside those of a baseline with the same seed and the same protocol.
+
+    Both are taken at the last checkpoint that all their seeds share. A baseline with as many training FLOPs
+    (`-F`) exists to be trained for longer, so against it each is taken at its own final checkpoint.
+
+    Args:
+        values: one value per seed; columns dataset, method, seed, value, `keys`, and step if there are
+            checkpoints.
+        method: the method.
+        baseline: what it is compared with.
+        keys: the columns that must agree beside the seed.
+
+    Returns:
+        Columns `keys`, seed, value, value_baseline, and step (of the method) if there are checkpoints.
+    """
+    both = values[values["method"].isin([method, baseline])]
+    steps = ["step"] if "step" in values.columns else []
+    if steps and not both.empty:
+        own = split_matched(baseline)[1] == "-F"
+        parts = [at_final(rows) if own else _at_shared(rows) for _, rows in both.groupby("dataset")]
+        both = pd.concat(parts)
+    on = [*keys, "seed"]
+    theirs = both[both["method"] == baseline][[*on, "value"]]
+    merged = both[both["method"] == method].merge(theirs, on=on, suffixes=("", "_baseline"))
+    return merged[[*on, "value", "value_baseline", *steps]].sort_values(on, ignore_index=True)
+
+
+def _at_shared(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one data set at the last step that every run in them reached, if there is one."""
+    runs = len(rows[["method", "seed"]].drop_duplicates())
+    reached = rows[["step", "method", "seed"]].drop_duplicates().groupby("step").size()
+    shared: pd.DataFrame = rows[rows["step"] == reached[reached == runs].index.max()]
+    return shared
