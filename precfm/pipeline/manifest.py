@@ -1,7 +1,7 @@
 """An experiment's manifest: every artifact with parameters, parents and checksums; read, checked, compared with.
 
-`results/<experiment>/manifest.json` says what this machine made, `results/published/<experiment>/manifest.json`, in git,
-what was published, and of which revision.
+`results/<experiment>/manifest.json` says what this machine made, and `results/published/<experiment>/manifest.json`, in
+git, what was published, and of which revision.
 """
 
 import json
@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Strict, sentence
+from precfm.pipeline.artifact import record_checksum
 from precfm.pipeline.node import PUBLISHED
 
 MANIFEST = "manifest.json"
@@ -45,12 +46,13 @@ class Revision(Strict):
 
 
 class Manifest(Strict):
-    """The whole manifest; `revision` stands only in what is published."""
+    """The whole manifest, with a checksum of all else in it; `revision` stands only in what is published."""
 
     experiment: str
     key: str
     artifacts: dict[NodeId, Entry]
     revision: Revision | None = None
+    checksum: str
 
 
 def read_manifest(home: Path) -> dict[str, Any] | None:
@@ -71,6 +73,8 @@ def read_manifest(home: Path) -> dict[str, Any] | None:
         manifest = Manifest.model_validate_json(text)
         found: dict[str, Any] = json.loads(text)
         damage = "" if canonical(found) == text else "its form is wrong"
+        if manifest.checksum != record_checksum(found):
+            damage = "its own checksum is wrong"
         if manifest.experiment != home.name:
             damage = f"it is not the manifest of {home.name}"
     except FileNotFoundError:
@@ -81,7 +85,9 @@ def read_manifest(home: Path) -> dict[str, Any] | None:
         damage = " ".join(str(error).split())
     if damage:
         published = home.parent == PUBLISHED
-        remedy = f"`git checkout -- {file}` brings it back" if published else "`make reproduce` writes it again"
+        remedy = (
+            f"`git checkout -- {file}` brings it back" if published else "`make reproduce` writes it again"
+        )
         raise PrecfmError(f"{file}: damaged ({damage}): {remedy}")
     return found
 
@@ -147,6 +153,11 @@ def without_label(node_id: str) -> str:
     """An id as records have it, `kind/key`: a label is no part of the content."""
     kind, _, name = node_id.partition("/")
     return f"{kind}/{name.rpartition('-')[2]}"
+
+
+def manifest_text(content: Mapping[str, Any]) -> bytes:
+    """What is written of a manifest: the fields of `Manifest`, its checksum added."""
+    return canonical({**content, "checksum": record_checksum(content)}).encode()
 
 
 def canonical(data: Any) -> str:

@@ -19,7 +19,7 @@ from precfm.core.errors import PrecfmError
 from precfm.datasets.manifest import file_sha256
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.files import remove, write_whole
-from precfm.pipeline.manifest import MANIFEST, canonical, entries
+from precfm.pipeline.manifest import MANIFEST, entries, manifest_text
 from precfm.pipeline.node import RESULTS, Node
 from precfm.pipeline.plan import KINDS, Plan
 
@@ -44,7 +44,7 @@ def write_products(plan: Plan) -> None:
             write_whole(home / file, artifact.path(name).read_bytes())
         for stale in _in_product_folders(home) - files.keys():
             remove(home / stale)
-        write_whole(home / MANIFEST, canonical(manifest_of(plan)).encode())
+        write_whole(home / MANIFEST, manifest_text(manifest_of(plan)))
 
 
 def are_written(plan: Plan) -> bool:
@@ -53,7 +53,7 @@ def are_written(plan: Plan) -> bool:
     try:
         files = products(plan)
         return (
-            (home / MANIFEST).read_bytes() == canonical(manifest_of(plan)).encode()
+            (home / MANIFEST).read_bytes() == manifest_text(manifest_of(plan))
             and _in_product_folders(home) <= files.keys()
             and all(
                 file_sha256(home / file) == artifact.record["files"][name]["sha256"]
@@ -88,7 +88,7 @@ def _in_product_folders(home: Path) -> set[Path]:
 
 
 def manifest_of(plan: Plan) -> dict[str, Any]:
-    """The manifest; what an earlier one says of artifacts that are not on this machine is taken over."""
+    """The manifest without its checksum; of artifacts that are not on this machine it says what an earlier one says."""
     before: dict[str, dict[str, Any]] = {}
     with suppress(OSError, PrecfmError):  # it is damaged
         before = entries(RESULTS / plan.experiment)

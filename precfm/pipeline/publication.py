@@ -5,6 +5,7 @@ the manifest, and the frames that tables, figures and verdicts are made of, so t
 """
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from filelock import FileLock
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.files import remove, write_whole
-from precfm.pipeline.manifest import MANIFEST, canonical, read_manifest, without_label
+from precfm.pipeline.manifest import MANIFEST, manifest_text, read_manifest
 from precfm.pipeline.node import PUBLISHED, RESULTS
-from precfm.pipeline.plan import Plan, load_plan
+from precfm.pipeline.plan import Plan
 from precfm.pipeline.products import manifest_of, products
 from precfm.report.claims_document import merge_claims
 
@@ -50,8 +51,8 @@ def publish(plan: Plan) -> list[str]:
     too_large = [name for name in tables if frames.record["files"][name]["bytes"] > LARGEST_FRAME]
     content |= {home / "frames" / name: frames.path(name) for name in tables if name not in too_large}
     written = {file: source.read_bytes() for file, source in content.items()}
-    written[home / "frames" / "README.md"] = _about_frames(plan.experiment, too_large).encode()
-    written[home / MANIFEST] = canonical({**manifest_of(plan), "revision": made_by}).encode()
+    written[home / "frames" / "README.md"] = about_frames(plan.experiment, too_large).encode()
+    written[home / MANIFEST] = manifest_text({**manifest_of(plan), "revision": made_by})
     locks = RESULTS / ".work" / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / "publish.lock"):
@@ -64,11 +65,14 @@ def publish(plan: Plan) -> list[str]:
     return too_large
 
 
-def _about_frames(experiment: str, too_large: list[str]) -> str:
+def about_frames(experiment: str, too_large: Sequence[str]) -> str:
+    """What `frames/README.md` says."""
     text = f"The long tables that the tables, figures and verdicts of `{experiment}` are made of.\n"
     if too_large:
         names = ", ".join(f"`{name}`" for name in too_large)
-        text += f"\nLeft out, larger than 2 MB: {names}. `make reproduce EXPERIMENT={experiment}` makes them.\n"
+        text += (
+            f"\nLeft out, larger than 2 MB: {names}. `make reproduce EXPERIMENT={experiment}` makes them.\n"
+        )
     return text
 
 
@@ -101,29 +105,38 @@ def collect_claims() -> list[str]:
     Raises:
         PrecfmError: nothing is published, or a file is damaged.
     """
-    files = sorted(PUBLISHED.glob("*/claims.json"))
-    if not files:
-        raise PrecfmError(f"{PUBLISHED}: holds no verdicts; `precfm publish EXPERIMENT` puts them there")
-    made_by = {file.parent.name: _made_by(file.parent) for file in files}
-    as_json, as_markdown = merge_claims([file.read_text(encoding="utf-8") for file in files], made_by)
+    as_json, as_markdown = merged_claims()
     write_whole(PUBLISHED / "claims.json", as_json.encode())
     write_whole(PUBLISHED / "claims.md", as_markdown.encode())
-    return list(made_by)
+    return [file.parent.name for file in _verdicts()]
 
 
-def _made_by(home: Path) -> str:
-    """Which code made a published experiment: in words, with how many of its keys are those of the present plan."""
+def merged_claims() -> tuple[str, str]:
+    """The texts of `results/published/claims.json` and `claims.md`: they depend on what is published alone.
+
+    Raises:
+        PrecfmError: nothing is published, or a file is damaged.
+    """
+    files = _verdicts()
+    if not files:
+        raise PrecfmError(f"{PUBLISHED}: holds no verdicts; `precfm publish EXPERIMENT` puts them there")
+    made_by = {file.parent.name: made_by_revision(file.parent) for file in files}
+    return merge_claims([file.read_text(encoding="utf-8") for file in files], made_by)
+
+
+def _verdicts() -> list[Path]:
+    return sorted(PUBLISHED.glob("*/claims.json"))
+
+
+def made_by_revision(home: Path) -> str:
+    """Which revision made a published experiment, in words.
+
+    Raises:
+        PrecfmError: its manifest is missing or damaged.
+    """
     manifest = read_manifest(home)
     if manifest is None:
-        raise PrecfmError(
-            f"{home / MANIFEST}: missing; `git checkout -- {home / MANIFEST}` brings it back"
-        )
-    keys = {without_label(node_id) for node_id in manifest["artifacts"]}
-    try:
-        current = len(keys & {without_label(node_id) for node_id in load_plan(home.name).nodes})
-    except PrecfmError:  # its configuration is gone
-        current = 0
-    made_by = manifest.get("revision") or {"commit": "unknown", "clean": True}
-    changes = "" if made_by["clean"] else ", with changes that were not committed"
-    now = f"none of its {len(keys)} keys is" if not current else f"{current} of {len(keys)} keys are"
-    return f"made by revision {made_by['commit'][:12]}{changes}; {now} of the present code"
+        raise PrecfmError(f"{home / MANIFEST}: missing; `git checkout -- {home / MANIFEST}` brings it back")
+    revision = manifest.get("revision") or {"commit": "unknown", "clean": True}
+    changes = "" if revision["clean"] else ", with changes that were not committed"
+    return f"made by revision {revision['commit'][:12]}{changes}"
