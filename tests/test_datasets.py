@@ -6,7 +6,6 @@ import shutil
 import struct
 import zipfile
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -17,12 +16,12 @@ from PIL import Image
 
 from precfm.core.errors import PrecfmError
 from precfm.datasets.fashion_mnist import FashionMNIST
-from precfm.datasets.idx import read_idx
 from precfm.datasets.imagefolder import ImageFolder
-from precfm.datasets.images import Images, pad_to
-from precfm.datasets.mnist import MNIST
+from precfm.datasets.images import Images
+from precfm.datasets.manifest import add_source, source_manifest
+from precfm.datasets.mnist import MNIST, read_idx
 from precfm.datasets.mnist5k import MNIST5k
-from precfm.datasets.sources import add_source, fetch, source_manifest
+from precfm.datasets.sources import fetch
 from precfm.datasets.splits import make_splits
 
 REPOSITORY = Path(__file__).parents[1]
@@ -35,44 +34,46 @@ def idx(array: np.ndarray, kind: int = 8) -> bytes:
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, kind, array.ndim, *array.shape) + array.tobytes()
 
 
-@given(shape=st.lists(st.integers(0, 5), min_size=1, max_size=4), seed=st.integers(0, 99))
+@given(shape=st.lists(st.integers(1, 5), min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_idx_round_trip(tmp_path_factory: pytest.TempPathFactory, shape: list[int], seed: int) -> None:
     array = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     path = tmp_path_factory.mktemp("idx") / "file"
     path.write_bytes(idx(array))
-    np.testing.assert_array_equal(read_idx(path), array)
+    np.testing.assert_array_equal(read_idx(path, tuple(shape)), array)
     packed = path.with_suffix(".gz")
     packed.write_bytes(gzip.compress(idx(array)))
-    np.testing.assert_array_equal(read_idx(packed), array)
+    np.testing.assert_array_equal(read_idx(packed, tuple(shape)), array)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        (b"", "begins with nothing"),
-        (b"\0\0\x08", "begins with 000008"),
-        (b"PK\x03\x04abc", "begins with 504b0304"),
-        (idx(np.zeros(3, np.uint8), kind=9), "begins with 00000901"),
-        (b"\0\0\x08\0", "begins with 00000800"),
-        (b"\0\0\x08\x03\0\0\0\1", "header is truncated"),
-        (idx(np.zeros((2, 3), np.uint8))[:-1], r"announces 6 bytes for shape \(2, 3\), but there are only 5"),
-        (idx(np.zeros((2, 3), np.uint8)) + b"x", "there are more"),
-        (struct.pack(">BBBB3I", 0, 0, 8, 3, 2**31, 2**31, 2**31), "announces .* more than the"),
+        b"",
+        b"\0\0\x08\x02\0\0\0\2",
+        b"PK\x03\x04abc",
+        idx(np.zeros((2, 3), np.uint8), kind=9),
+        idx(np.zeros((3, 2), np.uint8)),
+        idx(np.zeros(6, np.uint8)),
+        idx(np.zeros((2, 3), np.uint8))[:-1],
+        idx(np.zeros((2, 3), np.uint8)) + b"x",
     ],
 )
-def test_broken_idx_files_are_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
+def test_broken_idx_files_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken-idx"
     path.write_bytes(content)
-    with pytest.raises(PrecfmError, match=f"broken-idx: .*{message}"):
-        read_idx(path)
+    with pytest.raises(PrecfmError, match=r"broken-idx: is no idx file .*\(2, 3\)"):
+        read_idx(path, (2, 3))
 
 
 def test_missing_or_unreadable_idx_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(PrecfmError, match="gone: there is no such file"):
-        read_idx(tmp_path / "gone")
+    with pytest.raises(PrecfmError, match="gone: cannot be read"):
+        read_idx(tmp_path / "gone", (1,))
     (tmp_path / "half.gz").write_bytes(gzip.compress(idx(np.zeros(500, np.uint8)))[:-12])
     with pytest.raises(PrecfmError, match=r"half.gz: cannot be read"):
-        read_idx(tmp_path / "half.gz")
+        read_idx(tmp_path / "half.gz", (500,))
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(50_000_000)))
+    with pytest.raises(PrecfmError, match=r"bomb.gz: is no idx file"):
+        read_idx(tmp_path / "bomb.gz", (500,))
 
 
 # ---- the data sets
@@ -91,11 +92,12 @@ def test_mnist5k_equals_its_table(tmp_path: Path) -> None:
     assert data.official_split is None
     padded = MNIST5k(resolution=32).load(tmp_path)
     assert torch.equal(padded.images[:, :, 2:30, 2:30], data.images)
+    assert int(padded.images.sum()) == int(data.images.sum())
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("1,2,3\n", "has shape"), ("1,256\n", "not a table"), ("a,b\n", "not a table"), (None, "no such")],
+    [("1,2,3\n", "shape"), ("1,256\n", "not a table"), ("a,b\n", "not a table"), (None, "no such")],
 )
 def test_broken_mnist5k_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
@@ -121,17 +123,8 @@ def test_mnist_is_mnist(mnist_folder: Path) -> None:
     assert data.official_split is not None
     test = data.official_split == 1
     assert torch.bincount(data.labels[test]).tolist() == [
-        980,
-        1135,
-        1032,
-        1010,
-        982,
-        892,
-        958,
-        1028,
-        974,
-        1009,
-    ]
+        980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009,
+    ]  # fmt: skip
     assert torch.bincount(data.labels[~test]).tolist() == [
         5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949,
     ]  # fmt: skip
@@ -154,12 +147,6 @@ def test_mnist_agrees_with_torchvision(mnist_folder: Path, tmp_path: Path) -> No
         assert torch.equal(ours.labels[part], published.targets)
 
 
-def test_mnist_files_of_another_shape_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(np.zeros((5, 28, 28), np.uint8)))
-    with pytest.raises(PrecfmError, match=r"train-images-idx3-ubyte: has shape \(5, 28, 28\)"):
-        MNIST().load(tmp_path)
-
-
 def test_fashion_mnist_reads_compressed_files(tmp_path: Path) -> None:
     for part, n in (("train", 60_000), ("t10k", 10_000)):
         for kind, shape in (("images-idx3", (n, 28, 28)), ("labels-idx1", (n,))):
@@ -172,39 +159,25 @@ def test_fashion_mnist_reads_compressed_files(tmp_path: Path) -> None:
     assert torch.equal(data.official_split == 1, data.labels == 3)
 
 
-@pytest.mark.parametrize("dataset", [MNIST5k, MNIST, FashionMNIST, ImageFolder])
-def test_options_are_plain_keywords_with_defaults(dataset: type) -> None:
-    hints = get_type_hints(dataset.__init__)
-    assert "resolution" in hints
-    for name, kind in hints.items():
-        assert (
-            name == "return" or kind in (int, str) or all(isinstance(value, int) for value in get_args(kind))
-        )
+@pytest.mark.parametrize("dataset", [MNIST5k, MNIST, FashionMNIST])
+def test_impossible_resolutions_are_refused(dataset: type) -> None:
+    with pytest.raises(PrecfmError, match="resolution: got 30"):
+        dataset(resolution=30)
 
 
 def test_images_that_do_not_fit_are_refused() -> None:
     images, labels = torch.zeros(3, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1, 1])
     Images(images, labels, ("a", "b"))
     for arguments, message in (
-        ((images.float(), labels, ("a", "b")), "expected uint8"),
-        ((images, labels[:2], ("a", "b")), "labels: expected int64"),
-        ((images, labels.int(), ("a", "b")), "labels: expected int64"),
-        ((images, labels, ("a",)), "0 to 1, but there are 1 class names"),
-        ((images, labels - 1, ("a", "b")), "-1 to 0"),
-        ((images, labels, ("a", "b"), labels[:1]), "official_split: expected"),
+        ((images.float(), labels, ("a", "b")), "images"),
+        ((images, labels[:2], ("a", "b")), "labels"),
+        ((images, labels.int(), ("a", "b")), "labels"),
+        ((images, labels, ("a",)), "labels"),
+        ((images, labels - 1, ("a", "b")), "labels"),
+        ((images, labels, ("a", "b"), labels[:1]), "official_split"),
     ):
         with pytest.raises(PrecfmError, match=message):
             Images(*arguments)  # type: ignore[arg-type]
-
-
-def test_padding_keeps_the_image_in_the_middle() -> None:
-    image = torch.arange(16, dtype=torch.uint8).reshape(1, 1, 4, 4) + 1
-    padded = pad_to(image, 8)
-    assert torch.equal(padded[..., 2:6, 2:6], image)
-    assert int(padded.sum()) == int(image.sum())
-    for impossible in (3, 5, 7):
-        with pytest.raises(PrecfmError, match=f"resolution: {impossible}"):
-            pad_to(image, impossible)
 
 
 # ---- image folders
@@ -331,7 +304,7 @@ def test_images_without_folders_are_one_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"resolution": 0}, "resolution: got 0"), ({"channels": 2}, "channels: 2")]
+    ("options", "message"), [({"resolution": 0}, "resolution: got 0"), ({"channels": 2}, "channels: got 2")]
 )
 def test_impossible_image_options_are_refused(options: dict[str, int], message: str) -> None:
     with pytest.raises(PrecfmError, match=message):
@@ -399,9 +372,9 @@ def test_names_and_places_that_cannot_be_added(photos: Path, tmp_path: Path) -> 
     before = sources_file.read_bytes()
     (tmp_path / "empty").mkdir()
     cases = [
-        ("mnist", photos, "'mnist' is a published data set"),
-        ("My Photos", photos, "'My Photos' should consist of"),
-        ("x:\n  y", photos, "should consist of"),
+        ("mnist", photos, "name: 'mnist'"),
+        ("My Photos", photos, "name: got 'My Photos'"),
+        ("x:\n  y", photos, "name: got"),
         ("mine", tmp_path / "nowhere", "neither a folder nor a zip"),
         ("mine", tmp_path / "empty", "holds no images"),
         ("mine", zipped(tmp_path / "empty", tmp_path / "empty.zip"), "holds no images"),

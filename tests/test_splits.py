@@ -88,8 +88,8 @@ def test_official_split_is_obeyed() -> None:
         ((None, 1, 11), True, r"splits.heldout: 11 .* only 10 of the official test images"),
         ((10, 1, 1), True, r"splits.train: 10 .* only 9 of the official training images"),
         ((None, 20, 0), False, r"splits.train: 0 images hold none of class 0"),
-        ((None, -1, 0), False, r"splits.validation: -1 is negative"),
-        ((-3, 1, 0), False, r"splits.train: -3 is negative"),
+        ((None, -1, 0), False, r"validation: got -1"),
+        ((-3, 1, 0), False, r"train: got -3"),
     ],
 )
 def test_too_few_images_are_told(sizes: tuple[int | None, int, int], official: bool, message: str) -> None:

@@ -10,12 +10,13 @@ from typing import IO, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+from tqdm import tqdm
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, checked
-from precfm.core.progress import progress_bar
 from precfm.datasets.image_names import class_name, image_names, names_below
 from precfm.datasets.images import Images
 
@@ -45,16 +46,16 @@ class ImageFolder:
         resolution: height and width in pixels.
         channels: 3 for colour, 1 for grey.
 
-    Raises:
-        PrecfmError: an argument is impossible.
+    Attributes:
+        counts: empty: only the files tell how many images there are.
     """
+
+    counts: tuple[int, ...] = ()
 
     @checked
     def __init__(
         self, *, source: str = "imagefolder", resolution: Count = 64, channels: Literal[1, 3] = 3
     ) -> None:
-        if channels not in (1, 3):
-            raise PrecfmError(f"channels: {channels} should be 1 (grey) or 3 (colour)")
         self.source = source
         self.resolution = resolution
         self.channels = channels
@@ -82,15 +83,13 @@ class ImageFolder:
             pixels = torch.empty(
                 len(names), self.channels, self.resolution, self.resolution, dtype=torch.uint8
             )
-            with progress_bar(len(names), "reading images") as progress:
-                for row, name in enumerate(names):
-                    pixels[row] = torch.from_numpy(self._read(where, name, open_image))
-                    progress.update()
+            for row, name in enumerate(tqdm(names, "reading images", leave=False, disable=None)):
+                pixels[row] = self._read(where, name, open_image)
         labels = torch.tensor([known.index(name) for name in classes], dtype=torch.int64)
         return Images(pixels, labels, tuple(name or WITHOUT_FOLDER for name in known))
 
-    def _read(self, where: Path, name: str, open_image: _Open) -> NDArray[np.uint8]:
-        """One image, shape (channels, resolution, resolution)."""
+    def _read(self, where: Path, name: str, open_image: _Open) -> Tensor:
+        """One image, uint8, shape (channels, resolution, resolution)."""
         try:
             with open_image(name) as stream, Image.open(stream) as image:
                 upright = ImageOps.exif_transpose(image)
@@ -101,8 +100,8 @@ class ImageFolder:
             raise PrecfmError(
                 f"{where}: image '{name}' is corrupt ({reason}); replace or remove it"
             ) from None
-        array = np.array(square, dtype=np.uint8).reshape(self.resolution, self.resolution, self.channels)
-        return np.ascontiguousarray(array.transpose(2, 0, 1))
+        pixels: Tensor = pil_to_tensor(square)
+        return pixels
 
 
 def _without_depth_and_alpha(image: Image.Image) -> Image.Image:

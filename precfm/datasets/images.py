@@ -1,10 +1,13 @@
-"""What a data set hands over: images in memory with their labels."""
+"""What a data set hands over: images in memory with their labels.
+
+A data set is a class with `load(folder) -> Images`, and `counts`: the number of its images, or of the official training
+and test images; empty where only the files tell.
+"""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from precfm.core.errors import PrecfmError
 
@@ -46,29 +49,3 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.images)
-
-
-def pad_to(images: Tensor, resolution: int) -> Tensor:
-    """Put square images into the middle of larger, black ones.
-
-    Args:
-        images: Tensor, shape (n, channels, size, size).
-        resolution: the new size; it exceeds the old one by an even number, or equals it.
-
-    Returns:
-        Tensor, shape (n, channels, resolution, resolution).
-
-    Raises:
-        PrecfmError: the image would not sit in the middle.
-
-    Example:
-        >>> pad_to(torch.ones(1, 1, 28, 28), 32).shape
-        torch.Size([1, 1, 32, 32])
-    """
-    margin, odd = divmod(resolution - images.shape[-1], 2)
-    if odd or margin < 0:
-        size = images.shape[-1]
-        raise PrecfmError(
-            f"resolution: {resolution} is impossible for images of {size} pixels; try {size} or {size + 4}"
-        )
-    return pad(images, (margin, margin, margin, margin)) if margin else images

@@ -1,17 +1,19 @@
 """MNIST: 70,000 handwritten digits, with the official division into training and test images."""
 
+import gzip
+import struct
+import zlib
+from math import prod
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
 
 from precfm.core.errors import PrecfmError
-from precfm.datasets.idx import read_idx
-from precfm.datasets.images import OFFICIAL_TEST, OFFICIAL_TRAIN, Images, pad_to
-
-PARTS = (("train", OFFICIAL_TRAIN, 60_000), ("t10k", OFFICIAL_TEST, 10_000))
+from precfm.core.options import checked
+from precfm.datasets.images import OFFICIAL_TEST, OFFICIAL_TRAIN, Images
 
 
 class MNIST:
@@ -20,10 +22,20 @@ class MNIST:
     Args:
         resolution: 28, or 32 for a black margin of two pixels.
 
+    Attributes:
+        counts: the official training and test images.
+        class_names: the name of each class.
+        suffix: what is added to the official file names.
+
     References:
         LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998.
     """
 
+    counts: tuple[int, ...] = (60_000, 10_000)
+    class_names: tuple[str, ...] = tuple("0123456789")
+    suffix: str = ""
+
+    @checked
     def __init__(self, *, resolution: Literal[28, 32] = 28) -> None:
         self.resolution = resolution
 
@@ -37,40 +49,48 @@ class MNIST:
             70,000 images of one channel, with `official_split`.
 
         Raises:
-            PrecfmError: a file is missing, broken, or not MNIST's.
+            PrecfmError: a file is missing, broken, or does not have the official shape.
         """
-        return load_idx_folder(folder, tuple("0123456789"), self.resolution)
+        images, labels = [], []
+        for part, n in zip(("train", "t10k"), self.counts, strict=True):
+            images.append(read_idx(folder / f"{part}-images-idx3-ubyte{self.suffix}", (n, 28, 28)))
+            labels.append(read_idx(folder / f"{part}-labels-idx1-ubyte{self.suffix}", (n,)))
+        margin = (self.resolution - 28) // 2
+        parts = torch.tensor([OFFICIAL_TRAIN, OFFICIAL_TEST])
+        return Images(
+            images=pad(torch.cat(images)[:, None], [margin] * 4),
+            labels=torch.cat(labels).long(),
+            class_names=self.class_names,
+            official_split=parts.repeat_interleave(torch.tensor(self.counts)),
+        )
 
 
-def load_idx_folder(folder: Path, class_names: tuple[str, ...], resolution: int, suffix: str = "") -> Images:
-    """Read a data set that is published as MNIST is: four idx files, official training and test images.
+def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """Read an idx file of unsigned bytes, whose shape is known; one that ends in `.gz` is decompressed on the way.
+
+    The format: two zero bytes, the type of the elements (8: unsigned byte), the number of dimensions, each dimension
+    as a big-endian 32-bit integer, then the elements in row-major order and nothing more.
 
     Args:
-        folder: where the files lie.
-        class_names: the name of each class.
-        resolution: the size of the images in pixels, 28 or more; they get a black margin.
-        suffix: what is added to the official file names, such as ".gz".
+        path: the file.
+        shape: what its header must state.
 
     Returns:
-        70,000 images of one channel, training images first.
+        Tensor of that shape, uint8.
 
     Raises:
-        PrecfmError: a file is missing, broken, or does not have the official shape.
+        PrecfmError: the file cannot be read, or is not one of that shape.
+
+    References:
+        LeCun, Cortes, Burges, "The MNIST database of handwritten digits", section "File formats".
     """
-    images: list[NDArray[np.uint8]] = []
-    labels: list[NDArray[np.uint8]] = []
-    split: list[NDArray[np.int64]] = []
-    for part, membership, n in PARTS:
-        for kind, shape, column in (("images-idx3", (n, 28, 28), images), ("labels-idx1", (n,), labels)):
-            path = folder / f"{part}-{kind}-ubyte{suffix}"
-            array = read_idx(path)
-            if array.shape != shape:
-                raise PrecfmError(f"{path}: has shape {array.shape}, expected {shape}")
-            column.append(array)
-        split.append(np.full(n, membership, np.int64))
-    return Images(
-        images=pad_to(torch.from_numpy(np.concatenate(images)[:, None]), resolution),
-        labels=torch.from_numpy(np.concatenate(labels).astype(np.int64)),
-        class_names=class_names,
-        official_split=torch.from_numpy(np.concatenate(split)),
-    )
+    header = struct.pack(f">4B{len(shape)}I", 0, 0, 8, len(shape), *shape)
+    size = len(header) + prod(shape)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            content = bytearray(stream.read(size + 1))
+    except (OSError, EOFError, zlib.error) as error:
+        raise PrecfmError(f"{path}: cannot be read ({error}); fetch the data again") from None
+    if not content.startswith(header) or len(content) != size:
+        raise PrecfmError(f"{path}: is no idx file of {size} bytes and shape {shape}; fetch the data again")
+    return torch.frombuffer(content, dtype=torch.uint8, offset=len(header)).reshape(shape)

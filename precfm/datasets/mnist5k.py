@@ -5,12 +5,13 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from precfm.core.errors import PrecfmError
-from precfm.datasets.images import Images, pad_to
+from precfm.core.options import checked
+from precfm.datasets.images import Images
 
 FILE = "mnist_5k.csv"
-IMAGES, PIXELS, CLASSES = 5_000, 784, 10
 
 
 class MNIST5k:
@@ -18,8 +19,14 @@ class MNIST5k:
 
     Args:
         resolution: 28, or 32 for a black margin of two pixels.
+
+    Attributes:
+        counts: the number of images.
     """
 
+    counts: tuple[int, ...] = (5_000,)
+
+    @checked
     def __init__(self, *, resolution: Literal[28, 32] = 28) -> None:
         self.resolution = resolution
 
@@ -35,15 +42,15 @@ class MNIST5k:
         Raises:
             PrecfmError: the file is missing, or is not the table that it should be.
         """
-        path = folder / FILE
+        path, shape = folder / FILE, (*self.counts, 28 * 28 + 1)
         try:
-            table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
+            table = torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.uint8))
         except FileNotFoundError:
             raise PrecfmError(f"{path}: there is no such file; fetch the data first") from None
         except (ValueError, OverflowError) as error:
             raise PrecfmError(f"{path}: is not a table of numbers from 0 to 255 ({error})") from None
-        if table.shape != (IMAGES, PIXELS + 1):
-            raise PrecfmError(f"{path}: has shape {table.shape}, expected {(IMAGES, PIXELS + 1)}")
-        images = torch.from_numpy(table[:, :PIXELS].reshape(IMAGES, 1, 28, 28).copy())
-        labels = torch.from_numpy(table[:, PIXELS].astype(np.int64))
-        return Images(pad_to(images, self.resolution), labels, tuple(str(digit) for digit in range(CLASSES)))
+        if table.shape != shape:
+            raise PrecfmError(f"{path}: has shape {tuple(table.shape)}; {shape} is needed")
+        images = table[:, :-1].reshape(-1, 1, 28, 28)
+        margin = (self.resolution - 28) // 2
+        return Images(pad(images, [margin] * 4), table[:, -1].long(), tuple("0123456789"))

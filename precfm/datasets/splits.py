@@ -6,18 +6,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
+from precfm.core.options import Natural, checked
 from precfm.datasets.images import OFFICIAL_TEST, OFFICIAL_TRAIN
 
 Indices = NDArray[np.int64]
 
 
+@checked
 def make_splits(
     labels: Tensor,
     *,
-    train: int | None,
-    validation: int,
-    heldout: int,
-    seed: int,
+    train: Natural | None,
+    validation: Natural,
+    heldout: Natural,
+    seed: Natural,
     official_split: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Divide a data set.
@@ -49,9 +51,6 @@ def make_splits(
         >>> {name: len(indices) for name, indices in parts.items()}
         {'train': 10, 'validation': 4, 'heldout': 6}
     """
-    for name, size in (("train", train), ("validation", validation), ("heldout", heldout), ("seed", seed)):
-        if size is not None and size < 0:
-            raise PrecfmError(f"splits.{name}: {size} is negative")
     classes = labels.cpu().numpy()
     bits = np.random.PCG64(seed)
     order = np.argsort(bits.random_raw(len(classes)), kind="stable").astype(np.int64)
@@ -97,9 +96,8 @@ def _stratified(classes: NDArray[np.int64], pool: Indices, size: int, name: str,
     _, member, counts = np.unique(classes[pool], return_inverse=True, return_counts=True)
     quotas = _shares(counts.astype(np.int64), size)
     rank = np.empty(len(pool), np.int64)  # the how-many-th image of its class
-    for index in range(len(counts)):
-        of_class = member == index
-        rank[of_class] = np.arange(counts[index])
+    for index, count in enumerate(counts):
+        rank[member == index] = np.arange(count)
     return pool[rank < quotas[member]]
 
 
