@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import optimize, stats
 
 CONFIDENCE = 0.95
 INDICATIVE_BELOW = 5  # seeds: with fewer, a comparison is at most indicative
@@ -75,14 +75,14 @@ def geometric_estimate(values: ArrayLike, *, confidence: float = CONFIDENCE) -> 
 def smallest_resolvable(
     differences: ArrayLike, *, confidence: float = CONFIDENCE, power: float = 0.8
 ) -> float:
-    """The true mean difference that a paired t test of this size would find with the stated power.
+    """The true mean difference that a two-sided paired t test of this size finds with the stated probability.
 
-    (t_{1 - alpha/2} + t_{power}) s / sqrt(n), both quantiles with n - 1 degrees of freedom and s the standard
-    deviation of the paired differences: the reader's guard against taking "not significant" for "no effect".
+    The reader's guard against taking "not significant" for "no effect". Exact, given the standard deviation: the
+    power is averaged over the law of its estimate, a chi law. (The non-central t of scipy is NaN for two pairs.)
 
     Args:
         differences: shape (n,), paired differences; fewer than two give NaN.
-        confidence: one minus the two-sided level of the test.
+        confidence: one minus the level of the test.
         power: probability of finding that difference.
 
     References:
@@ -92,8 +92,19 @@ def smallest_resolvable(
     n = sample.size
     if n < 2:
         return math.nan
-    quantiles = stats.t.ppf(0.5 + confidence / 2, n - 1) + stats.t.ppf(power, n - 1)
-    return float(quantiles * sample.std(ddof=1) / math.sqrt(n))
+    critical = float(stats.t.ppf(0.5 + confidence / 2, n - 1))
+    quantiles = (np.arange(4096) + 0.5) / 4096
+    thresholds = critical * np.sqrt(stats.chi2.ppf(quantiles, n - 1) / (n - 1))
+
+    def excess(effect: float) -> float:
+        found = stats.norm.sf(thresholds - effect) + stats.norm.sf(thresholds + effect)
+        return float(found.mean()) - power
+
+    high = critical + 4.0
+    while excess(high) < 0:
+        high *= 2
+    effect = float(optimize.brentq(excess, 0.0, high))  # in standard errors
+    return effect * float(sample.std(ddof=1)) / math.sqrt(n)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
