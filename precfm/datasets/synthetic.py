@@ -8,15 +8,21 @@ what the scale does from what the condition number does.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
+from precfm.core.options import Count, NotNegative, Positive, checked
 from precfm.core.seeds import derived_seed, generator_for
 
+ConditionNumber = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
-def spectrum(dim: int, condition_number: float) -> Tensor:
+
+@checked
+def spectrum(dim: Count, condition_number: ConditionNumber) -> Tensor:
     """Eigenvalues in geometric progression with a given condition number and mean one.
 
     Args:
@@ -35,12 +41,8 @@ def spectrum(dim: int, condition_number: float) -> Tensor:
         >>> round(float(values[-1] / values[0]), 9), round(float(values.mean()), 9)
         (100.0, 1.0)
     """
-    if dim < 1:
-        raise PrecfmError(f"dim is {dim}; a spectrum has at least 1 eigenvalue")
-    if not 1 <= condition_number < math.inf:
-        raise PrecfmError(f"condition_number is {condition_number}; it must be finite and at least 1")
     if dim == 1 and condition_number != 1:
-        raise PrecfmError(f"condition_number is {condition_number} in dimension 1; there it can only be 1")
+        raise PrecfmError(f"condition_number: got {condition_number}; in dimension 1 it can only be 1")
     values = torch.logspace(-math.log10(condition_number), 0, dim, dtype=torch.float64)
     return values / values.mean()
 
@@ -91,17 +93,16 @@ class Gaussian:
         dim = len(self.eigenvalues)
         if self.basis.shape != (dim, dim) or self.mean.shape != (dim,):
             raise PrecfmError(
-                f"basis and mean have shapes {tuple(self.basis.shape)} and {tuple(self.mean.shape)}; "
-                f"with {dim} eigenvalues they must be {(dim, dim)} and {(dim,)}"
+                f"basis, mean: got shapes {tuple(self.basis.shape)} and {tuple(self.mean.shape)}; "
+                f"{(dim, dim)} and {(dim,)} are needed with {dim} eigenvalues"
             )
-        bad = ~(self.eigenvalues.isfinite() & (self.eigenvalues >= 0))
-        if bad.any():
-            i = int(bad.nonzero()[0])
-            value = float(self.eigenvalues[i])
-            raise PrecfmError(f"eigenvalue {i} is {value:.3g}; it must be finite and not negative")
+        if not bool((self.eigenvalues.isfinite() & (self.eigenvalues >= 0)).all()):
+            raise PrecfmError(
+                f"eigenvalues: got {self.eigenvalues.tolist()}; finite ones, none negative, are needed"
+            )
         identity = torch.eye(dim, dtype=self.basis.dtype)
         if not torch.allclose(self.basis.T @ self.basis, identity, atol=1e-8):
-            raise PrecfmError("basis is not orthogonal; its columns must be orthonormal eigenvectors")
+            raise PrecfmError("basis: its columns are not orthonormal; an orthogonal matrix is needed")
 
     @property
     def dim(self) -> int:
@@ -165,18 +166,15 @@ class Mixture:
     def __post_init__(self) -> None:
         if not self.components or self.weights.shape != (len(self.components),):
             raise PrecfmError(
-                f"weights have shape {tuple(self.weights.shape)}; it must be ({len(self.components)},), "
-                "one for each of at least 1 component"
+                f"weights: got {self.weights.tolist()}; one for each of the {len(self.components)} components is needed"
             )
-        if not bool((self.weights > 0).all()):
-            i = int((~(self.weights > 0)).nonzero()[0])
-            raise PrecfmError(f"weight {i} is {float(self.weights[i]):.6g}; every weight must be positive")
-        total = float(self.weights.sum())
-        if abs(total - 1) > 1e-9:
-            raise PrecfmError(f"weights sum to {total:.6g}; they must sum to 1")
-        dims = {component.dim for component in self.components}
+        if not bool((self.weights > 0).all()) or abs(float(self.weights.sum()) - 1) > 1e-9:
+            raise PrecfmError(
+                f"weights: got {self.weights.tolist()}; positive ones with the sum 1 are needed"
+            )
+        dims = sorted({component.dim for component in self.components})
         if len(dims) > 1:
-            raise PrecfmError(f"components have the dimensions {sorted(dims)}; they must be equal")
+            raise PrecfmError(f"components: got dimensions {dims}; equal ones are needed")
 
     @property
     def dim(self) -> int:
@@ -210,13 +208,14 @@ class Mixture:
         return x, labels
 
 
+@checked
 def mixture(
-    dim: int,
-    condition_numbers: Sequence[float],
-    weights: Sequence[float] | None = None,
+    dim: Count,
+    condition_numbers: Annotated[Sequence[ConditionNumber], Field(min_length=1)],
+    weights: Sequence[Positive] | None = None,
     *,
-    scales: Sequence[float] | None = None,
-    separation: float = 4.0,
+    scales: Sequence[Positive] | None = None,
+    separation: NotNegative = 4.0,
     seed: int = 0,
 ) -> Mixture:
     """A mixture whose components differ in conditioning, each with a rotation of its own.
@@ -245,18 +244,12 @@ def mixture(
         [1, 10, 100]
     """
     count = len(condition_numbers)
-    if weights is None:
-        w = torch.full((count,), 1 / max(count, 1), dtype=torch.float64)
-    else:
-        w = torch.tensor(list(weights), dtype=torch.float64)
-    if len(w) != count:
-        raise PrecfmError(f"weights has {len(w)} numbers; it must have {count}, one for each component")
     factors = [1.0] * count if scales is None else list(scales)
-    if len(factors) != count:
-        raise PrecfmError(f"scales has {len(factors)} numbers; it must have {count}, one for each component")
-    for k, factor in enumerate(factors):
-        if not 0 < factor < math.inf:
-            raise PrecfmError(f"scale {k} is {factor}; it must be positive and finite")
+    shares = [1 / count] * count if weights is None else list(weights)
+    for name, numbers in (("weights", shares), ("scales", factors)):
+        if len(numbers) != count:
+            raise PrecfmError(f"{name}: got {numbers}; {count} are needed, one for each component")
+    w = torch.tensor(shares, dtype=torch.float64)
     generator = generator_for(seed, "mixture means", dim)
     means = torch.randn(count, dim, generator=generator, dtype=torch.float64)
     means = separation * means / means.norm(dim=1, keepdim=True)
