@@ -13,9 +13,11 @@ import sys
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from precfm.core.errors import PrecfmError
+
+Base = TypeVar("Base")
 
 REGISTRY: dict[str, dict[str, str]] = {
     "preconditioners": {
@@ -166,6 +168,26 @@ def load(group: str, name: str, *, imported: bool = False) -> Any:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise PrecfmError(f"{group}: got '{name}', which cannot be imported ({error})") from None
+
+
+def load_class(group: str, name: str, base: type[Base], *, imported: bool = False) -> type[Base]:
+    """The class that a name stands for, of a given kind.
+
+    Any name out of a file comes through here before it is called: `os:system` has been imported, too.
+
+    Args:
+        group: of the registry, such as `preconditioners`.
+        name: a registered name or an import string.
+        base: what the class must derive from.
+        imported: as in `load`.
+
+    Raises:
+        PrecfmError: as `load`, or the name stands for something else.
+    """
+    found = load(group, name, imported=imported)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise PrecfmError(f"{group}: got '{name}', which is no {base.__name__}; a class derived from it is needed")
+    return found
 
 
 def build(group: str, spec: Mapping[str, Any], **filled_in: Any) -> Any:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from precfm.core.errors import PrecfmError
-from precfm.core.registry import build, load
+from precfm.core.registry import build, load_class
 from precfm.core.seeds import seeded_module
 
 
@@ -53,7 +53,7 @@ def load_network(folder: Path, device: str = "cpu") -> nn.Module:
     """
     try:
         description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        network_class = load(description["group"], description["name"], imported=True)
+        network_class = load_class(description["group"], description["name"], nn.Module, imported=True)
         network: nn.Module = network_class(**description["options"])
         network.load_state_dict(load_file(folder / "model.safetensors"))
     except PrecfmError:
