@@ -132,31 +132,29 @@ def garbage() -> None:
 @app.command("export")
 def export_results(
     names: Annotated[list[str], typer.Argument(help="EXPERIMENT, EXPERIMENT/KIND or KIND/LABEL-KEY.")],
-    to: Annotated[Path, typer.Option(help="A new or empty folder.")],
-    max_size: Annotated[str, typer.Option(help="No file is larger: 16MiB, 2GB, ...")] = "1GiB",
+    to: Annotated[Path, typer.Option(help="A new file, such as out.tar.")],
 ) -> None:
-    """Pack artifacts into tar files of bounded size, with a manifest of their checksums."""
-    from precfm.audit.archive import export_artifacts, find_artifacts, parse_size
+    """Write artifacts into one tar file, with the checksums of all their files."""
+    from precfm.audit.archive import export_artifacts, find_artifacts
 
-    manifest = export_artifacts(find_artifacts(names), to, parse_size(max_size))
-    files = [file for volume in manifest.volumes for file in volume.files]
-    count, size = sum(len(volume.artifacts) for volume in manifest.volumes), sum(file.bytes for file in files)
-    typer.echo(f"{to}: {count} artifacts in {len(files)} files, {size / 1e6:.1f} MB, and their manifest")
+    folders = find_artifacts(names)
+    export_artifacts(folders, to)
+    typer.echo(f"{to}: {len(folders)} artifacts, {to.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command("import")
 def import_results(
-    places: Annotated[list[Path], typer.Argument(help="Folders made by `precfm export`, or files of them.")],
+    file: Annotated[Path, typer.Argument(help="A file of `precfm export`.")],
 ) -> None:
-    """Verify exported artifacts and put them in place; nothing that is here already is changed."""
+    """Verify exported artifacts and put them in place; nothing that is there already is changed."""
     from precfm.audit.archive import import_artifacts
 
-    done = import_artifacts(places)
-    typer.echo(f"{len(done.placed)} artifacts put in place, {len(done.kept)} were here already")
+    done = import_artifacts(file)
+    typer.echo(f"{len(done.placed)} artifacts put in place, {len(done.kept)} were there already")
     for name in done.different:
-        typer.echo(f"{name}: is here with other bytes, and was left as it is")
+        typer.echo(f"{name}: is there with other bytes, and was left as it is")
     for name in done.refused:
-        typer.echo(f"{name}: refused, it is not what a manifest in results/ says of it", err=True)
+        typer.echo(f"{name}: refused, since a manifest of this project says otherwise", err=True)
     if done.refused:
         raise typer.Exit(1)
 
@@ -164,21 +162,22 @@ def import_results(
 @app.command()
 def doctor(
     network: Annotated[bool, typer.Option("--network", help="Also try to reach data sources.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the diagnoses as JSON.")] = False,
 ) -> None:
     """Look whether this machine can run the pipeline, and say what to do; exit code 1 if it cannot."""
     import json
+    from dataclasses import asdict
 
     from precfm.audit.doctor import examine
 
-    findings = []
-    for finding in examine(network=network):
-        findings.append(finding)
+    diagnoses = []
+    for diagnosis in examine(network=network):
+        diagnoses.append(diagnosis)
         if not as_json:
-            typer.echo(str(finding))
-    well = all(finding.status != "problem" for finding in findings)
+            typer.echo(str(diagnosis))
+    well = all(diagnosis.status != "problem" for diagnosis in diagnoses)
     if as_json:
-        typer.echo(json.dumps({"ok": well, "findings": [each.to_json() for each in findings]}, indent=1))
+        typer.echo(json.dumps({"ok": well, "diagnoses": [asdict(each) for each in diagnoses]}, indent=1))
     if not well:
         raise typer.Exit(1)
 
@@ -229,14 +228,14 @@ def metrics(
 @app.command()
 def audit(
     experiments: Annotated[
-        list[str] | None, typer.Argument(help="Experiments; default: all in results/.")
+        list[str] | None, typer.Argument(help="Experiments; default: all, local and published.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     against: Annotated[
-        str | None, typer.Option(help="git:REVISION or a folder whose published numbers are compared, too.")
+        str | None, typer.Option(help="git:REVISION or a folder whose numbers are compared, too.")
     ] = None,
 ) -> None:
-    """Check all of results/ against checksums, plan, ledger and machine; exit code 1 with errors, 2 if misused."""
+    """Check results/ against checksums, plan, ledger and machine; exit code 1 with errors, 2 if misused."""
     import json
 
     from precfm.audit.integrity import audit as audit_results
@@ -247,7 +246,7 @@ def audit(
         typer.echo(f"precfm: {error}", err=True)
         raise typer.Exit(2) from None
     typer.echo(json.dumps(report.to_json(), indent=1) if as_json else "\n".join(report.lines()))
-    if not report.clean:
+    if report.errors:
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""Published numbers of two runs, compared with the tolerance for other machines.
+"""Numbers of two runs, compared with the tolerance for other machines: `precfm audit --against`.
 
 One machine makes equal bytes. Another processor, GPU, thread count or torch rounds differently; training amplifies
 that, so its numbers agree only as far as training itself is reproducible. Two numbers agree
@@ -19,144 +19,133 @@ import io
 import json
 import math
 import os
-from collections.abc import Hashable, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from precfm.audit.git import asked, committed
+from precfm.audit.git import asked
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.node import RESULTS
 
 if TYPE_CHECKING:
     import pandas as pd
 
+PUBLISHED = RESULTS / "published"
 RELATIVE = 0.05
 ABSOLUTE = 1e-6
 SMALL_FACTOR = 5.0
 ROUNDING = 1e-14  # some dozens of units in the last place of 1
 MIN_SEEDS = 3
 HALF_WIDTHS = 2.0
-_FROM_SEEDS = ("low", "high", "p", "p_holm", "resolvable")
-_TEXTS = {"note", "reason", "text", "smallest_effect"}
-_INTEGERS = {"step", "seed", "n_real", "n_generated"}
+_FROM_SEEDS = {"low", "high", "p", "p_holm", "resolvable"}
 _OUTCOMES = {"outcome", "indicative"}  # texts that are results
+_NOT_COMPARED = {"note", "reason", "text", "smallest_effect"}
+_NAMES = {"step", "seed", "n_real", "n_generated"}  # numbers that say what a row is about
 
 Judgement = Literal["equal", "near", "interval", "unjudged", "beyond"]
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One published file of two runs.
+    """One file of numbers of two runs.
 
     Attributes:
-        file: below results/.
+        file: its path below the experiment.
         rows: how many rows both have.
-        only_here: rows that only this run has.
-        only_there: rows that only the other one has.
-        largest: the largest relative difference; None without a number that differs by more than small numbers may.
-        at: the row and column of the largest difference.
-        apart: how many numbers differ by more than the relative tolerance, and by more than small numbers may.
+        largest: the largest relative difference between numbers, those aside that differ as small ones may.
+        at: its row and column.
+        apart: how many numbers differ by more than `RELATIVE`, and by more than small ones may.
         by_intervals: how many of these agree through their intervals alone.
         unjudged: how many of these agree through the intervals of two seeds alone, which say nothing.
-        beyond: rows and columns that differ by more than the tolerance, or that only one of them has.
+        beyond: what differs by more than the tolerance, or is only in one of the runs.
     """
 
     file: str
-    rows: int
-    only_here: int
-    only_there: int
-    largest: float | None
-    at: str
-    apart: int
-    by_intervals: int
-    unjudged: int
-    beyond: tuple[str, ...]
+    rows: int = 0
+    largest: float = 0.0
+    at: str = ""
+    apart: int = 0
+    by_intervals: int = 0
+    unjudged: int = 0
+    beyond: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        told = f"{self.file}: {self.rows} rows"
-        if self.largest is None:
-            told += ", no difference" if not self.beyond else f", {len(self.beyond)} differences"
-        else:
-            told += f", largest relative difference {self.largest:.2g} at {self.at}"
+        parts = [f"{self.file}: {self.rows} rows, {len(self.beyond)} differences beyond the tolerance"]
+        if self.largest:
+            parts.append(f"largest relative difference {self.largest:.2g} at {self.at}")
         if self.apart:
-            told += (
-                f"; {self.apart} numbers differ by more than {RELATIVE:.0%}: {self.by_intervals} of them agree only "
+            parts.append(
+                f"{self.apart} numbers differ by more than {RELATIVE:.0%}: {self.by_intervals} of them agree only "
                 f"through intervals, {self.unjudged} cannot be judged"
             )
-        if self.only_here + self.only_there:
-            told += f"; {self.only_here} rows only here, {self.only_there} only there"
-        return told
+        return "; ".join(parts)
 
 
-def published_here(experiment: str, results: Path = RESULTS) -> dict[str, bytes]:
-    """The contents of an experiment's tables and verdicts, by path below results/."""
-    home = results / experiment
+def numbers_in(home: Path) -> dict[str, bytes]:
+    """The contents of an experiment's tables and verdicts, by path below its folder."""
     files = [*sorted(home.glob("tables/*.csv")), home / "claims.json"]
-    return {file.relative_to(results).as_posix(): file.read_bytes() for file in files if file.is_file()}
+    return {file.relative_to(home).as_posix(): file.read_bytes() for file in files if file.is_file()}
 
 
-def published_in(place: str, experiment: str) -> dict[str, bytes]:
-    """The same of another run.
+def numbers_here(experiment: str) -> dict[str, bytes]:
+    """The numbers that this machine made, or else the published ones."""
+    return numbers_in(RESULTS / experiment) or numbers_in(PUBLISHED / experiment)
+
+
+def numbers_there(place: str, experiment: str) -> dict[str, bytes]:
+    """The numbers of another run.
 
     Args:
-        place: `git:REVISION`, or a folder: another checkout, or its results folder.
+        place: `git:REVISION`, for what was published there, or a folder: another checkout, or its `results` or
+            `results/published`.
         experiment: its name.
 
     Raises:
-        PrecfmError: there is no such revision or folder, or it cannot be read.
+        PrecfmError: there is no such revision or folder, or it is this run itself.
     """
-    if not place.startswith("git:"):
-        folder = Path(place)
-        if not place or not folder.is_dir():
-            raise PrecfmError(f"against: {place!r} is no folder; a folder or git:REVISION is needed")
-        results = folder / RESULTS if (folder / RESULTS).is_dir() else folder
-        if results.resolve() == RESULTS.resolve():
-            raise PrecfmError(
-                f"against: {place!r} is this run itself; another folder or git:REVISION is needed"
-            )
-        return published_here(experiment, results)
-    name = place.removeprefix("git:")
+    if place.startswith("git:"):
+        return _numbers_of(place.removeprefix("git:"), PUBLISHED / experiment)
+    folder = Path(place)
+    if not place or not folder.is_dir():
+        raise PrecfmError(f"against: {place!r} is no folder; a folder or git:REVISION is needed")
+    if folder.resolve() in (Path.cwd(), RESULTS.resolve()):
+        raise PrecfmError(f"against: {place!r} is this run itself; another folder or git:REVISION is needed")
+    homes = (folder / RESULTS / experiment, folder / PUBLISHED / experiment, folder / experiment)
+    return next((found for home in homes if (found := numbers_in(home))), {})
+
+
+def _numbers_of(name: str, home: Path) -> dict[str, bytes]:
     found = asked("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
     if found is None:
         raise PrecfmError(f"against: {name!r} is no revision of this repository")
     revision = found.decode().strip()
-    listed = asked("ls-tree", "-r", "-z", "--name-only", revision, "--", f"./{RESULTS}/{experiment}/")
-    published = {}
-    for path in os.fsdecode(listed or b"").split("\0"):
-        if path.endswith("/claims.json") or ("/tables/" in path and path.endswith(".csv")):
-            content = committed(Path(path), revision)
-            if content is None:
-                raise PrecfmError(f"against: {name!r} lists {path}, but this repository does not hold it")
-            published[Path(path).relative_to(RESULTS).as_posix()] = content
-    return published
+    listed = os.fsdecode(asked("ls-tree", "-r", "-z", "--name-only", revision, "--", f"./{home}/") or b"")
+    wanted = re.compile(rf"{re.escape(home.as_posix())}/(tables/[^/]+\.csv|claims\.json)")
+    contents = {}
+    for path in filter(wanted.fullmatch, listed.split("\0")):
+        content = asked("cat-file", "blob", f"{revision}:./{path}")
+        if content is None:
+            raise PrecfmError(f"against: {name!r} lists {path}, but this repository does not hold it")
+        contents[Path(path).relative_to(home).as_posix()] = content
+    return contents
 
 
 def compare(here: Mapping[str, bytes], there: Mapping[str, bytes]) -> list[Comparison]:
-    """Compare what two runs have published.
-
-    Args:
-        here: contents by file, of `published_here`.
-        there: of `published_in`.
-
-    Returns:
-        One comparison per file that either has.
-    """
+    """Compare the numbers of two runs of an experiment: contents by file, one comparison per file that either has."""
     found = []
     for file in sorted(here.keys() | there.keys()):
         if file not in here or file not in there:
-            where = "here" if file not in here else "there"
-            found.append(_unread(file, f"it is not published {where}"))
+            only = "here" if file in here else "there"
+            found.append(Comparison(file, beyond=(f"it is only {only}",)))
             continue
         try:
-            found.append(_compare(file, _frame(file, here[file]), _frame(file, there[file])))
+            found.append(_compared(file, _frame(file, here[file]), _frame(file, there[file])))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            found.append(_unread(file, f"cannot be read ({' '.join(str(error).split())})"))
+            found.append(Comparison(file, beyond=(f"it cannot be read ({' '.join(str(error).split())})",)))
     return found
-
-
-def _unread(file: str, why: str) -> Comparison:
-    return Comparison(file, 0, 0, 0, None, "", 0, 0, 0, (why,))
 
 
 def _frame(file: str, content: bytes) -> "pd.DataFrame":
@@ -168,108 +157,85 @@ def _frame(file: str, content: bytes) -> "pd.DataFrame":
         return pd.read_csv(io.StringIO(text))
     rows: list[dict[str, Any]] = []
     for verdict in json.loads(text)["claims"]:
-        named = {"claim": verdict["claim"]}
-        rows.append({**named, "statistic": "verdict", "outcome": verdict["verdict"]})
-        rows += [{**named, **statistic} for statistic in verdict["statistics"]]
+        rows.append({"claim": verdict["claim"], "statistic": "verdict", "outcome": verdict["verdict"]})
+        rows += [{"claim": verdict["claim"], **statistic} for statistic in verdict["statistics"]]
     return pd.DataFrame(rows)
 
 
-def _compare(file: str, here: "pd.DataFrame", there: "pd.DataFrame") -> Comparison:
+def _compared(file: str, here: "pd.DataFrame", there: "pd.DataFrame") -> Comparison:
     shared = [name for name in here.columns if name in there.columns]
-    numbers = [name for name in shared if _holds_numbers(name, here, there)]
-    about = [name for name in shared if name not in (*numbers, *_TEXTS, *_OUTCOMES, *_FROM_SEEDS)]
-    mine, other = ({**_rows(frame, about, numbers)} for frame in (here, there))
+    numbers = {name for name in shared if _holds_numbers(name, here, there)}
+    about = [name for name in shared if name not in numbers | _FROM_SEEDS | _OUTCOMES | _NOT_COMPARED]
+    mine, other = (_rows(frame, about, numbers) for frame in (here, there))
     both = [row for row in mine if row in other]
-    compared = [name for name in shared if name in (*numbers, *_OUTCOMES) and name not in _FROM_SEEDS]
-    counts = dict.fromkeys(("equal", "near", "interval", "unjudged", "beyond"), 0)
-    largest, at, apart, beyond = None, "", 0, []
-    for row in both:
-        for column in compared:
-            difference, judgement = judge(str(column), mine[row], other[row])
-            counts[judgement] += 1
-            apart += difference > RELATIVE and column in numbers
-            if judgement == "beyond":
-                beyond.append(_told(row, column, mine[row], other[row]))
-            if column in numbers and difference > (largest or 0.0):
-                largest, at = difference, f"{row}, {column}"
-    if largest is None:  # the same trainings: what was computed from them is the same, too
-        for row in both:
-            for column in (name for name in shared if name in _FROM_SEEDS):
-                if judge("bound", {"bound": mine[row][column]}, {"bound": other[row][column]})[1] == "beyond":
-                    beyond.append(_told(row, column, mine[row], other[row]))
-    alone = ([row for row in mine if row not in other], [row for row in other if row not in mine])
-    for rows, columns, place in zip(
-        alone,
-        (set(here.columns) - set(there.columns), set(there.columns) - set(here.columns)),
-        ("here", "there"),
-        strict=True,
+    compared = [name for name in shared if name in (numbers | _OUTCOMES) - _FROM_SEEDS]
+    cells = [(row, name, *judge(name, mine[row], other[row])) for row in both for name in compared]
+    differences = [(size, f"{row}, {name}") for row, name, size, _ in cells if name in numbers and size]
+    largest, at = max(differences, key=lambda each: each[0], default=(0.0, ""))
+    if not differences:  # the same trainings: what was computed from them is the same, too
+        bounds = [name for name in shared if name in _FROM_SEEDS]
+        cells += [(row, name, *judge(name, mine[row], other[row])) for row in both for name in bounds]
+    counts = [judgement for *_, judgement in cells]
+    beyond = [
+        f"{row}, {name}: {mine[row][name]} here, {other[row][name]} there"
+        for row, name, _, judgement in cells
+        if judgement == "beyond"
+    ]
+    for only, rows, others, frame, another in (
+        ("here", mine, other, here, there),
+        ("there", other, mine, there, here),
     ):
-        beyond += [f"the row {row or '(without a name)'} is only {place}" for row in rows]
-        beyond += [f"the column {name} is only {place}" for name in sorted(map(str, columns))]
+        beyond += [f"the row {row or '(without a name)'} is only {only}" for row in rows if row not in others]
+        beyond += [
+            f"the column {name} is only {only}" for name in frame.columns if name not in another.columns
+        ]
     return Comparison(
         file=file,
         rows=len(both),
-        only_here=len(alone[0]),
-        only_there=len(alone[1]),
         largest=largest,
         at=at,
-        apart=apart,
-        by_intervals=counts["interval"],
-        unjudged=counts["unjudged"],
+        apart=sum(size > RELATIVE for size, _ in differences),
+        by_intervals=counts.count("interval"),
+        unjudged=counts.count("unjudged"),
         beyond=tuple(beyond),
     )
 
 
-def _told(row: str, column: Hashable, mine: Mapping[Any, Any], other: Mapping[Any, Any]) -> str:
-    return f"{row}, {column}: {mine[column]} here, {other[column]} there"
-
-
-def _holds_numbers(name: Any, *frames: "pd.DataFrame") -> bool:
+def _holds_numbers(name: str, *frames: "pd.DataFrame") -> bool:
     """Whether a column is one of results: numbers in either run, and no names of rows."""
     import pandas as pd
 
     numeric = any(pd.api.types.is_numeric_dtype(frame[name]) and len(frame) for frame in frames)
-    return bool(numeric and name not in _INTEGERS | _TEXTS | _OUTCOMES)
+    return numeric and name not in _NAMES | _NOT_COMPARED | _OUTCOMES
 
 
-def _rows(frame: "pd.DataFrame", about: list[Any], numbers: list[Any]) -> dict[str, dict[Any, Any]]:
+def _rows(frame: "pd.DataFrame", about: Sequence[str], numbers: set[str]) -> dict[str, Row]:
     """Rows by what they are about; of equal ones the second is called `#2`."""
-    frame = frame.copy()
-    for name in numbers:
-        frame[name] = frame[name].map(_number).astype(object)
-    rows: dict[str, dict[Any, Any]] = {}
-    seen: dict[str, int] = {}
+    rows: dict[str, Row] = {}
     for row in frame.to_dict("records"):
-        name = " ".join(_name(row[column]) for column in about)
-        seen[name] = seen.get(name, 0) + 1
-        rows[name if seen[name] == 1 else f"{name} #{seen[name]}"] = row
+        named: Row = {str(name): _number(cell) if name in numbers else cell for name, cell in row.items()}
+        # A classifier is named without its key.
+        name = base = " ".join(
+            "" if cell is None or cell != cell else re.sub(r"@[0-9a-f]{12}$", "", str(cell))
+            for cell in (named[column] for column in about)
+        )
+        count = 1
+        while name in rows:
+            count += 1
+            name = f"{base} #{count}"
+        rows[name] = named
     return rows
 
 
 def _number(cell: Any) -> Any:
     """A cell of a column of numbers: one cell of text makes pandas read all of them as text."""
-    if isinstance(cell, str):
-        try:
-            return float(cell)
-        except ValueError:
-            return cell
-    return cell
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return cell
 
 
-def _name(cell: Any) -> str:
-    """What a cell adds to a row's name; a classifier is named without its key."""
-    if cell is None or cell != cell:
-        return ""
-    text = str(cell)
-    place = text.rfind("@")
-    return text[:place] if place >= 0 and _is_key(text[place + 1 :]) else text
-
-
-def _is_key(text: str) -> bool:
-    return len(text) == 12 and set(text) <= set("0123456789abcdef")
-
-
-def judge(column: str, mine: Mapping[Any, Any], other: Mapping[Any, Any]) -> tuple[float, Judgement]:
+def judge(column: str, mine: Row, other: Row) -> tuple[float, Judgement]:
     """Hold one cell of a row against that of another run.
 
     Args:
@@ -283,42 +249,34 @@ def judge(column: str, mine: Mapping[Any, Any], other: Mapping[Any, Any]) -> tup
         intervals of two seeds (`unjudged`), or are `beyond` the tolerance.
     """
     a, b = mine[column], other[column]
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in (a, b)):
-        return (0.0, "equal") if a == b or (a != a and b != b) else (math.inf, "beyond")
-    a, b = float(a), float(b)
-    if a == b or (math.isnan(a) and math.isnan(b)):
+    if a == b or (a != a and b != b):
         return 0.0, "equal"
-    if not (math.isfinite(a) and math.isfinite(b)):
+    if not all(isinstance(value, float | int) and math.isfinite(value) for value in (a, b)):
         return math.inf, "beyond"
-    if _as_small(a, b):
+    smaller, larger = sorted((abs(a), abs(b)))
+    if abs(a - b) <= ABSOLUTE and (larger <= ROUNDING or larger <= SMALL_FACTOR * smaller):
         return 0.0, "near"
-    difference = abs(a - b) / max(abs(a), abs(b))
-    if column == "n":
-        return difference, "beyond"
-    if difference <= RELATIVE:
+    difference = abs(a - b) / larger
+    if column != "n" and difference <= RELATIVE:
         return difference, "near"
     if column != "value" or not _within_intervals(mine, other):
         return difference, "beyond"
-    seeds = [row.get("n", 0) for row in (mine, other)]
-    return difference, "interval" if all(count >= MIN_SEEDS for count in seeds) else "unjudged"
+    return difference, "interval" if min(
+        row.get("n", 0) for row in (mine, other)
+    ) >= MIN_SEEDS else "unjudged"
 
 
-def _as_small(a: float, b: float) -> bool:
-    """Whether two numbers differ as rounding may: by at most `ABSOLUTE`, and tiny or of the same order."""
-    smaller, larger = sorted((abs(a), abs(b)))
-    return abs(a - b) <= ABSOLUTE and (larger <= ROUNDING or larger <= SMALL_FACTOR * smaller)
-
-
-def _within_intervals(mine: Mapping[Any, Any], other: Mapping[Any, Any]) -> bool:
+def _within_intervals(mine: Row, other: Row) -> bool:
     """Whether two values differ by no more than their intervals allow; a row without a whole interval allows nothing.
 
     The shorter distance counts, so that no row can make itself agree with everything by stating a wide interval.
     """
     lower, upper = sorted((mine, other), key=lambda row: float(row["value"]))
-    bounds = [row.get(name) for row in (lower, upper) for name in ("low", "high")]
-    if not all(isinstance(bound, int | float) and math.isfinite(bound) for bound in bounds):
-        return False
-    if not all(row["low"] <= row["value"] <= row["high"] for row in (lower, upper)):
-        return False
+    for row in (lower, upper):
+        bounds = [row.get("low"), row.get("high")]
+        if not all(isinstance(bound, int | float) and math.isfinite(bound) for bound in bounds):
+            return False
+        if not row["low"] <= row["value"] <= row["high"]:
+            return False
     shorter = min(lower["high"] - lower["value"], upper["value"] - upper["low"])
     return bool(upper["value"] - lower["value"] <= HALF_WIDTHS * shorter)

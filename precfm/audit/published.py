@@ -1,0 +1,74 @@
+"""What the project has published, in git: every file against the published manifests, and which revision made it.
+
+What an earlier revision made has other keys than the present plan: that is a note, no error.
+"""
+
+from pathlib import Path
+
+from precfm.audit.products import check_copies, check_strays, copies
+from precfm.audit.report import Report
+from precfm.core.errors import PrecfmError
+from precfm.pipeline.manifest import MANIFEST, read_manifest, without_label
+from precfm.pipeline.node import PUBLISHED
+from precfm.pipeline.plan import load_plan
+from precfm.pipeline.products import PRODUCTS
+from precfm.pipeline.publication import about_frames, made_by_revision, merged_claims
+
+FRAMES = {"frames": "frames"}  # the kind, and the folder that holds its tables
+MERGED = ("claims.json", "claims.md")
+
+
+def check_published(report: Report, name: str) -> None:
+    """Hold what is published of an experiment against its manifest, and note which revision made it."""
+    home = PUBLISHED / name
+    file, back = home / MANIFEST, f"`git checkout -- {home}` brings back what was published"
+    try:
+        manifest = read_manifest(home)
+    except (OSError, PrecfmError) as error:
+        report.error("manifest", file, str(error).removeprefix(f"{file}: "), back)
+        return
+    if manifest is None:
+        report.error("manifest", file, "missing", back)
+        return
+    report.read(file)
+    listed = manifest["artifacts"]
+    products, frames = copies(home, listed, PRODUCTS), copies(home, listed, FRAMES)
+    check_copies(report, {**products, **frames}, back)
+    for missing in (product for product in products if not product.exists()):
+        report.error("product", missing, "missing, though the manifest lists it", back)
+    about = _check_frames(report, home, [table for table in frames if table.suffix == ".csv"], back)
+    check_strays(report, [home], [file, about, *products, *frames], back)
+    keys = {without_label(node_id) for node_id in listed}
+    try:
+        present = len(keys & {without_label(node_id) for node_id in load_plan(name).nodes})
+        plan = f"{present} of its {len(keys)} keys are those of the present plan"
+    except PrecfmError:
+        plan = "there is no present plan to compare its keys with"
+    report.notes.append(f"{home}: {made_by_revision(home)}; {plan}")
+
+
+def _check_frames(report: Report, home: Path, tables: list[Path], back: str) -> Path:
+    """`frames/README.md` names the tables that are too large for git; the others are there, or none at all.
+
+    What an early revision published has no frames.
+    """
+    about = home / FRAMES["frames"] / "README.md"
+    if about.parent.exists():
+        left_out = sorted(table.name for table in tables if not table.exists())
+        if not about.is_file() or report.read(about) != about_frames(home.name, left_out).encode():
+            problem = f"does not name the tables that are missing ({', '.join(left_out) or 'none'})"
+            report.error("product", about, problem, back)
+    return about
+
+
+def check_merged_claims(report: Report) -> None:
+    """The verdicts of all experiments together are what those of each one give."""
+    try:
+        texts = merged_claims() if any(PUBLISHED.glob("*/claims.json")) else ("", "")
+    except (PrecfmError, UnicodeDecodeError, OSError) as error:
+        report.error("product", PUBLISHED / MERGED[0], f"cannot be compared ({error})", "correct that first")
+        return
+    for file, text in zip((PUBLISHED / name for name in MERGED), texts, strict=True):
+        if (report.read(file) if file.is_file() else b"") != text.encode():
+            problem = "is not what the experiments' verdicts give together"
+            report.error("product", file, problem, "`precfm claims` makes it anew")
