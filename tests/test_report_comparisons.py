@@ -13,10 +13,12 @@ from precfm.core.errors import PrecfmError
 from precfm.report.correlations import partial_spearman, resampled, spearman
 from precfm.report.figures import predictors as predictors_figure
 from precfm.report.figures import time_to_quality as time_figure
-from precfm.report.predictors import beside_results, predictor_values
-from precfm.report.selection import COLUMNS, LeftOutError, per_seed, with_training_flops
+from precfm.report.frames import FRAMES
+from precfm.report.predictor_values import beside_results, predictor_values
+from precfm.report.reads import LeftOutError
+from precfm.report.rows import per_seed
+from precfm.report.summaries import with_training_flops
 from precfm.report.tables import methods, plateaus, predictors, time_to_quality
-from precfm.report.wall_time import seconds_to_quality
 from tests import report_frames
 
 SETTING = "mnist5k-vae"
@@ -42,7 +44,7 @@ def curve_records(curves, steps=(10, 100, 1000), dataset="d"):
         for seed, values in enumerate(seeds)
         for step, value in zip(steps, values, strict=True)
     ]
-    return pd.DataFrame(rows, columns=list(COLUMNS["records"]))
+    return pd.DataFrame(rows, columns=list(FRAMES["records"].columns))
 
 
 def budget_rows(costs, seeds, dataset="d"):
@@ -52,7 +54,7 @@ def budget_rows(costs, seeds, dataset="d"):
         for method, (per_step, fit) in costs.items()
         for seed in range(seeds)
     ]
-    return pd.DataFrame(rows, columns=list(COLUMNS["budgets"]))
+    return pd.DataFrame(rows, columns=list(FRAMES["budgets"].columns))
 
 
 def test_the_method_table_lists_every_method_with_its_cost_and_metrics(frames):
@@ -181,7 +183,7 @@ def test_time_to_quality_is_left_out_with_the_reason():
 
 
 def test_the_figure_draws_means_against_flops(frames):
-    figure = time_figure.draw(frames, {}).figure
+    figure = time_figure.draw(frames).figure
     records = frames["records"]
     chosen = records[(records["metric"] == "frechet") & (records["space"] == "classifier-0")]
     means = chosen[chosen["method"] == "ours"].groupby("step")["value"].mean()
@@ -283,7 +285,7 @@ def test_equal_predictors_tie_in_spite_of_rounding():
         ("d", "c", 0, 1, 1, 1, math.inf, 1),
     ]
     values = predictor_values(
-        {"predictors": pd.DataFrame(rows, columns=list(COLUMNS["predictors"]))}, "predicted_steps"
+        {"predictors": pd.DataFrame(rows, columns=list(FRAMES["predictors"].columns))}, "predicted_steps"
     )
     assert values["predicted_steps"].tolist() == [0.3, 0.3, math.inf]
 
@@ -310,7 +312,7 @@ def test_the_predictor_table_by_hand(frames):
 
 def test_predictors_need_eight_methods_and_their_frame(frames):
     seven = report_frames.frames(seeds=1, methods=report_frames.METHODS[:7])
-    for item in (predictors.tidy, lambda these: predictors_figure.draw(these, {})):
+    for item in (predictors.tidy, predictors_figure.draw):
         with pytest.raises(LeftOutError, match=r"8 methods .* the most is 7"):
             item(seven)
         with pytest.raises(LeftOutError, match="no rows of predictors"):
@@ -332,19 +334,5 @@ def test_a_method_that_never_gets_there_counts_without_a_mark(frames):
     )
     assert row["n"] == len(report_frames.METHODS)
     assert math.isfinite(row["value"])
-    panels = predictors_figure.draw(with_inf, {}).figure.axes
+    panels = predictors_figure.draw(with_inf).figure.axes
     assert [len(ax.lines) for ax in panels[:3]] == [8, 8, 6]
-
-
-def test_time_to_quality_in_seconds_counts_the_fit_and_the_share_of_the_training():
-    curves = {"scalar": [[4.0, 2.0, 1.0]], "ours": [[1.0, 0.9, 0.8]]}
-    frames = {"records": curve_records(curves), "budgets": budget_rows({"scalar": (1, 0), "ours": (1, 0)}, 1)}
-    runs = [
-        {"dataset": "d", "method": "scalar", "seed": 0, "fit_seconds": 2.0, "train_seconds": 500.0},
-        {"dataset": "d", "method": "ours", "seed": 0, "fit_seconds": 30.0, "train_seconds": 500.0},
-    ]
-    data = seconds_to_quality(frames, runs)
-    # ours is there at its first checkpoint, step 10 of 1000: 30 s + 5 s; scalar at its end: 2 s + 500 s
-    assert cell(data, method="ours")["seconds"] == pytest.approx(35)
-    assert cell(data, method="scalar")["seconds"] == pytest.approx(502)
-    assert seconds_to_quality({**frames, "records": frames["records"].iloc[:0]}, runs) is None

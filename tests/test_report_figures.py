@@ -2,13 +2,16 @@
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 
 from precfm.core.errors import PrecfmError
 from precfm.core.registry import REGISTRY, THEORY_FIGURES, load
 from precfm.report.figures import sample_grids, style
+from precfm.report.figures.axes import curve, legend, panels
+from precfm.report.frames import GRIDS
 from precfm.report.products import write_figure
-from precfm.report.selection import LeftOutError
+from precfm.report.reads import LeftOutError, handed
 from tests import report_frames
 
 FIGURES = sorted(
@@ -19,7 +22,7 @@ FEW = ("none", "whitening", "ours")
 
 @pytest.fixture(scope="module")
 def frames():
-    return report_frames.frames(seeds=3, methods=FEW)
+    return report_frames.frames(seeds=3, methods=FEW) | {GRIDS: report_frames.images(FEW, n=6)}
 
 
 @pytest.fixture(scope="module")
@@ -27,18 +30,13 @@ def many():
     return report_frames.frames(seeds=1)  # methods enough for a rank correlation
 
 
-@pytest.fixture(scope="module")
-def images():
-    return report_frames.images(FEW, n=6)
-
-
 @pytest.mark.parametrize("name", FIGURES)
-def test_figures_are_the_same_bytes_whatever_the_users_settings(name, frames, many, images, tmp_path):
+def test_figures_are_the_same_bytes_whatever_the_users_settings(name, frames, many, tmp_path):
     contents, frames = [], many if name == "predictors" else frames
     for folder, size in (("a", 10.0), ("b", 20.0)):
         (tmp_path / folder).mkdir()
         with mpl.rc_context({"font.size": size, "savefig.dpi": 40, "lines.linewidth": 5}):
-            assert write_figure(name, frames, tmp_path / folder, "quick", images) is None
+            assert write_figure(name, frames, tmp_path / folder, "quick") is None
         contents.append({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()})
     assert contents[0] == contents[1]
     assert set(contents[0]) == {f"{name}.pdf", f"{name}.png", f"{name}.md"}
@@ -55,9 +53,10 @@ def test_an_empty_figure_is_left_out_with_its_reason(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_drawing_changes_no_global_setting(name, frames, many, images):
+def test_drawing_changes_no_global_setting(name, frames, many):
     before, frames = dict(mpl.rcParams), many if name == "predictors" else frames
-    load("figures", name)(frames, images)
+    draw = load("figures", name)
+    draw(handed(draw, frames))
     assert dict(mpl.rcParams) == before
 
 
@@ -78,9 +77,9 @@ def test_matched_baselines_share_their_methods_colour_with_other_dashes():
 
 def test_a_legend_of_long_names_stays_inside_the_figure():
     with style.publication():
-        figure, _ = style.panels(1, 1, height=2)
+        figure, _ = panels(1, 1, height=2)
         names = [f"wider flow, parameters as method {i}" for i in range(7)]
-        style.legend(figure, [style.MethodStyle(name, "black", "o", "-") for name in names])
+        legend(figure, [style.MethodStyle(name, "black", "o", "-") for name in names])
         figure.canvas.draw()
     box = figure.legends[0].get_window_extent()
     assert box.x0 >= 0
@@ -88,7 +87,7 @@ def test_a_legend_of_long_names_stays_inside_the_figure():
 
 
 def test_metric_panels_show_means_and_floor(frames):
-    figure = load("figures", "metrics_vs_steps")(frames, {}).figure
+    figure = load("figures", "metrics_vs_steps")({"records": frames["records"]}).figure
     panel = figure.axes[0]
     records = frames["records"]
     chosen = records[(records["metric"] == "frechet") & (records["space"] == "classifier-0")]
@@ -105,8 +104,8 @@ def test_bands_need_three_seeds_and_two_are_shown_one_by_one(seeds, bands, thin)
     rows = report_frames.recovery(np.random.default_rng(0), seeds, ("ours",), "d")
     rows = rows[(rows["method"] == "ours") & (rows["step"] == 5000)]
     rows = rows.assign(x=rows["index"], value=rows["ratio"])
-    _, axes = style.panels(1, 1, height=1)
-    shown = style.curve(axes[0, 0], rows, style.MethodStyle("ours", "black", "o", "-"), log=True)
+    _, axes = panels(1, 1, height=1)
+    shown = curve(axes[0, 0], rows, style.MethodStyle("ours", "black", "o", "-"), log=True)
     assert len(axes[0, 0].collections) == bands
     assert len(axes[0, 0].lines) == 1 + thin
     assert np.isfinite(shown).all()
@@ -114,13 +113,20 @@ def test_bands_need_three_seeds_and_two_are_shown_one_by_one(seeds, bands, thin)
 
 def test_decoder_panel_needs_decoder_numbers(frames):
     without = frames["spectra"].assign(decoder_sensitivity=np.nan)
-    assert len(load("figures", "spectra")(frames, {}).figure.axes) == 3
-    assert len(load("figures", "spectra")({"spectra": without}, {}).figure.axes) == 2
+    assert len(load("figures", "spectra")({"spectra": frames["spectra"]}).figure.axes) == 3
+    assert len(load("figures", "spectra")({"spectra": without}).figure.axes) == 2
+
+
+def test_spectra_of_the_data_belong_to_every_setting(frames):
+    spectra = frames["spectra"]
+    settings = spectra["space"].map({"flow": "plain"})  # spectra of the data have none
+    several = pd.concat([spectra.assign(setting=settings), spectra.assign(setting="sgd")])
+    assert len(load("figures", "spectra")({"spectra": several}).figure.axes) == 3
 
 
 def test_sample_rows_are_the_images_in_order():
     images = report_frames.images(("none",), n=3, channels=3)
-    drawing = sample_grids.draw({}, images)
+    drawing = sample_grids.draw({GRIDS: images})
     strip = np.asarray(drawing.figure.axes[1].images[0].get_array())
     np.testing.assert_array_equal(strip[:, :28], np.moveaxis(images["none"][0], 0, 2))
     np.testing.assert_array_equal(strip[:, 29:57], np.moveaxis(images["none"][1], 0, 2))
@@ -128,6 +134,6 @@ def test_sample_rows_are_the_images_in_order():
 
 def test_images_of_a_wrong_type_are_refused():
     with pytest.raises(PrecfmError, match="images of 'none': float64"):
-        sample_grids.draw({}, {"none": np.zeros((2, 1, 4, 4))})
+        sample_grids.draw({GRIDS: {"none": np.zeros((2, 1, 4, 4))}})
     with pytest.raises(LeftOutError):
-        sample_grids.draw({}, {"held-out": np.zeros((2, 1, 4, 4), dtype=np.uint8)})
+        sample_grids.draw({GRIDS: {"held-out": np.zeros((2, 1, 4, 4), dtype=np.uint8)}})

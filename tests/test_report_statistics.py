@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -79,13 +79,19 @@ def test_holm_leaves_untested_entries_out():
     assert math.isnan(adjusted[1])
 
 
-def test_smallest_resolvable_difference_is_found_with_the_stated_power():
-    rng = np.random.default_rng(1)
-    n, sigma = 8, 0.5
-    difference = np.mean([smallest_resolvable(rng.normal(0, sigma, n)) for _ in range(500)])
-    found = [t_estimate(rng.normal(difference, sigma, n)).p < 0.05 for _ in range(2000)]
-    assert 0.72 < np.mean(found) < 0.88
+@given(st.integers(2, 20), st.floats(0.01, 10), st.sampled_from([0.5, 0.8, 0.95]))
+@settings(max_examples=10, deadline=None)
+def test_the_smallest_resolvable_difference_is_found_that_often(n, deviation, power):
+    spread = np.linspace(-1, 1, n)
+    difference = smallest_resolvable(deviation * spread / spread.std(ddof=1), power=power)
+    draws = np.random.default_rng(0).normal(difference, deviation, (20000, n))
+    found = stats.ttest_1samp(draws, 0.0, axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(power, abs=0.02)
+
+
+def test_one_pair_resolves_nothing_and_equal_pairs_everything():
     assert math.isnan(smallest_resolvable([1.0]))
+    assert smallest_resolvable([0.3, 0.3, 0.3]) == 0
 
 
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=4, max_size=15))

@@ -10,9 +10,12 @@ from scipy import stats
 from precfm.core.errors import PrecfmError
 from precfm.core.registry import REGISTRY, THEORY_TABLES
 from precfm.core.statistics import Estimate, holm
-from precfm.report.formatting import estimate_texts, latex_text
+from precfm.report.documents import latex_text
+from precfm.report.formatting import estimate_texts
+from precfm.report.frames import FRAMES
 from precfm.report.products import write_table
-from precfm.report.selection import COLUMNS, LeftOutError, at_final, final_steps, frame, pair, per_seed
+from precfm.report.reads import LeftOutError, frame
+from precfm.report.rows import at_final, final_steps, pair, per_seed
 from precfm.report.tables import conditioning, metrics, paired, recovery, theory, training
 from tests import report_frames
 
@@ -164,7 +167,7 @@ def test_remarks_of_preconditioners_stand_below_the_table_once(frames):
 
 def test_recovery_summaries_by_hand():
     rows = [("d", "m", 0, 9, index, 1.0, ratio) for index, ratio in enumerate([4.0, 0.25, 1.0, 1.0, 1.0])]
-    frames = {"recovery": pd.DataFrame(rows, columns=list(COLUMNS["recovery"]))}
+    frames = {"recovery": pd.DataFrame(rows, columns=list(FRAMES["recovery"].columns))}
     values = recovery.tidy(frames).set_index("quantity")["value"]
     log = math.log(4)
     assert values["low_ratio"] == pytest.approx(1.0)  # lowest quartile of five directions: two
@@ -232,7 +235,7 @@ def test_the_theory_table_has_one_block_per_claim_and_loses_no_row():
         ("C10", "a_b", 2.5, 1.0, 4.0, 5, "note"),
         ("C1", "exact", 1e-12, float("nan"), float("nan"), 1, ""),
     ]
-    statistics = pd.DataFrame(rows, columns=list(COLUMNS["theory_statistics"]))
+    statistics = pd.DataFrame(rows, columns=list(FRAMES["theory_statistics"].columns))
     table = theory.build({"theory_statistics": statistics})
     assert [block.title for block in table.blocks] == ["Claim C1", "Claim C10"]
     assert len(table.data) == sum(len(block.cells) for block in table.blocks) == 2

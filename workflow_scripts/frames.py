@@ -1,6 +1,5 @@
 """Kind `frames`: what all artifacts of an experiment say, as long tables with one row per number."""
 
-from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.job import Job
 from precfm.pipeline.snakemake_entry import run_rule
 from precfm.report.frames import GRIDS, STATISTICS, Pairs, first_of_each_method, gathered, theory_tables
@@ -13,10 +12,14 @@ def make(job: Job) -> None:
 
     def pairs(role: str, file: str) -> Pairs:
         artifacts = zip(about.get(role, ()), job.parents(role), strict=True)
-        return [({**each, "artifact": found.key}, content(found, file)) for each, found in artifacts]
+        read = "frame" if file.endswith(".csv") else "json"
+        return [({**each, "artifact": found.key}, getattr(found, read)(file)) for each, found in artifacts]
 
     runs = zip(about.get("theory", ()), job.parents("theory"), strict=True)
-    tables = theory_tables([(each, all_tables(artifact)) for each, artifact in runs])
+    tables = theory_tables(
+        (each, {file.removesuffix(".csv"): artifact.frame(file) for file in artifact.record["files"]})
+        for each, artifact in runs
+    )
     frames = gathered(pairs) | tables | ({STATISTICS: theory_statistics(tables)} if tables else {})
     for name, frame in frames.items():
         job.write_frame(f"{name}.csv", frame)
@@ -26,14 +29,6 @@ def make(job: Job) -> None:
             tensors = evaluations[position].tensors("grid.safetensors")
             grids |= {entries[position]["method"]: tensors["images"], "held-out": tensors["held-out"]}
         job.write_tensors(f"{GRIDS}.safetensors", grids)
-
-
-def content(artifact: Artifact, file: str):
-    return artifact.frame(file) if file.endswith(".csv") else artifact.json(file)
-
-
-def all_tables(artifact: Artifact):
-    return {file.removesuffix(".csv"): artifact.frame(file) for file in artifact.record["files"]}
 
 
 if "snakemake" in globals():

@@ -196,7 +196,7 @@ def gathered(pairs: Callable[[str, str], Pairs]) -> dict[str, pd.DataFrame]:
     return {name: frame for name, frame in frames.items() if not frame.empty}
 
 
-def theory_tables(pairs: Sequence[tuple[About, Mapping[str, pd.DataFrame]]]) -> dict[str, pd.DataFrame]:
+def theory_tables(pairs: Iterable[tuple[About, Mapping[str, pd.DataFrame]]]) -> dict[str, pd.DataFrame]:
     """The tables of the controlled experiments as `<experiment>.<table>`, the seeds of each one below the other.
 
     Args:

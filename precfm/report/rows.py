@@ -1,6 +1,6 @@
 """Which rows of a frame a table, a figure or a verdict is made of: settings, final checkpoints, seeds, pairs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,11 @@ TRAINED = ("plain", "tuned", "long")  # settings whose curves are drawn
 ALL = "all"  # the scope of all classes together
 NO_EXTRACTOR = "none"  # how a latent space, which needs none, is written
 
-_ORDERS = {"method": in_order, "metric": metrics_in_order, "space": spaces_in_order}
+_ORDERS: Mapping[str, Callable[[Iterable[Any]], list[Any]]] = {
+    "method": in_order,
+    "metric": metrics_in_order,
+    "space": spaces_in_order,
+}
 
 
 def groups(rows: pd.DataFrame, *keys: str) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
@@ -33,7 +37,8 @@ def groups(rows: pd.DataFrame, *keys: str) -> Iterator[tuple[tuple[Any, ...], pd
     if not keys:
         yield (), rows
         return
-    for value in _ORDERS.get(keys[0], lambda values: sorted(set(values)))(rows[keys[0]]):
+    values = rows[keys[0]].unique()
+    for value in _ORDERS.get(keys[0], sorted)(values):
         for inner, part in groups(rows[rows[keys[0]] == value], *keys[1:]):
             yield (value, *inner), part
 

@@ -1,5 +1,7 @@
 """Figure: the Fréchet distance against the training FLOPs of a run, the fit of its preconditioner included."""
 
+from typing import Any
+
 import pandas as pd
 
 from precfm.report.figures.axes import (
@@ -22,7 +24,7 @@ from precfm.report.tables.time_to_quality import METRIC, baseline_of, curves
 from precfm.report.vocabulary import FLOOR, in_order, metric_text, space_label
 
 COLUMNS = 2
-_TARGET = {"color": REFERENCE, "linestyle": ":", "linewidth": 0.9}
+_TARGET: dict[str, Any] = {"color": REFERENCE, "linestyle": ":", "linewidth": 0.9}
 
 
 @reads("records", "budgets")
