@@ -121,6 +121,7 @@ class ConvVAE(Encoder):
             seed=seed,
             validation_loss=None if validation is None else validation_loss,
             scratch=scratch,
+            facts={"beta": self.beta},
             name="encoder",
         )
         return result.history

@@ -1,0 +1,12 @@
+from precfm.datasets.fashion_mnist import FashionMNIST as FashionMNIST
+from precfm.datasets.imagefolder import ImageFolder as ImageFolder
+from precfm.datasets.images import Images as Images
+from precfm.datasets.manifest import add_source as add_source
+from precfm.datasets.mnist import MNIST as MNIST
+from precfm.datasets.mnist5k import MNIST5k as MNIST5k
+from precfm.datasets.sources import fetch as fetch
+from precfm.datasets.splits import make_splits as make_splits
+from precfm.datasets.synthetic import Gaussian as Gaussian
+from precfm.datasets.synthetic import Mixture as Mixture
+from precfm.datasets.synthetic import gaussian as gaussian
+from precfm.datasets.synthetic import mixture as mixture

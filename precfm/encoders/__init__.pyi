@@ -1,0 +1,4 @@
+from precfm.encoders.base import Encoder as Encoder
+from precfm.encoders.base import load as load
+from precfm.encoders.base import save as save
+from precfm.encoders.conv_vae import ConvVAE as ConvVAE
