@@ -266,11 +266,11 @@ def test_a_node_travels_as_json():
 
 
 def test_code_that_changed_after_the_plan_makes_nothing():
-    changed = replace(NODE, script="publish.py")  # whose fingerprint is not that of the node
+    changed = replace(NODE, script="products.py")  # whose fingerprint is not that of the node
     with pytest.raises(PrecfmError, match="changed after the plan was made"):
         build(changed, make)
     assert not NODE.exists
-    right = replace(changed, fingerprint=fingerprint(SCRIPTS / "publish.py"))
+    right = replace(changed, fingerprint=fingerprint(SCRIPTS / "products.py"))
     assert build(right, make) is True
 
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from precfm.pipeline.plan import KINDS, load_plan
-from tests.workflow import ROOT
+from tests.workflow import ROOT, run
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 RESULTS = "results/${item.experiment}/"
@@ -38,5 +38,14 @@ def test_the_stage_of_a_kind_holds_its_folder(kind):
     assert STAGES[kind]["cmd"].endswith(f" --target {kind}_all")
 
 
+def test_the_products_are_in_the_ledger_and_nothing_of_it_is_in_git():
+    outs = [name for out in STAGES["products"]["outs"] + STAGES["products"]["metrics"] for name in out]
+    assert {name.removeprefix(RESULTS) for name in outs} == {
+        "tables", "figures", "claims.md", "claims.json", "manifest.json",
+    }  # fmt: skip
+    tracked = run(ROOT, "git", "ls-files", "results").splitlines()
+    assert all(name.startswith("results/published/") for name in tracked)
+
+
 def test_there_is_no_other_stage():
-    assert set(STAGES) == {"raw", *KINDS, "publish"}
+    assert set(STAGES) == {"raw", *KINDS, "products"}

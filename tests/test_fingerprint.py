@@ -3,14 +3,19 @@
 import os
 import shutil
 import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
-from precfm.pipeline import fingerprints as room
-from precfm.pipeline.fingerprints import fingerprint, imports, module_file, syntax_hash
+from precfm.core.errors import PrecfmError
+from precfm.pipeline import fingerprints
+from precfm.pipeline.build import build
+from precfm.pipeline.fingerprints import fingerprint, imports, modules, syntax_hash
+from tests.workflow import ROOT
 
+SCRIPT = ROOT / "workflow_scripts" / "preconditioner.py"
 SOURCE = textwrap.dedent(
     '''
     """A module."""
@@ -58,7 +63,7 @@ def test_the_hash_of_a_fixture_is_the_same_on_every_python(sample):
 CODE = """
 import sys
 from pathlib import Path
-from precfm.pipeline.fingerprints import syntax_hash
+from precfm.pipeline.syntax import syntax_hash
 print(sys.version_info[:2], syntax_hash(Path(sys.argv[1])))
 """
 
@@ -78,7 +83,7 @@ def test_other_interpreters_agree(sample, version):
     found = interpreters(version)
     if not found:
         pytest.skip(f"Python {version} is not on this machine")
-    environment = {**os.environ, "PYTHONPATH": str(room.PACKAGE.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(fingerprints.PACKAGE.parent)}
     said = subprocess.run(
         [found[0], "-c", CODE, sample], capture_output=True, text=True, check=True, env=environment
     )
@@ -123,44 +128,151 @@ def test_imports_are_followed_into_functions_and_packages(tmp_path):
     script.write_text(
         "from precfm.preconditioners import whitening\ndef f():\n    from precfm.core.seeds import generator_for\n"
     )
-    assert {"precfm.preconditioners.whitening", "precfm.core.seeds"} <= set(imports(script))
+    assert imports(script) == ("precfm.core.seeds", "precfm.preconditioners.whitening")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from precfm.preconditioners import Whitening",
+        "from precfm import PreconditionedFlow",
+        "from precfm import preconditioners",
+        "import precfm",
+        "import precfm.flows as flows",
+        "from precfm.nowhere import nothing",
+    ],
+)
+def test_a_name_from_a_package_s_front_door_is_refused_with_file_and_line(tmp_path, line):
+    """It re-exports lazily, so the code behind it would be hidden from the key."""
+    script = tmp_path / "script.py"
+    script.write_text(f"import math\n\ndef late():\n    {line}\n")
+    with pytest.raises(PrecfmError, match=r"script\.py:4: imports"):
+        fingerprint(script)
+
+
+@pytest.mark.parametrize("folder", [fingerprints.PACKAGE, fingerprints.SCRIPTS], ids=["precfm", "scripts"])
+def test_no_module_and_no_script_imports_from_a_front_door(folder):
+    for file in sorted(folder.rglob("*.py")):
+        imports(file)
+
+
+def test_a_relative_import_is_refused(tmp_path, monkeypatch):
+    package = tmp_path / "precfm"
+    package.mkdir()
+    (package / "inside.py").write_text("from .core import seeds\n")
+    monkeypatch.setattr(fingerprints, "PACKAGE", package)
+    with pytest.raises(PrecfmError, match=r"inside\.py:1"):
+        imports(package / "inside.py")
+
+
+def test_a_file_that_is_written_again_is_read_again(sample):
+    before = syntax_hash(sample)
+    sample.write_text(SOURCE.replace("size: int = 3", "size: int = 4"))
+    assert syntax_hash(sample) != before
+
+
+@pytest.fixture
+def other_package(tmp_path, monkeypatch):
+    """A package beside precfm, installed as the distribution `other-maps`, with an entry point `doubled`."""
+    place = tmp_path / "site"
+    about = place / "other_maps-1.2.dist-info"
+    for folder in (place / "other_maps", about):
+        folder.mkdir(parents=True)
+    (place / "other_maps/__init__.py").write_text("")
+    (place / "other_maps/helpers.py").write_text("FACTOR = 2.0\n")
+    (place / "other_maps/doubled.py").write_text(
+        textwrap.dedent(
+            """
+            from other_maps.helpers import FACTOR
+            from precfm.preconditioners.scalar import Scalar
+
+            class Doubled(Scalar):
+                offset = FACTOR
+            """
+        )
+    )
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: other-maps\nVersion: 1.2\n")
+    (about / "entry_points.txt").write_text(
+        "[precfm.preconditioners]\ndoubled = other_maps.doubled:Doubled\n"
+    )
+    (about / "top_level.txt").write_text("other_maps\n")
+    (about / "RECORD").write_text("")
+    monkeypatch.syspath_prepend(place)
+    fresh(monkeypatch)
+    yield place
+    for name in [name for name in sys.modules if name.split(".")[0] == "other_maps"]:
+        del sys.modules[name]
+
+
+def fresh(monkeypatch):
+    """As in a new process: what was read of other packages is forgotten."""
+    for function in (fingerprints.package_code, fingerprints._imports_of_package):
+        function.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["other_maps.doubled:Doubled", "doubled"])
+def test_the_package_of_a_foreign_class_is_part_of_the_key(planned, other_package, monkeypatch, name):
+    change = {"methods": {"foreign": {"preconditioner": {"name": name}}}}
+    before = planned(change)
+
+    def changed():
+        fresh(monkeypatch)
+        after = planned(change)
+        return {node.kind for key, node in after.nodes.items() if key not in before.nodes}
+
+    assert not changed()
+    (fitted,) = (node for node in before.of("preconditioners") if "foreign" in node.label)
+    assert fitted.targets == ("other_maps.doubled:Doubled",)
+    assert {node.packages for node in before.nodes.values() if "foreign" in node.label} == {
+        ("other_maps.doubled",)
+    }
+    assert {node.packages for node in before.nodes.values() if "-whitening" in node.label} == {()}
+    assert "precfm.preconditioners.scalar" in modules(SCRIPT, fitted.targets)
+
+    (other_package / "other_maps/helpers.py").write_text("FACTOR = 3.0\n")
+    assert {"preconditioners", "flows"} <= changed()
+    (other_package / "other_maps/helpers.py").write_text("FACTOR = 2.0\n")
+    assert not changed()
+    metadata = other_package / "other_maps-1.2.dist-info/METADATA"
+    metadata.write_text(metadata.read_text().replace("1.2", "1.3"))
+    assert {"preconditioners", "flows"} <= changed()
+
+
+def test_a_foreign_package_may_import_from_front_doors_and_has_all_behind_them_in_its_key(other_package):
+    (other_package / "other_maps/helpers.py").write_text("from precfm.geometry import anything\n")
+    found = set(modules(SCRIPT, ("other_maps.doubled:Doubled",)))
+    everything = {
+        f"precfm.geometry.{path.stem}" for path in (fingerprints.PACKAGE / "geometry").glob("[!_]*.py")
+    }
+    assert everything <= found
+
+
+def test_a_foreign_class_makes_artifacts_that_are_read_back(planned, other_package):
+    """A job imports the class's module, since a file alone cannot choose what code runs."""
+    change = {"methods": {"foreign": {"preconditioner": {"name": "doubled"}}}, "seeds": [0]}
+    plan = planned(change)
+    (fitted,) = (node for node in plan.of("preconditioners") if "foreign" in node.label)
+    (diagnostics,) = (node for node in plan.of("diagnostics") if "foreign" in node.label)
+    assert "other_maps.doubled" not in other_modules()
+    read = []
+    assert build(diagnostics, lambda job: read.append(other_modules())) is True
+    assert fitted.id in diagnostics.parents["preconditioner"]
+    assert "other_maps.doubled" in read[0]
+
+
+def other_modules():
+    return {name for name in sys.modules if name.startswith("other_maps")}
+
+
+def test_a_package_that_is_not_installed_is_named():
+    with pytest.raises(PrecfmError, match=r"absent\.maps: got a module that cannot be found"):
+        fingerprint(SCRIPT, ("absent.maps:Map",))
 
 
 def test_another_name_out_of_the_same_module_is_another_fingerprint():
-    script = Path(__file__).parent.parent / "workflow_scripts" / "figure.py"
+    script = ROOT / "workflow_scripts" / "figure.py"
     first, second = (
         fingerprint(script, (f"precfm.report.figures.theory:{name}",))
         for name in ("residual_bound", "residual_grid")
     )
     assert first != second
-
-
-def test_a_change_of_one_preconditioner_leaves_the_others_alone(tmp_path, monkeypatch):
-    package = tmp_path / "precfm"
-    shutil.copytree(room.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(room, "PACKAGE", package)
-    script = Path(__file__).parent.parent / "workflow_scripts" / "preconditioner.py"
-    names = ("scalar", "whitening")
-
-    def prints():
-        for cached in (fingerprint, imports, module_file, syntax_hash):
-            cached.cache_clear()
-        return {name: fingerprint(script, (f"precfm.preconditioners.{name}:Any",)) for name in names}
-
-    before = prints()
-    file = package / "preconditioners" / "scalar.py"
-    file.write_text(file.read_text() + "\nEXTRA = 1\n")
-    after = prints()
-    assert after["scalar"] != before["scalar"]
-    assert after["whitening"] == before["whitening"]
-    for harmless in (
-        "registry.py",
-        "plan.py",
-        "cli.py",
-        "config.py",
-        "artifacts.py",
-        "__init__.py",
-        "progress.py",
-    ):
-        (package / harmless).write_text((package / harmless).read_text() + "\nEXTRA = 1\n")
-    assert prints() == after

@@ -1,6 +1,7 @@
 """The results folder follows the plan: the attic takes what leaves it and gives back what returns."""
 
 import fcntl
+import hashlib
 import importlib.util
 import json
 import os
@@ -9,18 +10,20 @@ import subprocess
 import threading
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from filelock import FileLock
 
 from precfm.core.errors import PrecfmError
-from precfm.pipeline import publication as store
-from precfm.pipeline.attic import collect_garbage, tidy
+from precfm.pipeline import attic as attic_module
+from precfm.pipeline.artifact import Artifact
+from precfm.pipeline.attic import collect_garbage, tidy, to_attic
 from precfm.pipeline.build import build
-from precfm.pipeline.node import RECORD
-from precfm.pipeline.publication import is_published, publish, summary
-from tests.test_report_comparisons import budget_rows, curve_records
-from tests.workflow import ROOT, bytes_below, sealed
+from precfm.pipeline.locks import alone
+from precfm.pipeline.manifest import canonical, published_entries, read_manifest
+from precfm.pipeline.node import PUBLISHED, RECORD
+from precfm.pipeline.products import PRODUCTS, are_written, summary, write_products
+from precfm.pipeline.publication import LARGEST_FRAME, collect_claims, publish
+from tests.workflow import ROOT, bytes_below, git, sealed
 
 WHITENING = {"methods": {"whitening": {"preconditioner": {"exponent": 0.25}}}}
 
@@ -61,7 +64,7 @@ def test_another_experiment_shares_what_is_equal(planned):
     make_all(planned())
     twin = planned(name="twin")
     _, returned = tidy(twin)
-    assert len(returned) == sum(node.kind not in store.PRODUCTS for node in twin.nodes.values())
+    assert len(returned) == sum(node.kind not in PRODUCTS for node in twin.nodes.values())
 
 
 def test_garbage_is_the_attic_and_abandoned_scratch(planned, project):
@@ -79,13 +82,13 @@ def test_garbage_is_the_attic_and_abandoned_scratch(planned, project):
     ]
 
 
-def test_publishing_copies_products_and_removes_stale_ones(planned, project):
+def test_products_are_copied_and_stale_ones_removed(planned, project):
     plan = planned()
     make_all(plan)
     (project / "results/mine/tables").mkdir(parents=True)
     for name in ("stale.csv", ".snakemake_timestamp"):
         (project / "results/mine/tables" / name).write_text("old")
-    publish(plan)
+    write_products(plan)
     names = {path.name for path in (project / "results/mine/tables").iterdir()}
     assert {f"{node.label}.md" for node in plan.of("table_files")} <= names
     assert "stale.csv" not in names
@@ -95,13 +98,13 @@ def test_publishing_copies_products_and_removes_stale_ones(planned, project):
     assert all(entry["files"] for entry in manifest["artifacts"].values())
 
 
-def test_publishing_a_partial_checkout_keeps_what_the_manifest_knew(planned, project):
+def test_the_manifest_of_a_partial_checkout_keeps_what_it_knew(planned, project):
     plan = planned()
     make_all(plan)
-    publish(plan)
+    write_products(plan)
     before = (project / "results/mine/manifest.json").read_text()
     shutil.rmtree(project / "results/mine/flows")
-    publish(plan)
+    write_products(plan)
     assert (project / "results/mine/manifest.json").read_text() == before
 
 
@@ -122,76 +125,133 @@ def test_publishing_a_partial_checkout_keeps_what_the_manifest_knew(planned, pro
         ("manifest.json", '{"artifacts": 3}'),
     ],
 )
-def test_what_is_published_and_then_deleted_or_damaged_is_published_again(planned, project, name, content):
+def test_a_product_that_was_deleted_or_damaged_is_written_again(planned, project, name, content):
     plan = planned()
-    make_all(plan, store.PRODUCTS)
-    publish(plan)
+    make_all(plan, PRODUCTS)
+    write_products(plan)
     home = project / "results/mine"
-    stamp = home / "records" / f"published-{plan.key}"
+    stamp = home / "records" / f"products-{plan.key}"
     stamp.parent.mkdir(exist_ok=True)
     stamp.touch()
     reproduce = script("reproduce")
-    reproduce.publish_again_unless_whole(plan)
+    reproduce.write_products_again_unless_whole(plan)
     assert stamp.exists()
     before = bytes_below(home)
     (home / name).unlink(missing_ok=True)
     if content is not None:
         (home / name).write_text(content)
-    reproduce.publish_again_unless_whole(plan)
+    reproduce.write_products_again_unless_whole(plan)
     assert not stamp.exists()
-    publish(plan)
+    write_products(plan)
     stamp.touch()
     assert bytes_below(home) == before
-    assert is_published(plan)
+    assert are_written(plan)
 
 
-def test_nothing_is_published_as_long_as_a_product_is_not_made(planned):
+def test_nothing_is_written_as_long_as_a_product_is_not_made(planned):
     plan = planned()
-    assert not is_published(plan)
+    assert not are_written(plan)
     make_all(plan, {"table_files", "figure_files"})
-    assert not is_published(plan)
+    assert not are_written(plan)
 
 
-def test_publishing_waits_for_another(planned, project):
+def test_writing_products_waits_for_another(planned, project):
     plan = planned()
-    make_all(plan, store.PRODUCTS)
-    publish(plan)
+    make_all(plan, PRODUCTS)
+    write_products(plan)
     (project / "results/mine/manifest.json").unlink()
-    with FileLock(project / "results/.work/locks/publish-mine.lock"):
-        second = threading.Thread(target=publish, args=(plan,))
+    with FileLock(project / "results/.work/locks/products-mine.lock"):
+        second = threading.Thread(target=write_products, args=(plan,))
         second.start()
         second.join(0.5)
-        assert not is_published(plan)
+        assert not are_written(plan)
     second.join()
-    assert is_published(plan)
+    assert are_written(plan)
 
 
-def test_time_to_quality_in_seconds_is_published_beside_the_wall_times(planned, project):
+@pytest.fixture
+def complete(planned, project):
+    """An experiment that is made and whose verdicts can be merged, in a git checkout."""
     plan = planned()
-    make_all(plan, store.PRODUCTS)
-    (frames,) = plan.of("frames")
-    about = frames.params["about"]["flows"]
-    dataset = about[0]["dataset"]
-    methods = sorted({told["method"] for told in about if told["dataset"] == dataset})
-    seeds = len({told["seed"] for told in about})
+    for node in plan.nodes.values():
 
-    def collect(job):
-        curves = {method: [[4.0, 2.0, 1.0]] * seeds for method in methods}
-        job.write_frame("records.csv", curve_records(curves, dataset=dataset))
-        job.write_frame("budgets.csv", budget_rows(dict.fromkeys(methods, (1, 0)), seeds, dataset))
+        def fake(job):
+            job.write_json(f"{job.node.kind}.json", {"key": job.node.key})
+            if job.node.kind == "frames":
+                (job.folder / "records.csv").write_text("step,value\n1,2.0\n")
+                (job.folder / "history.csv").write_text("x" * (LARGEST_FRAME + 1))
+            if job.node.kind == "verdicts":
+                (job.folder / "claims.json").write_text('{"claims": []}')
 
-    build(frames, collect)
-    records = project / "results/mine/records"
-    publish(plan)
-    assert not (records / "time_to_quality.csv").exists()
-    for kind, seconds in (("flows", 500), ("preconditioners", 2)):
-        (records / "benchmarks" / kind).mkdir(parents=True)
-        for node in plan.of(kind):
-            (records / "benchmarks" / kind / f"{node.name}.tsv").write_text(f"s\tmax_rss\n{seconds}\t7\n")
-    publish(plan)
-    table = pd.read_csv(records / "time_to_quality.csv")
-    assert set(table["method"]) == set(methods)
-    assert table["seconds"].dropna().tolist() == pytest.approx([502] * len(methods))
+        build(node, fake)
+    (project / ".gitignore").write_text("/results/*\n!/results/published/\n")
+    git(project, "init", "--quiet")
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--message", "start")
+    return plan
+
+
+def test_publishing_writes_products_frames_and_the_revision(complete, project):
+    head = git(project, "rev-parse", "HEAD").strip()
+    home = project / PUBLISHED / "mine"
+    (home / "tables").mkdir(parents=True)
+    (home / "tables/stale.csv").write_text("old")
+    assert publish(complete) == ["history.csv"]
+    assert not (home / "tables/stale.csv").exists()
+    assert (home / "frames/records.csv").is_file()
+    assert not (home / "frames/history.csv").exists()
+    assert "history.csv" in (home / "frames/README.md").read_text()
+    local = read_manifest(Path("results/mine"))
+    assert local is None, "publishing writes nothing but what is published"
+    manifest = read_manifest(PUBLISHED / "mine")
+    assert manifest["revision"] == {"commit": head, "clean": True}
+    assert manifest["artifacts"].keys() == complete.nodes.keys()
+    assert {path.name for path in (project / "results").iterdir()} == {".work", "mine", "published"}
+    before = bytes_below(home)
+    publish(complete)
+    assert bytes_below(home) == before
+
+
+def test_a_change_that_is_not_committed_is_said(complete, project):
+    (project / "config/theory.yaml").write_text("changed: true")
+    publish(complete)
+    assert read_manifest(PUBLISHED / "mine")["revision"]["clean"] is False
+    assert "with changes that were not committed" in (project / PUBLISHED / "claims.md").read_text()
+
+
+def test_only_a_complete_experiment_is_published(complete, project):
+    shutil.rmtree(complete.of("flows")[0].folder)
+    with pytest.raises(PrecfmError, match=rf"mine: 1 of {len(complete.nodes)} artifacts are missing"):
+        publish(complete)
+    assert not (project / PUBLISHED).exists()
+
+
+def test_without_git_nothing_is_published(complete, project):
+    shutil.rmtree(project / ".git")
+    with pytest.raises(PrecfmError, match="a git checkout"):
+        publish(complete)
+    assert not (project / PUBLISHED).exists()
+
+
+def test_merged_verdicts_say_how_many_keys_are_of_the_present_code(complete, project):
+    publish(complete)
+    count = len(complete.nodes)
+    merged = project / PUBLISHED / "claims.md"
+    assert f"; {count} of {count} keys are of the present code" in merged.read_text()
+    manifest = json.loads((project / PUBLISHED / "mine/manifest.json").read_text())
+    manifest["artifacts"] = {
+        node_id.replace(node_id[-12:], "0" * 12): entry for node_id, entry in manifest["artifacts"].items()
+    }
+    (project / PUBLISHED / "mine/manifest.json").write_text(canonical(manifest))
+    collect_claims()
+    assert f"none of its {len(manifest['artifacts'])} keys is of the present code" in merged.read_text()
+
+
+def test_manifests_of_both_places_are_read(complete):
+    write_products(complete)
+    publish(complete)
+    flow = complete.of("flows")[0]
+    assert len(published_entries(Path("results"))[f"flows/{flow.key}"]) == 2
 
 
 def test_the_summary_counts_what_exists(planned):
@@ -207,18 +267,18 @@ def test_neither_a_stray_file_nor_a_part_of_an_artifact_replaces_a_whole_one_in_
     make_all(planned(), {"flows"})
     old = planned().of("flows")[0]
     kind = old.folder.parent
-    store.to_attic(old.folder, "flows")
+    to_attic(old.folder, "flows")
     old.folder.mkdir()
     (old.folder / "flows.json").write_text("half")
-    assert not store.to_attic(old.folder, "flows")
+    assert not to_attic(old.folder, "flows")
     old.folder.write_text("stray")
     (kind / "link").symlink_to(project / "config")
-    assert not store.to_attic(old.folder, "flows")
-    assert not store.to_attic(kind / "link", "flows")
+    assert not to_attic(old.folder, "flows")
+    assert not to_attic(kind / "link", "flows")
     assert old.name not in {path.name for path in kind.iterdir()}
     assert (project / "config/smoke.yaml").is_file()
     assert [path.name for path in (project / "results/.attic/flows").iterdir()] == [old.name]
-    store.Artifact.open(project / "results/.attic/flows" / old.name).verified()
+    Artifact.open(project / "results/.attic/flows" / old.name).verified()
 
 
 def test_the_attic_keeps_two_artifacts_of_one_name_apart(planned, project):
@@ -228,18 +288,18 @@ def test_the_attic_keeps_two_artifacts_of_one_name_apart(planned, project):
     def put_aside(number):
         build(old, lambda job: job.write_json("data.json", number))
         kept = bytes_below(old.folder)
-        assert store.to_attic(old.folder, "data")
+        assert to_attic(old.folder, "data")
         return kept
 
     attic = project / "results/.attic/data"
     first = put_aside(1)
     shutil.copytree(attic / old.name, old.folder)
-    store.to_attic(old.folder, "data")  # an equal one: there is nothing to keep apart
+    to_attic(old.folder, "data")  # an equal one: there is nothing to keep apart
     assert [path.name for path in attic.iterdir()] == [old.name]
     (attic / old.name).rename(project / "kept")
     second = put_aside(2)
     shutil.copytree(project / "kept", old.folder)
-    store.to_attic(old.folder, "data")
+    to_attic(old.folder, "data")
     older = f"{old.label}.1-{old.key}"
     assert {path.name: bytes_below(path) for path in attic.iterdir()} == {old.name: first, older: second}
     tidy(planned())
@@ -285,8 +345,17 @@ def pulled(planned):
     """An experiment that is recorded, and what `make pull` does before it asks DVC."""
     plan = planned()
     make_all(plan)
-    publish(plan)
+    write_products(plan)
     return plan, script("pull").set_aside
+
+
+@pytest.fixture
+def in_ledger(pulled, project):
+    """The ledger names the experiment and its manifest."""
+    (project / "params.yaml").write_text("experiments: [mine]\nsources: []\n")
+    content = (project / "results/mine/manifest.json").read_bytes()
+    out = {"path": "results/mine/manifest.json", "md5": hashlib.md5(content).hexdigest()}
+    (project / "dvc.lock").write_text(json.dumps({"stages": {"products@mine": {"outs": [out]}}}))
 
 
 def test_before_a_pull_right_artifacts_stay_and_unknown_ones_go_to_the_attic(pulled, project):
@@ -342,16 +411,17 @@ def test_whatever_a_record_says_otherwise_than_the_manifest_is_refused(pulled, p
     assert not flow.exists
 
 
-def test_after_a_pull_that_broke_off_the_remains_are_removed_and_the_rest_is_judged(
-    pulled, project, monkeypatch
+def test_after_a_pull_that_broke_off_the_remains_are_removed_and_the_rest_is_looked_at(
+    pulled, in_ledger, project, monkeypatch
 ):
     """DVC's exit code comes last: what is wrong is refused even where DVC failed."""
     plan, _ = pulled
     pull = script("pull")
     right, cut, unknown = plan.of("flows")[:3]
-    (project / "params.yaml").write_text("experiments: [mine]\nsources: []\n")
 
     def fails(command, **how):
+        if "products@mine" in command:
+            return subprocess.CompletedProcess(command, 0)
         (cut.folder / RECORD).unlink()
         unknown.folder.rename(unknown.folder.with_name("made-here-0123456789ab"))
         return subprocess.CompletedProcess(command, 1)
@@ -366,10 +436,29 @@ def test_after_a_pull_that_broke_off_the_remains_are_removed_and_the_rest_is_jud
     assert (project / "results/.attic/refused/flows/made-here-0123456789ab" / RECORD).is_file()
 
 
+def test_a_manifest_that_the_ledger_does_not_name_is_refused_before_anything_else(
+    pulled, in_ledger, project, monkeypatch
+):
+    """Whoever holds the remote could forge the manifest together with the artifacts."""
+    pull, asked = script("pull"), []
+    manifest = project / "results/mine/manifest.json"
+
+    def forges(command, **how):
+        asked.append(command)
+        manifest.write_text(manifest.read_text().replace("params", "PARAMS", 1))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(pull.subprocess, "run", forges)
+    with pytest.raises(PrecfmError, match=r"manifest\.json: not the one that dvc\.lock names"):
+        pull.main("mine", "flows")
+    assert len(asked) == 1
+    assert not manifest.exists()
+    assert all(node.exists for node in pulled[0].of("flows"))
+
+
 @pytest.mark.parametrize("lock", ["mine", "ledger"])
-def test_a_pull_waits_for_a_run_and_its_dvc_keeps_others_away(pulled, project, monkeypatch, capfd, lock):
+def test_a_pull_waits_for_a_run_and_its_dvc_keeps_others_away(in_ledger, monkeypatch, capfd, lock):
     pull = script("pull")
-    (project / "params.yaml").write_text("experiments: [mine]\nsources: []\n")
     asked = []
 
     def dvc(command, pass_fds, **how):
@@ -378,13 +467,13 @@ def test_a_pull_waits_for_a_run_and_its_dvc_keeps_others_away(pulled, project, m
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(pull.subprocess, "run", dvc)
-    with store.alone(lock):
+    with alone(lock):
         waiting = threading.Thread(target=pull.main, args=("mine", "flows"))
         waiting.start()
         waiting.join(0.5)
         assert not asked
     waiting.join()
-    assert len(asked) == 1
+    assert len(asked) == 2
     assert f"{lock}: another run is at work" in capfd.readouterr().out
 
 
@@ -404,7 +493,6 @@ def test_a_second_run_of_an_experiment_waits_until_the_first_is_recorded(pulled,
 
     (project / "params.yaml").write_text("experiments: [mine]\nsources: []\n")
     monkeypatch.setattr(reproduce, "run_snakemake", lambda *_: None)
-    monkeypatch.setattr(reproduce, "collect_claims", lambda: None)
     monkeypatch.setattr(reproduce, "run_group", dvc)
     (project / "results/mine/records").mkdir(exist_ok=True)
     reproduce.main("mine", "everything", 1)
@@ -450,7 +538,7 @@ def test_garbage_that_cannot_be_removed_is_no_freed_space(project, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     (project / "results/.attic/flows").mkdir(parents=True)
-    monkeypatch.setattr(store, "remove", refuse)
+    monkeypatch.setattr(attic_module, "remove", refuse)
     with pytest.raises(PermissionError):
         collect_garbage([])
 
@@ -460,7 +548,7 @@ def test_where_nothing_was_made_there_is_no_garbage(project):
     assert not (project / "results").exists()
 
 
-def test_mending_after_a_killed_dvc_waits_for_one_that_outlived_its_run(pulled, project, monkeypatch):
+def test_repairing_after_a_killed_dvc_waits_for_one_that_outlived_its_run(pulled, project, monkeypatch):
     plan, _ = pulled
     reproduce, snakemake = script("reproduce"), []
     monkeypatch.setattr(reproduce, "run_snakemake", lambda *_: snakemake.append("began"))
@@ -469,7 +557,7 @@ def test_mending_after_a_killed_dvc_waits_for_one_that_outlived_its_run(pulled, 
     marker.write_text("")
     file = plan.of("flows")[0].folder / "flows.json"
     moved = file.rename(project / "in DVC's hands")
-    with store.alone("ledger"):
+    with alone("ledger"):
         second = threading.Thread(target=reproduce.main, args=("mine", "flows_all", 1))
         second.start()
         second.join(0.5)
@@ -503,7 +591,7 @@ def test_a_ledger_that_a_killed_dvc_has_cut_is_the_one_before(planned, project, 
     ledger = project / "dvc.lock"
     if cut is not None:
         ledger.write_text(cut)
-    reproduce.mend_after_killed_dvc(plan)
+    reproduce.repair_after_killed_dvc(plan)
     assert (ledger.read_text() if ledger.exists() else None) == after
     assert not marker.exists()
 
@@ -515,5 +603,5 @@ def test_dvc_s_own_list_is_removed_where_a_killed_dvc_has_cut_it(planned, projec
     for file, text in ((own, content), (marker, "")):
         file.parent.mkdir(parents=True)
         file.write_text(text)
-    reproduce.mend_after_killed_dvc(planned())
+    reproduce.repair_after_killed_dvc(planned())
     assert own.exists() == kept

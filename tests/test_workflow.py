@@ -4,6 +4,7 @@ One run of the experiment `smoke` in a fresh clone is shared by all tests here; 
 as it found it.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from tests.workflow import BIN, ROOT, bytes_below, clone, git, jobs, reproduce, 
 pytestmark = pytest.mark.xdist_group("workflow")
 
 
-def test_everything_is_made_and_published(made):
+def test_everything_is_made_and_nothing_of_it_is_git_s(made):
     home = made / "results/smoke"
     for name in (
         "tables/metrics.csv",
@@ -32,12 +33,35 @@ def test_everything_is_made_and_published(made):
     listed = run(made, BIN / "precfm", "ls", "smoke").splitlines()
     assert {line.removeprefix("+ ") for line in listed} == set(manifest["artifacts"])
     assert json.loads((home / "claims.json").read_text())
-    assert (made / "results/claims.md").is_file()
+    assert run(made, "git", "status", "--porcelain", "--", "results") == ""
 
 
-def test_a_second_run_makes_nothing_and_changes_nothing(made):
+def test_publishing_says_which_revision_made_it(made, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(made, copy, symlinks=True)
+    said = run(copy, BIN / "precfm", "publish", "smoke")
+    assert "results/published/smoke" in said
+    home = copy / "results/published/smoke"
+    listed = {line[3:] for line in git(copy, "status", "--porcelain", "-uall", "--", "results").splitlines()}
+    assert {f"results/published/smoke/{name}" for name in ("manifest.json", "tables/metrics.csv")} <= listed
+    assert all(name.startswith("results/published/") for name in listed)
+    head = git(copy, "rev-parse", "HEAD").strip()
+    assert json.loads((home / "manifest.json").read_text())["revision"] == {"commit": head, "clean": True}
+    manifest = json.loads((home / "manifest.json").read_text())
+    (frames,) = (entry for name, entry in manifest["artifacts"].items() if name.startswith("frames/"))
+    for file in (home / "frames").glob("*.csv"):
+        assert frames["files"][file.name]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    merged = (copy / "results/published/claims.md").read_text()
+    count = len(manifest["artifacts"])
+    assert f"smoke: made by revision {head[:12]}; {count} of {count} keys are of the present code" in merged
+
+
+def test_a_second_run_makes_nothing_and_changes_nothing_and_imports_no_torch(made):
     before = bytes_below(made / "results"), (made / "dvc.lock").read_bytes()
-    said = reproduce(made)
+    without_torch = made.parent / "without_torch"
+    (without_torch / "torch").mkdir(parents=True)
+    (without_torch / "torch/__init__.py").write_text("raise ImportError('a run that has nothing to do')")
+    said = reproduce(made, PYTHONPATH=f"{without_torch}{os.pathsep}{made}")
     assert jobs(said) == {}
     assert (bytes_below(made / "results"), (made / "dvc.lock").read_bytes()) == before
 
@@ -84,7 +108,7 @@ def test_the_long_experiments_work_from_end_to_end(tmp_path, experiment):
     assert table["dataset"].nunique() > 5
 
 
-def test_clone_and_pull_run_nothing_but_publishing_and_one_parameter_runs_one_method(made, tmp_path):
+def test_clone_and_pull_run_nothing_but_products_and_one_parameter_runs_one_method(made, tmp_path):
     store, colleague = tmp_path / "store", tmp_path / "colleague"
     run(made, BIN / "dvc", "remote", "add", "--force", "--default", "local", str(store))
     run(made, BIN / "dvc", "push", "--quiet")
@@ -92,7 +116,7 @@ def test_clone_and_pull_run_nothing_but_publishing_and_one_parameter_runs_one_me
     git(made, "commit", "--quiet", "--message", "recorded")
     clone(made, colleague)
     run(colleague, sys.executable, "workflow_scripts/pull.py", "smoke")
-    assert set(jobs(reproduce(colleague))) <= {"publish", "everything"}
+    assert set(jobs(reproduce(colleague))) <= {"products", "everything"}
 
     config = colleague / "config/smoke.yaml"
     right = config.read_text()
@@ -108,7 +132,7 @@ def test_clone_and_pull_run_nothing_but_publishing_and_one_parameter_runs_one_me
     assert not {"data", "classifiers", "encoders", "latents", "features"} & set(ran)
 
     config.write_text(right)
-    assert set(jobs(reproduce(colleague))) <= {"publish", "everything"}
+    assert set(jobs(reproduce(colleague))) <= {"products", "everything"}
     assert run(colleague, BIN / "dvc", "status", "--quiet") == ""
     assert bytes_below(colleague / "results/smoke/flows") == bytes_below(made / "results/smoke/flows")
 
@@ -142,8 +166,8 @@ def test_a_wrong_configuration_stops_before_the_first_job(made, tmp_path, change
     copy = clone(made, tmp_path / "copy")
     config = copy / "config/smoke.yaml"
     wrong = yaml.safe_load(config.read_text())
-    for room, fields in change.items():
-        wrong[room].update(fields)
+    for group, fields in change.items():
+        wrong[group].update(fields)
     config.write_text(yaml.safe_dump(wrong))
     said = reproduce(copy, code=1)
     line = next(line for line in said.splitlines() if line.startswith("precfm: "))

@@ -102,27 +102,6 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
 }
 
-# How many images the published data sets have: all of them, or the official training and test images.
-IMAGES: dict[str, tuple[int, ...]] = {
-    "mnist5k": (5_000,),
-    "mnist": (60_000, 10_000),
-    "fashion_mnist": (60_000, 10_000),
-}
-
-# The figure that shows a theory experiment; all other figures show data sets.
-THEORY_FIGURES = {
-    "linear_grid": "descent_curves",
-    "steps_to_accuracy": "steps_against_kappa",
-    "residual_linear": "residual_bound",
-    "residual_networks": "residual_grid",
-    "mixture_linear": "mixture_descent",
-    "mixture_networks": "mixture_methods",
-    "mixture_ablations": "mixture_ablations",
-    "trained_factors": "trained_factors",
-    "trained_budgets": "trained_budgets",
-}
-THEORY_TABLES = ("theory",)
-
 
 def import_string(group: str, name: str) -> str:
     """The import string `module:attribute` behind a name of the registry, of an entry point, or that is one itself.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from precfm.core.errors import PrecfmError
-from precfm.core.registry import IMAGES, REGISTRY, THEORY_FIGURES, THEORY_TABLES, import_string
+from precfm.core.registry import REGISTRY, import_string, load
 from precfm.datasets.image_names import image_names
 from precfm.datasets.manifest import SourceManifest, source_manifest
 from precfm.datasets.sources import SOURCES
@@ -24,6 +24,8 @@ from precfm.pipeline.node import Node
 from precfm.pipeline.plan import KINDS, Plan
 from precfm.pipeline.schema import PLAIN, Component, Dataset, Experiment, Flow, Method, Setting, plain
 from precfm.report.claims import parse_claims
+from precfm.report.frames import available
+from precfm.report.reads import wanted
 
 CLAIMS = Path("config/claims.yaml")
 METRIC_POINTS = 1000  # latents over which the decoder's pull-back metric is averaged
@@ -334,19 +336,9 @@ class _Builder:
         experiment = self.experiment
         frames = self._add("frames", experiment.name, {"about": self.about}, self.reported)
         named = {"experiment": experiment.name}
-        theory = {THEORY_FIGURES[spec.run.name] for spec in experiment.theory.values()}
-        wanted = {
-            "figures": [
-                *theory,
-                *(set(REGISTRY["figures"]) - set(THEORY_FIGURES.values()) if experiment.datasets else ()),
-            ],
-            "tables": [
-                *(THEORY_TABLES if experiment.theory else ()),
-                *(set(REGISTRY["tables"]) - set(THEORY_TABLES) if experiment.datasets else ()),
-            ],
-        }
         for group, kind in (("tables", "table_files"), ("figures", "figure_files")):
-            for name in sorted(wanted[group]):
+            functions = {name: load(group, name) for name in REGISTRY[group]}
+            for name in wanted(functions, available(self.about)):
                 target = import_string(group, name)
                 self._add(kind, name, {"name": name, **named}, {"frames": frames}, [target])
         claims = read_yaml(CLAIMS)
@@ -357,7 +349,7 @@ class _Builder:
 def _check_counts(name: str, spec: Dataset, manifest: SourceManifest) -> None:
     """Refuse splits that are larger than the source, where its size is known without reading it."""
     listed = len(image_names(file.name for file in manifest.files))  # 0 where they are inside a zip file
-    images = IMAGES.get(spec.source.name) or ((listed,) if listed else ())
+    images = spec.source.constant("counts") or ((listed,) if listed else ())
     pools: list[tuple[tuple[str, ...], str]] = [(("train", "validation", "heldout"), "images")]
     if len(images) > 1:
         pools = [

@@ -1,26 +1,25 @@
 """Fingerprints of code: what a script and the modules that it needs *do*, not how they are written down.
 
-A fingerprint hashes syntax trees without docstrings, comments and formatting. It walks the fields of the trees and
-skips empty ones, because `ast.dump` and `ast.unparse` differ between Python versions; the same source has the same
-fingerprint under Python 3.11, 3.12 and 3.13. Nothing is imported. Imports are followed to the modules that define
-what is imported; a package's `__init__` only re-exports, so it is part of no fingerprint, and code that imports from
-one is refused.
+A fingerprint hashes syntax trees (`precfm.pipeline.syntax`); nothing is imported. Imports are followed to the modules
+that define what is imported; a package's `__init__` only re-exports, so it is part of no fingerprint, and code that
+imports from one is refused.
 """
 
 import ast
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache, wraps
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Strict, sentence
+from precfm.pipeline.syntax import once_per_state, syntax_hash
 
 PACKAGE = Path(__file__).parents[1]
 SCRIPTS = PACKAGE.parent / "workflow_scripts"
@@ -39,7 +38,6 @@ WITHOUT_EFFECT = (
     "precfm.datasets.origins",
     "precfm.datasets.sources",
 )
-Value = TypeVar("Value")
 
 
 def fingerprint(script: Path, targets: tuple[str, ...] = ()) -> str:
@@ -107,22 +105,7 @@ def module_file(module: str) -> Path:
     return package if package.is_file() else base.with_suffix(".py")
 
 
-def _once_per_state(function: Callable[[Path], Value]) -> Callable[[Path], Value]:
-    """Remember what a function says of a file as long as the file is not written again."""
-    known: dict[Path, tuple[tuple[int, int], Value]] = {}
-
-    @wraps(function)
-    def remembered(file: Path) -> Value:
-        stat = file.stat()
-        state = (stat.st_mtime_ns, stat.st_size)
-        if file not in known or known[file][0] != state:
-            known[file] = (state, function(file))
-        return known[file][1]
-
-    return remembered
-
-
-@_once_per_state
+@once_per_state
 def imports(file: Path) -> tuple[str, ...]:
     """The modules of precfm that a file imports anywhere, inside functions too.
 
@@ -201,51 +184,6 @@ def _module_name(file: Path) -> str:
     return ".".join((PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts))
 
 
-@_once_per_state
-def syntax_hash(file: Path) -> str:
-    """The hash of one file's syntax tree, without docstrings, comments and formatting."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    digest = hashlib.sha256()
-    for token in _tokens(tree):
-        digest.update(token.encode())
-        digest.update(b"\0")
-    return digest.hexdigest()
-
-
-def _tokens(node: object) -> Iterator[str]:
-    """A tree as a sequence of words; empty fields leave no trace, since new Pythons add such fields."""
-    if isinstance(node, ast.AST):
-        yield f"({type(node).__name__}"
-        for name, value in _fields(node):
-            if value is None or value == []:
-                continue
-            yield f".{name}"
-            yield from _tokens(value)
-        yield ")"
-    elif isinstance(node, list):
-        yield "["
-        for item in node:
-            yield from _tokens(item)
-        yield "]"
-    else:
-        yield f"{type(node).__name__}={node!r}"
-
-
-def _fields(node: ast.AST) -> Iterator[tuple[str, object]]:
-    documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-    for name, value in ast.iter_fields(node):
-        if isinstance(node, ast.Constant) and name == "kind":  # u"x" is "x"
-            continue
-        if isinstance(node, ast.JoinedStr) and isinstance(
-            value, list
-        ):  # Python 3.12 leaves empty strings there
-            yield name, [part for part in value if not (isinstance(part, ast.Constant) and part.value == "")]
-        elif documented and name == "body" and ast.get_docstring(node, clean=False) is not None:  # type: ignore[arg-type]
-            yield name, value[1:]
-        else:
-            yield name, value
-
-
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -290,7 +228,7 @@ def read_equivalences() -> dict[str, dict[str, Any]]:
     return _read_equivalences(EQUIVALENCES) if EQUIVALENCES.is_file() else {}  # an installed library has none
 
 
-@_once_per_state
+@once_per_state
 def _read_equivalences(file: Path) -> dict[str, dict[str, Any]]:
     try:
         accepted = json.loads(file.read_text(encoding="utf-8"))

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path("results")
-PUBLISHED = RESULTS / "published"  # what the project stands for, in git; all else in results/ is this machine's
+# What the project stands for, in git; all else in results/ is what this machine made.
+PUBLISHED = RESULTS / "published"
 RECORD = "artifact.json"
 
 # Kinds whose jobs compute on the configured device; all others use the processor, and reports no torch at all.

@@ -292,9 +292,7 @@ class Experiment(Strict):
     classifiers: Classifiers | None = None
     settings: dict[str, Setting] = Field(default_factory=dict)
     search: Search = Search()
-    baseline: Preconditioner = Field(
-        default={"name": "scalar"}, validate_default=True
-    )
+    baseline: Preconditioner = Field(default={"name": "scalar"}, validate_default=True)
     predict: tuple[str, ...] = ()  # settings whose flows the tangent kernel foretells, where it can
     evaluation: Evaluation = Evaluation()
     theory: dict[str, Theory] = Field(default_factory=dict)

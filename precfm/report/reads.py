@@ -87,7 +87,7 @@ def handed(function: Callable[..., Any], frames: Mapping[str, Any]) -> Declared:
 
 
 def wanted(functions: Mapping[str, Callable[..., Any]], available: Collection[str]) -> list[str]:
-    """The tables or figures that an experiment can fill: all frames that they need can exist there.
+    """The tables or figures that an experiment can fill: there can be all frames that they need, and one that they read.
 
     Args:
         functions: by registered name.
@@ -100,11 +100,14 @@ def wanted(functions: Mapping[str, Callable[..., Any]], available: Collection[st
     Raises:
         PrecfmError: a function does not say what it reads.
     """
+
+    def can_exist(frame: str) -> bool:
+        return frame in available or f"{frame.partition('.')[0]}.*" in available
+
     found = []
     for name, function in functions.items():
-        declared(function)
-        needed: tuple[str, ...] = function.needs  # type: ignore[attr-defined]
-        if all(frame in available or f"{frame.partition('.')[0]}.*" in available for frame in needed):
+        needed: tuple[str, ...] = getattr(function, "needs", ())
+        if any(map(can_exist, declared(function))) and all(map(can_exist, needed)):
             found.append(name)
     return sorted(found)
 

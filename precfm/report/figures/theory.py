@@ -17,7 +17,7 @@ from precfm.report.figures.style import BAND_FROM, FLOOR_LINE, INK, REFERENCE, D
 from precfm.report.frames import Frames
 from precfm.report.reads import LeftOutError, reads
 from precfm.report.vocabulary import in_order, split_matched
-from precfm.theory.residual import steps_bound
+from precfm.theory.imperfect_preconditioners import steps_bound
 
 KAPPA_COLOURS = ("#c7c7c7", "#8fb7d9", "#4c8fc4", "#1f6aa5", "#0d4375", "#05213d", "#000000")
 LIMITS = {"descent": (1e-6, 4), "stochastic": (1e-3, 30)}
