@@ -20,7 +20,7 @@ from precfm.geometry.spectra import (
     normalise_scale,
     path_condition_numbers,
 )
-from precfm.preconditioners.base import FitData
+from precfm.preconditioners.fit_data import FitData
 from precfm.preconditioners.round_trip import round_trip_error, tail_round_trip_error
 from precfm.preconditioners.scalar import Scalar
 from precfm.preconditioners.whitening import Whitening

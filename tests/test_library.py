@@ -54,7 +54,7 @@ TENSOR = "torch tensor is needed; torch.as_tensor makes one"
         (lambda wrong: covariance(wrong(X)), "x"),
         (lambda wrong: class_covariances(X, wrong(LABELS)), "labels"),
         (lambda wrong: condition_number(wrong(X.T @ X)), "cov"),
-        (lambda wrong: DecoderMetric().with_metric(wrong(X.T @ X)), "the metric"),
+        (lambda wrong: DecoderMetric().fit(X, metric=wrong(X.T @ X)), "metric"),
     ],
 )
 def test_what_is_no_tensor_is_refused(convert: Any, call: Any, name: str) -> None:

@@ -69,10 +69,12 @@ class Moments:
         Returns:
             The moments themselves.
         """
+        if not other.count:
+            return self
         if not self.count:
             self.count, self.scatter = other.count, other.scatter
             self._origin, self._mean = other._origin, other._mean
-        elif other.count:
+        else:
             total = self.count + other.count
             apart = other._mean - self._mean + (other._origin - self._origin)
             self.scatter = (

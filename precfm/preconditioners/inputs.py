@@ -27,14 +27,14 @@ def batches_of(x: Data, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor 
         require_tensor(x, "x")
         yield x, labels
         return
-    if labels is not None:
-        raise PrecfmError(
-            "labels: got them beside batches; with an iterable each batch is a pair (rows, labels)"
-        )
     position = -1
     for position, batch in enumerate(x):
         rows, given = batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None)
         require_tensor(rows, f"x: batch {position}")
+        if labels is not None:
+            raise PrecfmError(
+                "labels: got them beside batches; with an iterable each batch is a pair (rows, labels)"
+            )
         yield rows, given
     if position < 0:
         raise PrecfmError("x: got no batches; rows to fit are needed")
@@ -44,16 +44,19 @@ def concatenated(x: Data, labels: Tensor | None) -> tuple[Tensor, Tensor | None]
     """All rows of all batches, and their labels if every batch has some.
 
     Raises:
-        PrecfmError: as `batches_of`, the batches differ in shape, or only some have labels.
+        PrecfmError: as `batches_of`, the batches differ in more than length, or only some have labels.
     """
+    if isinstance(x, Tensor):
+        return x, labels
     rows, given = zip(*batches_of(x, labels), strict=True)
+    if len({(each.shape[1:], each.dtype, each.device) for each in rows}) > 1:
+        raise PrecfmError("x: got batches that differ in shape, dtype or device; equal ones are needed")
     known = [each for each in given if each is not None]
     if known and len(known) < len(given):
         raise PrecfmError("labels: got them with some batches only; all or none are needed")
-    try:
-        return torch.cat(rows) if len(rows) > 1 else rows[0], torch.cat(known) if known else None
-    except (RuntimeError, TypeError) as error:
-        raise PrecfmError(f"x: got batches that do not fit together ({error})") from None
+    for each in known:
+        require_tensor(each, "labels")
+    return torch.cat(rows), torch.cat(known) if known else None
 
 
 def checked_rows(x: Tensor, name: str, event_shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def symmetric_power(cov: Tensor, exponent: float, shrinkage: float, what: str) -
         cov: covariance of the data, shape (dim, dim), float64.
         exponent: 0.5 whitens, 0.25 takes the square root of the condition number, 0 leaves the shape.
         shrinkage: weight `s` of the isotropic covariance, in [0, 1].
-        what: name of the data, for messages.
+        what: the data, as the beginning of a sentence: `x:`, or `x: class 3`.
 
     Returns:
         The map, its inverse and its log determinant, float64.
@@ -58,11 +58,11 @@ def symmetric_power(cov: Tensor, exponent: float, shrinkage: float, what: str) -
     eigenvalues = eigenvalues.clamp(min=0)
     mean_variance = eigenvalues.mean()
     if not float(mean_variance) > 0:
-        raise PrecfmError(f"{what}: has variance 0 in every feature; a scale needs rows that differ")
+        raise PrecfmError(f"{what} has variance 0 in every feature; a scale needs rows that differ")
     shrunk = (1 - shrinkage) * eigenvalues + shrinkage * mean_variance
     if float(shrunk[0]) * LARGEST_CONDITION_NUMBER < float(shrunk[-1]):
         raise PrecfmError(
-            f"{what}: {_deficiency(cov, eigenvalues, eigenvectors)}; drop it or set shrinkage above 0"
+            f"{what} {_deficiency(cov, eigenvalues, eigenvectors)}; drop it or set shrinkage above 0"
         )
     scale = (eigenvalues * shrunk.pow(-2 * exponent)).mean().rsqrt()
     return symmetric_map(scale * shrunk.pow(-exponent), eigenvectors)

@@ -57,7 +57,7 @@ class Whitening(SymmetricAffine):
                 raise PrecfmError(f"rows: got {self.rows}; x has only {rows}")
             self.notes.append(f"fitted on the first {self.rows} of {rows} rows")
         cov = moments.covariance()
-        self._set(moments.mean, symmetric_power(cov, self.exponent, self.shrinkage, "x"))
+        self._set(moments.mean, symmetric_power(cov, self.exponent, self.shrinkage, "x:"))
         if self.shrinkage > 0:
             self.notes.append(f"covariance shrunk by {self.shrinkage:g} towards the isotropic one")
             if (why := deficiency(cov)) is not None:
