@@ -1,20 +1,29 @@
 """Precondition-then-match as one class: map the data, train a flow there, sample there, map back."""
 
-import json
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from precfm.core.components import component
 from precfm.core.errors import PrecfmError
-from precfm.core.options import options_in, validated
-from precfm.core.registry import build, load, name_of
+from precfm.core.options import validated
+from precfm.core.registry import build
 from precfm.core.seeds import derived_seed, seeded_module
+from precfm.core.tensors import require_tensor
 from precfm.flows.compute import flops_per_step, num_parameters
+from precfm.flows.description import (
+    FlowDescription,
+    flow_spec,
+    read_description,
+    require_imported,
+    write_description,
+)
 from precfm.flows.likelihood import log_likelihood
 from precfm.flows.models.base import VelocityNetwork, Wrapper
 from precfm.flows.objectives import VelocityObjective
@@ -22,6 +31,7 @@ from precfm.flows.paths import ProbabilityPath
 from precfm.flows.sampling import Solver, evaluation_labels, evaluation_noise, integrate
 from precfm.flows.settings import FlowSettings, Spec
 from precfm.preconditioners.base import Preconditioner
+from precfm.preconditioners.inputs import checked_labels
 from precfm.preconditioners.jacobian import inverse_jacobian
 from precfm.preconditioners.saving import load as load_preconditioner
 from precfm.preconditioners.saving import save as save_preconditioner
@@ -29,7 +39,7 @@ from precfm.training.options import TrainingOptions
 from precfm.training.state import TrainingResult
 from precfm.training.trainer import train
 
-DESCRIPTION, WEIGHTS, MAP = "flow.json", "network.safetensors", "preconditioner"
+WEIGHTS, MAP = "network.safetensors", "preconditioner.safetensors"
 DEFAULT_TRAINING = TrainingOptions(learning_rate=2e-3, schedule="cosine")
 
 
@@ -41,9 +51,9 @@ class PreconditionedFlow:
     (`{"name": "whitening", "exponent": 0.25}`), or as an object.
 
     Args:
-        preconditioner: the map P. One that is fitted already is left as it is. The default, whitening, makes all
+        preconditioner: the map P. One that comes fitted is left as it is. The default, whitening, makes all
             directions of the data equally easy for gradient training; `"none"` is plain flow matching.
-        model: the velocity network v(z_t, t, y).
+        model: the velocity network v(z_t, t, y). Of an object a copy is trained, from the weights that it has.
         wrappers: around the network, the innermost first, as names or with options (`"gaussian_skip"`).
         path: from noise to data.
         objective: what the network is trained for.
@@ -58,7 +68,7 @@ class PreconditionedFlow:
         data: z1, and labels if there are any: what the network is trained on; only after `prepare` or `fit`.
 
     Raises:
-        PrecfmError: a name is unknown, or an option is wrong.
+        PrecfmError: a name is unknown, an option is wrong, or the components do not go together.
 
     References:
         Preconditioned (Score and) Flow Matching (Ahamed et al., 2026), https://arxiv.org/abs/2603.02337
@@ -71,6 +81,8 @@ class PreconditionedFlow:
     """
 
     preconditioner: Preconditioner
+    path: ProbabilityPath
+    objective: VelocityObjective
     network: VelocityNetwork
     data: tuple[Tensor, ...]
 
@@ -84,18 +96,30 @@ class PreconditionedFlow:
         objective: str | Spec | VelocityObjective = "flow_matching",
         training: TrainingOptions = DEFAULT_TRAINING,
     ) -> None:
-        self.preconditioner = _component("preconditioners", preconditioner, Preconditioner)
-        self.path = _component("paths", path, ProbabilityPath)
-        self.objective = _component("objectives", objective, VelocityObjective)
-        self._given = model if isinstance(model, VelocityNetwork) else None
+        if isinstance(model, Wrapper):
+            raise PrecfmError(
+                f"model: got a {type(model).__name__}, which is a wrapper; its network is needed here, and its name in "
+                "wrappers"
+            )
+        self.preconditioner = component("preconditioners", preconditioner, Preconditioner)
+        self.path = component("paths", path, ProbabilityPath)
+        self.objective = component("objectives", objective, VelocityObjective)
+        around = (wrappers,) if isinstance(wrappers, str | Mapping) else wrappers
         self.settings = FlowSettings(
-            model=_spec("models", model),
-            wrappers=tuple(_spec("wrappers", wrapper) for wrapper in wrappers),
-            path=_spec("paths", path),
-            objective=_spec("objectives", objective),
+            model=flow_spec("models", model),
+            wrappers=tuple(flow_spec("wrappers", wrapper) for wrapper in around),
+            path=flow_spec("paths", path),
+            objective=flow_spec("objectives", objective),
             training=training,
         )
-        self._label_counts: list[int] = []  # of the training data, by class
+        if self.settings.wrappers and not self.objective.predicts_velocity:
+            raise PrecfmError(
+                f"wrappers: got {self.settings.wrappers[0]['name']!r}, which adds a velocity to what the network "
+                f"predicts; objective {self.settings.objective['name']!r} needs () here, since it predicts noise"
+            )
+        self._came_fitted = self.preconditioner.fitted
+        self._given = model if isinstance(model, VelocityNetwork) else None
+        self._label_counts: tuple[int, ...] = ()  # of the training data, by class
         self._shape: tuple[int, ...] = ()  # of one datum in the flow's space
 
     @classmethod
@@ -121,7 +145,7 @@ class PreconditionedFlow:
         scratch: str | Path | None = None,
         on_checkpoint: Callable[[int, nn.Module], None] | None = None,
     ) -> Self:
-        """Fit the preconditioner, unless it is fitted, and train the flow behind it.
+        """Fit the preconditioner, unless it came fitted, and train the flow behind it; a second fit forgets the first.
 
         Args:
             x1: data, shape (n, *dim).
@@ -130,7 +154,8 @@ class PreconditionedFlow:
             validation: data and labels by which a learned preconditioner stops early; see `Preconditioner.fit`.
             decoder_metric: the decoder's pull-back metric in the space of `x1`, shape (dim, dim), where the
                 preconditioner or the objective needs it.
-            scratch: folder for saves; a killed fit, run again, goes on from there and ends in the same bytes.
+            scratch: folder for saves; a killed fit, run again, goes on from there and ends in the same bytes. Delete
+                it when the result is safe.
             on_checkpoint: gets the step and the network at each of `training.checkpoints`.
 
         Returns:
@@ -140,8 +165,9 @@ class PreconditionedFlow:
             PrecfmError: data, labels and components do not fit together.
             DivergenceError: the training diverged.
         """
+        labels = _checked_labels(x1, labels)
         folder = None if scratch is None else Path(scratch)
-        if not self.preconditioner.fitted:
+        if not self._came_fitted:
             self.preconditioner.fit(
                 x1,
                 labels,
@@ -171,11 +197,20 @@ class PreconditionedFlow:
             labels: classes from 0, int64, shape (n,), or None.
             seed: seed of the initial weights.
             decoder_metric: as in `fit`.
+
+        Returns:
+            The flow itself.
+
+        Raises:
+            PrecfmError: the preconditioner is not fitted, or data, labels and components do not fit together.
         """
+        labels = _checked_labels(x1, labels)
         z1 = self.preconditioner.forward(x1, labels)
-        self._label_counts = [] if labels is None else torch.bincount(labels.cpu()).tolist()
+        self._label_counts = () if labels is None else tuple(torch.bincount(labels).tolist())
         self._shape = tuple(z1.shape[1:])
-        self.network = seeded_module(self._build, seed).to(z1.device)
+        network = seeded_module(lambda: self._build(len(self._label_counts)), seed)
+        z1 = z1.to(_weights_of(network).dtype)
+        self.network = network.to(z1.device, z1.dtype)
         self.data = (z1,) if labels is None else (z1, labels)
         for module in reversed([*self.network.modules()]):  # the innermost first
             if isinstance(module, Wrapper):
@@ -194,7 +229,13 @@ class PreconditionedFlow:
         on_checkpoint: Callable[[int, nn.Module], None] | None = None,
         name: str = "flow",
     ) -> TrainingResult:
-        """Train a prepared flow; see `precfm.training.trainer.train`."""
+        """Train a prepared flow; see `precfm.training.trainer.train`.
+
+        Raises:
+            PrecfmError: the flow is not prepared, or the scratch folder is of another training.
+            DivergenceError: the training diverged.
+        """
+        self._require_prepared()
         return train(
             self.network,
             self.objective,
@@ -202,6 +243,7 @@ class PreconditionedFlow:
             self.settings.training,
             seed=seed,
             scratch=scratch,
+            facts=self.settings.model_dump(mode="json", exclude={"training"}),
             on_checkpoint=on_checkpoint,
             name=name,
         )
@@ -231,7 +273,9 @@ class PreconditionedFlow:
         Raises:
             PrecfmError: the flow is not fitted, or the labels do not fit.
         """
-        self._require_fitted()
+        self._require_network()
+        if n < 0:
+            raise PrecfmError(f"n: got {n}; a number of samples is needed")
         if labels is None and self._label_counts:
             counts = torch.tensor(self._label_counts)
             classes = torch.arange(len(counts)).repeat_interleave(counts)
@@ -252,10 +296,13 @@ class PreconditionedFlow:
         Returns:
             Samples in data space, shape (n, *dim).
         """
-        self._require_fitted()
-        device = next(self.network.parameters()).device
-        asked = None if labels is None else labels.to(device)
-        start = noise.to(device) * self.objective.start_scale(self.path)
+        self._require_network()
+        require_tensor(noise, "noise", floating=True)
+        if labels is not None:
+            require_tensor(labels, "labels")
+        weights = _weights_of(self.network)
+        asked = None if labels is None else labels.to(weights.device)
+        start = noise.to(weights) * self.objective.start_scale(self.path)
         z1 = integrate(
             self.objective.velocity(self.network, self.path),
             start,
@@ -281,11 +328,11 @@ class PreconditionedFlow:
         Raises:
             PrecfmError: the flow is not fitted, or its preconditioner has no log-determinant.
         """
-        self._require_fitted()
+        self._require_network()
         change = self.preconditioner.log_abs_det_jacobian(x, labels)
         return change + log_likelihood(
             self.objective.velocity(self.network, self.path),
-            self.preconditioner.forward(x, labels),
+            self.preconditioner.forward(x, labels).to(_weights_of(self.network).dtype),
             labels,
             t_noise=self.objective.start,
             noise_scale=self.objective.start_scale(self.path),
@@ -303,30 +350,37 @@ class PreconditionedFlow:
     @property
     def num_parameters(self) -> int:
         """Parameters of the velocity network; the preconditioner counts its own."""
+        self._require_network()
         return num_parameters(self.network)
 
     @property
     def notes(self) -> list[str]:
         """What a reader of the results should know of the network and its wrappers."""
+        self._require_network()
         several = [module.notes for module in self.network.modules() if isinstance(module, VelocityNetwork)]
         return [note for notes in several for note in notes]
 
     @property
     def flops_per_step(self) -> int:
         """Floating point operations of one training step of a prepared flow."""
+        self._require_prepared()
         return flops_per_step(self.network, self.objective, self.data, self.settings.training.batch_size)
 
     def network_of_width(self, width: int) -> VelocityNetwork:
         """A network like this flow's, of another width, with fresh weights."""
-        return self._build(self.settings.with_width(width))
+        self._require_network()
+        return self._build(self.network.num_classes, self.settings.with_width(width))
 
     def description(self) -> dict[str, Any]:
         """How to build the flow again without data or weights, as plain data; see `from_description`."""
-        return {
-            "settings": self.settings.model_dump(mode="json"),
-            "shape": list(self._shape),
-            "label_counts": self._label_counts,
-        }
+        self._require_network()
+        described = FlowDescription(
+            settings=self.settings,
+            shape=self._shape,
+            num_classes=self.network.num_classes,
+            label_counts=self._label_counts,
+        )
+        return described.model_dump(mode="json")
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any], preconditioner: Preconditioner) -> Self:
@@ -336,23 +390,16 @@ class PreconditionedFlow:
             PrecfmError: the description is damaged, or names a class that is unknown or of a package that was not
                 imported.
         """
-        try:
-            settings = validated(FlowSettings, description["settings"])
-            groups = {"models": [settings.model], "wrappers": settings.wrappers}
-            groups |= {"paths": [settings.path], "objectives": [settings.objective]}
-            for group, specs in groups.items():
-                for spec in specs:
-                    load(group, spec["name"], imported=True)
-            flow = cls.from_settings(settings, preconditioner)
-            flow._shape = tuple(description["shape"])
-            flow._label_counts = list(description["label_counts"])
-            flow.network = flow._build()
-        except (KeyError, TypeError) as error:
-            raise PrecfmError(f"{DESCRIPTION}: damaged ({error}); save the flow again") from None
+        described = validated(FlowDescription, description)
+        require_imported(described.settings)
+        flow = cls.from_settings(described.settings, preconditioner)
+        flow._shape, flow._label_counts = described.shape, described.label_counts
+        flow.network = seeded_module(lambda: flow._build(described.num_classes), seed=0)
         return flow
 
     def load_weights(self, file: str | Path) -> Self:
         """Give the network the weights in a safetensors file; it is then in evaluation mode and frozen."""
+        self._require_network()
         try:
             self.network.load_state_dict(load_file(file))
         except (SafetensorError, RuntimeError, OSError) as error:
@@ -366,50 +413,51 @@ class PreconditionedFlow:
         Raises:
             PrecfmError: the flow is not fitted.
         """
-        self._require_fitted()
+        self._require_network()
+        require_imported(self.settings)
         place = Path(folder)
         save_preconditioner(self.preconditioner, place / MAP)
-        text = json.dumps(self.description(), indent=1, sort_keys=True)
-        (place / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
         save_weights(self.network, place / WEIGHTS)
+        write_description(place, self.description(), (MAP, WEIGHTS))
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read what `save` wrote, on the CPU.
 
         Raises:
-            PrecfmError: a file is missing or damaged.
+            PrecfmError: a file is missing or damaged, or of a package that was not imported.
         """
         place = Path(folder)
-        try:
-            description = json.loads((place / DESCRIPTION).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise PrecfmError(
-                f"{place / DESCRIPTION}: cannot be read ({error}); a saved flow is needed"
-            ) from None
-        flow = cls.from_description(description, load_preconditioner(place / MAP))
-        return flow.load_weights(place / WEIGHTS)
+        description = read_description(place, (MAP, WEIGHTS))
+        return cls.from_description(description, load_preconditioner(place / MAP)).load_weights(
+            place / WEIGHTS
+        )
 
-    def _build(self, settings: FlowSettings | None = None) -> VelocityNetwork:
+    def _build(self, num_classes: int, settings: FlowSettings | None = None) -> VelocityNetwork:
         """The network with its wrappers; weights from torch's global generator."""
         chosen = settings or self.settings
-        if self._given is not None:
-            network = self._given
+        if self._given is not None and settings is None:
+            network = copy.deepcopy(self._given)
         else:
             if len(self._shape) != 1:
                 raise PrecfmError(
                     f"x1: got rows of shape {self._shape}; the flow's networks take vectors, (dim,)"
                 )
-            filled_in = {"dim": self._shape[0], "num_classes": len(self._label_counts)}
-            network = build("models", chosen.model, **filled_in)
+            network = build("models", chosen.model, dim=self._shape[0], num_classes=num_classes)
         for wrapper in chosen.wrappers:
             network = build("wrappers", wrapper, network=network, path=self.path)
         return network
 
-    def _require_fitted(self) -> None:
+    def _require_network(self) -> None:
         if not hasattr(self, "network"):
             raise PrecfmError(
                 "PreconditionedFlow: used before fit; call fit(x1, labels), or load a saved one"
+            )
+
+    def _require_prepared(self) -> None:
+        if not hasattr(self, "data"):
+            raise PrecfmError(
+                "PreconditionedFlow: has no data to train on; call fit(x1, labels), or prepare before train"
             )
 
 
@@ -418,23 +466,17 @@ def save_weights(network: nn.Module, file: Path) -> None:
     save_file({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}, file)
 
 
-def _component(group: Literal["preconditioners", "paths", "objectives"], value: Any, base: type[Any]) -> Any:
-    """The object that a name or a name with options stands for, or the object itself."""
-    made = build(group, _spec(group, value)) if isinstance(value, str | Mapping) else value
-    if not isinstance(made, base):
-        raise PrecfmError(
-            f"{group}: got {value!r}; a registered name, a mapping with a 'name', or a {base.__name__} is needed"
-        )
-    return made
+def _checked_labels(x1: Tensor, labels: Tensor | None) -> Tensor | None:
+    """Classes from 0 as int64, on the device of the data."""
+    require_tensor(x1, "x1", floating=True)
+    if labels is None:
+        return None
+    found = checked_labels(labels, len(x1), x1.device)
+    if len(found) and int(found.min()) < 0:
+        raise PrecfmError(f"labels: got {int(found.min())}; classes from 0 are needed")
+    return found
 
 
-def _spec(group: str, value: Any) -> dict[str, Any]:
-    """A component as a name with options."""
-    if isinstance(value, str):
-        return {"name": value}
-    if isinstance(value, Mapping):
-        if not isinstance(value.get("name"), str):
-            raise PrecfmError(f"{group}: got {dict(value)!r}; a mapping with a 'name' is needed")
-        return dict(value)
-    options = value.options if isinstance(value, nn.Module) else options_in(value)
-    return {"name": name_of(group, type(value)), **options}
+def _weights_of(network: nn.Module) -> Tensor:
+    """One of a network's weights, for its type and device."""
+    return next(network.parameters())

@@ -57,7 +57,7 @@ def flops_per_step(
         data: the training data, from which one mini-batch is made.
         batch_size: rows of the mini-batch.
     """
-    probe = copy.deepcopy(module)
+    probe = copy.deepcopy(module).eval()  # so that no dropout takes from torch's global generator
     rows = torch.arange(batch_size, device=data[0].device) % len(data[0])
     draws = tuple(draw.to(rows.device) for draw in objective.draw(batch_size, generator_for(0, "flops")))
 

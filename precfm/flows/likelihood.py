@@ -70,7 +70,8 @@ def log_likelihood(
 
         def along(probe: Tensor) -> Tensor:
             moved = jvp(lambda x: field(x, t, asked), (points,), (probe.expand_as(points),))[1]
-            return (moved * probe).sum(1)
+            summed: Tensor = (moved * probe).sum(1)
+            return summed
 
         return field(points, t, asked), vmap(along, chunk_size=CHUNK)(probes).sum(0)
 

@@ -84,11 +84,13 @@ class VelocityObjective(ABC):
 
     Attributes:
         start: time at which sampling starts.
+        predicts_velocity: whether the network itself is the velocity, so that wrappers can add a known part of it.
         needs_inverse_jacobian: whether `prepare` needs the Jacobian of the preconditioner's inverse.
         needs_decoder_metric: whether `prepare` needs the decoder's pull-back metric.
     """
 
     start: ClassVar[float] = 0.0
+    predicts_velocity: ClassVar[bool] = True
     needs_inverse_jacobian: bool = False
     needs_decoder_metric: bool = False
 
@@ -241,6 +243,7 @@ class DenoisingScore(VelocityObjective):
     """
 
     start: ClassVar[float] = 0.02
+    predicts_velocity: ClassVar[bool] = False
 
     @checked
     def __init__(

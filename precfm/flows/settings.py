@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pydantic import Field, model_validator
+
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, Natural, Positive, Strict
 from precfm.flows.times import TimeName
@@ -59,26 +61,34 @@ class FlowSettings(Strict):
         training: how.
     """
 
-    model: dict[str, Any] = {"name": "mlp"}
+    model: dict[str, Any] = Field(default={"name": "mlp"})
     wrappers: tuple[dict[str, Any], ...] = ()
-    path: dict[str, Any] = {"name": "linear"}
-    objective: dict[str, Any] = {"name": "flow_matching"}
+    path: dict[str, Any] = Field(default={"name": "linear"})
+    objective: dict[str, Any] = Field(default={"name": "flow_matching"})
     training: TrainingOptions = TrainingOptions()
+
+    @model_validator(mode="after")
+    def _without_validation(self) -> "FlowSettings":
+        if self.training.validate_every:
+            raise PrecfmError(
+                f"training.validate_every: got {self.training.validate_every}; 0 is needed, since a flow is trained "
+                "without validation"
+            )
+        return self
 
     @property
     def width(self) -> int:
         """The width of the network.
 
         Raises:
-            PrecfmError: the network has no option `width`.
+            PrecfmError: the settings give none.
         """
-        width = self.model.get("width")
-        if width is None:
+        if "width" not in self.model:
             raise PrecfmError(
-                f"model: got '{self.model['name']}', which has no option 'width'; set settings.<name>.matched to [] "
-                "to do without baselines of matched parameters"
+                f"model: got {self.model}; a baseline of matched parameters needs a network with a 'width' "
+                "(matched: [] does without)"
             )
-        return int(width)
+        return int(self.model["width"])
 
     def with_width(self, width: int) -> "FlowSettings":
         """The same with a network of another width."""

@@ -63,7 +63,14 @@ class NotRandom:
 
 
 def draws_of_steps(
-    objective: Objective, rows: int, batch_size: int, seed: int, steps: range, device: torch.device
+    objective: Objective,
+    rows: int,
+    batch_size: int,
+    seed: int,
+    steps: range,
+    device: torch.device,
+    *,
+    ahead: int | None = None,
 ) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
     """For each step the rows of its mini-batch, drawn with replacement, and the draws of its loss.
 
@@ -74,27 +81,27 @@ def draws_of_steps(
         seed: the draws of step k are a function of (seed, k).
         steps: the steps, counted from 0.
         device: where the draws are needed.
+        ahead: most steps that are drawn and moved together; None for one on the CPU and `BLOCK_STEPS` elsewhere,
+            where each move makes the host wait. The draws do not depend on it.
 
     Yields:
         Row indices, int64, shape (batch_size,), and the objective's draws; all on the device.
     """
-    generator, position = torch.Generator(), steps.start
+    most = ahead or (1 if device.type == "cpu" else BLOCK_STEPS)
+    generator = torch.Generator()
 
     def draw(step: int) -> list[Tensor]:
         generator.manual_seed(derived_seed(seed, "step", step))
         chosen = torch.randint(rows, (batch_size,), generator=generator)
         return [chosen, *objective.draw(batch_size, generator)]
 
+    position = steps.start
     while position < steps.stop:
         first = draw(position)
-        if device.type == "cpu":
-            block = [first]
-        else:
-            size = sum(tensor.nbytes for tensor in first)
-            ahead = max(1, min(BLOCK_STEPS, BLOCK_BYTES // size, steps.stop - position))
-            several = [first, *(draw(position + step) for step in range(1, ahead))]
-            stacked = [torch.stack(each).to(device) for each in zip(*several, strict=True)]
-            block = [[tensor[step] for tensor in stacked] for step in range(ahead)]
-        for chosen, *draws in block:
+        fitting = BLOCK_BYTES // sum(tensor.nbytes for tensor in first)
+        end = min(position + max(1, min(most, fitting)), steps.stop)
+        several = [first, *map(draw, range(position + 1, end))]
+        stacked = [torch.stack(each).to(device) for each in zip(*several, strict=True)]
+        for chosen, *draws in zip(*stacked, strict=True):
             yield chosen, tuple(draws)
-        position += len(block)
+        position = end

@@ -5,9 +5,10 @@ machine ends in the same bytes as one that never was.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ def train(
     seed: int,
     validation_loss: Callable[[nn.Module], float] | None = None,
     scratch: str | Path | None = None,
+    facts: Mapping[str, Any] | None = None,
     on_checkpoint: Callable[[int, nn.Module], None] | None = None,
     name: str = "training",
 ) -> TrainingResult:
@@ -53,6 +55,8 @@ def train(
         validation_loss: called without gradient every `validate_every` steps; the weights of the smallest
             value win.
         scratch: folder for saves to resume from; None saves nothing. Delete it when the result is safe.
+        facts: plain values that tell this training from others, beside its data, initial weights, options and seed:
+            the objective's options, say. The saves of a training that differs in any of these are refused.
         on_checkpoint: `on_checkpoint(step, module)` gets the weights at each of `options.checkpoints`
             that was reached: in order, after the last step, and in a resumed run too.
         name: the training's name in messages.
@@ -65,11 +69,12 @@ def train(
         DivergenceError: the loss or the weights are no longer finite.
     """
     device = _checked_device(module, data, name)
+    _check_kinds(objective, options, name)
     if options.validate_every and validation_loss is None:
         raise PrecfmError(
             f"{name}: validate_every is {options.validate_every}; give validation_loss too, or set 0"
         )
-    identity = {} if scratch is None else _identity(module, data, options, seed)
+    identity = {} if scratch is None else {**(facts or {}), **_identity(module, data, options, seed)}
     saves = Scratch(None if scratch is None else Path(scratch), identity, name)
     state = TrainingState(module, options, device, name)
     saved = saves.latest_state(options.checkpoints)
@@ -149,6 +154,17 @@ def _checked_device(module: nn.Module, data: tuple[Tensor, ...], name: str) -> t
             f"{name}: module and data lie on {', '.join(sorted(devices))}; one device is needed"
         )
     return data[0].device
+
+
+def _check_kinds(objective: object, options: object, name: str) -> None:
+    """Refuse a bare function or mapping, as other libraries take them."""
+    if not (hasattr(objective, "draw") and hasattr(objective, "loss")):
+        raise PrecfmError(
+            f"{name}: objective: got a {type(objective).__name__}; an object with draw and loss, such as "
+            "NotRandom(function), is needed"
+        )
+    if not isinstance(options, TrainingOptions):
+        raise PrecfmError(f"{name}: options: got a {type(options).__name__}; TrainingOptions are needed")
 
 
 def _identity(

@@ -9,6 +9,10 @@ from precfm.core.errors import PrecfmError
 from precfm.core.options import options_in
 from precfm.core.tensors import require_tensor
 
+FILLED_IN = frozenset(
+    {"dim", "num_classes", "network", "path"}
+)  # arguments that a flow knows, and nobody configures
+
 
 class VelocityNetwork(nn.Module, ABC):
     """A network v(x_t, t, y).
@@ -51,8 +55,8 @@ class VelocityNetwork(nn.Module, ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The arguments that make an equal network, but `dim` and `num_classes`, and a wrapper's own two."""
-        return options_in(self, without=("dim", "num_classes", "network", "path"))
+        """The arguments that make an equal network, without `FILLED_IN`."""
+        return options_in(self, without=FILLED_IN)
 
     def checked_labels(self, labels: Tensor | None, batch: int) -> Tensor:
         """The classes of a batch.
