@@ -17,6 +17,7 @@ conditioning can be the slowest, and so can an isotropic one of small variance. 
 that tells the two apart.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,9 @@ from torch import Tensor
 from precfm.core.errors import PrecfmError
 from precfm.datasets.synthetic import Gaussian, Mixture, mixture, spectrum
 from precfm.flows.paths import ProbabilityPath
-from precfm.theory.gaussian import LinearProblem, linear_problem
+from precfm.theory.linear_regression import LinearProblem, linear_problem, symmetric
+
+SEPARATION = 4.0  # radius of the sphere of the means where it is not varied, in root mean variances
 
 
 @dataclass(frozen=True)
@@ -94,19 +97,67 @@ def expert_optimum(law: Mixture, t: Tensor, path: ProbabilityPath) -> Tensor:
     """The coefficients of the optimal field in `expert_features`, shape (dim, components (dim + 1))."""
     blocks = []
     for component in law.components:
-        problem = linear_problem(component.eigenvalues, t, path)
-        matrix = (component.basis * problem.optimum) @ component.basis.T
+        matrix = symmetric(linear_problem(component.eigenvalues, t, path).optimum, component.basis)
         blocks.append(torch.cat([matrix, path.d_alpha(t) * component.mean[:, None]], dim=1))
     return torch.cat(blocks, dim=1)
 
 
 def component_problems(law: Mixture, t: Tensor, path: ProbabilityPath) -> LinearProblem:
     """The regression of each component alone, shape (components, dim)."""
-    values = torch.stack([component.eigenvalues for component in law.components])
-    return linear_problem(values, t.expand(len(values)), path)
+    return linear_problem(torch.stack([component.eigenvalues for component in law.components]), t, path)
 
 
-def scale_control(dim: int, condition_number: float, *, separation: float = 4.0, seed: int = 0) -> Mixture:
+def ablations(
+    dim: int,
+    condition_numbers: Sequence[float],
+    *,
+    weights: Sequence[float],
+    worst_condition_numbers: Sequence[float],
+    control_condition_number: float | None,
+    separations: Sequence[float] = (),
+    separation: float = SEPARATION,
+    seed: int = 0,
+) -> dict[tuple[str, float], Mixture]:
+    """Mixtures that differ in one thing; all share rotations and mean directions.
+
+    The last component is the worst-conditioned one. `weights` varies its weight (the others share the rest) with
+    covariances fixed, `conditioning` varies its condition number with weights equal, `separation` moves the means
+    apart. `scale` is another mixture, see `scale_control`.
+
+    Args:
+        dim: dimension.
+        condition_numbers: of the components, the worst last.
+        weights: of the last component.
+        worst_condition_numbers: of the last component.
+        control_condition_number: the larger condition number of `scale`; None leaves it out.
+        separations: radii of the sphere of the means.
+        separation: the radius where it is not varied.
+        seed: seed of the rotations and means.
+
+    Returns:
+        Mixtures by ablation and level.
+    """
+    others = len(condition_numbers) - 1
+    laws: dict[tuple[str, float], Mixture] = {}
+    for weight in weights:
+        shares = (*((1 - weight) / others,) * others, weight)
+        laws["weights", weight] = mixture(dim, condition_numbers, shares, separation=separation, seed=seed)
+    for worst in worst_condition_numbers:
+        laws["conditioning", worst] = mixture(
+            dim, (*condition_numbers[:-1], worst), separation=separation, seed=seed
+        )
+    for radius in separations:
+        laws["separation", radius] = mixture(dim, condition_numbers, separation=radius, seed=seed)
+    if control_condition_number is not None:
+        laws["scale", control_condition_number] = scale_control(
+            dim, control_condition_number, separation=separation, seed=seed
+        )
+    return laws
+
+
+def scale_control(
+    dim: int, condition_number: float, *, separation: float = SEPARATION, seed: int = 0
+) -> Mixture:
     """Four equally frequent components that cross the condition number with the smallest variance.
 
     At mean variance one, a larger condition number means a smaller smallest variance. Here each of the condition
@@ -131,7 +182,7 @@ def scale_control(dim: int, condition_number: float, *, separation: float = 4.0,
         [1.0, 1.0, 0.01, 0.01]
     """
     if condition_number <= 1:
-        raise PrecfmError(f"condition_number is {condition_number}; the control of scale needs one above 1")
+        raise PrecfmError(f"condition_number: got {condition_number}; the control of scale needs one above 1")
     small = float(spectrum(dim, condition_number)[0])
     kappas, scales = (1.0, 1.0, condition_number, condition_number), (1.0, small, 1.0, 1 / small)
     return mixture(dim, kappas, scales=scales, separation=separation, seed=seed)
@@ -214,9 +265,7 @@ def descent_of_moments(
         Excess risk given each component (not weighted), shape (n, components).
     """
     values, vectors = torch.linalg.eigh(torch.einsum("k,kij->ij", weights, moments))
-    exponent = steps.to(torch.float64)[:, None]
-    factors = (1 - 2 * learning_rate * values).sign() ** exponent
-    factors = factors * (1 - 2 * learning_rate * values).abs() ** exponent
+    factors = (1 - 2 * learning_rate * values) ** steps.to(torch.float64)[:, None]
     errors = torch.einsum("of,fg,ng->nog", error, vectors, factors)
     rotated = vectors.T @ moments @ vectors
     return torch.einsum("nog,kgh,noh->nk", errors, rotated, errors)

@@ -1,9 +1,7 @@
-"""Trained networks on data of known law: train, sample, and compare the covariance with the exact one."""
+"""Trained networks on data of known law: train, sample, and compare with the exact field and covariance."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import pandas as pd
 import torch
@@ -12,72 +10,53 @@ from torch import Tensor, nn
 from precfm.core.seeds import generator_for, seeded_module
 from precfm.datasets.synthetic import Gaussian, Mixture
 from precfm.flows.models.mlp import MLPVelocity
-from precfm.flows.objectives import Network, denoising_score_loss, flow_matching_loss, velocity_from_noise
+from precfm.flows.objectives import DenoisingScore, FlowMatching, Network, VelocityObjective
 from precfm.flows.paths import LinearPath
 from precfm.flows.sampling import evaluation_noise, integrate
 from precfm.preconditioners.base import Preconditioner
+from precfm.theory.linear_regression import Target
 from precfm.theory.mixtures import ExactVelocity
-from precfm.training.trainer import TrainingOptions, train
+from precfm.training.options import TrainingOptions
+from precfm.training.trainer import train
 
 PATH = LinearPath()
 SOLVER_STEPS = 50
-SCORE_START = 0.02  # where sampling of a score model starts: at t = 0 noise does not determine a velocity
+OBJECTIVES: dict[Target, Callable[[], VelocityObjective]] = {
+    "velocity": FlowMatching,
+    "score": DenoisingScore,
+}
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a network is built and trained; the rest is what `TrainingOptions` has.
+class NetworkSetup:
+    """How a network is built and trained.
 
     Attributes:
-        width: units of each hidden layer.
-        depth: hidden layers.
-        steps: optimizer steps.
-        batch_size: rows of each step.
-        learning_rate: constant.
-        optimizer: Adam (decoupled weight decay) or plain stochastic gradient descent.
-        weight_decay: strength of the weight decay.
-        target: what is regressed; `score` in its noise form.
+        width: units of each of the three hidden layers.
+        target: what is regressed, at uniform times on the linear path; `score` in its noise form.
+        training: how; without an average of the weights (`ema_decay=None`) what is seen is the descent itself.
     """
 
-    width: int = 128
-    depth: int = 3
-    steps: int = 5000
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    optimizer: Literal["adam", "sgd"] = "adam"
-    weight_decay: float = 0.0
-    target: Literal["velocity", "score"] = "velocity"
+    width: int
+    training: TrainingOptions
+    target: Target = "velocity"
 
     def build(self, dim: int, num_classes: int) -> MLPVelocity:
         """The network, with weights from torch's global generator."""
-        return MLPVelocity(dim, num_classes, width=self.width, depth=self.depth)
+        return MLPVelocity(dim, num_classes, width=self.width)
 
-    def options(self, checkpoints: tuple[int, ...] = ()) -> TrainingOptions:
-        """The trainer's options."""
-        return TrainingOptions(
-            steps=self.steps,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            optimizer=self.optimizer,
-            weight_decay=self.weight_decay,
-            checkpoints=checkpoints,
-        )
-
-    def loss(self, module: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
-        """The plain recipe's loss: uniform times on the linear path."""
-        labels = batch[1] if len(batch) > 1 else None
-        loss = flow_matching_loss if self.target == "velocity" else denoising_score_loss
-        return loss(module, PATH, batch[0], labels, generator)
+    def objective(self, z1: Tensor) -> VelocityObjective:
+        """The objective, for data in the flow's space, shape (n, dim)."""
+        return OBJECTIVES[self.target]().prepare(PATH, z1)
 
 
-def train_flow(
+def train_network(
     x: Tensor,
     labels: Tensor | None,
-    recipe: Recipe,
+    setup: NetworkSetup,
     *,
     seed: int,
     name: str,
-    checkpoints: tuple[int, ...] = (),
     on_checkpoint: Callable[[int, nn.Module], None] | None = None,
 ) -> tuple[nn.Module, "pd.Series[float]"]:
     """Train a network on fixed data.
@@ -85,28 +64,28 @@ def train_flow(
     Args:
         x: data in the space of the flow, shape (n, dim).
         labels: classes from 0, shape (n,), or None for an unconditional network.
-        recipe: how.
+        setup: how.
         seed: seed of the initial weights and of all steps.
         name: for the progress line.
-        checkpoints: steps at which `on_checkpoint` is called.
-        on_checkpoint: receives the step and the network.
+        on_checkpoint: receives each of the training's checkpoints and the network then.
 
     Returns:
         The network, and its loss by step, from step 1.
     """
+    z1 = x.float()
     classes = 0 if labels is None else int(labels.max()) + 1
-    module = seeded_module(lambda: recipe.build(x.shape[1], classes), seed)
-    data = (x.float(),) if labels is None else (x.float(), labels)
+    module = seeded_module(lambda: setup.build(z1.shape[1], classes), seed)
+    data = (z1,) if labels is None else (z1, labels)
     result = train(
         module,
-        recipe.loss,
+        setup.objective(z1),
         data,
-        recipe.options(checkpoints),
+        setup.training,
         seed=seed,
         on_checkpoint=on_checkpoint,
         name=name,
     )
-    return module.eval(), result.history.set_index("step")["loss"]
+    return module, result.history.set_index("step")["loss"]
 
 
 def late_loss(losses: "pd.Series[float]", step: int) -> float:
@@ -116,21 +95,19 @@ def late_loss(losses: "pd.Series[float]", step: int) -> float:
 
 def generate(
     module: Network,
-    preconditioner: Preconditioner | None,
+    preconditioner: Preconditioner,
     n: int,
     dim: int,
     labels: Tensor | None = None,
     *,
-    target: str = "velocity",
+    target: Target = "velocity",
     seed: int = 0,
 ) -> Tensor:
     """Samples in data space, float64: solve the ODE by the midpoint rule and map back.
 
-    A score model starts at t = 0.02, from noise of the variance that x_t has there for data of variance one.
-
     Args:
         module: the network, or an exact field.
-        preconditioner: what maps the flow's space back to the data's; None for none.
+        preconditioner: what maps the flow's space back to the data's, fitted.
         n: number of samples.
         dim: dimension.
         labels: classes to ask for, shape (n,), or None.
@@ -140,19 +117,10 @@ def generate(
     Returns:
         Samples, shape (n, dim).
     """
-    z0, start, field = evaluation_noise(n, dim, seed), 0.0, module
-    if target == "score":
-        start = SCORE_START
-        z0 = z0 * math.hypot(start, 1 - start)
-
-        def field(x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-            return velocity_from_noise(PATH, module(x_t, t, y), x_t, t)
-
-    z1 = integrate(field, z0, labels, solver="midpoint", steps=SOLVER_STEPS, t0=start).to(torch.float64)
-    return z1 if preconditioner is None else preconditioner.inverse(z1, labels)
+    return preconditioner.inverse(_solved(module, n, dim, labels, target, seed), labels)
 
 
-def exact_samples(law: Gaussian, whitened: bool, n: int, *, target: str, seed: int = 0) -> Tensor:
+def exact_samples(law: Gaussian, whitened: bool, n: int, *, target: Target, seed: int = 0) -> Tensor:
     """What the same solver makes of the exact field: the floor that no network can beat.
 
     Args:
@@ -165,26 +133,31 @@ def exact_samples(law: Gaussian, whitened: bool, n: int, *, target: str, seed: i
     Returns:
         Samples, shape (n, dim), float64.
     """
-    dim = law.dim
-    inner = (
-        Gaussian(torch.ones_like(law.eigenvalues), law.basis, torch.zeros_like(law.mean)) if whitened else law
-    )
-    exact = ExactVelocity(Mixture(torch.ones(1, dtype=torch.float64), (inner,)), PATH)
-    if target == "score":
+    inner = law
+    if whitened:
+        inner = Gaussian(torch.ones_like(law.eigenvalues), law.basis, torch.zeros_like(law.mean))
+    velocity = ExactVelocity(Mixture(torch.ones(1, dtype=torch.float64), (inner,)), PATH)
 
-        def field(x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-            # The noise that the exact velocity stands for: x_t = t x1 + (1 - t) x0 and v = x1 - x0.
-            return x_t - t[:, None] * exact(x_t, t, y)
+    def noise(x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        # What the exact velocity stands for: x_t = t x1 + (1 - t) x0 and v = x1 - x0.
+        return x_t - t[:, None] * velocity(x_t, t, y)
 
-        z = generate(field, None, n, dim, target="score", seed=seed)
-    else:
-        z = generate(exact, None, n, dim, seed=seed)
-    return z if not whitened else law.mean + ((z @ law.basis) * law.eigenvalues.sqrt()) @ law.basis.T
+    z1 = _solved(velocity if target == "velocity" else noise, n, law.dim, None, target, seed)
+    return law.mean + ((z1 @ law.basis) * law.eigenvalues.sqrt()) @ law.basis.T if whitened else z1
+
+
+def _solved(module: Network, n: int, dim: int, labels: Tensor | None, target: Target, seed: int) -> Tensor:
+    """Samples in the flow's space, shape (n, dim), float64."""
+    objective = OBJECTIVES[target]()
+    z0 = evaluation_noise(n, dim, seed) * objective.start_scale(PATH)
+    field = objective.velocity(module, PATH)
+    z1 = integrate(field, z0, labels, solver="midpoint", steps=SOLVER_STEPS, t0=objective.start)
+    return z1.to(torch.float64)
 
 
 def variance_ratios(samples: Tensor, law: Gaussian) -> Tensor:
     """Variance of the samples along each eigenvector of the law, over its eigenvalue, shape (dim,)."""
-    centred = samples.to(torch.float64) - samples.to(torch.float64).mean(0)
+    centred = samples - samples.mean(0)
     return (centred @ law.basis).square().mean(0) / law.eigenvalues
 
 
@@ -196,8 +169,7 @@ def recovery_summary(ratios: Tensor) -> dict[str, float]:
 
     Returns:
         ratio_low: geometric mean over the lowest quartile (at least one direction); log_error_low: mean |log
-            ratio|
-        over it; log_error: over all directions.
+        ratio| over it; log_error: over all directions.
     """
     logs = ratios.log()
     low = logs[: max(1, -(-len(logs) // 4))]

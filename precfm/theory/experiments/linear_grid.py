@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import pandas as pd
@@ -11,51 +11,86 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from precfm.core.options import Count, Fraction, Share, checked
 from precfm.core.seeds import derived_seed, generator_for
 from precfm.core.statistics import t_estimate
 from precfm.datasets.synthetic import rotation
-from precfm.theory import gaussian, measured
-from precfm.theory.settings import Setting, linear_problems, preconditioned
+from precfm.theory.convergence import descent_excess, stochastic_excess
+from precfm.theory.linear_regression import Target, excess_risk, squared_errors, symmetric
+from precfm.theory.measured_descent import FixedSamples, FreshSamples, descend
+from precfm.theory.option_types import ConditionNumber, Several
+from precfm.theory.regression_grid import Cell, Regressions
+from precfm.theory.sampled_regression import EmpiricalExcess, PathName, matched_normals, random_field
 
 BLOCK = 16  # problems that are descended together: their data fit the processor's cache
 NEGLIGIBLE = 1e-10  # of its start: below, an excess risk is rounding
+VISIBLE = 1e-8  # of its start: above, a contraction can be read off two excess risks
 
 Algorithm: TypeAlias = Literal["descent", "stochastic"]
 ALGORITHMS: tuple[Algorithm, ...] = ("descent", "stochastic")
 
 
 @dataclass(frozen=True)
-class Batch:
-    """All problems of a grid, cell by cell and seed by seed, in both descriptions.
+class Start:
+    """All problems of the grid, cell by cell and seed by seed, and where descent on them starts.
 
     Attributes:
-        problems: how to draw the data, as the measurement needs it.
-        closed: the same problems in the eigenbasis, as the closed forms need them.
-        fields: where descent starts, shape (problems, dim, dim).
-        errors: || E_0 q_i ||^2 of that start, shape (problems, dim).
-        rates: step size, shape (problems,).
+        problems: the regressions.
+        fields: initial fields, shape (problems, dim, dim).
+        errors: their squared errors || E_0 q_i ||^2, shape (problems, dim).
+        normals: of each seed, the draws that samples of exact second moments are made of.
     """
 
-    problems: measured.Problems
-    closed: gaussian.LinearProblem
+    problems: Regressions
     fields: Tensor
     errors: Tensor
-    rates: Tensor
+    normals: tuple[Tensor, Tensor]
+
+    def preconditioned(self) -> "Start":
+        """The same regressions on z = Sigma_t^(-1/2) x, from the same initial fields."""
+        basis, variance = self.problems.sampled.basis, self.problems.closed.variance
+        fields = self.fields @ (basis * variance.sqrt()[:, None, :]) @ basis.mT
+        return Start(self.problems.preconditioned(), fields, variance * self.errors, self.normals)
+
+    def samples(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of exact second moments for some problems, shape (len(index), 2 dim, dim)."""
+        draws = (normals[index % len(normals)] for normals in self.normals)
+        return self.problems.sampled.part(index).samples(*draws)
 
 
+@dataclass(frozen=True)
+class Descent:
+    """How to descend.
+
+    Attributes:
+        algorithm: gradient descent on samples of exact second moments, or stochastic descent on fresh batches.
+        preconditioned: behind P = Sigma_t^(-1/2).
+        rate: step size times lambda_max.
+        batch_size: samples per step of stochastic descent.
+        looks: steps after which the excess risk is compared.
+    """
+
+    algorithm: Algorithm
+    preconditioned: bool
+    rate: float
+    batch_size: int
+    looks: tuple[int, ...]
+
+
+@checked
 def run(
     *,
-    dim: int = 64,
-    condition_numbers: tuple[float, ...] = (1.0, 10.0, 100.0, 1e3, 1e4, 1e6),
-    times: tuple[float, ...] = (0.1, 0.5, 0.9, 0.99, 0.999),
-    targets: tuple[Literal["velocity", "score"], ...] = ("velocity", "score"),
-    paths: tuple[Literal["linear", "variance_preserving"], ...] = ("linear", "variance_preserving"),
-    seeds: int = 5,
-    steps: int = 2000,
-    preconditioned_steps: int = 64,
-    batch_size: int = 32,
-    descent_rate: float = 0.4,
-    stochastic_rate: float = 0.1,
+    dim: Count = 64,
+    condition_numbers: Several[ConditionNumber] = (1.0, 10.0, 100.0, 1e3, 1e4, 1e6),
+    times: Several[Share] = (0.1, 0.5, 0.9, 0.99, 0.999),
+    targets: Several[Target] = ("velocity", "score"),
+    paths: Several[PathName] = ("linear", "variance_preserving"),
+    seeds: Count = 5,
+    steps: Count = 2000,
+    preconditioned_steps: Count = 64,
+    batch_size: Count = 32,
+    descent_rate: Fraction = 0.4,
+    stochastic_rate: Fraction = 0.1,
     seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
     """Descend on every cell of the grid, with and without P = Sigma_t^(-1/2), beside the closed forms.
@@ -74,7 +109,7 @@ def run(
         steps: steps of descent without preconditioner.
         preconditioned_steps: steps with it; the contraction no longer depends on kappa, so few suffice.
         batch_size: samples per step of stochastic descent.
-        descent_rate: step size of gradient descent times lambda_max, below 1.
+        descent_rate: step size of gradient descent times lambda_max.
         stochastic_rate: the same for stochastic descent.
         seed: seed of everything.
 
@@ -86,132 +121,118 @@ def run(
         and `identity`: the loss of the initial field minus the least loss, beside the trace (path, target, t,
         condition_number, seed, measured, trace, relative_error).
     """
-    cells = [Setting(*s) for s in itertools.product(paths, targets, times, condition_numbers)]
-    plain = _batch(cells, dim, seeds, seed)
+    cells = [Cell(*values) for values in itertools.product(paths, targets, times, condition_numbers)]
+    start = _start(cells, dim, seeds, seed)
     curves: list[dict[str, Any]] = []
     agreement: list[dict[str, Any]] = []
-    for algorithm, moved in itertools.product(ALGORITHMS, (False, True)):
-        rate = descent_rate if algorithm == "descent" else stochastic_rate
-        batch = _with_rates(_preconditioned(plain) if moved else plain, rate)
-        looks = checkpoints(preconditioned_steps if moved else steps)
-        theory = _theory(batch, algorithm, looks, batch_size)
-        values = _measure(batch, algorithm, looks, batch_size, seed, seeds)
+    for algorithm, preconditioned in itertools.product(ALGORITHMS, (False, True)):
+        descent = Descent(
+            algorithm,
+            preconditioned,
+            descent_rate if algorithm == "descent" else stochastic_rate,
+            batch_size,
+            checkpoints(preconditioned_steps if preconditioned else steps),
+        )
+        moved = start.preconditioned() if preconditioned else start
+        variance = moved.problems.closed.variance
+        rates = descent.rate / variance.amax(-1)
+        theory = _closed_form(moved, rates, descent)
+        values = _measured(moved, rates, descent, seed)
         for index, cell in enumerate(cells):
             part = slice(index * seeds, (index + 1) * seeds)
             name = {
                 "algorithm": algorithm,
-                "preconditioned": moved,
+                "preconditioned": preconditioned,
                 "path": cell.path,
                 "target": cell.target,
                 "t": cell.t,
                 "condition_number": cell.condition_number,
-                "condition_number_t": _kappa(plain.closed.variance[part][0]),
+                "condition_number_t": _kappa(start.problems.closed.variance[part][0]),
             }
-            curves += [name | row for row in _curve(theory[:, part], values[:, part], looks)]
-            row = _agreement(theory[:, part], values[:, part], looks, algorithm)
+            curves += [name | row for row in _curve(theory[:, part], values[:, part], descent.looks)]
+            row = _agreement(theory[:, part], values[:, part], descent)
             # Of the second moment, which for gradient descent is the contraction itself.
-            variance = batch.closed.variance[part][0, 0]
-            row["contraction_theory"] = float((1 - 2 * batch.rates[part][0] * variance).abs())
+            row["contraction_theory"] = float((1 - 2 * rates[part][0] * variance[part][0, 0]).abs())
             agreement.append(name | row)
-    identity = _identity(plain, cells, seeds, seed)
+    identity = _identity(start, cells, seeds)
     return {"curves": pd.DataFrame(curves), "agreement": pd.DataFrame(agreement), "identity": identity}
 
 
-def checkpoints(steps: int) -> list[int]:
+def checkpoints(steps: int) -> tuple[int, ...]:
     """Zero and powers of two below `steps`, every second one, then `steps` itself.
 
     Example:
         >>> checkpoints(100)
-        [0, 1, 4, 16, 64, 100]
+        (0, 1, 4, 16, 64, 100)
     """
     powers = [4**k for k in range(int(math.log(steps, 4)) + 1)]
-    return sorted({0, *powers, steps})
+    return tuple(sorted({0, *powers, steps}))
 
 
 def _kappa(variance: Tensor) -> float:
     return float(variance.max() / variance.min())
 
 
-def _batch(cells: Sequence[Setting], dim: int, seeds: int, seed: int) -> Batch:
-    """The problems without preconditioner; step sizes are set later."""
+def _start(cells: Sequence[Cell], dim: int, seeds: int, seed: int) -> Start:
     own = [derived_seed(seed, "grid", s) for s in range(seeds)]
-    normals = [torch.randn(dim, dim, generator=generator_for(s, "start"), dtype=torch.float64) for s in own]
     basis = torch.stack([rotation(dim, s) for s in own]).repeat(len(cells), 1, 1)
-    fields = (torch.stack(normals) / math.sqrt(dim)).repeat(len(cells), 1, 1)
-    problems, closed = linear_problems([cell for cell in cells for _ in range(seeds)], basis)
-    errors = gaussian.squared_errors(fields, closed, basis)
-    return Batch(problems, closed, fields, errors, torch.ones(len(fields), dtype=torch.float64))
+    fields = torch.stack([random_field(dim, s) for s in own]).repeat(len(cells), 1, 1)
+    problems = Regressions.of([cell for cell in cells for _ in range(seeds)], basis)
+    normals = matched_normals([derived_seed(seed, "data", s) for s in range(seeds)], dim)
+    return Start(problems, fields, squared_errors(fields, problems.closed, basis), normals)
 
 
-def _preconditioned(batch: Batch) -> Batch:
-    """The same regressions on z = Sigma_t^(-1/2) x, from the same initial fields."""
-    problems, closed = preconditioned(batch.problems, batch.closed)
-    basis, root = batch.problems.basis, batch.closed.variance.sqrt()
-    fields = batch.fields @ (basis * root[:, None, :]) @ basis.mT
-    errors = gaussian.preconditioned_errors(batch.closed.variance, batch.errors)
-    return Batch(problems, closed, fields, errors, batch.rates)
+def _closed_form(start: Start, rates: Tensor, descent: Descent) -> Tensor:
+    """Excess risks, shape (looks, problems, dim)."""
+    closed, looks = start.problems.closed, torch.tensor(descent.looks)
+    if descent.algorithm == "descent":
+        return descent_excess(closed.variance, start.errors, rates, looks)
+    return stochastic_excess(closed.variance, start.errors, closed.residual, rates, descent.batch_size, looks)
 
 
-def _with_rates(batch: Batch, rate: float) -> Batch:
-    rates = rate / batch.closed.variance.amax(-1)
-    return replace(batch, rates=rates)
-
-
-def _theory(batch: Batch, algorithm: Algorithm, looks: Sequence[int], batch_size: int) -> Tensor:
-    """Closed-form excess risks, shape (looks, problems, dim)."""
-    steps = torch.tensor(looks)
-    if algorithm == "descent":
-        return gaussian.descent_excess(batch.closed.variance, batch.errors, batch.rates, steps)
-    return gaussian.stochastic_excess(
-        batch.closed.variance, batch.errors, batch.closed.residual, batch.rates, batch_size, steps
-    )
-
-
-def _measure(
-    batch: Batch, algorithm: Algorithm, looks: Sequence[int], batch_size: int, seed: int, seeds: int
-) -> Tensor:
-    """Measured excess risks, shape (looks, problems, dim), block by block."""
-    dim = batch.fields.shape[-1]
-    own = [derived_seed(seed, "data", s) for s in range(seeds)]
-    normals = measured.matched_normals(own, dim)
+def _measured(start: Start, rates: Tensor, descent: Descent, seed: int) -> Tensor:
+    """Excess risks over samples of exact second moments, shape (looks, problems, dim), block by block."""
     blocks = []
-    for start in range(0, len(batch.fields), BLOCK):
-        index = torch.arange(start, min(start + BLOCK, len(batch.fields)))
-        problems = batch.problems.part(index)
-        x, y = problems.data(*(draws[index % seeds] for draws in normals))
-        yardstick = measured.Yardstick.of(x, y, problems.basis)
-        fields, rates = batch.fields[index], batch.rates[index]
-        walk: Iterator[tuple[int, Tensor]]
-        if algorithm == "descent":
-            walk = measured.descend(x, y, fields, rates, looks)
-        else:
-            generator = generator_for(seed, "batches", start, int(problems.transform is not None))
-            walk = measured.stochastic_descend(
-                problems, fields, rates, looks, batch_size=batch_size, generator=generator
-            )
-        blocks.append(torch.stack([yardstick.excess(field) for _, field in walk]))
+    for first in range(0, len(rates), BLOCK):
+        index = torch.arange(first, min(first + BLOCK, len(rates)))
+        problems = start.problems.sampled.part(index)
+        x, y = start.samples(index)
+        samples: FixedSamples | FreshSamples = FixedSamples(x, y)
+        if descent.algorithm == "stochastic":
+            generator = generator_for(seed, "batches", first, int(descent.preconditioned))
+            samples = FreshSamples(problems, descent.batch_size, generator)
+        excess_of = EmpiricalExcess.of(x, y, problems.basis)
+        fields = descend(samples, start.fields[index], rates[index], descent.looks)
+        blocks.append(torch.stack([excess_of(field) for field in fields]))
     return torch.cat(blocks, dim=1)
 
 
-def _identity(batch: Batch, cells: Sequence[Setting], seeds: int, seed: int) -> pd.DataFrame:
+def _identity(start: Start, cells: Sequence[Cell], seeds: int) -> pd.DataFrame:
     """Claim C1: a difference of two losses over samples, beside tr((A - A*) Sigma_t (A - A*)^T)."""
-    own = [derived_seed(seed, "data", s) for s in range(seeds)]
-    x0, x1 = measured.matched_normals(own, batch.fields.shape[-1])
     rows = []
-    for index, cell in enumerate(cells):
-        part = slice(index * seeds, (index + 1) * seeds)
-        x, y = batch.problems.part(part).data(x0, x1)
-        field, basis, closed = batch.fields[part], batch.problems.basis[part], batch.closed.part(part)
+    for first, cell in enumerate(cells):
+        index = torch.arange(seeds) + first * seeds
+        x, y = start.samples(index)
+        field, problems = start.fields[index], start.problems.part(index)
         found = _loss(x, y, field) - _loss(x, y, torch.linalg.lstsq(x, y).solution.mT)
-        optimum = (basis * closed.optimum[:, None, :]) @ basis.mT
-        cov_t = (basis * closed.variance[:, None, :]) @ basis.mT
-        trace = gaussian.excess_risk(field, optimum, cov_t)
-        for s in range(seeds):
-            measured_value, exact = float(found[s]), float(trace[s])
-            name = {"path": cell.path, "target": cell.target, "t": cell.t}
-            name |= {"condition_number": cell.condition_number, "seed": s}
-            error = abs(measured_value - exact) / exact
-            rows.append(name | {"measured": measured_value, "trace": exact, "relative_error": error})
+        optimum, cov_t = (
+            symmetric(values, problems.sampled.basis)
+            for values in (problems.closed.optimum, problems.closed.variance)
+        )
+        trace = excess_risk(field, optimum, cov_t)
+        for s, (measured, exact) in enumerate(zip(found.tolist(), trace.tolist(), strict=True)):
+            rows.append(
+                {
+                    "path": cell.path,
+                    "target": cell.target,
+                    "t": cell.t,
+                    "condition_number": cell.condition_number,
+                    "seed": s,
+                    "measured": measured,
+                    "trace": exact,
+                    "relative_error": abs(measured - exact) / exact,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -221,16 +242,19 @@ def _loss(x: Tensor, y: Tensor, field: Tensor) -> Tensor:
 
 def _curve(theory: Tensor, values: Tensor, looks: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Rows of one cell; theory and measurement are (looks, seeds, dim); three directions and the total."""
-    directions = {"lowest": 0, "middle": theory.shape[-1] // 2, "highest": theory.shape[-1] - 1}
-    for (look, step), direction in itertools.product(enumerate(looks), [*directions, "total"]):
-        expected, found = theory[look], values[look]
-        if direction == "total":
-            expected, found = expected.sum(-1), found.sum(-1)
-        else:
-            expected, found = expected[:, directions[direction]], found[:, directions[direction]]
+    dim = theory.shape[-1]
+    directions = {
+        "lowest": slice(0, 1),
+        "middle": slice(dim // 2, dim // 2 + 1),
+        "highest": slice(dim - 1, dim),
+    }
+    for (look, step), (name, chosen) in itertools.product(
+        enumerate(looks), {**directions, "total": slice(None)}.items()
+    ):
+        expected, found = (each[look][:, chosen].sum(-1) for each in (theory, values))
         estimate = t_estimate(found.numpy())
         yield {
-            "direction": direction,
+            "direction": name,
             "step": step,
             "theory": float(expected.mean()),
             "mean": estimate.value,
@@ -240,15 +264,15 @@ def _curve(theory: Tensor, values: Tensor, looks: Sequence[int]) -> Iterator[dic
         }
 
 
-def _agreement(theory: Tensor, values: Tensor, looks: Sequence[int], algorithm: Algorithm) -> dict[str, Any]:
+def _agreement(theory: Tensor, values: Tensor, descent: Descent) -> dict[str, Any]:
     """How well measurement and closed form agree in one cell; both (looks, seeds, dim)."""
     row: dict[str, Any] = {"worst_deviation": math.nan, "covered": math.nan, "compared": 0}
-    lowest = values[:, :, 0]
-    visible = [k for k in range(1, len(looks)) if bool((lowest[k] > 1e-8 * lowest[0]).all())]
+    lowest, looks = values[:, :, 0], descent.looks
+    visible = [k for k in range(1, len(looks)) if bool((lowest[k] > VISIBLE * lowest[0]).all())]
     last = visible[-1] if visible else 1
     ratio = (lowest[last] / lowest[0]) ** (0.5 / looks[last])
     row["contraction_measured"] = float(ratio.mean())
-    if algorithm == "descent":
+    if descent.algorithm == "descent":
         counted = theory > NEGLIGIBLE * theory[:1]
         deviation = ((values - theory).abs() / theory)[counted]
         row["worst_deviation"] = float(deviation.max())

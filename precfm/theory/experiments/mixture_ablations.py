@@ -4,34 +4,35 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from precfm.core.options import Count, Fraction, NotNegative, checked
 from precfm.core.seeds import derived_seed
-from precfm.datasets.synthetic import Mixture, mixture
-from precfm.theory import mixtures
-from precfm.theory.experiments.mixture_networks import Problem, fit, train_and_compare
-from precfm.theory.trained_networks import Recipe
+from precfm.theory.experiments.mixture_networks import Problem, fitted, train_and_compare
+from precfm.theory.mixtures import SEPARATION, ablations
+from precfm.theory.option_types import ConditionNumber, Levels, Several
+from precfm.theory.trained_networks import NetworkSetup
+from precfm.training.options import TrainingOptions
 
 
+@checked
 def run(
     *,
-    dim: int = 16,
-    condition_numbers: tuple[float, ...] = (1.0, 10.0, 100.0, 1e3),
-    worst_weights: tuple[float, ...] = (0.05, 0.25, 0.7),
-    worst_condition_numbers: tuple[float, ...] = (1.0, 10.0, 100.0),
-    control_condition_number: float | None = 1e3,
-    methods: tuple[Literal["none", "class_whitening"], ...] = ("none", "class_whitening"),
-    separation: float = 4.0,
-    steps: int = 2000,
-    width: int = 128,
-    data_size: int = 20_000,
-    samples: int = 8000,
+    dim: Count = 16,
+    condition_numbers: Several[ConditionNumber] = (1.0, 10.0, 100.0, 1e3),
+    worst_weights: Levels[Fraction] = (0.05, 0.25, 0.7),
+    worst_condition_numbers: Levels[ConditionNumber] = (1.0, 10.0, 100.0),
+    control_condition_number: ConditionNumber | None = 1e3,
+    methods: Several[Literal["none", "class_whitening"]] = ("none", "class_whitening"),
+    separation: NotNegative = SEPARATION,
+    steps: Count = 2000,
+    width: Count = 128,
+    data_size: Count = 20_000,
+    samples: Count = 8000,
     seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
     """Train label-conditional networks on mixtures that differ in one thing.
 
-    Ablation `weights` varies the weight of the last, worst-conditioned component with covariances fixed;
-    `conditioning` varies that component's condition number with equal weights. The case of equal weights and
-    base condition numbers belongs to both and is trained once. Case `scale` is another mixture, which crosses
-    condition number and smallest variance (see `mixtures.scale_control`).
+    The mixtures are those of `precfm.theory.mixtures.ablations`. The one of equal weights and base condition
+    numbers belongs to `weights` and to `conditioning` and is trained once.
 
     Args:
         dim: dimension.
@@ -51,32 +52,27 @@ def run(
         `components`: (ablation, level, method, seed, component, condition_number, smallest_variance, weight,
         share, ratio_low, log_error_low, log_error, excess).
     """
-    others = len(condition_numbers) - 1
+    laws = ablations(
+        dim,
+        condition_numbers,
+        weights=worst_weights,
+        worst_condition_numbers=worst_condition_numbers,
+        control_condition_number=control_condition_number,
+        separation=separation,
+        seed=derived_seed(seed, "law"),
+    )
     equal = 1 / len(condition_numbers)
-    own = derived_seed(seed, "law")
-    cases: dict[tuple[str, float], Mixture] = {}
-    for w in worst_weights:
-        weights = (*((1 - w) / others,) * others, w)
-        cases["weights", w] = mixture(dim, condition_numbers, weights, separation=separation, seed=own)
-    for k in worst_condition_numbers:
-        cases["conditioning", k] = mixture(dim, (*condition_numbers[:-1], k), separation=separation, seed=own)
-    if control_condition_number is not None:
-        control = mixtures.scale_control(dim, control_condition_number, separation=separation, seed=own)
-        cases["scale", control_condition_number] = control
+    setup = NetworkSetup(width, TrainingOptions(steps=steps, ema_decay=None))
     rows: list[dict[str, Any]] = []
-    for (ablation, level), law in cases.items():
+    for (ablation, level), law in laws.items():
         x, labels = law.sample(data_size, derived_seed(seed, "data"))
         problem = Problem(law, x, labels, True, samples, seed)
         for method in methods:
-            fitted = None if method == "none" else fit(method, problem)
             name = {"ablation": ablation, "level": level, "method": method, "seed": seed}
-            recipe = Recipe(width=width, steps=steps)
-            found, _ = train_and_compare(problem, recipe, fitted, f"{ablation} {level:g}, {method}")
-            for k, row in enumerate(found):
-                row |= {
-                    "smallest_variance": float(law.components[k].eigenvalues[0]),
-                    "weight": float(law.weights[k]),
-                }
+            title = f"{ablation} {level:g}, {method}"
+            found, _ = train_and_compare(problem, setup, fitted(method, problem), title)
+            for component, weight, row in zip(law.components, law.weights.tolist(), found, strict=True):
+                row |= {"smallest_variance": float(component.eigenvalues[0]), "weight": weight}
                 rows.append(name | row)
                 if ablation == "weights" and abs(level - equal) < 1e-9:
                     rows.append(name | {"ablation": "conditioning", "level": condition_numbers[-1]} | row)

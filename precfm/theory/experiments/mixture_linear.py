@@ -1,45 +1,45 @@
 """Experiment: descent on mixtures with linear experts, by component, with ablations and a control (C5)."""
 
 import itertools
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from precfm.core.options import Count, Fraction, NotNegative, Share, checked
 from precfm.core.seeds import derived_seed, generator_for
-from precfm.datasets.synthetic import Mixture, mixture
+from precfm.datasets.synthetic import Mixture
 from precfm.flows.paths import LinearPath
-from precfm.theory import measured, mixtures
+from precfm.theory import mixtures
 from precfm.theory.experiments.linear_grid import checkpoints
+from precfm.theory.measured_descent import FixedSamples, descend
+from precfm.theory.option_types import ConditionNumber, Levels, Several
 
 PATH = LinearPath()
+Regime: TypeAlias = Literal["labels", "responsibilities"]
 
 
+@checked
 def run(
     *,
-    dim: int = 8,
-    condition_numbers: tuple[float, ...] = (1.0, 10.0, 100.0, 1e3),
-    worst_weights: tuple[float, ...] = (0.05, 0.25, 0.7),
-    worst_condition_numbers: tuple[float, ...] = (1.0, 10.0, 100.0, 1e3, 1e4),
-    separations: tuple[float, ...] = (1.0, 4.0, 16.0),
-    control_condition_number: float | None = 1e3,
-    t: float = 0.95,
-    regimes: tuple[Literal["labels", "responsibilities"], ...] = ("labels", "responsibilities"),
-    samples: int = 1024,
-    steps: int = 1000,
-    rate: float = 0.5,
-    seeds: int = 5,
+    dim: Count = 8,
+    condition_numbers: Several[ConditionNumber] = (1.0, 10.0, 100.0, 1e3),
+    worst_weights: Levels[Fraction] = (0.05, 0.25, 0.7),
+    worst_condition_numbers: Levels[ConditionNumber] = (1.0, 10.0, 100.0, 1e3, 1e4),
+    separations: Levels[NotNegative] = (1.0, 4.0, 16.0),
+    control_condition_number: ConditionNumber | None = 1e3,
+    t: Share = 0.95,
+    regimes: Several[Regime] = ("labels", "responsibilities"),
+    samples: Count = 1024,
+    steps: Count = 1000,
+    rate: Fraction = 0.5,
+    seeds: Count = 5,
     seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
     """Fit linear experts to mixtures by gradient descent on samples and watch each component.
 
-    The last component is the worst-conditioned one. Ablation `weights` varies its weight (the others share
-    the rest) with covariances fixed, `conditioning` varies its condition number with weights fixed and equal,
-    `separation` moves the means apart. All of a seed's cases share rotations and mean directions. Case `scale`
-    is another mixture, which crosses condition number and smallest variance (see `mixtures.scale_control`).
+    The mixtures are those of `precfm.theory.mixtures.ablations`.
 
     Args:
         dim: dimension of the data.
@@ -64,34 +64,32 @@ def run(
         lowest variance alone, theory_lowest), and `conditioning` at time t: (regime, ablation, level, seed,
         condition_number of the features, whole of the mixture's covariance, worst of the components).
     """
-    others = len(condition_numbers) - 1
-    equal = (1 / len(condition_numbers),) * len(condition_numbers)
-    cases: dict[tuple[str, float], Callable[..., Mixture]] = {}
-    for w in worst_weights:
-        weights = (*((1 - w) / others,) * others, w)
-        cases["weights", w] = partial(mixture, dim, condition_numbers, weights)
-    for k in worst_condition_numbers:
-        cases["conditioning", k] = partial(mixture, dim, (*condition_numbers[:-1], k), equal)
-    for radius in separations:
-        cases["separation", radius] = partial(mixture, dim, condition_numbers, equal, separation=radius)
-    if control_condition_number is not None:
-        control = partial(mixtures.scale_control, dim, control_condition_number)
-        cases["scale", control_condition_number] = control
+    own = [derived_seed(seed, "mixture", s) for s in range(seeds)]
+    laws = [
+        mixtures.ablations(
+            dim,
+            condition_numbers,
+            weights=worst_weights,
+            worst_condition_numbers=worst_condition_numbers,
+            separations=separations,
+            control_condition_number=control_condition_number,
+            seed=each,
+        )
+        for each in own
+    ]
     looks = checkpoints(steps)
     components: list[dict[str, Any]] = []
     conditioning: list[dict[str, Any]] = []
-    for ((ablation, level), build), regime, s in itertools.product(cases.items(), regimes, range(seeds)):
-        own = derived_seed(seed, "mixture", s)
-        law = build(seed=own)
+    for (ablation, level), regime, s in itertools.product(laws[0], regimes, range(seeds)):
         name = {"regime": regime, "ablation": ablation, "level": level, "seed": s}
-        rows, kappas = _descend(law, regime, t, samples, looks, rate, own)
+        rows, kappas = _descend(laws[s][ablation, level], regime, t, samples, looks, rate, own[s])
         components += [name | row for row in rows]
         conditioning.append(name | kappas)
     return {"components": pd.DataFrame(components), "conditioning": pd.DataFrame(conditioning)}
 
 
 def _descend(
-    law: Mixture, regime: str, t: float, samples: int, looks: list[int], rate: float, seed: int
+    law: Mixture, regime: Regime, t: float, samples: int, looks: tuple[int, ...], rate: float, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Rows of one fit, and the condition numbers of its problem."""
     time = torch.tensor(t, dtype=torch.float64)
@@ -117,8 +115,8 @@ def _descend(
         theory = mixtures.labelled_excess(law, time, PATH, eta, steps)
         theory_lowest = mixtures.lowest_relative_excess(law, time, PATH, eta, steps)
     start = torch.zeros_like(best)[None]
-    walk = measured.descend(features[None], (x1 - x0)[None], start, torch.tensor([eta]).to(best), looks)
-    errors = [field[0] - best for _, field in walk]
+    fitted = FixedSamples(features[None], (x1 - x0)[None])
+    errors = [field[0] - best for field in descend(fitted, start, torch.tensor([eta]).to(best), looks)]
     found = torch.stack([_excess(error, groups) for error in errors])
     lowest = torch.stack([_lowest(error, groups, law) for error in errors])
     shares = weights * found / (weights * found).sum(1, keepdim=True)

@@ -5,12 +5,13 @@ recovery than compute-matched baselines.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from precfm.core.options import Count, NotNegative, checked
 from precfm.core.seeds import derived_seed
 from precfm.datasets.synthetic import Mixture, mixture
 from precfm.flows.compute import flops_per_step, matched_steps, matched_width, num_parameters
@@ -18,18 +19,24 @@ from precfm.flows.sampling import evaluation_labels
 from precfm.geometry.spectra import class_covariances, condition_number, covariance
 from precfm.preconditioners.base import Preconditioner
 from precfm.preconditioners.class_whitening import ClassWhitening
+from precfm.preconditioners.identity import Identity
 from precfm.preconditioners.normalizing_flow import NormalizingFlow
 from precfm.preconditioners.whitening import Whitening
-from precfm.theory import mixtures
+from precfm.theory.mixtures import SEPARATION, responsibilities
+from precfm.theory.option_types import ConditionNumber, Several
 from precfm.theory.trained_networks import (
     PATH,
-    Recipe,
+    NetworkSetup,
     field_excess,
     generate,
     late_loss,
     recovery_summary,
-    train_flow,
+    train_network,
 )
+from precfm.training.options import TrainingOptions
+
+REFERENCE_SIZE = 50_000
+Fitted: TypeAlias = Literal["whitening", "class_whitening", "normalizing_flow"]
 
 
 @dataclass(frozen=True)
@@ -63,23 +70,20 @@ class Problem:
         return len(self.law.components) if self.labelled else 0
 
 
+@checked
 def run(
     *,
-    dim: int = 16,
-    condition_numbers: tuple[float, ...] = (1.0, 10.0, 100.0, 1e3),
-    separation: float = 4.0,
-    regimes: tuple[Literal["labels", "marginal"], ...] = ("labels", "marginal"),
-    preconditioners: tuple[Literal["whitening", "class_whitening", "normalizing_flow"], ...] = (
-        "whitening",
-        "class_whitening",
-        "normalizing_flow",
-    ),
+    dim: Count = 16,
+    condition_numbers: Several[ConditionNumber] = (1.0, 10.0, 100.0, 1e3),
+    separation: NotNegative = SEPARATION,
+    regimes: Several[Literal["labels", "marginal"]] = ("labels", "marginal"),
+    preconditioners: Several[Fitted] = ("whitening", "class_whitening", "normalizing_flow"),
     baselines: bool = True,
-    steps: int = 3000,
-    width: int = 128,
-    flow_steps: int = 1500,
-    data_size: int = 20_000,
-    samples: int = 8000,
+    steps: Count = 3000,
+    width: Count = 128,
+    flow_steps: Count = 1500,
+    data_size: Count = 20_000,
+    samples: Count = 8000,
     seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
     """Train a flow without and with each preconditioner, and for each a wider and a longer network without.
@@ -110,128 +114,144 @@ def run(
     """
     law = mixture(dim, condition_numbers, separation=separation, seed=derived_seed(seed, "law"))
     x, labels = law.sample(data_size, derived_seed(seed, "data"))
-    base = Recipe(width=width, steps=steps)
+    base = NetworkSetup(width, TrainingOptions(steps=steps, ema_decay=None))
     components: list[dict[str, Any]] = []
     methods: list[dict[str, Any]] = []
+
+    def add(
+        regime: str, method: str, rows: list[dict[str, Any]], facts: dict[str, Any] | None = None
+    ) -> None:
+        name = {"regime": regime, "seed": seed, "method": method}
+        components.extend(name | row for row in rows)
+        if facts is not None:
+            methods.append(name | facts)
+
     for regime in regimes:
         problem = Problem(law, x, labels, regime == "labels", samples, seed)
-        name = {"regime": regime, "seed": seed}
-        trained: dict[Recipe, tuple[list[dict[str, Any]], dict[str, Any]]] = {}
-        baseline_recipes = {"none": base}
+        plain = fitted("none", problem)
+        unconditioned = {"none": base}
         for method in preconditioners:
             if method == "class_whitening" and not problem.labelled:
                 continue
-            fitted = fit(method, problem, flow_steps)
-            rows, facts = train_and_compare(problem, base, fitted, method)
-            components += [name | {"method": method} | row for row in rows]
-            methods.append(name | {"method": method} | facts)
+            preconditioner = fitted(method, problem, flow_steps)
+            add(regime, method, *train_and_compare(problem, base, preconditioner, method))
             if baselines:
-                wider, longer = matched_recipes(problem, base, fitted)
-                baseline_recipes |= {f"{method}-P": wider, f"{method}-F": longer}
-        for baseline, recipe in baseline_recipes.items():
-            if recipe not in trained:
-                trained[recipe] = train_and_compare(problem, recipe, None, baseline)
-            rows, facts = trained[recipe]
-            components += [name | {"method": baseline} | row for row in rows]
-            methods.append(name | {"method": baseline} | facts)
+                wider, longer = matched_setups(problem, base, preconditioner)
+                unconditioned |= {f"{method}-P": wider, f"{method}-F": longer}
+        trained: dict[NetworkSetup, tuple[list[dict[str, Any]], dict[str, Any]]] = {}
+        for baseline, setup in unconditioned.items():
+            if setup not in trained:
+                trained[setup] = train_and_compare(problem, setup, plain, baseline)
+            add(regime, baseline, *trained[setup])
         drawn = law.sample(samples, derived_seed(seed, "floor"))
-        rows = compare(problem, *drawn, excess=None)
-        components += [name | {"method": "floor"} | row for row in rows]
+        add(regime, "floor", compared(problem, *drawn))
     return {"components": pd.DataFrame(components), "methods": pd.DataFrame(methods)}
 
 
-def fit(method: str, problem: Problem, flow_steps: int = 1500) -> Preconditioner:
+def fitted(method: Fitted | Literal["none"], problem: Problem, flow_steps: int = 1500) -> Preconditioner:
     """A fitted preconditioner; the normalizing flow is conditional where the network is."""
-    made: Preconditioner
-    if method == "whitening":
-        made = Whitening()
-    elif method == "class_whitening":
-        made = ClassWhitening()
-    else:
-        made = NormalizingFlow(conditional=problem.labelled, steps=flow_steps)
-    return made.fit(problem.x, problem.asked, seed=problem.seed)
+    made: dict[str, Preconditioner] = {
+        "none": Identity(),
+        "whitening": Whitening(),
+        "class_whitening": ClassWhitening(),
+        "normalizing_flow": NormalizingFlow(conditional=problem.labelled, steps=flow_steps),
+    }
+    return made[method].fit(problem.x, problem.asked, seed=problem.seed)
 
 
-def matched_recipes(problem: Problem, base: Recipe, fitted: Preconditioner) -> tuple[Recipe, Recipe]:
-    """The wider and the longer recipe that match a flow with this preconditioner."""
+def matched_setups(
+    problem: Problem, base: NetworkSetup, preconditioner: Preconditioner
+) -> tuple[NetworkSetup, NetworkSetup]:
+    """The wider and the longer setup that match a flow with this preconditioner."""
     dim, classes = problem.law.dim, problem.num_classes
     width = matched_width(
-        lambda width: replace(base, width=width).build(dim, classes), base.width, fitted.num_parameters
+        lambda width: replace(base, width=width).build(dim, classes),
+        base.width,
+        preconditioner.num_parameters,
     )
-    data = (problem.x.float(), problem.labels) if problem.labelled else (problem.x.float(),)
-    each = flops_per_step(base.build(dim, classes), base.loss, data, base.batch_size)
-    return replace(base, width=width), replace(
-        base, steps=matched_steps(base.steps, each, fitted.flops_per_fit)
-    )
+    z1, training = problem.x.float(), base.training
+    data = (z1, problem.labels) if problem.labelled else (z1,)
+    each = flops_per_step(base.build(dim, classes), base.objective(z1), data, training.batch_size)
+    steps = matched_steps(training.steps, each, preconditioner.flops_per_fit)
+    longer = TrainingOptions(**{**training.model_dump(), "steps": steps})
+    return replace(base, width=width), replace(base, training=longer)
 
 
 def train_and_compare(
-    problem: Problem, recipe: Recipe, fitted: Preconditioner | None, name: str
+    problem: Problem, setup: NetworkSetup, preconditioner: Preconditioner, name: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Train one flow, sample it, and compare every component with its law.
 
     Args:
         problem: law, data and regime.
-        recipe: how to train.
-        fitted: preconditioner, or None.
+        setup: how to train.
+        preconditioner: a fitted one.
         name: for the progress line.
 
     Returns:
         Rows of `components` and the row of `methods`, without their names.
     """
-    z = problem.x if fitted is None else fitted.forward(problem.x, problem.asked)
-    module, losses = train_flow(z, problem.asked, recipe, seed=problem.seed, name=name)
+    z = preconditioner.forward(problem.x, problem.asked)
+    module, losses = train_network(z, problem.asked, setup, seed=problem.seed, name=name)
     evaluation = derived_seed(problem.seed, "evaluation")
     asked = evaluation_labels(problem.samples, problem.labels, evaluation) if problem.labelled else None
-    made = generate(module, fitted, problem.samples, problem.law.dim, asked, seed=evaluation)
-    # Without labels, the exact posterior says which component a sample belongs to.
-    labels = assigned(problem.law, made) if asked is None else asked
+    made = generate(module, preconditioner, problem.samples, problem.law.dim, asked, seed=evaluation)
     excess = None
-    if fitted is None:
+    if isinstance(preconditioner, Identity):
         excess = field_excess(module, problem.law, problem.labelled, seed=evaluation)
     by_class = [condition_number(cov) for cov in class_covariances(z, problem.labels).values()]
     facts = {
-        "width": recipe.width,
-        "steps": recipe.steps,
+        "width": setup.width,
+        "steps": setup.training.steps,
         "parameters": num_parameters(module),
-        "preconditioner_parameters": 0 if fitted is None else fitted.num_parameters,
-        "loss": late_loss(losses, recipe.steps),
+        "preconditioner_parameters": preconditioner.num_parameters,
+        "loss": late_loss(losses, setup.training.steps),
         "kappa": condition_number(covariance(z)),
         "kappa_worst": max(by_class),
     }
-    return compare(problem, made, labels, excess), facts
+    return compared(problem, made, asked, excess), facts
 
 
-def assigned(law: Mixture, x: Tensor) -> Tensor:
-    """The most probable component of each point, shape (n,)."""
-    one = torch.tensor(1.0, dtype=torch.float64)
-    return mixtures.responsibilities(law, x, one, PATH).argmax(1)
-
-
-def compare(problem: Problem, made: Tensor, labels: Tensor, excess: Tensor | None) -> list[dict[str, Any]]:
+def compared(
+    problem: Problem, made: Tensor, labels: Tensor | None, excess: Tensor | None = None
+) -> list[dict[str, Any]]:
     """One row for each component: variance along its eigenvectors, relative to the law's.
 
-    Without labels, generated samples are assigned to components, which cuts off tails; so the reference is
-    then a large draw of the law that is assigned in the same way, not the component's eigenvalues.
+    Without labels, the exact posterior says which component a sample belongs to, which cuts off tails; so the
+    reference is then a large draw of the law that is assigned in the same way, not the component's eigenvalues.
+
+    Args:
+        problem: law and regime.
+        made: samples, shape (n, dim).
+        labels: their components, shape (n,); not used in the regime without labels.
+        excess: excess risk of the field given each component, shape (components,), or None.
     """
     law = problem.law
-    if not problem.labelled:
-        reference, _ = law.sample(50_000, derived_seed(problem.seed, "reference"))
-        reference_labels = assigned(law, reference)
-        labels = assigned(law, made)
+    exact = [component.eigenvalues for component in law.components]
+    if not problem.labelled or labels is None:
+        labels = _assigned(law, made)
+        reference, _ = law.sample(REFERENCE_SIZE, derived_seed(problem.seed, "reference"))
+        exact = _variances(law, reference, _assigned(law, reference))
     rows = []
-    for k, component in enumerate(law.components):
-        mine = made[labels == k]
-        if len(mine) < 2:
-            ratios = torch.full((law.dim,), torch.nan, dtype=torch.float64)
-        else:
-            variance = (mine @ component.basis).var(0)
-            exact = component.eigenvalues
-            if not problem.labelled:
-                exact = (reference[reference_labels == k] @ component.basis).var(0)
-            ratios = variance / exact
-        row = {"component": k, "condition_number": component.condition_number, "share": len(mine) / len(made)}
-        rows.append(
-            row | recovery_summary(ratios) | {"excess": float("nan") if excess is None else float(excess[k])}
-        )
+    for k, (variances, wanted) in enumerate(zip(_variances(law, made, labels), exact, strict=True)):
+        row = {
+            "component": k,
+            "condition_number": law.components[k].condition_number,
+            "share": int((labels == k).sum()) / len(made),
+            **recovery_summary(variances / wanted),
+            "excess": float("nan") if excess is None else float(excess[k]),
+        }
+        rows.append(row)
     return rows
+
+
+def _assigned(law: Mixture, x: Tensor) -> Tensor:
+    """The most probable component of each point, shape (n,)."""
+    return responsibilities(law, x, torch.tensor(1.0, dtype=torch.float64), PATH).argmax(1)
+
+
+def _variances(law: Mixture, x: Tensor, labels: Tensor) -> list[Tensor]:
+    """Variances of each component's points along its eigenvectors, each (dim,); NaN for fewer than two."""
+    groups = [(x[labels == k] @ component.basis) for k, component in enumerate(law.components)]
+    none = torch.full((law.dim,), torch.nan, dtype=torch.float64)
+    return [group.var(0) if len(group) > 1 else none for group in groups]

@@ -2,28 +2,53 @@
 
 import itertools
 import math
+from typing import Annotated
 
 import pandas as pd
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from precfm.core.seeds import derived_seed, generator_for
-from precfm.datasets.synthetic import gaussian as make_gaussian
-from precfm.theory import gaussian, measured, residual
-from precfm.theory.settings import PATHS
+from precfm.core.options import Count, Fraction, Share, checked
+from precfm.core.seeds import derived_seed
+from precfm.datasets.synthetic import gaussian
+from precfm.theory.convergence import steps_to_total_fraction
+from precfm.theory.imperfect_preconditioners import (
+    Rate,
+    from_samples,
+    largest_residual_kappa,
+    per_channel,
+    power,
+    residual_covariance,
+    samples_kappa_bound,
+    shrunk,
+    steps_bound,
+)
+from precfm.theory.linear_regression import linear_problem, squared_errors
+from precfm.theory.measured_descent import FixedSamples, steps_until
+from precfm.theory.option_types import ConditionNumber, Levels, Several
+from precfm.theory.regression_grid import PATHS
+from precfm.theory.sampled_regression import (
+    EmpiricalExcess,
+    GaussianRegressions,
+    matched_normals,
+    path_weights,
+    random_field,
+)
 
 
+@checked
 def run(
     *,
-    dim: int = 16,
-    condition_numbers: tuple[float, ...] = (100.0, 1e4),
-    times: tuple[float, ...] = (0.5, 0.99),
-    shrinkages: tuple[float, ...] = (1e-3, 1e-2, 0.1, 0.5),
-    exponents: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0),
-    samples_per_dim: tuple[float, ...] = (1.5, 2.0, 4.0, 16.0, 64.0),
-    fraction: float = 0.1,
-    rate: float = 0.5,
-    seeds: int = 5,
+    dim: Count = 16,
+    condition_numbers: Several[ConditionNumber] = (100.0, 1e4),
+    times: Several[Share] = (0.5, 0.99),
+    shrinkages: Levels[Share] = (1e-3, 1e-2, 0.1, 0.5),
+    exponents: Levels[Share] = (0.25, 0.5, 0.75, 1.0),
+    samples_per_dim: Levels[Annotated[float, Field(gt=1)]] = (1.5, 2.0, 4.0, 16.0, 64.0),
+    fraction: Fraction = 0.1,
+    rate: Rate = 0.5,
+    seeds: Count = 5,
     seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
     """Transform the data by an imperfect map, descend in the new space, count the steps.
@@ -54,9 +79,9 @@ def run(
     maps += [("whitening from samples", m) for m in samples_per_dim]
     rows, spectra, bases = [], [], []
     for (kind, level), kappa, t, s in itertools.product(maps, condition_numbers, times, range(seeds)):
-        law = make_gaussian(dim, kappa, seed=derived_seed(seed, "law", s))
+        law = gaussian(dim, kappa, seed=derived_seed(seed, "law", s))
         transform, predicted = _map(kind, level, law.cov, kappa, derived_seed(seed, "map", s))
-        values, basis = torch.linalg.eigh(residual.residual_covariance(law.cov, transform))
+        values, basis = torch.linalg.eigh(residual_covariance(law.cov, transform))
         spectra.append(values)
         bases.append(basis)
         rows.append(
@@ -65,27 +90,25 @@ def run(
         )
     frame = pd.DataFrame(rows)
     eigenvalues, basis = torch.stack(spectra), torch.stack(bases)
-    time = torch.tensor(frame["t"].to_numpy(), dtype=torch.float64)
-    closed = gaussian.linear_problem(eigenvalues, time, PATHS["linear"])
-    weights = torch.tensor(
-        [measured.path_weights("linear", "velocity", t) for t in frame["t"]], dtype=torch.float64
-    )
-    own = [derived_seed(seed, "data", int(s)) for s in frame["seed"]]
-    x, y = measured.Problems(eigenvalues, basis, weights).data(*measured.matched_normals(own, dim))
-    yardstick = measured.Yardstick.of(x, y)
-    fields = torch.stack([_start(dim, s) for s in own])
+    closed = linear_problem(eigenvalues, torch.tensor(frame["t"].to_numpy()), PATHS["linear"])
+    weights = [path_weights("linear", "velocity", t) for t in frame["t"].tolist()]
+    problems = GaussianRegressions(eigenvalues, basis, torch.tensor(weights, dtype=torch.float64))
+    own = [derived_seed(seed, "data", s) for s in frame["seed"].tolist()]
+    x, y = problems.samples(*matched_normals(own, dim))
+    excess_of = EmpiricalExcess.of(x, y)
+    fields = torch.stack([random_field(dim, s) for s in own])
     kappa_t = closed.variance[:, -1] / closed.variance[:, 0]
-    bound = residual.steps_bound(kappa_t, fraction, rate)
-    lowest, total = measured.steps_until(
-        yardstick,
+    bound = steps_bound(kappa_t, fraction, rate)
+    lowest, total = steps_until(
+        FixedSamples(x, y),
+        excess_of,
         fields,
-        measured.descent_advance(x, y, rate / yardstick.variances.amax(-1)),
+        rate / excess_of.variances.amax(-1),
         fraction,
         (2 * bound).long() + 2,
     )
-    errors = gaussian.squared_errors(fields, closed, basis)
-    rates = rate / closed.variance.amax(-1)
-    theory = gaussian.steps_to_total_fraction(closed.variance, errors, rates, fraction)
+    errors = squared_errors(fields, closed, basis)
+    theory = steps_to_total_fraction(closed.variance, errors, rate / closed.variance.amax(-1), fraction)
     steps = frame.assign(
         residual_kappa_t=kappa_t.numpy(),
         lowest=lowest.numpy(),
@@ -102,27 +125,19 @@ def _map(kind: str, level: float, cov: Tensor, kappa: float, seed: int) -> tuple
     if kind == "none":
         return torch.eye(dim, dtype=torch.float64), kappa
     if kind == "per channel":
-        return residual.per_channel(cov), math.nan
+        return per_channel(cov), math.nan
     if kind == "power":
-        return residual.power(cov, level), kappa ** (1 - level)
+        return power(cov, level), kappa ** (1 - level)
     if kind == "shrunk whitening":
         values = torch.linalg.eigvalsh(cov)
         kept = values / ((1 - level) * values + level * values.mean())
-        return residual.shrunk(cov, level), float(kept[-1] / kept[0])
+        return shrunk(cov, level), float(kept[-1] / kept[0])
     n = round(level * dim)
-    return residual.from_samples(cov, n, seed), residual.samples_kappa_bound(n, dim)
-
-
-def _start(dim: int, seed: int) -> Tensor:
-    normal = torch.randn(dim, dim, generator=generator_for(seed, "start"), dtype=torch.float64)
-    return normal / math.sqrt(dim)
+    return from_samples(cov, n, seed), samples_kappa_bound(n, dim)
 
 
 def _requirements(rate: float) -> pd.DataFrame:
     grid = itertools.product((0.1, 0.01, 1e-3), (10, 100, 1000, 10_000, 100_000))
     return pd.DataFrame(
-        [
-            {"fraction": f, "steps": k, "residual_kappa": residual.largest_residual_kappa(k, f, rate)}
-            for f, k in grid
-        ]
+        [{"fraction": f, "steps": k, "residual_kappa": largest_residual_kappa(k, f, rate)} for f, k in grid]
     )

@@ -3,37 +3,52 @@
 import itertools
 import math
 from dataclasses import asdict
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from precfm.core.options import Count, Fraction, Share, checked
 from precfm.core.seeds import derived_seed, generator_for
 from precfm.datasets.synthetic import rotation
-from precfm.theory import gaussian, measured
-from precfm.theory.settings import Setting, linear_problems, preconditioned
+from precfm.theory.convergence import (
+    steps_to_fraction,
+    steps_to_total_fraction,
+    stochastic_floor,
+    stochastic_steps_to_fraction,
+)
+from precfm.theory.linear_regression import LinearProblem, Target, first_and_total, symmetric
+from precfm.theory.measured_descent import FixedSamples, FreshSamples, steps_until
+from precfm.theory.option_types import ConditionNumber, Several
+from precfm.theory.regression_grid import Cell, Regressions
+from precfm.theory.sampled_regression import (
+    EmpiricalExcess,
+    PathName,
+    independent_normals,
+    matched_normals,
+)
 
 PATIENCE = 4.0  # in units of kappa / rate: four times what the slowest direction needs for a tenth
 MARGIN = 4.0  # times the noise floor: closer to it, the moment of crossing is chance
 
 
+@checked
 def run(
     *,
-    dim: int = 4,
-    condition_numbers: tuple[float, ...] = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6),
-    times: tuple[float, ...] = (0.5, 0.9, 0.99, 0.999),
-    targets: tuple[Literal["velocity", "score"], ...] = ("velocity", "score"),
-    paths: tuple[Literal["linear", "variance_preserving"], ...] = ("linear", "variance_preserving"),
-    samples: int = 256,
-    seeds: int = 5,
-    fraction: float = 0.1,
-    descent_rate: float = 0.5,
-    batch_size: int = 32,
-    stochastic_rate: float = 0.05,
-    preconditioned_stochastic_rate: float = 0.005,
-    stochastic_limit: float = 1e3,
+    dim: Count = 4,
+    condition_numbers: Several[ConditionNumber] = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6),
+    times: Several[Share] = (0.5, 0.9, 0.99, 0.999),
+    targets: Several[Target] = ("velocity", "score"),
+    paths: Several[PathName] = ("linear", "variance_preserving"),
+    samples: Count = 256,
+    seeds: Count = 5,
+    fraction: Fraction = 0.1,
+    descent_rate: Fraction = 0.5,
+    batch_size: Count = 32,
+    stochastic_rate: Fraction = 0.05,
+    preconditioned_stochastic_rate: Fraction = 0.005,
+    stochastic_limit: ConditionNumber = 1e3,
     seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
     """Count the steps until the excess risk has fallen to `fraction` of its start.
@@ -66,63 +81,89 @@ def run(
         not reached; theory_lowest, theory_total; counts_lowest, counts_total: the goal is well above the noise
         floor).
     """
-    settings = [
-        Setting(*s) for s in itertools.product(paths, targets, times, condition_numbers) for _ in range(seeds)
-    ]
-    cells = pd.DataFrame([asdict(setting) for setting in settings])
-    cells["seed"] = list(range(seeds)) * (len(settings) // seeds)
+    cells = [Cell(*values) for values in itertools.product(paths, targets, times, condition_numbers)]
+    every = [cell for cell in cells for _ in range(seeds)]
     bases = torch.stack([rotation(dim, derived_seed(seed, "basis", s)) for s in range(seeds)])
-    problems, closed = linear_problems(settings, bases.repeat(len(settings) // seeds, 1, 1))
-    cells["condition_number_t"] = (closed.variance[:, -1] / closed.variance[:, 0]).numpy()
-    own = [derived_seed(seed, "data", int(s)) for s in cells["seed"]]
-    normals = measured.independent_normals(own, samples, dim)
-    zero = torch.zeros(len(cells), dim, dim, dtype=torch.float64)
+    plain = Regressions.of(every, bases.repeat(len(cells), 1, 1))
+    rows = pd.DataFrame([asdict(cell) for cell in every])
+    rows["seed"] = list(range(seeds)) * len(cells)
+    rows["condition_number_t"] = _kappas(plain.closed.variance).numpy()
+    own = [derived_seed(seed, "data", s) for s in rows["seed"].tolist()]
+    drawn, matched = independent_normals(own, samples, dim), matched_normals(own, dim)
     frames = []
-    for moved in (False, True):
-        if moved:
-            problems, closed = preconditioned(problems, closed)
-        x, y = problems.data(*normals)
-        yardstick = measured.Yardstick.of(x, y)
-        rates = descent_rate / yardstick.variances.amax(-1)
-        limits = (
-            PATIENCE / descent_rate * yardstick.variances.amax(-1) / yardstick.variances.amin(-1)
-        ).long() + 1
-        advance = measured.descent_advance(x, y, rates)
-        found = measured.steps_until(yardstick, zero, advance, fraction, limits)
-        errors = closed.optimum.square()
-        exact_rates = descent_rate / closed.variance.amax(-1)
-        theory = (
-            gaussian.steps_to_fraction(closed.variance[:, 0], exact_rates, fraction),
-            gaussian.steps_to_total_fraction(closed.variance, errors, exact_rates, fraction),
+    for preconditioned in (False, True):
+        problems = plain.preconditioned() if preconditioned else plain
+        steps = _descent_steps(problems, drawn, descent_rate, fraction)
+        frames.append(rows.assign(algorithm="descent", preconditioned=preconditioned, **steps))
+        limit = math.inf if preconditioned else stochastic_limit
+        index = torch.tensor(np.flatnonzero(rows["condition_number_t"] <= limit))
+        steps = _stochastic_steps(
+            problems.part(index),
+            (matched[0][index], matched[1][index]),
+            preconditioned_stochastic_rate if preconditioned else stochastic_rate,
+            fraction,
+            batch_size,
+            generator_for(seed, "batches", int(preconditioned)),
         )
-        above_floor = torch.ones(2, len(cells), dtype=torch.bool)
-        frames.append(_frame(cells, "descent", moved, found, theory, above_floor))
-
-        limit = math.inf if moved else stochastic_limit
-        index = torch.tensor(np.flatnonzero(cells["condition_number_t"] <= limit))
-        some, few = problems.part(index), closed.part(index)
-        stochastic = preconditioned_stochastic_rate if moved else stochastic_rate
-        rates = stochastic / few.variance.amax(-1)
-        limits = (PATIENCE / stochastic * few.variance[:, -1] / few.variance[:, 0]).long() + 1
-        generator = generator_for(seed, "batches", int(moved))
-        advance = measured.stochastic_advance(some, rates, batch_size, generator)
-        # Fresh batches lead to the best field of the law, which samples of exact second moments have too.
-        exact = some.data(*(draws[index] for draws in measured.matched_normals(own, dim)))
-        yardstick = measured.Yardstick.of(*exact, some.basis)
-        start, errors = _far_start(few, some.basis)
-        found = measured.steps_until(yardstick, start, advance, fraction, limits)
-        arguments = (few.variance, errors, few.residual, rates, batch_size)
-        theory = gaussian.stochastic_steps_to_fraction(*arguments, fraction, int(limits.max()))
-        floor = gaussian.stochastic_floor(few.variance, few.residual, rates, batch_size)
-        first = few.variance * errors
-        above_floor = MARGIN * torch.stack([floor[:, 0], floor.sum(1)]) <= fraction * torch.stack(
-            [first[:, 0], first.sum(1)]
-        )
-        frames.append(_frame(cells.iloc[index.numpy()], "stochastic", moved, found, theory, above_floor))
+        few = rows.iloc[index.numpy()]
+        frames.append(few.assign(algorithm="stochastic", preconditioned=preconditioned, **steps))
     return {"steps": pd.concat(frames, ignore_index=True)}
 
 
-def _far_start(closed: gaussian.LinearProblem, basis: Tensor) -> tuple[Tensor, Tensor]:
+def _kappas(variances: Tensor) -> Tensor:
+    """Condition numbers, shape (problems,), of ascending variances, (problems, dim)."""
+    return variances[:, -1] / variances[:, 0]
+
+
+def _patience(variances: Tensor, rate: float) -> Tensor:
+    """Steps after which a descent gives up, shape (problems,)."""
+    return (PATIENCE / rate * variances.amax(-1) / variances.amin(-1)).long() + 1
+
+
+def _descent_steps(
+    problems: Regressions, normals: tuple[Tensor, Tensor], rate: float, fraction: float
+) -> dict[str, np.ndarray]:
+    """Columns of gradient descent from zero on samples."""
+    x, y = problems.sampled.samples(*normals)
+    excess_of = EmpiricalExcess.of(x, y)
+    largest = excess_of.variances.amax(-1)
+    zero = torch.zeros_like(problems.sampled.basis)
+    limits = _patience(excess_of.variances, rate)
+    found = steps_until(FixedSamples(x, y), excess_of, zero, rate / largest, fraction, limits)
+    closed = problems.closed
+    rates = rate / closed.variance.amax(-1)
+    exact = (
+        steps_to_fraction(closed.variance[:, 0], rates, fraction),
+        steps_to_total_fraction(closed.variance, closed.optimum.square(), rates, fraction),
+    )
+    return _columns(found, exact, torch.ones(2, len(zero), dtype=torch.bool))
+
+
+def _stochastic_steps(
+    problems: Regressions,
+    normals: tuple[Tensor, Tensor],
+    rate: float,
+    fraction: float,
+    batch_size: int,
+    generator: torch.Generator,
+) -> dict[str, np.ndarray]:
+    """Columns of stochastic descent on fresh batches."""
+    closed, basis = problems.closed, problems.sampled.basis
+    rates, limits = rate / closed.variance.amax(-1), _patience(closed.variance, rate)
+    # Fresh batches lead to the best field of the law, which samples of exact second moments have too.
+    excess_of = EmpiricalExcess.of(*problems.sampled.samples(*normals), basis)
+    start, errors = _far_start(closed, basis)
+    samples = FreshSamples(problems.sampled, batch_size, generator)
+    found = steps_until(samples, excess_of, start, rates, fraction, limits)
+    exact = stochastic_steps_to_fraction(
+        closed.variance, errors, closed.residual, rates, batch_size, fraction, int(limits.max())
+    )
+    floor = stochastic_floor(closed.variance, closed.residual, rates, batch_size)
+    goal = fraction * first_and_total(closed.variance * errors)
+    return _columns(found, exact, MARGIN * first_and_total(floor) <= goal)
+
+
+def _far_start(closed: LinearProblem, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Fields whose error has the same excess risk, the unexplained variance, along every direction.
 
     From a zero field the excess risk of the slowest direction may start below the noise floor of any
@@ -130,25 +171,18 @@ def _far_start(closed: gaussian.LinearProblem, basis: Tensor) -> tuple[Tensor, T
     """
     excess = closed.residual.sum(-1, keepdim=True).expand_as(closed.variance)
     errors = excess / closed.variance
-    fields = (basis * (closed.optimum + errors.sqrt())[:, None, :]) @ basis.mT
-    return fields, errors
+    return symmetric(closed.optimum + errors.sqrt(), basis), errors
 
 
-def _frame(
-    cells: pd.DataFrame,
-    algorithm: str,
-    preconditioned: bool,
-    found: tuple[Tensor, Tensor],
-    theory: tuple[Tensor, Tensor],
-    above_floor: Tensor,
-) -> pd.DataFrame:
-    return cells.assign(
-        algorithm=algorithm,
-        preconditioned=preconditioned,
-        lowest=found[0].numpy(),
-        total=found[1].numpy(),
-        theory_lowest=theory[0].numpy(),
-        theory_total=theory[1].numpy(),
-        counts_lowest=above_floor[0].numpy(),
-        counts_total=above_floor[1].numpy(),
-    )
+def _columns(
+    found: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor], counts: Tensor
+) -> dict[str, np.ndarray]:
+    """Steps measured and in closed form, and whether they count, for the slowest direction and the total."""
+    return {
+        "lowest": found[0].numpy(),
+        "total": found[1].numpy(),
+        "theory_lowest": exact[0].numpy(),
+        "theory_total": exact[1].numpy(),
+        "counts_lowest": counts[0].numpy(),
+        "counts_total": counts[1].numpy(),
+    }

@@ -1,22 +1,24 @@
 """Experiment: a few to long budgets of training on one Gaussian: a plateau, or only a delay (C7, C9)."""
 
-from typing import Literal
-
 import pandas as pd
 
-from precfm.theory.experiments.trained_factors import Cell, Rows, run_cell
-from precfm.theory.trained_networks import Recipe
+from precfm.core.options import Count, checked
+from precfm.theory.experiments.trained_factors import Case, Method, Rows, run_case
+from precfm.theory.option_types import ConditionNumber, Several
+from precfm.theory.trained_networks import NetworkSetup
+from precfm.training.options import TrainingOptions
 
 
+@checked
 def run(
     *,
-    dim: int = 32,
-    condition_number: float = 1e3,
-    methods: tuple[Literal["none", "whitening"], ...] = ("none", "whitening"),
-    checkpoints: tuple[int, ...] = (500, 1000, 2000, 5000, 10_000, 20_000),
-    width: int = 128,
-    data_size: int = 20_000,
-    samples: int = 5000,
+    dim: Count = 32,
+    condition_number: ConditionNumber = 1e3,
+    methods: Several[Method] = ("none", "whitening"),
+    checkpoints: Several[Count] = (500, 1000, 2000, 5000, 10_000, 20_000),
+    width: Count = 128,
+    data_size: Count = 20_000,
+    samples: Count = 5000,
     seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
     """Train once to the longest budget; the rate is constant, so a checkpoint is what a shorter run gives.
@@ -34,9 +36,9 @@ def run(
     Returns:
         `recovery` and `summary` as of `trained_factors`, with factor `budget`.
     """
-    recipe = Recipe(width=width, steps=checkpoints[-1])
+    training = TrainingOptions(steps=checkpoints[-1], ema_decay=None, checkpoints=tuple(checkpoints))
+    case = Case("budget", "base", dim, condition_number, NetworkSetup(width, training))
     rows = Rows()
     for method in methods:
-        cell = Cell("budget", "base", dim, condition_number, True, recipe)
-        run_cell(cell, method, checkpoints, data_size, samples, seed, rows)
+        run_case(case, method, data_size, samples, seed, rows)
     return rows.frames()

@@ -1,56 +1,62 @@
 """Experiment: trained networks on Gaussians, one factor at a time, with and without whitening."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from precfm.core.options import Count, Positive, checked
 from precfm.core.seeds import derived_seed
 from precfm.datasets.synthetic import Gaussian, gaussian
 from precfm.geometry.spectra import covariance, normalise_scale, path_condition_numbers
-from precfm.preconditioners.base import Preconditioner
+from precfm.preconditioners.identity import Identity
 from precfm.preconditioners.whitening import Whitening
+from precfm.theory.option_types import ConditionNumber, Levels, Several
 from precfm.theory.trained_networks import (
     PATH,
-    Recipe,
+    NetworkSetup,
     exact_samples,
     generate,
     late_loss,
     recovery_summary,
-    train_flow,
+    train_network,
     variance_ratios,
 )
+from precfm.training.options import TrainingOptions
 
 KAPPA_TIMES = (0.5, 0.9, 1.0)
+Factor: TypeAlias = Literal["base", "condition number", "dimension", "axes", "target", "optimizer"]
+Method: TypeAlias = Literal["none", "whitening"]
 
 
 @dataclass(frozen=True)
-class Cell:
+class Case:
     """One setting: which factor leaves its base value, and all that defines the data and the training."""
 
-    factor: str
+    factor: Factor | Literal["budget"]
     level: str
     dim: int
     condition_number: float
-    rotated: bool
-    recipe: Recipe
+    setup: NetworkSetup
+    rotated: bool = True
 
 
+@checked
 def run(
     *,
-    dim: int = 32,
-    condition_number: float = 1e3,
-    condition_numbers: tuple[float, ...] = (10.0, 100.0, 1e4),
-    dims: tuple[int, ...] = (16, 64),
-    factors: tuple[str, ...] = ("condition number", "dimension", "axes", "target", "optimizer"),
-    methods: tuple[Literal["none", "whitening"], ...] = ("none", "whitening"),
-    steps: int = 5000,
-    width: int = 128,
-    sgd_learning_rate: float = 0.05,
-    data_size: int = 20_000,
-    samples: int = 5000,
+    dim: Count = 32,
+    condition_number: ConditionNumber = 1e3,
+    condition_numbers: Levels[ConditionNumber] = (10.0, 100.0, 1e4),
+    dims: Levels[Count] = (16, 64),
+    factors: Several[Factor] = ("condition number", "dimension", "axes", "target", "optimizer"),
+    methods: Several[Method] = ("none", "whitening"),
+    steps: Count = 5000,
+    width: Count = 128,
+    sgd_learning_rate: Positive = 0.05,
+    data_size: Count = 20_000,
+    samples: Count = 5000,
     seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
     """Vary one factor at a time around (dim, condition_number, rotated, velocity, Adam).
@@ -78,26 +84,25 @@ def run(
         `summary`: (factor, level, method, seed, step, ratio_low, log_error_low, log_error, loss, kappa_0.5,
         kappa_0.9, kappa_1.0 of the flow's space); method `exact:<method>` is the solver's floor.
     """
-    base = Recipe(width=width, steps=steps)
-    cells = []
-    if "base" in factors:
-        cells.append(Cell("base", "base", dim, condition_number, True, base))
-    if "condition number" in factors:
-        cells += [Cell("condition number", f"{k:g}", dim, k, True, base) for k in condition_numbers]
-    if "dimension" in factors:
-        cells += [Cell("dimension", str(d), d, condition_number, True, base) for d in dims]
-    if "axes" in factors:
-        cells.append(Cell("axes", "aligned", dim, condition_number, False, base))
-    if "target" in factors:
-        score = replace(base, target="score")
-        cells.append(Cell("target", "score", dim, condition_number, True, score))
-    if "optimizer" in factors:
-        sgd = replace(base, optimizer="sgd", learning_rate=sgd_learning_rate)
-        cells.append(Cell("optimizer", "sgd", dim, condition_number, True, sgd))
+    training: dict[str, Any] = {"steps": steps, "ema_decay": None, "checkpoints": (steps,)}
+    setup = NetworkSetup(width, TrainingOptions(**training))
+    sgd = TrainingOptions(**training, optimizer="sgd", learning_rate=sgd_learning_rate)
+    base = Case("base", "base", dim, condition_number, setup)
+    cases = [
+        base,
+        *(
+            replace(base, factor="condition number", level=f"{kappa:g}", condition_number=kappa)
+            for kappa in condition_numbers
+        ),
+        *(replace(base, factor="dimension", level=str(d), dim=d) for d in dims),
+        replace(base, factor="axes", level="aligned", rotated=False),
+        replace(base, factor="target", level="score", setup=replace(setup, target="score")),
+        replace(base, factor="optimizer", level="sgd", setup=replace(setup, training=sgd)),
+    ]
     rows = Rows()
-    for cell in cells:
-        for method in methods:
-            run_cell(cell, method, (steps,), data_size, samples, seed, rows)
+    for case in cases:
+        for method in methods if case.factor in factors else ():
+            run_case(case, method, data_size, samples, seed, rows)
     return rows.frames()
 
 
@@ -122,50 +127,40 @@ class Rows:
         return {"recovery": pd.DataFrame(self._recovery), "summary": pd.DataFrame(self._summary)}
 
 
-def run_cell(
-    cell: Cell,
-    method: str,
-    checkpoints: tuple[int, ...],
-    data_size: int,
-    samples: int,
-    seed: int,
-    rows: Rows,
-) -> None:
+def run_case(case: Case, method: Method, data_size: int, samples: int, seed: int, rows: Rows) -> None:
     """Train one network, evaluate it at its checkpoints, and the exact field beside it.
 
     Args:
-        cell: the setting.
-        method: `none` or `whitening`.
-        checkpoints: steps at which to sample.
+        case: the setting.
+        method: the preconditioner.
         data_size: size of the data set.
         samples: generated samples.
         seed: seed of everything.
         rows: where the results go.
     """
-    law = gaussian(cell.dim, cell.condition_number, rotated=cell.rotated, seed=derived_seed(seed, "law"))
+    law = gaussian(case.dim, case.condition_number, rotated=case.rotated, seed=derived_seed(seed, "law"))
     x = law.sample(data_size, derived_seed(seed, "data"))
-    preconditioner: Preconditioner | None = None if method == "none" else Whitening().fit(x)
-    z = x if preconditioner is None else preconditioner.forward(x)
+    preconditioner = (Identity() if method == "none" else Whitening()).fit(x)
+    z = preconditioner.forward(x)
     kappas = path_condition_numbers(normalise_scale(covariance(z)), PATH, torch.tensor(KAPPA_TIMES))
     more = {f"kappa_{t:g}": float(k) for t, k in zip(KAPPA_TIMES, kappas, strict=True)}
-    name = {"factor": cell.factor, "level": cell.level, "method": method, "seed": seed}
-    target, evaluation = cell.recipe.target, derived_seed(seed, "evaluation")
+    name = {"factor": case.factor, "level": case.level, "method": method, "seed": seed}
+    target, evaluation = case.setup.target, derived_seed(seed, "evaluation")
 
     def evaluate(step: int, module: nn.Module) -> None:
-        made = generate(module.eval(), preconditioner, samples, cell.dim, target=target, seed=evaluation)
-        ratios.append((step, variance_ratios(made, law)))
+        made = generate(module, preconditioner, samples, case.dim, target=target, seed=evaluation)
+        ratios[step] = variance_ratios(made, law)
 
-    ratios: list[tuple[int, Tensor]] = []
-    _, losses = train_flow(
+    ratios: dict[int, Tensor] = {}
+    _, losses = train_network(
         z,
         None,
-        cell.recipe,
+        case.setup,
         seed=seed,
-        name=f"{cell.factor} {cell.level}, {method}",
-        checkpoints=checkpoints,
+        name=f"{case.factor} {case.level}, {method}",
         on_checkpoint=evaluate,
     )
-    for step, values in ratios:
+    for step, values in ratios.items():
         rows.add(name | {"step": step}, values, law, more | {"loss": late_loss(losses, step)})
     made = exact_samples(law, method != "none", samples, target=target, seed=evaluation)
     floor = name | {"method": f"exact:{method}", "step": 0}

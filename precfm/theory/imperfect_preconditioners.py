@@ -16,15 +16,23 @@ together.
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
+from precfm.core.options import Fraction, Share, checked
 from precfm.core.seeds import generator_for
+from precfm.theory.linear_regression import symmetric
+
+Rate = Annotated[float, Field(gt=0, le=0.5)]
+"""Step size times the largest eigenvalue, for which the bound holds."""
 
 
-def steps_bound(residual_kappa: Tensor | float, fraction: float, rate: float = 0.5) -> Tensor:
+@checked
+def steps_bound(residual_kappa: Tensor | float, fraction: Fraction, rate: Rate = 0.5) -> Tensor:
     """Steps that suffice, whatever the start: log(1/f) / (-2 log(1 - 2 rate / kappa_r)), at least one.
 
     Args:
@@ -43,14 +51,16 @@ def steps_bound(residual_kappa: Tensor | float, fraction: float, rate: float = 0
         tensor(115., dtype=torch.float64)
     """
     kappa = torch.as_tensor(residual_kappa, dtype=torch.float64)
-    _check(fraction, rate)
     if not bool((kappa >= 1 - 1e-12).all()):
-        raise PrecfmError(f"residual_kappa is {float(kappa.min()):.3g}; a condition number is at least 1")
+        raise PrecfmError(f"residual_kappa: got {float(kappa.min()):.3g}; a condition number is at least 1")
     shrink = (2 * rate / kappa).clamp(max=1)
     return (math.log(1 / fraction) / (-2 * torch.log1p(-shrink))).clamp(min=1)
 
 
-def largest_residual_kappa(steps: float, fraction: float, rate: float = 0.5) -> float:
+@checked
+def largest_residual_kappa(
+    steps: Annotated[float, Field(ge=1)], fraction: Fraction, rate: Rate = 0.5
+) -> float:
     """How bad the residual condition number may be so that `steps` suffice: the bound, turned around.
 
     Args:
@@ -65,27 +75,22 @@ def largest_residual_kappa(steps: float, fraction: float, rate: float = 0.5) -> 
         >>> round(largest_residual_kappa(115.0, 0.1))
         100
     """
-    _check(fraction, rate)
-    if steps < 1:
-        raise PrecfmError(f"steps is {steps}; it must be at least 1")
     return max(1.0, 2 * rate / -math.expm1(-math.log(1 / fraction) / (2 * steps)))
 
 
-def power(cov: Tensor, exponent: float) -> Tensor:
+@checked
+def power(cov: Tensor, exponent: Share) -> Tensor:
     """Sigma^(-exponent / 2), exponent in [0, 1]: leaves the condition number kappa^(1 - exponent)."""
-    if not 0 <= exponent <= 1:
-        raise PrecfmError(f"exponent is {exponent}; it must be in [0, 1]")
     return _function(cov, lambda values: values ** (-exponent / 2))
 
 
-def shrunk(cov: Tensor, shrinkage: float) -> Tensor:
+@checked
+def shrunk(cov: Tensor, shrinkage: Share) -> Tensor:
     """((1 - s) Sigma + s m I)^(-1/2), m the mean variance: kappa_r <= 1 + s m / ((1 - s) lambda_min).
 
     An eigenvalue l becomes l / ((1 - s) l + s m), at most 1 / (1 - s), which increases with l. So the
     shrinkage has to stay below the smallest variance's share of the mean one, or little is gained.
     """
-    if not 0 <= shrinkage <= 1:
-        raise PrecfmError(f"shrinkage is {shrinkage}; it must be in [0, 1]")
     return _function(cov, lambda values: ((1 - shrinkage) * values + shrinkage * values.mean()).rsqrt())
 
 
@@ -110,7 +115,7 @@ def from_samples(cov: Tensor, n: int, seed: int) -> Tensor:
     """
     dim = len(cov)
     if n <= dim:
-        raise PrecfmError(f"n is {n}; whitening in dimension {dim} needs at least {dim + 1} samples")
+        raise PrecfmError(f"n: got {n}; whitening in dimension {dim} needs at least {dim + 1} samples")
     normal = torch.randn(n, dim, generator=generator_for(seed, "whitening"), dtype=torch.float64)
     values, vectors = torch.linalg.eigh(cov)
     x = (normal * values.clamp(min=0).sqrt()) @ vectors.T
@@ -147,15 +152,10 @@ def residual_covariance(cov: Tensor, transform: Tensor) -> Tensor:
 
 
 def _function(cov: Tensor, scalar: Callable[[Tensor], Tensor]) -> Tensor:
+    """A function of a covariance: applied to its eigenvalues."""
     values, vectors = torch.linalg.eigh(cov.to(torch.float64))
     if not float(values[0]) > 0:
-        raise PrecfmError(f"cov has the smallest eigenvalue {float(values[0]):.3g}; it must be positive")
-    matrix: Tensor = (vectors * scalar(values)) @ vectors.T
-    return matrix
-
-
-def _check(fraction: float, rate: float) -> None:
-    if not 0 < fraction < 1:
-        raise PrecfmError(f"fraction is {fraction}; it must be between 0 and 1")
-    if not 0 < rate <= 0.5:
-        raise PrecfmError(f"rate is {rate}; it must be in (0, 1/2]")
+        raise PrecfmError(
+            f"cov: got the smallest eigenvalue {float(values[0]):.3g}; a positive one is needed"
+        )
+    return symmetric(scalar(values), vectors)

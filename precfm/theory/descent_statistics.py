@@ -1,0 +1,126 @@
+"""Statistics of descent on linear fields: agreement with the closed forms, slopes of the steps (claims C1 to C4).
+
+Names begin with `score_` for the score target and with `preconditioned_` behind P = Sigma_t^(-1/2). Each function
+takes a table of an experiment and yields names of statistics, estimates, and notes.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from precfm.core.statistics import Estimate, slope, t_estimate
+
+KAPPA_FROM = 10  # where the goal is well above the noise floor
+ALGORITHMS = ("descent", "stochastic")
+
+
+def identity(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
+    """Excess risk = weighted trace: the largest relative error; of `linear_grid.identity`."""
+    yield _worst("identity_relative_error", table["relative_error"], "difference of two losses on samples")
+
+
+def agreement(
+    table: pd.DataFrame, *, score: bool = False, preconditioned: bool = False
+) -> Iterator[tuple[str, Estimate, str]]:
+    """Deviation of gradient descent and coverage of stochastic descent; of `linear_grid.agreement`."""
+    rows, prefix = _of(table, score, preconditioned), _prefix(score, preconditioned)
+    deviations = rows[rows["algorithm"] == "descent"]["worst_deviation"]
+    if len(deviations):
+        note = "excess risk of every direction, seed and step"
+        yield _worst(f"{prefix}descent_relative_error", deviations, note)
+    covered = rows[rows["algorithm"] == "stochastic"]["covered"]
+    if len(covered) and not score:
+        note = "share of 95% intervals over seeds that hold the closed form; cells are the observations"
+        yield f"{prefix}stochastic_interval_coverage", t_estimate(covered), note
+
+
+def slopes(
+    table: pd.DataFrame, *, score: bool = False, preconditioned: bool = False
+) -> Iterator[tuple[str, Estimate, str]]:
+    """Mean over seeds of the slopes of ln steps against ln kappa, by path; of `steps_to_accuracy.steps`."""
+    rows, prefix = _of(table, score, preconditioned), _prefix(score, preconditioned)
+    for algorithm in ALGORITHMS:
+        part = rows[rows["algorithm"] == algorithm]
+        yield from _slopes_by_path(part, f"{prefix}{algorithm}_steps_slope", "lowest")
+    if not score and not preconditioned:
+        part = rows[rows["algorithm"] == "descent"]
+        yield from _slopes_by_path(part, "descent_total_steps_slope", "total")
+
+
+def score_agreement(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
+    """`agreement` for the score target, without and with preconditioner."""
+    for preconditioned in (False, True):
+        yield from agreement(table, score=True, preconditioned=preconditioned)
+
+
+def score_slopes(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
+    """`slopes` for the score target, without and with preconditioner."""
+    for preconditioned in (False, True):
+        yield from slopes(table, score=True, preconditioned=preconditioned)
+
+
+def residual_bound(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
+    """Measured steps over their bound, the largest; of `residual_linear.steps`."""
+    note = "measured steps over the bound in the residual kappa, total excess risk"
+    yield _worst("residual_bound_ratio", table["total"] / table["bound"], note)
+
+
+def seed_slopes(steps: pd.DataFrame, quantity: str) -> list[float]:
+    """Slopes of ln steps against ln kappa(Sigma_t), one for each seed.
+
+    Args:
+        steps: rows of `steps_to_accuracy.steps` of one kind.
+        quantity: `lowest`, `total`, or these with the prefix `theory_`.
+
+    Returns:
+        Slopes over kappa_t >= 10; seeds whose kappas span less than a factor of ten are left out.
+    """
+    fits = []
+    for _, one in steps[_usable(steps, quantity)].groupby("seed"):
+        kappa = one["condition_number_t"]
+        if kappa.max() >= 10 * kappa.min():
+            fits.append(slope(np.log(kappa), np.log(one[quantity])))
+    return fits
+
+
+def cells_used(steps: pd.DataFrame, quantity: str) -> tuple[int, int]:
+    """How many of the cells with kappa_t >= 10 the slopes rest on, and how many there are.
+
+    The others never reached their accuracy, or start too close to it to count.
+    """
+    return int(_usable(steps, quantity).sum()), int((steps["condition_number_t"] >= KAPPA_FROM).sum())
+
+
+def _slopes_by_path(rows: pd.DataFrame, statistic: str, quantity: str) -> Iterator[tuple[str, Estimate, str]]:
+    where = "slowest direction" if quantity == "lowest" else "total excess risk"
+    for path, group in rows.groupby("path"):
+        fits, exact = seed_slopes(group, quantity), seed_slopes(group, f"theory_{quantity}")
+        if fits:
+            closed = float(np.mean(exact)) if exact else math.nan
+            used, total = cells_used(group, quantity)
+            note = f"{path} path; {where}; kappa_t from 10; {used} of {total} cells; closed form {closed:.3f}"
+            yield statistic, t_estimate(fits), note
+
+
+def _usable(steps: pd.DataFrame, quantity: str) -> "pd.Series[bool]":
+    counts = steps[f"counts_{quantity.removeprefix('theory_')}"].astype(bool)
+    reached = np.isfinite(steps[quantity]) & (steps[quantity] > 0)
+    usable: pd.Series[bool] = counts & reached & (steps["condition_number_t"] >= KAPPA_FROM)
+    return usable
+
+
+def _worst(statistic: str, values: "pd.Series[float]", note: str) -> tuple[str, Estimate, str]:
+    """A largest deviation: there is no sampling error, so that the interval is the value; NaN if one is NaN."""
+    worst = float(values.max(skipna=False))
+    return statistic, Estimate(worst, worst, worst, len(values)), f"largest of all cases; {note}"
+
+
+def _of(table: pd.DataFrame, score: bool, preconditioned: bool) -> pd.DataFrame:
+    target = "score" if score else "velocity"
+    return table[(table["target"] == target) & (table["preconditioned"].astype(bool) == preconditioned)]
+
+
+def _prefix(score: bool, preconditioned: bool) -> str:
+    return "score_" * score + "preconditioned_" * preconditioned
