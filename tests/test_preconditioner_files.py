@@ -125,7 +125,7 @@ def test_a_file_does_not_choose_what_is_imported(folder: Path, trap: str) -> Non
         load(folder)
     assert "sprung" not in sys.modules
     # A configuration is trusted: there the module is imported, and what it holds is refused.
-    with pytest.raises(PrecfmError, match="no preconditioner"):
+    with pytest.raises(PrecfmError, match="no Preconditioner"):
         Composition(({"name": trap},))
     assert isinstance(sys.modules["sprung"], ModuleType)
 
@@ -133,11 +133,11 @@ def test_a_file_does_not_choose_what_is_imported(folder: Path, trap: str) -> Non
 @pytest.mark.parametrize("name", ["os:getcwd", "builtins:dict", "precfm.core.errors:PrecfmError", "os:path"])
 def test_a_file_does_not_choose_what_is_called(folder: Path, name: str) -> None:
     edit(folder, name=name, options={})
-    with pytest.raises(PrecfmError, match="no preconditioner"):
+    with pytest.raises(PrecfmError, match="no Preconditioner"):
         load(folder)
     save(Composition(({"name": "none"},)).fit(X), folder)
     edit(folder, options={"stages": [{"name": name}]})
-    with pytest.raises(PrecfmError, match=r"stages.0: .*no preconditioner"):
+    with pytest.raises(PrecfmError, match=r"stages.0: .*no Preconditioner"):
         load(folder)
 
 

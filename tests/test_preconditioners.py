@@ -89,7 +89,7 @@ def test_the_smallest_std_of_the_test_data_is_small(data: Labelled) -> None:
         ("composition", "stages.0: exponent", {"stages": ({"name": "whitening", "exponent": 3.0},)}),
         (
             "composition",
-            "stages.1: .*no preconditioner",
+            "stages.1: .*no Preconditioner",
             {"stages": ({"name": "none"}, {"name": "os:getcwd"})},
         ),
         ("auto", "candidates", {"candidates": ()}),

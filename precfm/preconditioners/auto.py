@@ -12,9 +12,9 @@ from precfm.core.errors import PrecfmError
 from precfm.core.options import Fraction, NotNegative, checked
 from precfm.core.seeds import generator_for
 from precfm.preconditioners.base import Preconditioner
-from precfm.preconditioners.components import Components, component
 from precfm.preconditioners.fit_data import FitData, FitRows, LabelledRows
 from precfm.preconditioners.inputs import Data, concatenated
+from precfm.preconditioners.nested import NestedMaps, nested_map
 from precfm.preconditioners.scoring import Score, require_rows, score
 
 
@@ -53,7 +53,7 @@ class Auto(Preconditioner):
     @checked
     def __init__(
         self,
-        candidates: Components = (
+        candidates: NestedMaps = (
             {"name": "scalar"},
             {"name": "whitening", "exponent": 0.25},
             {"name": "whitening"},
@@ -67,7 +67,7 @@ class Auto(Preconditioner):
     ) -> None:
         super().__init__()
         for position, candidate in enumerate(candidates):
-            component("candidates", position, candidate)  # refused now, not after the first fits
+            nested_map("candidates", position, candidate)  # refused now, not after the first fits
         self.candidates = tuple(dict(candidate) for candidate in candidates)
         self.accuracy, self.margin, self.validation_share = accuracy, margin, validation_share
         self._dtype = torch.float64
@@ -103,7 +103,7 @@ class Auto(Preconditioner):
     def _allocate(self) -> None:
         if self.record:  # from a file; in a fit nothing is chosen yet
             position = self.record["chosen"]
-            chosen = component("candidates", position, self.candidates[position]).to(self.anchor)
+            chosen = nested_map("candidates", position, self.candidates[position]).to(self.anchor)
             chosen.prepare(self.event_shape, self.classes)
             self._become(chosen)
 
@@ -135,7 +135,7 @@ class Auto(Preconditioner):
     ) -> tuple[Preconditioner, dict[str, Any]]:
         """One candidate, fitted if possible, and its row of the table."""
         spec = self.candidates[position]
-        candidate = component("candidates", position, spec)
+        candidate = nested_map("candidates", position, spec)
         (x, labels), (x_validation, labels_validation) = training, validation
         held_out = x_validation.to(self._dtype), labels_validation
         found, out = None, None

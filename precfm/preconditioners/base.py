@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import parameters
-from precfm.core.seeds import generator_for
-from precfm.preconditioners.fit_data import FitData, FitRows
+from precfm.preconditioners.fit_data import FitData
 from precfm.preconditioners.inputs import (
     Data,
     batches_of,
@@ -21,8 +20,6 @@ from precfm.preconditioners.inputs import (
     checked_rows,
     class_positions,
 )
-
-ROUND_TRIP_POINTS = 2000  # rows on which a fit measures its round trip, and as many in the tails
 
 
 class Preconditioner(nn.Module, ABC):
@@ -239,26 +236,6 @@ class Preconditioner(nn.Module, ABC):
     @property
     def _name(self) -> str:
         return type(self).__name__
-
-    def _round_trip(self, data: FitRows, smallest_std: float) -> float:
-        """What a fit checks: the largest `|inverse(forward(x)) - x|` on the data and on its tails.
-
-        Args:
-            data: what the fit received; at most `ROUND_TRIP_POINTS` rows are used.
-            smallest_std: the unit of the error.
-
-        Returns:
-            The error in that unit; infinite where a point does not come back as finite numbers.
-        """
-        every = -(-len(data.x) // ROUND_TRIP_POINTS)
-        x, classes = data.x[::every], None if data.classes is None else data.classes[::every]
-        noise = torch.randn(x.shape, generator=generator_for(data.seed, "tails"), dtype=torch.float64)
-        error = 0.0
-        for points in (x, self._inverse(1.5 * noise.to(x), classes)):
-            back = self._inverse(self._forward(points, classes), classes)
-            largest = float((back - points).abs().max() / smallest_std)
-            error = max(error, largest) if math.isfinite(largest) else math.inf
-        return error
 
     def _inputs(self, x: Tensor, labels: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
         """Checked rows, and the positions of their labels where they are needed."""

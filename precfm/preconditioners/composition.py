@@ -7,8 +7,9 @@ from precfm.core.options import checked
 from precfm.core.seeds import derived_seed
 from precfm.geometry.spectra import covariance, eigen_spectrum
 from precfm.preconditioners.base import Preconditioner
-from precfm.preconditioners.components import Components, component
 from precfm.preconditioners.fit_data import FitData, FitRows
+from precfm.preconditioners.nested import NestedMaps, nested_map
+from precfm.preconditioners.round_trip import fitting_error
 from precfm.preconditioners.symmetric_power import LARGEST_CONDITION_NUMBER
 
 
@@ -33,11 +34,11 @@ class Composition(Preconditioner):
     uses_seed = True  # some stages do; the plan asks the class, which does not know its stages
 
     @checked
-    def __init__(self, stages: Components = ({"name": "whitening"}, {"name": "normalizing_flow"})) -> None:
+    def __init__(self, stages: NestedMaps = ({"name": "whitening"}, {"name": "normalizing_flow"})) -> None:
         super().__init__()
         self.stages = tuple(dict(stage) for stage in stages)
         self.maps = nn.ModuleList(
-            component("stages", position, stage) for position, stage in enumerate(self.stages)
+            nested_map("stages", position, stage) for position, stage in enumerate(self.stages)
         )
         self.needs_labels = any(stage.needs_labels for stage in self._maps)
         self.uses_seed = any(stage.uses_seed for stage in self._maps)
@@ -83,7 +84,7 @@ class Composition(Preconditioner):
         """Refuse a whole that is less reversible than its stages claim to be."""
         eigenvalues = eigen_spectrum(covariance(data.x)).eigenvalues
         varying = eigenvalues[eigenvalues * LARGEST_CONDITION_NUMBER > eigenvalues[-1]]
-        error = self._round_trip(data, float(varying[0].sqrt()))
+        error = fitting_error(self, data, float(varying[0].sqrt()))
         if not error <= self.round_trip_tolerance / 2:
             raise PrecfmError(
                 f"stages: the round-trip error on the data and its tails is {error:.2g} smallest standard "

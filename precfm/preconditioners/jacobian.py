@@ -8,8 +8,6 @@ from precfm.core.seeds import generator_for
 from precfm.preconditioners.base import Preconditioner
 
 PROBES = 32  # random points at which an inverse is asked whether it is affine
-
-
 TOLERANCE = 1e-5  # how far it may bend, relative to how far it moves
 
 
@@ -39,7 +37,7 @@ def inverse_jacobian(preconditioner: Preconditioner, dim: int, labels: Tensor | 
     """
     name = type(preconditioner).__name__
     if preconditioner.fitted and preconditioner.features != dim:
-        raise PrecfmError(f"{name}: has {preconditioner.features} features, but dim is {dim}")
+        raise PrecfmError(f"dim: got {dim}; {name} has {preconditioner.features} features")
     classes: list[int | None] = [None]
     if preconditioner.needs_labels:
         classes = list(preconditioner.classes) if labels is None else torch.unique(labels).tolist()
@@ -57,8 +55,8 @@ def inverse_jacobian(preconditioner: Preconditioner, dim: int, labels: Tensor | 
         bend = (moves - straight).norm(dim=1) - TOLERANCE * straight.norm(dim=1)
         if float(bend.max()) > 0:
             raise PrecfmError(
-                f"{name}: its inverse is not one affine map for all points and classes, but the loss metrics "
-                "'latent' and 'decoder' need one; use the loss metric 'flow', or a preconditioner such as whitening"
+                f"{name}: its inverse is not one affine map for all points and classes, as the loss metrics 'latent' "
+                "and 'decoder' need; use the loss metric 'flow', or a preconditioner such as whitening"
             )
     assert jacobian is not None  # a fit saw at least one class
     return jacobian

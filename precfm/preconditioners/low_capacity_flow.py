@@ -14,6 +14,7 @@ from precfm.flows.paths import LinearPath
 from precfm.flows.sampling import integrate
 from precfm.preconditioners.fit_data import FitRows
 from precfm.preconditioners.learned import LearnedPreconditioner
+from precfm.preconditioners.round_trip import fitting_error
 from precfm.training.draws import Objective
 
 MARGIN = (
@@ -112,7 +113,7 @@ class LowCapacityFlow(LearnedPreconditioner):
         """Round-trip error with so many steps; infinite if the solution leaves the finite numbers."""
         self._set_steps(steps)
         try:
-            return self._round_trip(data, self._smallest_std)
+            return fitting_error(self, data, self._smallest_std)
         except PrecfmError:
             return math.inf
 

@@ -13,6 +13,7 @@ from precfm.core.options import Count, checked
 from precfm.core.seeds import generator_for
 from precfm.preconditioners.fit_data import FitRows
 from precfm.preconditioners.learned import LearnedPreconditioner
+from precfm.preconditioners.round_trip import TAIL, fitting_error
 from precfm.training.draws import NotRandom, Objective
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class NormalizingFlow(LearnedPreconditioner):
                 f"{validation_loss:.4g} nats, but whitening alone, where the flow starts, has {gaussian:.4g}; a lower "
                 "one is needed"
             )
-        if not (error := self._round_trip(data, self._smallest_std)) <= self.round_trip_tolerance / 2:
+        if not (error := fitting_error(self, data, self._smallest_std)) <= self.round_trip_tolerance / 2:
             raise PrecfmError(
                 f"NormalizingFlow: the round-trip error is {error:.2g} smallest standard deviations; at most "
                 f"{self.round_trip_tolerance / 2:.2g} is accepted: lower max_log_scale or transforms"
@@ -128,10 +129,10 @@ class NormalizingFlow(LearnedPreconditioner):
                 "the flow does not beat whitening alone on the validation data: use 'whitening'"
             )
         noise = torch.randn(data.x.shape, generator=generator_for(data.seed, "tails"), dtype=torch.float64)
-        tail = self.whitening.forward(self._inverse(1.5 * noise.to(white), data.classes))
+        tail = self.whitening.forward(self._inverse(TAIL * noise.to(white), data.classes))
         reach = float(tail.abs().max() / self.whitening.forward(data.x).abs().max())
         self.notes.append(
-            f"z of 1.5 N(0, I) maps to at most {reach:.2f} times the range of the whitened data"
+            f"z of {TAIL} N(0, I) maps to at most {reach:.2f} times the range of the whitened data"
         )
 
     def _context(self, classes: Tensor | None, dtype: torch.dtype) -> Tensor | None:

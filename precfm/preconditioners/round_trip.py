@@ -1,13 +1,17 @@
 """How well a preconditioner's inverse undoes its forward map, on the data and in the tails."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from precfm.core.seeds import generator_for
 from precfm.geometry.recovery import smallest_std
 from precfm.preconditioners.base import Preconditioner
+from precfm.preconditioners.fit_data import FitRows
 
 TAIL = 1.5  # standard deviations of the noise that stands for the tails
+POINTS = 2000  # rows on which a fit or a score measures the round trip, and as many in the tails
 
 
 def round_trip_error(preconditioner: Preconditioner, x: Tensor, labels: Tensor | None = None) -> float:
@@ -47,6 +51,33 @@ def tail_round_trip_error(
     noise = torch.randn(x.shape, generator=generator_for(seed, "tail round trip"), dtype=torch.float64)
     tail = preconditioner.inverse(TAIL * noise.to(x), labels)
     return _largest_difference(preconditioner, tail, labels) / smallest_std(x)
+
+
+def fitting_error(preconditioner: Preconditioner, data: FitRows, smallest_std: float) -> float:
+    """The larger of both errors within a fit, whose map is not released yet, on at most `POINTS` rows.
+
+    Args:
+        preconditioner: its `_forward` and `_inverse` work.
+        data: the rows of the fit.
+        smallest_std: the unit of the error.
+
+    Returns:
+        The error in that unit; infinite where a point does not come back as finite numbers.
+    """
+    every = stride(len(data.x))
+    x, classes = data.x[::every], None if data.classes is None else data.classes[::every]
+    noise = torch.randn(x.shape, generator=generator_for(data.seed, "tails"), dtype=torch.float64)
+    error = 0.0
+    for points in (x, preconditioner._inverse(TAIL * noise.to(x), classes)):
+        back = preconditioner._inverse(preconditioner._forward(points, classes), classes)
+        largest = float((back - points).abs().max() / smallest_std)
+        error = max(error, largest) if math.isfinite(largest) else math.inf
+    return error
+
+
+def stride(rows: int) -> int:
+    """Every how many rows to take so that at most `POINTS` remain."""
+    return -(-rows // POINTS)
 
 
 def _largest_difference(preconditioner: Preconditioner, x: Tensor, labels: Tensor | None) -> float:

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-from precfm.core.registry import name_of
+from precfm.core.registry import load_class, name_of
 from precfm.preconditioners.base import Preconditioner
-from precfm.preconditioners.components import only_imported, preconditioner_class
+from precfm.preconditioners.nested import only_imported
 
 TENSORS_FILE = "preconditioner.safetensors"
 JSON_FILE = "preconditioner.json"
@@ -120,7 +120,8 @@ def rebuild(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pr
         raise PrecfmError(f"format: got {found!r}; {FORMAT} is needed")
     try:
         with only_imported():
-            preconditioner = preconditioner_class(description["name"])(**description["options"])
+            cls: Any = load_class("preconditioners", description["name"], Preconditioner, imported=True)
+            preconditioner: Preconditioner = cls(**description["options"])
             preconditioner.record = description.get("record", {})
             preconditioner.prepare(tuple(description["event_shape"]), tuple(description["classes"]))
         preconditioner.flops_per_fit = description["flops_per_fit"]

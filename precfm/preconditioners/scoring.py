@@ -11,8 +11,8 @@ from precfm.core.options import Fraction, checked
 from precfm.core.seeds import generator_for
 from precfm.flows.paths import LinearPath
 from precfm.geometry.spectra import covariance, eigen_spectrum, path_condition_numbers, require_positive
-from precfm.preconditioners.base import ROUND_TRIP_POINTS, Preconditioner
-from precfm.preconditioners.round_trip import round_trip_error, tail_round_trip_error
+from precfm.preconditioners.base import Preconditioner
+from precfm.preconditioners.round_trip import round_trip_error, stride, tail_round_trip_error
 
 FOLDS = 5  # of the cross-validated eigenvalues
 ROWS_PER_FEATURE = 2  # fewer held-out rows say nothing about the eigenvalues of a class
@@ -168,7 +168,7 @@ def _negative_log_likelihood(
 
 def _round_trip(preconditioner: Preconditioner, x: Tensor, labels: Tensor | None, seed: int) -> float | None:
     """The larger error of data and tails, in the dtype of `x`; None where it is not finite."""
-    every = -(-len(x) // ROUND_TRIP_POINTS)
+    every = stride(len(x))
     points, classes = x[::every], None if labels is None else labels[::every]
     errors = (
         round_trip_error(preconditioner, points, classes),

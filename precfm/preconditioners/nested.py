@@ -1,4 +1,4 @@
-"""Preconditioners that another one is made of, as its options name them: stages, or candidates."""
+"""Preconditioners within another one, as its options name them: stages, or candidates."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from precfm.core import registry
 from precfm.core.errors import PrecfmError
+from precfm.core.registry import load_class
 from precfm.preconditioners.base import Preconditioner
 
 
@@ -21,7 +21,7 @@ def _named(entries: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
     return entries
 
 
-Components = Annotated[tuple[dict[str, Any], ...], Field(min_length=1, strict=False), AfterValidator(_named)]
+NestedMaps = Annotated[tuple[dict[str, Any], ...], Field(min_length=1, strict=False), AfterValidator(_named)]
 """Entries that each have the registered `name` of a preconditioner and its options."""
 
 _ONLY_IMPORTED: ContextVar[bool] = ContextVar("only imported classes", default=False)
@@ -29,7 +29,7 @@ _ONLY_IMPORTED: ContextVar[bool] = ContextVar("only imported classes", default=F
 
 @contextmanager
 def only_imported() -> Iterator[None]:
-    """Within, components of other packages are found only if imported already, as for names out of files."""
+    """Within, classes of other packages are found only if imported already, as for names out of files."""
     token = _ONLY_IMPORTED.set(True)
     try:
         yield
@@ -37,21 +37,7 @@ def only_imported() -> Iterator[None]:
         _ONLY_IMPORTED.reset(token)
 
 
-def preconditioner_class(name: str) -> type[Preconditioner]:
-    """The class that a name stands for; within `only_imported`, of an imported module.
-
-    Raises:
-        PrecfmError: the name is unknown, or stands for something else.
-    """
-    found = registry.load("preconditioners", name, imported=_ONLY_IMPORTED.get())
-    if not (isinstance(found, type) and issubclass(found, Preconditioner)):
-        raise PrecfmError(
-            f"name: got '{name}', which is no preconditioner; a subclass of Preconditioner is needed"
-        )
-    return found
-
-
-def component(field: str, position: int, entry: dict[str, Any]) -> Preconditioner:
+def nested_map(field: str, position: int, entry: dict[str, Any]) -> Preconditioner:
     """The unfitted preconditioner that one entry of an option stands for.
 
     Args:
@@ -64,6 +50,9 @@ def component(field: str, position: int, entry: dict[str, Any]) -> Preconditione
     """
     options = {key: value for key, value in entry.items() if key != "name"}
     try:
-        return preconditioner_class(entry["name"])(**options)
+        # Its type stands for any subclass, whose options are checked where it is built.
+        cls: Any = load_class("preconditioners", entry["name"], Preconditioner, imported=_ONLY_IMPORTED.get())
+        made: Preconditioner = cls(**options)
     except (TypeError, PrecfmError) as error:
         raise PrecfmError(f"{field}.{position}: {error}") from None
+    return made
