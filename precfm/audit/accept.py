@@ -1,18 +1,17 @@
-"""Behaviour-preserving rewrites: new code that makes the same bytes keeps the older code's keys.
+"""Rewrites that change no byte: new code that makes the bytes of older code keeps its keys.
 
-`accept` rebuilds a sample of a kind's artifacts with the present code, somewhere else. Only if every file of every one
-is equal byte for byte, the new fingerprint is recorded in config/equivalences.json as standing for the old one, with
-the evidence: which artifacts, which checksums, on which machine. `precfm.pipeline.fingerprints.fingerprint` resolves through it,
-so all keys are again what they were. One kind at a time, those that come first in the plan first.
+`accept` makes a sample of a kind's artifacts again with the present code, somewhere else. Only if every file is equal
+byte for byte, config/equivalences.json records that the new fingerprint stands for the old one, with the evidence:
+which artifacts, which checksums, on which machine. `precfm.pipeline.fingerprints` resolves through it, so all keys are
+again what they were. One kind at a time, those that come first in the plan first.
 """
 
-import json
-import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,14 @@ from precfm.datasets.manifest import file_sha256
 from precfm.pipeline import fingerprints as code
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.build import made_on
-from precfm.pipeline.fingerprints import SCRIPTS
+from precfm.pipeline.builder import build_plan
+from precfm.pipeline.files import write_whole
 from precfm.pipeline.job import Job, script_of
 from precfm.pipeline.manifest import canonical, entries
-from precfm.pipeline.node import RECORD, RESULTS, Node
-from precfm.pipeline.plan import KINDS, Plan, load_plan
+from precfm.pipeline.node import PUBLISHED, RECORD, RESULTS, Node, homes
+from precfm.pipeline.plan import KINDS, load_plan
+
+ATTIC = RESULTS / ".attic"
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,14 @@ class Accepted:
     Attributes:
         new: fingerprint of the present code.
         old: fingerprint of the older code that it stands for.
-        artifacts: the ids of what was rebuilt.
+        made_on: the machine.
+        artifacts: what was made again, by id the checksum of each file.
     """
 
     new: str
     old: str
-    artifacts: tuple[str, ...]
+    made_on: Mapping[str, Any]
+    artifacts: Mapping[str, Mapping[str, str]]
 
 
 def accept(kind: str, experiments: Sequence[str] = (), sample: int = 2) -> list[Accepted]:
@@ -50,56 +54,36 @@ def accept(kind: str, experiments: Sequence[str] = (), sample: int = 2) -> list[
 
     Args:
         kind: the kind whose code was rewritten.
-        experiments: in whose results to look; none means all that have results.
-        sample: how many artifacts to rebuild for each pair of fingerprints.
+        experiments: in whose results to look; none means all that this machine made something of.
+        sample: how many artifacts to make again for each pair of fingerprints.
 
     Returns:
         What was recorded, which is nothing if no code has changed.
 
     Raises:
-        PrecfmError: a rebuilt file differs, nothing can be compared, or artifacts of several older codes are here;
-            then nothing is recorded.
+        PrecfmError: a file differs, nothing can be compared, or artifacts of several older codes are here; then
+            nothing is recorded.
     """
     if kind not in KINDS:
-        raise PrecfmError(f"kind: {kind!r} is none; the kinds are {', '.join(KINDS)}")
+        raise PrecfmError(f"kind: got {kind!r}; one of {', '.join(KINDS)} is needed")
     if sample < 1:
-        raise PrecfmError(f"sample: {sample} should be at least 1")
+        raise PrecfmError(f"sample: got {sample}; at least 1 is needed")
+    names = list(experiments) or [home.name for home in homes()]
     with _alone():
-        return _accept(kind, list(experiments) or _with_results(), sample)
-
-
-def _accept(kind: str, names: Sequence[str], sample: int) -> list[Accepted]:
-    lacking = False
-    olds: dict[str, set[str]] = {}
-    for name in names:
-        for new, nodes in _lacking(load_plan(name), kind).items():
-            lacking = True
-            olds.setdefault(new, set()).update(_older(name, kind, nodes))
-    pairs = [(new, _only(kind, new, several)) for new, several in sorted(olds.items()) if several]
-    found = {pair: nodes for pair in pairs if (nodes := _candidates(names, kind, *pair))}
-    if not found:
-        if not lacking:
-            return []
-        raise PrecfmError(
-            f"{kind}: no artifact of older code is here that differs from the plan in its code alone; accept the kinds "
-            "it is made from first, or bring it back with `make pull`"
-        )
-    shown = []
-    for (new, old), nodes in sorted(found.items()):
-        chosen = _spread(sorted(nodes, key=lambda node: node.id), sample)
-        evidence = {node.id: _rebuilt(node) for node in chosen}
-        shown.append((Accepted(new, old, tuple(evidence)), made_on(chosen[0]), evidence))
-    _record(kind, shown)
-    return [accepted for accepted, _, _ in shown]
-
-
-def _with_results() -> list[str]:
-    return sorted(path.name for path in RESULTS.glob("[!.]*") if path.is_dir())
+        shown = []
+        for new, olds in _changed(names, kind).items():
+            old = _latest(kind, new, olds)
+            chosen = _spread(sorted(olds[old], key=lambda node: node.id), sample)
+            evidence = {node.id: _made_again(node) for node in chosen}
+            shown.append(Accepted(new, old, made_on(chosen[0]), evidence))
+        if shown:
+            _record(kind, shown)
+        return shown
 
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Nobody else rebuilds here; what a killed run left behind is removed first."""
+    """Nobody else makes anything again here; what a killed run left is removed first."""
     work = RESULTS / ".work"
     (work / "locks").mkdir(parents=True, exist_ok=True)
     try:
@@ -110,91 +94,73 @@ def _alone() -> Iterator[None]:
         raise PrecfmError("accept: another one is running here; wait until it is finished") from None
 
 
-def _lacking(plan: Plan, kind: str) -> dict[str, list[Node]]:
-    """By new fingerprint, the plan's artifacts of a kind, where some are not here and nothing was accepted yet."""
-    nodes: dict[str, list[Node]] = {}
-    for node in plan.of(kind):
-        nodes.setdefault(code.own_fingerprint(SCRIPTS / node.script, node.targets), []).append(node)
-    return {
-        new: several
-        for new, several in nodes.items()
-        if new not in code.equivalences() and not all(node.exists or _in_attic(node) for node in several)
-    }
+def _changed(names: Sequence[str], kind: str) -> dict[str, dict[str, list[Node]]]:
+    """By new fingerprint, and by the old one that it may stand for, the artifacts that would show it.
 
-
-def _older(experiment: str, kind: str, nodes: Sequence[Node]) -> set[str]:
-    """The fingerprints that came before the present one of some artifacts.
-
-    Those that results/<experiment>/ holds (of several the published one), or else what the manifest says, or else
-    those in the attic, which may be much older.
+    Raises:
+        PrecfmError: the code has changed, but nothing here can show that it does the same.
     """
-    labels, present = {node.label for node in nodes}, nodes[0].fingerprint
-    home = RESULTS / experiment
-    here = _fingerprints(home / kind, labels)
-    published = {
-        str(entry["fingerprint"])
-        for node_id, entry in entries(home).items()
-        if node_id.split("/")[0] == kind and _label(node_id.split("/")[1]) in labels
-    }
-    if older := here - {present}:
-        return older & published or older
-    if here | published:
-        return published - {present}
-    return _fingerprints(RESULTS / ".attic" / kind, labels) - {present}
-
-
-def _fingerprints(place: Path, labels: Collection[str]) -> set[str]:
-    """Of the complete artifacts below a folder that have one of some labels."""
-    folders = (file.parent for file in place.glob(f"*/{RECORD}"))
-    return {
-        str(Artifact.open(folder).record["fingerprint"])
-        for folder in folders
-        if _label(folder.name) in labels
-    }
-
-
-def _label(name: str) -> str:
-    return name.rpartition("-")[0]
-
-
-def _only(kind: str, new: str, olds: Collection[str]) -> str:
-    """The one older fingerprint, since code can stand for one alone."""
-    if len(olds) > 1:
+    nodes = [node for name in names for node in load_plan(name).of(kind)]
+    known = code.equivalences()
+    changed = {own for node in nodes if not _folder(node) and (own := _own(node)) not in known}
+    olds = _fingerprints(kind, {node.label for node in nodes})
+    found: dict[str, dict[str, list[Node]]] = {}
+    for new in sorted(changed):
+        for old in sorted(olds - {new}):
+            if candidates := _candidates(names, kind, new, old):
+                found.setdefault(new, {})[old] = candidates
+    if changed and not found:
         raise PrecfmError(
-            f"{kind}: artifacts of several older codes are here ({', '.join(sorted(olds))}), and {new} can stand for "
-            "one alone; name an experiment whose manifest or artifacts are of that one"
+            f"{kind}: no artifact of older code is here that differs from the plan in its code alone; accept the kinds "
+            "it is made from first, or bring it back with `make pull`"
         )
-    (old,) = olds
-    return old
+    return found
 
 
-def _candidates(names: Iterable[str], kind: str, new: str, old: str) -> list[Node]:
-    """The artifacts that are here and whose key is the plan's once the pair is assumed."""
-    with _assumed(new, old):
-        return [
-            node
-            for name in names
-            for node in load_plan(name).of(kind)
-            if code.own_fingerprint(SCRIPTS / node.script, node.targets) == new
-            and (node.exists or _in_attic(node))
-        ]
+def _own(node: Node) -> str:
+    """The fingerprint of the present code, whatever has been accepted."""
+    return code.own_fingerprint(code.SCRIPTS / node.script, node.targets)
 
 
-def _in_attic(node: Node) -> bool:
-    return (RESULTS / ".attic" / node.id / RECORD).is_file()
+def _folder(node: Node) -> Path | None:
+    """Where an artifact lies, in its place or in the attic; None if it is not here."""
+    places = (node.folder, ATTIC / node.id)
+    return next((place for place in places if (place / RECORD).is_file()), None)
 
 
-@contextmanager
-def _assumed(new: str, old: str) -> Iterator[None]:
-    """Plan as if an equivalence had been accepted."""
+def _fingerprints(kind: str, labels: set[str]) -> set[str]:
+    """Of the artifacts of a kind that are here, the attic included, and have one of these labels."""
+    folders = (file.parent for place in (*homes(), ATTIC) for file in (place / kind).glob(f"*/{RECORD}"))
+    named = (folder for folder in folders if folder.name.rpartition("-")[0] in labels)
+    return {str(Artifact.open(folder).record["fingerprint"]) for folder in named}
+
+
+def _candidates(names: Sequence[str], kind: str, new: str, old: str) -> list[Node]:
+    """The artifacts that are here and whose keys are the plan's, once the new code is assumed to stand for the old."""
     known = code.equivalences
-    code.equivalences = lambda: {**known(), new: old}  # type: ignore[assignment]
-    code.fingerprint.cache_clear()
+    code.equivalences = lambda: {**known(), new: old}
     try:
-        yield
+        nodes = [node for name in names for node in build_plan(name).of(kind)]
     finally:
         code.equivalences = known
-        code.fingerprint.cache_clear()
+    return [node for node in nodes if node.fingerprint == old and _own(node) == new and _folder(node)]
+
+
+def _latest(kind: str, new: str, olds: Mapping[str, Sequence[Node]]) -> str:
+    """The older code that was the last one: whose artifacts are in place, or else in a manifest."""
+    last = {old for old, nodes in olds.items() if any(node.exists for node in nodes)} or set(olds)
+    if len(last) > 1:
+        last &= {old for old, nodes in olds.items() if any(_is_listed(node) for node in nodes)} or last
+    if len(last) > 1:
+        raise PrecfmError(
+            f"{kind}: artifacts of several older codes are here ({', '.join(sorted(last))}), and {new} can stand for "
+            "one alone; name an experiment whose manifest or artifacts are of that one"
+        )
+    return last.pop()
+
+
+def _is_listed(node: Node) -> bool:
+    return any(node.id in entries(place / node.experiment) for place in (RESULTS, PUBLISHED))
 
 
 def _spread(nodes: Sequence[Node], count: int) -> list[Node]:
@@ -203,13 +169,13 @@ def _spread(nodes: Sequence[Node], count: int) -> list[Node]:
     return [nodes[int(index * step)] for index in range(min(count, len(nodes)))]
 
 
-def _rebuilt(node: Node) -> dict[str, str]:
-    """The checksums of an artifact that the present code makes byte for byte as it is.
+def _made_again(node: Node) -> dict[str, str]:
+    """The checksums of an artifact's files, which the present code makes byte for byte as they are.
 
     Raises:
-        PrecfmError: it makes something else.
+        PrecfmError: it makes something else, or the artifact is damaged.
     """
-    old = Artifact.open(node.folder if node.exists else RESULTS / ".attic" / node.id)
+    old = Artifact.open(_folder(node) or node.folder)
     old.verified()
     expected = {name: stamp["sha256"] for name, stamp in old.record["files"].items()}
     _use_threads(old.record["made_on"].get("threads"))
@@ -217,19 +183,16 @@ def _rebuilt(node: Node) -> dict[str, str]:
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as temporary:
         folder, scratch = Path(temporary, "payload"), Path(temporary, "scratch")
-        for empty in (folder, scratch):
-            empty.mkdir()
+        folder.mkdir()
+        scratch.mkdir()
+        for module in node.packages:
+            import_module(module)
         script_of(node)(Job(node, folder, scratch))
-        made = {
-            path.relative_to(folder).as_posix(): file_sha256(path)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
-        shutil.rmtree(scratch, ignore_errors=True)
-    other = sorted(name for name in made.keys() | expected.keys() if made.get(name) != expected.get(name))
-    if other:
-        place_then, place_now = old.record.get("made_on"), made_on(node)
-        why = "" if place_then == place_now else f" (it was made on {place_then}, here is {place_now})"
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        made = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+    if other := sorted({name for name, _ in made.items() ^ expected.items()}):
+        then, now = old.record["made_on"], made_on(node)
+        why = "" if then == now else f" (it was made on {then}, this machine is {now})"
         raise PrecfmError(
             f"{node.id}: the present code makes other bytes of {', '.join(other)}{why}; nothing is accepted, "
             "`make reproduce` makes it anew under a new key"
@@ -245,16 +208,10 @@ def _use_threads(count: int | None) -> None:
         torch.set_num_threads(count)
 
 
-def _record(kind: str, shown: Sequence[tuple[Accepted, Mapping[str, Any], Mapping[str, Any]]]) -> None:
-    """Add to config/equivalences.json, in one step; earlier evidence stays."""
-    file = code.EQUIVALENCES
-    code.equivalences.cache_clear()
-    code.equivalences()  # refuses a damaged file before it is replaced
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    for accepted, place, evidence in shown:
-        known[accepted.new] = {"kind": kind, "same_as": accepted.old, "made_on": place, "artifacts": evidence}
-    part = file.with_name(f".{file.name}.part-{os.getpid()}")
-    part.write_text(canonical(known), encoding="utf-8")
-    part.replace(file)
-    code.equivalences.cache_clear()
-    code.fingerprint.cache_clear()
+def _record(kind: str, shown: Sequence[Accepted]) -> None:
+    """Add to config/equivalences.json in one step; earlier evidence stays."""
+    known = dict(code.read_equivalences())
+    for each in shown:
+        evidence = {"made_on": each.made_on, "artifacts": each.artifacts}
+        known[each.new] = {"kind": kind, "same_as": each.old, **evidence}
+    write_whole(code.EQUIVALENCES, canonical(known).encode())

@@ -6,7 +6,6 @@ References:
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import date
 from mimetypes import guess_type
@@ -60,11 +59,10 @@ class _Crate:
         self.codes: dict[str, Any] = {}
 
     def fill(self) -> None:
+        """Add everything that belongs into it."""
         traced, root = self.traced, self.rocrate.root_dataset
         root["name"] = f"Where {traced.file} comes from"
-        root["description"] = (
-            f"Lineage of {traced.file}, an outcome of the precfm experiment {traced.experiment}."
-        )
+        root["description"] = f"Lineage of {traced.file}, made by the precfm experiment {traced.experiment}."
         root["datePublished"] = date.today().isoformat()
         root["license"] = self._context(LICENSE, "CreativeWork", name="MIT License")
         root["conformsTo"] = [
@@ -77,19 +75,34 @@ class _Crate:
             "Snakefile",
             main=True,
             lang="snakemake",
-            properties={"name": "precfm", "encodingFormat": "text/plain"},
+            properties={
+                "name": "precfm",
+                "encodingFormat": "text/plain",
+                **({"version": traced.revision["commit"]} if traced.revision else {}),
+            },
         )
-        sources = {name: self._source(name) for name in traced.sources}
-        records = {step.id: self._record(step) for step in traced.steps.values()}
+        sources = [
+            self._file(
+                f"sources/{name}.json", source, name=f"data source {name}", identifier=source["checksum"]
+            )
+            for name, source in traced.sources.items()
+        ]
+        records = {
+            step.id: self._file(
+                f"artifacts/{step.id}.json", asdict(step), name=step.id, description=_about(step)
+            )
+            for step in traced.steps.values()
+        }
         product = self._product()
-        whole = self._action("run", workflow, [*sources.values()], [product], f"make {traced.experiment}")
-        actions = [whole]
+        actions = [self._action("run", workflow, sources, [product], f"make {traced.experiment}")]
         for step in traced.steps.values():
             used = [records[parent] for ids in step.parents.values() for parent in ids]
-            if step.kind == "data":
-                used += [*sources.values()]
+            used += sources if step.kind == "data" else []
+            used += [
+                self._context(f"#{step.id}/{name}", "PropertyValue", name=name, value=value)
+                for name, value in flat(step.params)
+            ]
             made = [records[step.id], *([product] if step.id == traced.root else [])]
-            used += list(self._parameters(step))
             actions.append(self._action(step.id, self._code(step), used, made, f"make {step.id}"))
         root["mentions"] = actions
 
@@ -105,49 +118,27 @@ class _Crate:
             file, place, properties={"encodingFormat": "application/json", **properties}
         )
 
-    def _source(self, name: str) -> Any:
-        source = self.traced.sources[name]
-        return self._file(
-            f"sources/{name}.json", source, name=f"data source {name}", identifier=source["checksum"]
-        )
-
-    def _record(self, step: Step) -> Any:
-        made_on = ", ".join(f"{name} {value}" for name, value in sorted((step.made_on or {}).items()))
-        return self._file(
-            f"artifacts/{step.id}.json",
-            asdict(step),
-            name=step.id,
-            description="parameters, parents, code and checksums of an artifact"
-            + (f"; made on {made_on}" if made_on else ""),
-        )
-
     def _product(self) -> Any:
-        file = Path(self.traced.file)
-        kind, _ = guess_type(file.name)
-        properties: dict[str, Any] = {"name": self.traced.file, "sha256": self.traced.sha256}
-        properties["encodingFormat"] = kind or "application/octet-stream"
-        if (cell := self.traced.cell) is not None:
-            properties["description"] = (
-                f"row {cell.row}: {json.dumps(dict(cell.about))}; column {cell.column}"
-            )
+        file, cell = Path(self.traced.file), self.traced.cell
+        properties = {
+            "name": self.traced.file,
+            "sha256": self.traced.sha256,
+            "encodingFormat": guess_type(file.name)[0] or "application/octet-stream",
+        }
+        if cell is not None:
+            properties["description"] = f"{cell.name}: {json.dumps(dict(cell.about))}; column {cell.column}"
         return self.rocrate.add_file(file, f"product/{file.name}", properties=properties)
 
     def _code(self, step: Step) -> Any:
-        """The script with all modules that it needs, as one application whose version is the fingerprint."""
+        """A script with all code that it needs, as one application whose version is the fingerprint."""
         if step.fingerprint not in self.codes:
             self.codes[step.fingerprint] = self._context(
                 f"#code-{step.fingerprint}",
                 "SoftwareApplication",
                 name=f"workflow_scripts/{step.script}",
                 softwareVersion=step.fingerprint,
-                **({"softwareRequirements": list(step.modules)} if step.modules else {}),
             )
         return self.codes[step.fingerprint]
-
-    def _parameters(self, step: Step) -> Iterator[Any]:
-        for name, value in flat(step.params):
-            identifier = f"#{step.id}/{name}"
-            yield self._context(identifier, "PropertyValue", name=name, value=value)
 
     def _action(self, name: str, instrument: Any, used: list[Any], made: list[Any], title: str) -> Any:
         return self.rocrate.add_action(
@@ -157,3 +148,9 @@ class _Crate:
             result=made if len(made) != 1 else made[0],
             properties={"name": title, "actionStatus": "http://schema.org/CompletedActionStatus"},
         )
+
+
+def _about(step: Step) -> str:
+    made_on = ", ".join(f"{name} {value}" for name, value in sorted((step.made_on or {}).items()))
+    machine = f"; made on {made_on}" if made_on else ""
+    return f"parameters, parents, code and checksums of an artifact{machine}"

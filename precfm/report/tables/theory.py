@@ -15,12 +15,14 @@ def tidy(frames: Frames) -> pd.DataFrame:
         frames: needs `theory_statistics`.
 
     Returns:
-        Columns claim, statistic, value, low, high, n, note.
+        Columns claim, statistic, value, low, high, n, note, and `frame`, the table that it was computed from.
 
     Raises:
         LeftOutError: there are none.
     """
-    return needed(frames, STATISTICS)[list(sources_of(STATISTICS).columns)].reset_index(drop=True)
+    rows = needed(frames, STATISTICS)
+    columns = [name for name in (*sources_of(STATISTICS).columns, "frame") if name in rows]
+    return rows[columns].reset_index(drop=True)
 
 
 @reads(STATISTICS)
