@@ -274,8 +274,6 @@ class PreconditionedFlow:
             PrecfmError: the flow is not fitted, or the labels do not fit.
         """
         self._require_network()
-        if n < 0:
-            raise PrecfmError(f"n: got {n}; a number of samples is needed")
         if labels is None and self._label_counts:
             counts = torch.tensor(self._label_counts)
             classes = torch.arange(len(counts)).repeat_interleave(counts)

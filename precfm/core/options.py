@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 else:
     ModelMetaclass = type(BaseModel)  # without a private import at run time
 
+LONGEST_VALUE = 300  # characters of a wrong value that a sentence shows
+
 
 @dataclass(frozen=True)
 class Neutral:
@@ -105,7 +107,10 @@ def complaint(mistake: Any) -> str:
         wanted = "no such field; remove it or correct its spelling"
     if mistake["type"] in ("missing", "value_error"):
         return str(wanted)
-    return f"got {mistake['input']!r}; {wanted[:1].lower()}{wanted[1:]}"
+    got = repr(mistake["input"])
+    if len(got) > LONGEST_VALUE or "\n" in got:
+        got = f"{' '.join(got.split())[:LONGEST_VALUE]}..."
+    return f"got {got}; {wanted[:1].lower()}{wanted[1:]}"
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:

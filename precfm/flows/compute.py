@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from precfm.core.errors import PrecfmError
+from precfm.core.options import Count, Natural, checked
 from precfm.core.seeds import generator_for
 from precfm.training.draws import Objective
 
@@ -68,8 +69,9 @@ def flops_per_step(
     return flops_of(step)
 
 
+@checked
 def matched_width(
-    build: Callable[[int], nn.Module], width: int, extra_parameters: int, *, multiple_of: int = 1
+    build: Callable[[int], nn.Module], width: Count, extra_parameters: Natural, *, multiple_of: Count = 1
 ) -> int:
     """The smallest width whose network has as many parameters as `build(width)`'s and `extra_parameters` together.
 
@@ -90,13 +92,6 @@ def matched_width(
         >>> matched_width(lambda width: nn.Linear(width, 1, bias=False), 10, 25)
         35
     """
-    for name, value, least in (
-        ("width", width, 1),
-        ("extra_parameters", extra_parameters, 0),
-        ("multiple_of", multiple_of, 1),
-    ):
-        if value < least:
-            raise PrecfmError(f"{name} is {value}; it must be at least {least}")
 
     def count(steps: int) -> int:
         with torch.random.fork_rng(devices=[]):
@@ -107,7 +102,8 @@ def matched_width(
     while count(high) < goal:
         if width + high * multiple_of > WIDEST:
             raise PrecfmError(
-                f"no width up to {WIDEST} has {goal} parameters; build must make networks that grow with the width"
+                f"build: makes networks of fewer than {goal} parameters at every width up to {WIDEST}; such that grow "
+                "with the width are needed"
             )
         high *= 2
     low = high // 2 if high > 1 else 0
@@ -117,7 +113,8 @@ def matched_width(
     return width + high * multiple_of
 
 
-def matched_steps(steps: int, flops_per_step: int, extra_flops: int) -> int:
+@checked
+def matched_steps(steps: Natural, flops_per_step: Count, extra_flops: Natural) -> int:
     """The smallest number of steps that costs as many operations as `steps` and `extra_flops` together.
 
     Args:
@@ -132,7 +129,4 @@ def matched_steps(steps: int, flops_per_step: int, extra_flops: int) -> int:
         >>> matched_steps(100, 10, 25)
         103
     """
-    for name, value, least in (("flops_per_step", flops_per_step, 1), ("extra_flops", extra_flops, 0)):
-        if value < least:
-            raise PrecfmError(f"{name} is {value}; it must be at least {least}")
     return steps + -(-extra_flops // flops_per_step)

@@ -9,6 +9,7 @@ from torchdiffeq import odeint
 
 from precfm.core.seeds import generator_for
 from precfm.flows.objectives import Network
+from precfm.flows.sampling import equal_steps
 
 EXACT_UP_TO = 64  # dimensions up to which the trace of the Jacobian is computed, not estimated
 CHUNK = 16  # directions of the Jacobian at once
@@ -85,9 +86,8 @@ def log_likelihood(
         ) -> tuple[Tensor, Tensor]:
             return derivatives(state[0], t.expand(len(state[0])), asked)
 
-        grid = {"step_size": abs(t_data - t_noise) / steps}
         begin = (z[block], z.new_zeros(len(z[block])))
-        path, change = odeint(joint, begin, times, method="midpoint", options=grid)
+        path, change = odeint(joint, begin, times, method="midpoint", options=equal_steps(steps))
         noise = path[-1] / noise_scale
         density = -0.5 * noise.square().sum(1) - dim * (0.5 * math.log(2 * math.pi) + math.log(noise_scale))
         # Solved from data to noise, `change` is minus the integral from noise to data.

@@ -1,12 +1,14 @@
 """Sampling: solve the flow's ODE from noise to data; the noise and labels that a comparison shares."""
 
-from typing import Literal, TypeAlias, get_args
+from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
 from precfm.core.errors import PrecfmError
+from precfm.core.options import Count, Natural, Positive, checked
 from precfm.core.seeds import generator_for
 from precfm.core.tensors import require_tensor
 from precfm.flows.objectives import Network
@@ -14,6 +16,7 @@ from precfm.flows.objectives import Network
 Solver: TypeAlias = Literal["euler", "midpoint", "rk4", "dopri5"]
 
 
+@checked
 @torch.no_grad()
 def integrate(
     model: Network,
@@ -21,11 +24,11 @@ def integrate(
     labels: Tensor | None = None,
     *,
     solver: Solver = "midpoint",
-    steps: int = 50,
+    steps: Count = 50,
     t0: float = 0.0,
     t1: float = 1.0,
-    batch_size: int = 4096,
-    tolerance: float = 1e-5,
+    batch_size: Count = 4096,
+    tolerance: Positive = 1e-5,
 ) -> Tensor:
     """Carry samples along dx/dt = model(x, t, labels) from time `t0` to `t1`; backwards if `t1` < `t0`.
 
@@ -46,28 +49,16 @@ def integrate(
         Where the samples are at `t1`, shape (n, *dim), without gradient.
 
     Raises:
-        PrecfmError: an option is out of its range, `z0` or the labels are no tensor, or samples leave the finite
-            numbers.
+        PrecfmError: an argument is of the wrong type or out of its range, or samples leave the finite numbers.
     """
-    if solver not in get_args(Solver):
-        raise PrecfmError(f"solver is '{solver}'; it must be one of {', '.join(get_args(Solver))}")
-    for name, value in {"steps": steps, "batch_size": batch_size}.items():
-        if value < 1:
-            raise PrecfmError(f"{name} is {value}; it must be at least 1")
     require_tensor(z0, "z0", floating=True)
-    if labels is not None:
-        require_tensor(labels, "labels")
     if labels is not None and len(labels) != len(z0):
-        raise PrecfmError(f"labels has {len(labels)} rows; it must have {len(z0)}, one for each sample")
+        raise PrecfmError(f"labels: got {len(labels)} rows; {len(z0)} are needed, one for each sample")
     if t0 == t1:
         return z0.clone()
 
     times = torch.tensor([t0, t1], dtype=z0.dtype, device=z0.device)
-
-    def grid(_field: object, _z: Tensor, ends: Tensor) -> Tensor:
-        return torch.linspace(ends[0], ends[-1], steps + 1, dtype=ends.dtype, device=ends.device)
-
-    options = {} if solver == "dopri5" else {"grid_constructor": grid}
+    options = {} if solver == "dopri5" else equal_steps(steps)
     z1 = torch.empty_like(z0)
     for start in range(0, len(z0), batch_size):
         block = slice(start, start + batch_size)
@@ -87,7 +78,17 @@ def integrate(
     return z1
 
 
-def evaluation_noise(n: int, dim: int | tuple[int, ...], seed: int) -> Tensor:
+def equal_steps(steps: int) -> dict[str, Callable[[object, object, Tensor], Tensor]]:
+    """Options of torchdiffeq's fixed-step solvers for a number of steps; by a step size it may take one more."""
+
+    def grid(_field: object, _state: object, ends: Tensor) -> Tensor:
+        return torch.linspace(ends[0], ends[-1], steps + 1, dtype=ends.dtype, device=ends.device)
+
+    return {"grid_constructor": grid}
+
+
+@checked
+def evaluation_noise(n: Natural, dim: int | tuple[int, ...], seed: int) -> Tensor:
     """Standard normal noise that all methods of a comparison start from.
 
     Args:
@@ -102,7 +103,8 @@ def evaluation_noise(n: int, dim: int | tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(n, *shape, generator=generator_for(seed, "evaluation noise"))
 
 
-def evaluation_labels(n: int, labels_or_num_classes: Tensor | int, seed: int) -> Tensor:
+@checked
+def evaluation_labels(n: Natural, labels: Tensor, seed: int) -> Tensor:
     """Labels that all methods of a comparison are asked for, in the reference's proportions.
 
     Class counts are n times the class frequencies, rounded by largest remainders (ties: the lower class), so
@@ -110,27 +112,22 @@ def evaluation_labels(n: int, labels_or_num_classes: Tensor | int, seed: int) ->
 
     Args:
         n: number of labels.
-        labels_or_num_classes: labels of the reference, int64, shape (m,); or a number of equal classes.
+        labels: of the reference, int64, shape (m,).
         seed: evaluation seed, for the order.
 
     Returns:
         Labels, int64, on the CPU, shape (n,); a pure function of the arguments.
 
     Raises:
-        PrecfmError: there is no class to draw from.
+        PrecfmError: the reference has no labels.
 
     Example:
         >>> evaluation_labels(4, torch.tensor([0, 1, 1, 1]), seed=0).bincount().tolist()
         [1, 3]
     """
-    if isinstance(labels_or_num_classes, int):
-        frequencies = torch.ones(max(labels_or_num_classes, 0), dtype=torch.int64)
-    else:
-        frequencies = labels_or_num_classes.detach().cpu().to(torch.int64).bincount()
-    if len(frequencies) == 0:
-        raise PrecfmError(
-            "evaluation_labels: there are no classes; give labels or a number of classes above 0"
-        )
+    if not len(labels):
+        raise PrecfmError("labels: got none; those of the reference are needed")
+    frequencies = labels.detach().cpu().bincount()
     total = int(frequencies.sum())
     counts, remainders = n * frequencies // total, n * frequencies % total  # in integers: no rounding decides
     missing = n - int(counts.sum())
@@ -161,7 +158,7 @@ def rows_with_labels(wanted: Tensor, available: Tensor) -> Tensor:
         places, found = (wanted == label).nonzero()[:, 0], (available == label).nonzero()[:, 0]
         if len(found) < len(places):
             raise PrecfmError(
-                f"class {label}: {len(places)} rows are asked for, but only {len(found)} are there"
+                f"wanted: got class {label} {len(places)} times; at most {len(found)} are available"
             )
         rows[places] = found[: len(places)]
     return rows

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 from precfm.core.errors import PrecfmError
+from precfm.core.options import Count, Positive, checked
 from precfm.core.seeds import generator_for
 from precfm.flows.paths import ProbabilityPath
-from precfm.geometry.spectra import covariance, eigen_spectrum
+from precfm.flows.smoothed_velocity import learnable_velocity
 
 Inverse: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 """`inverse(z, labels)`: from the flow's space back to the data; shapes (batch, *dim), (batch,) or None."""
@@ -73,11 +74,12 @@ def tangent_kernel(
     return kernel
 
 
+@checked
 def predicted_steps(
     kernel: Tensor,
     residual: Tensor,
-    learning_rate: float,
-    threshold: float,
+    learning_rate: Positive,
+    threshold: Positive,
     *,
     to_data: Tensor | None = None,
 ) -> float:
@@ -103,11 +105,8 @@ def predicted_steps(
     count = residual.numel()
     if kernel.shape != (count, count):
         raise PrecfmError(
-            f"kernel has shape {tuple(kernel.shape)}; a residual of {count} numbers needs that squared"
+            f"kernel: got shape {tuple(kernel.shape)}; ({count}, {count}) is needed for a residual of {count} numbers"
         )
-    for field, value in {"learning_rate": learning_rate, "threshold": threshold}.items():
-        if not value > 0:
-            raise PrecfmError(f"{field} is {value}; it must be positive")
     eigenvalues, modes = _spectrum(kernel)
     amplitudes = modes.T @ residual.double().flatten()
     rates = 2 * learning_rate * eigenvalues / count
@@ -178,56 +177,16 @@ def _rounding(kernel: Tensor) -> float:
     return len(kernel) * torch.finfo(kernel.dtype).eps
 
 
-def smoothed_velocity(path: ProbabilityPath, x_t: Tensor, t: Tensor, centres: Tensor) -> Tensor:
-    """The velocity E[u | x_t] that flow matching would learn if the data were a smoothed version of `centres`.
-
-    What a network can learn is a conditional mean, which real data do not tell: the sampled target holds noise
-    that no network removes, and the exact mean over a finite sample is memory. So the data are taken as a kernel
-    density estimate with Gaussian kernels in the shape of their covariance Sigma, of Silverman's width h, shrunk
-    such that mean and covariance stay those of the data: x1 = m + a (c_i - m) + a h Sigma^(1/2) z with
-    a^2 = 1 / (1 + h^2). For this mixture the mean is exact.
-
-    Args:
-        path: the probability path.
-        x_t: points on the path, shape (n, dim).
-        t: their times, shape (n,), below 1.
-        centres: data, shape (m, dim), m at least 2.
-
-    Returns:
-        The velocity, shape (n, dim), float64.
-
-    References:
-        Silverman, Density Estimation for Statistics and Data Analysis (1986), sections 4.3.2 and 6.4.1.
-    """
-    rows, points, times = centres.double(), x_t.double(), t.double()
-    count, dim = rows.shape
-    variances, directions = eigen_spectrum(covariance(rows))
-    width = (4 / (count * (dim + 2))) ** (1 / (dim + 4))
-    shrunk = 1 / (1 + width**2)
-    means = (rows.mean(dim=0) + math.sqrt(shrunk) * (rows - rows.mean(dim=0))) @ directions
-    spread = shrunk * width**2 * variances.clamp(min=0)
-    velocities = []
-    for point, time in zip(points @ directions, times, strict=True):
-        alpha, sigma, d_alpha, d_sigma = (
-            f(time) for f in (path.alpha, path.sigma, path.d_alpha, path.d_sigma)
-        )
-        variance = alpha**2 * spread + sigma**2
-        offsets = point - alpha * means
-        weights = torch.softmax(-(offsets.square() / variance).sum(dim=1) / 2, dim=0)
-        gain = (alpha * d_alpha * spread + sigma * d_sigma) / variance
-        velocities.append(weights @ (d_alpha * means + gain * offsets))
-    return torch.stack(velocities) @ directions.T
-
-
+@checked
 def kernel_report(
     model: nn.Module,
     path: ProbabilityPath,
     z1: Tensor,
     labels: Tensor | None,
     *,
-    points: int,
-    threshold: float,
-    learning_rate: float,
+    points: Count,
+    threshold: Positive,
+    learning_rate: Positive,
     seed: int,
     inverse: Inverse | None = None,
 ) -> dict[str, float]:
@@ -235,7 +194,7 @@ def kernel_report(
 
     Points on the path come from data, noise and times (one in each of `points` equal parts of [0, 1]) that depend
     on the seed alone, so that methods are compared on the same ones. The residual is taken against
-    `smoothed_velocity` of the rest of the data, per class where a class has more rows than dimensions.
+    `learnable_velocity`, by the rest of the data.
 
     Args:
         model: velocity network in the flow's space, as training starts from it.
@@ -257,9 +216,9 @@ def kernel_report(
     Raises:
         PrecfmError: there are too few rows, or the learning rate or threshold is not positive.
     """
-    if not 1 <= points < len(z1) - 1:
+    if points > len(z1) - 2:
         raise PrecfmError(
-            f"points is {points}; it must be at least 1 and leave 2 of the {len(z1)} rows of data"
+            f"points: got {points}; at most {len(z1) - 2} are needed, two fewer than rows of data"
         )
     generator = generator_for(seed, "tangent kernel")
     order = torch.randperm(len(z1), generator=generator).to(z1.device)
@@ -270,7 +229,7 @@ def kernel_report(
     x_t, _ = path.sample(x0, z1[chosen].double(), t)
     of_chosen = None if labels is None else labels[chosen]
     kernel = tangent_kernel(model, x_t, t, of_chosen)
-    target = _target(
+    target = learnable_velocity(
         path, x_t.flatten(1), t, of_chosen, z1[rest].flatten(1), None if labels is None else labels[rest]
     )
     residual = (_velocity(model, x_t, t, of_chosen).flatten(1) - target).flatten()
@@ -282,20 +241,6 @@ def kernel_report(
         "predicted_steps": predicted_steps(kernel, residual, learning_rate, threshold, to_data=to_data),
         "threshold": float(threshold),
     }
-
-
-def _target(
-    path: ProbabilityPath, x_t: Tensor, t: Tensor, labels: Tensor | None, data: Tensor, of_data: Tensor | None
-) -> Tensor:
-    """`smoothed_velocity` of each point's own class; of all data where there are no labels or too few rows."""
-    if labels is None or of_data is None:
-        return smoothed_velocity(path, x_t, t, data)
-    target = torch.empty_like(x_t, dtype=torch.float64)
-    for label in torch.unique(labels).tolist():
-        here, rows = labels == label, data[of_data == label]
-        enough = len(rows) > data.shape[1]
-        target[here] = smoothed_velocity(path, x_t[here], t[here], rows if enough else data)
-    return target
 
 
 @torch.no_grad()
