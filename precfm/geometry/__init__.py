@@ -1,4 +1,4 @@
-"""The geometry of data: spectra, conditioning along a path, recovered variances, what a decoder makes of a direction."""
+"""The geometry of data: spectra, conditioning along a path, recovered variances, what a decoder makes of directions."""
 
 from precfm._front_door import front_door
 

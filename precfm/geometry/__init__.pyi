@@ -1,5 +1,6 @@
 from precfm.geometry.decoder import decoder_sensitivity as decoder_sensitivity
 from precfm.geometry.decoder import pull_back_metric as pull_back_metric
+from precfm.geometry.moments import Moments as Moments
 from precfm.geometry.recovery import EigenvalueRecovery as EigenvalueRecovery
 from precfm.geometry.recovery import eigenvalue_recovery as eigenvalue_recovery
 from precfm.geometry.spectra import Spectrum as Spectrum

@@ -90,9 +90,8 @@ class Auto(Preconditioner):
         self.fitted = False
         x, labels = concatenated(x, labels)
         self._dtype = x.dtype
-        self.needs_labels = (
-            labels is not None
-        )  # to score every class; afterwards, whether the chosen map does
+        # To score every class; afterwards it says whether the chosen map needs them.
+        self.needs_labels = labels is not None
         return super().fit(x, labels, validation=validation, metric=metric, seed=seed, scratch=scratch)
 
     @property

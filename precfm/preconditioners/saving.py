@@ -128,7 +128,7 @@ def rebuild(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pr
         preconditioner.notes = description["notes"]
         preconditioner.to(getattr(torch, description["dtype"]))
         preconditioner.load_state_dict(tensors)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise PrecfmError(f"is no saved preconditioner of this version ({error}); fit it again") from error
     for module in preconditioner.modules():
         if isinstance(module, Preconditioner):
