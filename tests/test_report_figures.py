@@ -6,23 +6,22 @@ import pandas as pd
 import pytest
 
 from precfm.core.errors import PrecfmError
-from precfm.core.registry import REGISTRY, THEORY_FIGURES, load
+from precfm.core.registry import REGISTRY, load
 from precfm.report.figures import sample_grids, style
 from precfm.report.figures.axes import curve, legend, panels
 from precfm.report.frames import GRIDS
 from precfm.report.products import write_figure
 from precfm.report.reads import LeftOutError, handed
-from tests import report_frames
+from tests import report_frames, theory_frames
 
-FIGURES = sorted(
-    set(REGISTRY["figures"]) - set(THEORY_FIGURES.values())
-)  # the others: test_theory_experiments
+FIGURES = sorted(REGISTRY["figures"])
 FEW = ("none", "whitening", "ours")
 
 
 @pytest.fixture(scope="module")
 def frames():
-    return report_frames.frames(seeds=3, methods=FEW) | {GRIDS: report_frames.images(FEW, n=6)}
+    of_data = report_frames.frames(seeds=3, methods=FEW) | {GRIDS: report_frames.images(FEW, n=6)}
+    return of_data | theory_frames.frames()
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +136,19 @@ def test_images_of_a_wrong_type_are_refused():
         sample_grids.draw({GRIDS: {"none": np.zeros((2, 1, 4, 4))}})
     with pytest.raises(LeftOutError):
         sample_grids.draw({GRIDS: {"held-out": np.zeros((2, 1, 4, 4), dtype=np.uint8)}})
+
+
+def test_descent_curves_show_the_closed_form_relative_to_its_start(frames):
+    curves = frames["linear_grid.curves"]
+    shown = curves[(curves["t"] == 0.99) & (curves["path"] == "linear") & (curves["direction"] == "lowest")]
+    shown = shown[(shown["algorithm"] == "descent") & (shown["target"] == "velocity")]
+    shown = shown[~shown["preconditioned"] & (shown["condition_number"] == 100)].sort_values("step")
+    panel = load("figures", "descent_curves")(frames).figure.axes[0]
+    expected = shown["theory"] / shown["theory"].iloc[0]
+    assert any(np.array_equal(line.get_ydata(), expected) for line in panel.lines)
+
+
+def test_a_mixture_figure_needs_the_separation_that_it_shows(frames):
+    table = frames["mixture_linear.components"]
+    with pytest.raises(LeftOutError):
+        load("figures", "mixture_descent")({"mixture_linear.components": table[table["level"] != 4.0]})
