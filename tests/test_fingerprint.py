@@ -198,13 +198,17 @@ def other_package(tmp_path, monkeypatch):
     (about / "top_level.txt").write_text("other_maps\n")
     (about / "RECORD").write_text("")
     monkeypatch.syspath_prepend(place)
-    fresh(monkeypatch)
+    fresh()
     yield place
+    forget_modules()
+
+
+def forget_modules():
     for name in [name for name in sys.modules if name.split(".")[0] == "other_maps"]:
         del sys.modules[name]
 
 
-def fresh(monkeypatch):
+def fresh():
     """As in a new process: what was read of other packages is forgotten."""
     for function in (fingerprints.package_code, fingerprints._imports_of_package):
         function.cache_clear()
@@ -216,7 +220,7 @@ def test_the_package_of_a_foreign_class_is_part_of_the_key(planned, other_packag
     before = planned(change)
 
     def changed():
-        fresh(monkeypatch)
+        fresh()
         after = planned(change)
         return {node.kind for key, node in after.nodes.items() if key not in before.nodes}
 
@@ -247,21 +251,24 @@ def test_a_foreign_package_may_import_from_front_doors_and_has_all_behind_them_i
     assert everything <= found
 
 
-def test_a_foreign_class_makes_artifacts_that_are_read_back(planned, other_package):
-    """A job imports the class's module, since a file alone cannot choose what code runs."""
-    change = {"methods": {"foreign": {"preconditioner": {"name": "doubled"}}}, "seeds": [0]}
-    plan = planned(change)
-    (fitted,) = (node for node in plan.of("preconditioners") if "foreign" in node.label)
+def test_a_job_imports_the_foreign_classes_of_all_that_it_reads(planned, other_package):
+    """A saved map is found by its class's name, and a file alone cannot choose what code runs."""
+    plan = planned({"methods": {"foreign": {"preconditioner": {"name": "doubled"}}}, "seeds": [0]})
     (diagnostics,) = (node for node in plan.of("diagnostics") if "foreign" in node.label)
-    assert "other_maps.doubled" not in other_modules()
-    read = []
-    assert build(diagnostics, lambda job: read.append(other_modules())) is True
-    assert fitted.id in diagnostics.parents["preconditioner"]
-    assert "other_maps.doubled" in read[0]
+    forget_modules()
+    seen = []
+
+    def make(job):
+        job.write_json("seen.json", 1)
+        seen.append("other_maps.doubled" in sys.modules)
+
+    assert build(diagnostics, make) is True
+    assert seen == [True]
 
 
-def other_modules():
-    return {name for name in sys.modules if name.startswith("other_maps")}
+def test_a_plan_with_foreign_code_is_not_kept(planned, other_package, project):
+    planned({"methods": {"foreign": {"preconditioner": {"name": "doubled"}}}})
+    assert not list(project.glob("results/.work/plans/mine.*"))
 
 
 def test_a_package_that_is_not_installed_is_named():
@@ -270,9 +277,9 @@ def test_a_package_that_is_not_installed_is_named():
 
 
 def test_another_name_out_of_the_same_module_is_another_fingerprint():
-    script = ROOT / "workflow_scripts" / "figure.py"
+    script = ROOT / "workflow_scripts" / "flow.py"
     first, second = (
-        fingerprint(script, (f"precfm.report.figures.theory:{name}",))
-        for name in ("residual_bound", "residual_grid")
+        fingerprint(script, (f"precfm.flows.objectives:{name}",))
+        for name in ("FlowMatching", "DenoisingScore")
     )
     assert first != second

