@@ -11,7 +11,7 @@ from precfm.pipeline.plan import load_plan
 from tests.workflow import ROOT
 
 TRAINED = {"classifiers", "encoders", "flows", "preconditioners"}
-# By file, the kinds of artifact of `quick` whose own code changes with it; what is made from them follows by its parents.
+# By file, the kinds of artifact of `quick` whose own code changes with it; what is made from them follows.
 CHANGES = {
     "precfm/core/serialization.py": {"classifiers", "encoders", "evaluations", "features", "latents"},
     "precfm/core/errors.py": set(),

@@ -55,9 +55,8 @@ def main(
         wrong: list[Path] = []
         if pulled:
             check_manifest(experiment)
-            moved = set_aside(experiment, kinds)
-            if moved:
-                print(f"{experiment}: {len(moved)} artifacts that the ledger does not know moved to the attic")
+            if moved := len(set_aside(experiment, kinds)):
+                print(f"{experiment}: {moved} artifacts that the ledger does not know moved to the attic")
             pulled = dvc_pull(stages, [own, ledger])
             wrong = refuse_wrong(experiment, kinds)
     complaints = [refusal(experiment, wrong)] if wrong else []
@@ -84,8 +83,9 @@ def check_manifest(experiment: str) -> None:
         PrecfmError: it is another one, or the ledger names none.
     """
     file = RESULTS / experiment / MANIFEST
-    stage = (yaml.safe_load(LEDGER.read_text(encoding="utf-8")) or {})["stages"].get(f"products@{experiment}", {})
-    named = {out["path"]: out["md5"] for out in stage.get("outs", ())}.get(str(file))
+    stages = yaml.safe_load(LEDGER.read_text(encoding="utf-8"))["stages"]
+    outs = stages.get(f"products@{experiment}", {}).get("outs", ())
+    named = {out["path"]: out["md5"] for out in outs}.get(str(file))
     if not file.is_file() or hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() != named:
         remove(file)
         raise PrecfmError(

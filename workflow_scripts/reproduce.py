@@ -129,8 +129,7 @@ def run_snakemake(plan: Plan, target: str, cores: int, held: int) -> None:
     for old in records.glob("logs/*/*.error"):
         old.unlink()
     threads = {
-        name: str(plan.threads)
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        name: str(plan.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     }
     command = [str(BIN / "snakemake"), "--workflow-profile", "profiles/default", "--cores", str(cores)]
     command += ["--config", f"experiment={plan.experiment}", "--", target]
