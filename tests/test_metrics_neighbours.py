@@ -1,4 +1,4 @@
-"""Precision, recall and memorisation: conventions, brute force, published implementation, awkward sets."""
+"""Precision, recall and copying: conventions, brute force, published implementation, awkward sets."""
 
 import math
 
@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
+from precfm.metrics import distances
+from precfm.metrics.copying import copying
 from precfm.metrics.distances import nearest
-from precfm.metrics.memorisation import memorisation
-from precfm.metrics.neighbours import precision_recall, squared_radii
+from precfm.metrics.neighbours import precision_recall
 
 
 def sample(n: int, dim: int, seed: int, scale: float = 1.0) -> Tensor:
@@ -102,39 +103,29 @@ def test_far_from_the_origin_and_with_outliers_nothing_is_lost() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_neighbours_are_exact_over_many_blocks(dtype: torch.dtype) -> None:
+def test_neighbours_are_the_nearest_in_any_chunk(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = sample(4500, 5, 1).to(dtype), sample(2100, 5, 2).to(dtype)
-    distances, rows = nearest(y, x, 4)
-    squares = (y.double()[:, None] - x.double()[None]).square().sum(-1)
-    expected = squares.topk(4, largest=False)
-    torch.testing.assert_close(distances, expected.values, rtol=1e-12, atol=0)
-    assert torch.equal(rows, expected.indices)
-    small = nearest(y, x, 4, memory_budget=1)
-    assert torch.equal(small[0], distances)
-    assert torch.equal(small[1], rows)
+    expected = (y.double()[:, None] - x.double()[None]).square().sum(-1).topk(4, largest=False)
+    for chunk in (2**22, 10_000):
+        monkeypatch.setattr(distances, "_CHUNK", chunk)
+        squares, rows = nearest(y, x, 4)
+        torch.testing.assert_close(squares, expected.values, rtol=1e-9, atol=1e-12)
+        assert torch.equal(rows, expected.indices)
+    squares, rows = nearest(y, None, 1)
+    assert bool((rows[:, 0] != torch.arange(2100)).all())
 
 
 def test_copies_are_neighbours_at_distance_zero() -> None:
     x = sample(50, 3, 1).repeat(40, 1)
-    assert float(squared_radii(x, 3).max()) == 0.0
     shares = precision_recall(x, x + 1e-4)
     assert (shares.precision, shares.recall) == (0.0, 0.0)
     assert precision_recall(x, x).precision == 1.0
 
 
-def test_known_radii_are_used() -> None:
-    x, y = sample(300, 4, 1), sample(200, 4, 2)
-    radii = squared_radii(y, 3)
-    assert precision_recall(x, y, reference_radii=radii).precision == precision_recall(x, y).precision
-    assert precision_recall(x, y, reference_radii=radii * 0).precision == 0.0
-    with pytest.raises(PrecfmError, match=r"reference_radii: shape \(5,\)"):
-        precision_recall(x, y, reference_radii=radii[:5])
-
-
 def test_too_few_rows_are_refused() -> None:
     with pytest.raises(PrecfmError, match="generated: 3 rows; k = 3 neighbours need at least 4"):
         precision_recall(sample(3, 2, 1), sample(9, 2, 2))
-    with pytest.raises(PrecfmError, match="k: 0 neighbours"):
+    with pytest.raises(PrecfmError, match="k: got 0"):
         precision_recall(sample(9, 2, 1), sample(9, 2, 2), 0)
     bad = sample(9, 2, 2)
     bad[2, 1] = math.inf
@@ -142,27 +133,28 @@ def test_too_few_rows_are_refused() -> None:
         precision_recall(sample(9, 2, 1), bad)
 
 
-def test_memorisation_tells_copies_from_new_samples() -> None:
-    training, held_out = sample(1500, 4, 1), sample(700, 4, 2)
-    fresh = memorisation(sample(800, 4, 3), training, held_out)
-    assert fresh.closer == pytest.approx(0.5, abs=0.05)
-    assert abs(fresh.z) < 4
-    assert fresh.near_share < 0.05
-    copies = memorisation(training[100:900] + sample(800, 4, 4, 1e-4), training, held_out)
-    assert copies.closer > 0.95
-    assert copies.z > 20
-    assert copies.near_share > 0.9
-    assert copies.ratio < 0.01
-    assert torch.equal(copies.neighbours, torch.arange(100, 900))
+def test_copies_are_told_from_new_samples() -> None:
+    training, held_out = sample(700, 4, 1), sample(700, 4, 2)
+    fresh = copying(sample(800, 4, 3), training, held_out)
+    assert fresh.nearer == pytest.approx(0.5, abs=0.06)
+    assert fresh.p > 1e-3
+    made = torch.cat([training[100:600] + sample(500, 4, 4, 1e-4), sample(300, 4, 5)])
+    copies = copying(made, training, held_out)
+    assert copies.nearer == pytest.approx((500 + 150) / 800, abs=0.06)
+    assert copies.p < 1e-20
+    assert torch.equal(copies.sources[:500], torch.arange(100, 600))
+    assert copying(held_out, training, held_out).nearer == 0.0
 
 
-def test_memorisation_probability_is_what_it_says() -> None:
-    training = torch.zeros(3, 1)
-    generated, held_out = torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0], [3.0], [4.0]])
-    result = memorisation(generated, training, held_out)
-    assert result.closer == pytest.approx((3 + 1.5) / 6)
-    assert result.ratio == pytest.approx(1.0 / 3.0)
-    with pytest.raises(PrecfmError, match="held_out has 2 features per row and training has 1"):
-        memorisation(generated, training, torch.zeros(3, 2))
-    with pytest.raises(PrecfmError, match=r"quantile: 1\.5"):
-        memorisation(generated, training, held_out, quantile=1.5)
+def test_ties_count_half_and_say_nothing_of_copying() -> None:
+    both = torch.tensor([[0.0], [1.0]])
+    result = copying(torch.tensor([[0.2], [5.0], [7.0]]), both, both)
+    assert (result.nearer, result.p) == (0.5, 1.0)
+
+
+def test_copying_needs_sets_of_one_size_and_width() -> None:
+    x = torch.zeros(3, 1)
+    with pytest.raises(PrecfmError, match="held_out: 2 rows"):
+        copying(x, x, x[:2])
+    with pytest.raises(PrecfmError, match="held_out has 2"):
+        copying(x, x, torch.zeros(3, 2))

@@ -1,10 +1,12 @@
-"""Kind `classifiers`: train one frozen judge, a feature extractor for the metrics of image quality."""
+"""Kind `classifiers`: train one frozen classifier, whose features measure the quality of images."""
 
+from precfm.core.options import validated
 from precfm.core.serialization import new_network, save_network
-from precfm.metrics.extractors.classifier import accuracy, classifier_loss
+from precfm.metrics.extractors.classifier import ShiftedCrossEntropy, accuracy
 from precfm.pipeline.job import Job
 from precfm.pipeline.snakemake_entry import run_rule
-from precfm.training.trainer import TrainingOptions, train
+from precfm.training.options import TrainingOptions
+from precfm.training.trainer import train
 
 
 def make(job: Job) -> None:
@@ -19,12 +21,11 @@ def make(job: Job) -> None:
     for split in ("train", "validation"):
         tensors = data.tensors(f"{split}.safetensors")
         splits[split] = (tensors["images"].to(device) / 255, tensors["labels"].to(device))
-    options = TrainingOptions(**params["training"])
     result = train(
         model,
-        classifier_loss,
+        ShiftedCrossEntropy(),
         splits["train"],
-        options,
+        validated(TrainingOptions, params["training"]),
         seed=params["seed"],
         scratch=job.scratch,
         name="classifier",

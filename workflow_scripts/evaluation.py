@@ -23,7 +23,7 @@ def make(job: Job) -> None:
     samples = job.parent("samples").tensors("samples.safetensors")
     labels = samples.pop("labels")
     decode = load(job.parent("encoder").verified(), job.node.device).decode
-    judges = {
+    classifiers = {
         f"classifier-{index}": (load_network(artifact.verified(), job.node.device), artifact.key)
         for index, artifact in enumerate(job.parents("classifiers"))
     }
@@ -36,7 +36,9 @@ def make(job: Job) -> None:
     last = max(samples, key=step_number)
     for step, latents in samples.items():
         images = decode(latents)
-        generated = {name: (extract(network, images), name, key) for name, (network, key) in judges.items()}
+        generated = {
+            name: (extract(network, images), name, key) for name, (network, key) in classifiers.items()
+        }
         generated["latent"] = (latents, "identity", "")
         generated["latent-whitened"] = (whitened(latents, train), "identity", "")
         full = options["precision_recall"] == "all" or step == last

@@ -1,4 +1,4 @@
-"""Kind `features`: what the judges see in the held-out images, computed once for all methods."""
+"""Kind `features`: features of the held-out images, computed once for all methods."""
 
 import torch
 

@@ -52,6 +52,9 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "extractors": {
         "digit_classifier": "precfm.metrics.extractors.classifier:DigitClassifier",
+        "identity": "precfm.metrics.extractors.identity:Identity",
+        "imagenet": "precfm.metrics.extractors.imagenet:ImageNet",
+        "inception": "precfm.metrics.extractors.inception:Inception",
     },
     "datasets": {
         "mnist5k": "precfm.datasets.mnist5k:MNIST5k",

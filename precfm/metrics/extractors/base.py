@@ -4,9 +4,8 @@ An extractor is a module with `features(images)`; adding one is one new file bes
 """
 
 import hashlib
-import json
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -60,15 +59,9 @@ def extract(
     return torch.cat(parts)
 
 
-def fingerprint(module: nn.Module, settings: Mapping[str, Any] | None = None) -> str:
-    """SHA-256 (first 16 digits) of an extractor's class, weights and preprocessing.
-
-    Args:
-        module: its parameters and buffers are hashed by name, type, shape and bytes.
-        settings: plain values that change the features beside the weights, for example the input size.
-    """
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 (first 16 digits) of an extractor's class and weights: parameters and buffers, in full."""
     digest = hashlib.sha256(type(module).__name__.encode())
-    digest.update(json.dumps(dict(settings or {}), sort_keys=True).encode())
     for name, tensor in sorted(module.state_dict().items()):
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
@@ -83,13 +76,10 @@ def _in_unit_interval(images: Tensor, first: int, name: str) -> Tensor:
         return images.to(torch.float32) / 255
     if not images.is_floating_point():
         raise PrecfmError(f"{name}: type {images.dtype}; uint8 in 0..255 or floats in [0, 1] are needed")
-    flat = images.flatten(1)
     # Decoders overshoot by rounding; whatever is further out was not meant to be an image in [0, 1].
-    bad = ~((flat >= -1e-3) & (flat <= 1 + 1e-3)).all(1)
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0, 0])
-        worst = flat[row][~((flat[row] >= -1e-3) & (flat[row] <= 1 + 1e-3))][0]
-        raise PrecfmError(
-            f"{name}: image {first + row} has the value {float(worst):.4g}; floats must be in [0, 1]"
-        )
+    inside = ((images >= -1e-3) & (images <= 1 + 1e-3)).flatten(1)
+    if not bool(inside.all()):
+        row = int((~inside).any(1).nonzero()[0, 0])
+        worst = float(images[row].flatten()[~inside[row]][0])
+        raise PrecfmError(f"{name}: image {first + row} has the value {worst:.4g}; floats must be in [0, 1]")
     return images.clamp(0.0, 1.0).to(torch.float32)

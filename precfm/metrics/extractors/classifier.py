@@ -6,9 +6,8 @@ from torch.nn import functional
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, checked
-from precfm.metrics.extractors.base import extract
 
-__all__ = ["DigitClassifier", "accuracy", "classifier_loss", "extract"]
+SHIFT = 2  # pixels
 
 
 class DigitClassifier(nn.Module):
@@ -34,7 +33,7 @@ class DigitClassifier(nn.Module):
     ) -> None:
         super().__init__()
         if image_size % 4:
-            raise PrecfmError(f"image_size: {image_size} is not a multiple of 4")
+            raise PrecfmError(f"image_size: got {image_size}; a multiple of 4 is needed")
         self.num_classes, self.image_size, self.feature_dim = num_classes, image_size, feature_dim
         self.convolutions = nn.Sequential(
             nn.Conv2d(channels, width, 5, stride=2, padding=2),
@@ -60,21 +59,20 @@ class DigitClassifier(nn.Module):
         return logits
 
 
-def classifier_loss(module: nn.Module, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
-    """Cross entropy of a mini-batch (images, labels): the loss function that `precfm.training.trainer.train` expects.
+class ShiftedCrossEntropy:
+    """Cross entropy of a mini-batch that is moved by up to two pixels: exact positions must not matter."""
 
-    Args:
-        module: a `DigitClassifier`.
-        batch: images in [0, 1] of shape (batch, channels, size, size) and int64 labels of shape (batch,).
-        generator: source of randomness of the step; moves each mini-batch by up to two pixels, so that the
-            classifier does not depend on exact positions.
+    def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """How far down and to the right the mini-batch moves, int64, shape (2,)."""
+        return (torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator),)
 
-    Returns:
-        Scalar tensor.
-    """
-    images, labels = batch
-    down, right = torch.randint(-2, 3, (2,), generator=generator, device=generator.device).tolist()
-    return functional.cross_entropy(module(torch.roll(images, (down, right), dims=(-2, -1))), labels)
+    def loss(self, module: nn.Module, batch: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> Tensor:
+        """The loss of images in [0, 1], (batch, channels, size, size), and int64 labels, (batch,); a scalar."""
+        images, labels = batch
+        # As `torch.roll`, by numbers that stay on the device.
+        height, width = (torch.arange(size, device=images.device) for size in images.shape[-2:])
+        rows, columns = (height - draws[0][0]) % len(height), (width - draws[0][1]) % len(width)
+        return functional.cross_entropy(module(images[..., rows, :][..., columns]), labels)
 
 
 @torch.no_grad()

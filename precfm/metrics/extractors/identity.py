@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from precfm.metrics.checks import Features, feature_pair
-from precfm.metrics.frechet import mean_and_covariance
 
 
 class Identity:
@@ -29,9 +28,10 @@ def whitened(features: Features, reference: Features, *, shrinkage: float = 1e-6
     Returns:
         Float64, shape (n, dim), along the reference's eigenvectors by increasing variance.
     """
-    x, y = feature_pair(features, reference, names=("features", "reference"))
-    mean, covariance = mean_and_covariance(y)
-    values, vectors = torch.linalg.eigh(covariance)
-    floor = shrinkage * values.clamp(min=0).mean().clamp(min=torch.finfo(torch.float64).tiny)
-    coordinates: Tensor = (x.to(torch.float64) - mean) @ vectors / (values.clamp(min=0) + floor).sqrt()
+    x, y = feature_pair(features, reference, ("features", "reference"))
+    y = y.to(torch.float64)
+    values, vectors = torch.linalg.eigh(torch.cov(y.T).reshape(y.shape[1], -1))
+    values = values.clamp(min=0)
+    floor = shrinkage * values.mean().clamp(min=torch.finfo(torch.float64).tiny)
+    coordinates: Tensor = (x - y.mean(0)) @ vectors / (values + floor).sqrt()
     return coordinates

@@ -3,24 +3,22 @@
 import hashlib
 import os
 import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.hub import download_url_to_file
 
 from precfm.core.errors import PrecfmError
-
-_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
 class Weights:
     """A published file of weights.
 
-    Args:
+    Attributes:
         file: its name.
         sha256: its checksum.
         url: where it can be downloaded; None where it comes with a package only.
@@ -48,7 +46,8 @@ def find_weights(weights: Weights, path: Path | None = None) -> Path:
     if path is not None:
         if not path.is_file():
             raise PrecfmError(f"{path}: there is no such file; {weights.file} is needed")
-        _verify(path, weights)
+        if (found := _sha256(path)) != weights.sha256:
+            raise PrecfmError(f"{path}: SHA-256 is {found}; that of {weights.file} is {weights.sha256}")
         return path
     cached = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "precfm" / weights.file
     for candidate in [*_mirrored(weights), *_packaged(weights), cached]:
@@ -57,20 +56,13 @@ def find_weights(weights: Weights, path: Path | None = None) -> Path:
     if weights.url is None:
         raise PrecfmError(f"{weights.file}: not found; {weights.install}, or put it below PRECFM_MIRROR")
     cached.parent.mkdir(parents=True, exist_ok=True)
-    part = cached.with_name(f"{cached.name}.part-{os.getpid()}")
     try:
-        with urllib.request.urlopen(weights.url, timeout=60) as response, part.open("wb") as file:
-            while block := response.read(_CHUNK):
-                file.write(block)
-        _verify(part, weights)
-        part.replace(cached)
-    except (urllib.error.URLError, OSError) as error:
+        download_url_to_file(weights.url, str(cached), hash_prefix=weights.sha256, progress=False)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:  # RuntimeError: another checksum
         raise PrecfmError(
-            f"{weights.file}: cannot be downloaded from {weights.url} ({error}); put it below PRECFM_MIRROR "
+            f"{weights.file}: cannot be had from {weights.url} ({error}); put it below PRECFM_MIRROR "
             "or give its path"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
     return cached
 
 
@@ -91,15 +83,6 @@ def _packaged(weights: Weights) -> list[Path]:
     return [Path(place) / weights.package[1] for place in spec.submodule_search_locations or []]
 
 
-def _verify(path: Path, weights: Weights) -> None:
-    found = _sha256(path)
-    if found != weights.sha256:
-        raise PrecfmError(f"{path}: SHA-256 is {found}; that of {weights.file} is {weights.sha256}")
-
-
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
