@@ -7,7 +7,7 @@ from torch import Tensor
 
 # Error of a squared distance out of a matrix product, relative to the sum of the two squared norms.
 ROUNDING = 64 * torch.finfo(torch.float64).eps
-_CHUNK = 2**22  # distances at a time: 32 MiB
+_CHUNK = 2**20  # distances at a time: 8 MiB
 
 
 def distance_chunks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:

@@ -18,7 +18,7 @@ from precfm.core.errors import PrecfmError
 from precfm.metrics.checks import Features, feature_matrix, feature_pair
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
-_CHUNK = 2**21  # entries of a kernel matrix at a time: 16 MiB
+_CHUNK = 2**19  # entries of a kernel matrix at a time: 4 MiB
 
 
 @dataclass(frozen=True)
