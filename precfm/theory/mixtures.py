@@ -26,7 +26,7 @@ from torch import Tensor
 from precfm.core.errors import PrecfmError
 from precfm.datasets.synthetic import Gaussian, Mixture, mixture, spectrum
 from precfm.flows.paths import ProbabilityPath
-from precfm.theory.linear_regression import LinearProblem, linear_problem, symmetric
+from precfm.theory.linear_regression import LinearProblem, linear_problem
 
 SEPARATION = 4.0  # radius of the sphere of the means where it is not varied, in root mean variances
 
@@ -91,15 +91,6 @@ def expert_features(law: Mixture, x: Tensor, gate: Tensor, t: Tensor, path: Prob
     centred = x[:, None, :] - path.alpha(t) * means
     with_one = torch.cat([centred, torch.ones_like(centred[..., :1])], dim=2)
     return (gate[..., None] * with_one).flatten(1)
-
-
-def expert_optimum(law: Mixture, t: Tensor, path: ProbabilityPath) -> Tensor:
-    """The coefficients of the optimal field in `expert_features`, shape (dim, components (dim + 1))."""
-    blocks = []
-    for component in law.components:
-        matrix = symmetric(linear_problem(component.eigenvalues, t, path).optimum, component.basis)
-        blocks.append(torch.cat([matrix, path.d_alpha(t) * component.mean[:, None]], dim=1))
-    return torch.cat(blocks, dim=1)
 
 
 def component_problems(law: Mixture, t: Tensor, path: ProbabilityPath) -> LinearProblem:
@@ -238,12 +229,6 @@ def lowest_relative_excess(
     slowest = law.weights * component_problems(law, t, path).variance.amin(1)
     factor: Tensor = (1 - 2 * learning_rate * slowest).abs() ** (2 * steps.to(torch.float64)[:, None])
     return factor
-
-
-def labelled_spectrum(law: Mixture, t: Tensor, path: ProbabilityPath) -> Tensor:
-    """Eigenvalues of the labelled second moment: w_k lambda_ki, w_k for the bias; (components, dim + 1)."""
-    variance = component_problems(law, t, path).variance
-    return law.weights[:, None] * torch.cat([variance, torch.ones_like(variance[:, :1])], dim=1)
 
 
 def descent_of_moments(

@@ -1,4 +1,4 @@
-"""Closed forms of the linear case against brute force that shares no code with them."""
+"""Linear regression along the path: closed forms against brute force that shares no code with them."""
 
 import math
 
@@ -9,14 +9,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from precfm.core.errors import PrecfmError
-from precfm.datasets.synthetic import gaussian as make_gaussian
-from precfm.datasets.synthetic import rotation, spectrum
+from precfm.datasets.synthetic import gaussian, rotation, spectrum
 from precfm.flows.paths import LinearPath, VariancePreservingPath
-from precfm.theory import gaussian, measured
-from precfm.theory.settings import PATHS
+from precfm.theory.convergence import (
+    descent_excess,
+    steps_to_fraction,
+    steps_to_total_fraction,
+    stochastic_excess,
+    stochastic_floor,
+    stochastic_is_stable,
+    stochastic_steps_to_fraction,
+)
+from precfm.theory.linear_regression import excess_risk, linear_problem, squared_errors, symmetric
+from precfm.theory.measured_descent import FixedSamples, descend, steps_until
+from precfm.theory.regression_grid import PATHS, Cell, Regressions
+from precfm.theory.sampled_regression import (
+    EmpiricalExcess,
+    GaussianRegressions,
+    matched_normals,
+    path_weights,
+)
 
 EXACT = 1e-8
-PATH_NAMES = ("linear", "variance_preserving")
+ONES = torch.ones(1, dtype=torch.float64)
 
 
 def moments(cov: np.ndarray, t: float, path: str, target: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -39,7 +54,7 @@ cases = st.fixed_dictionaries(
         "dim": st.integers(1, 12),
         "log_kappa": st.floats(0, 4),
         "t": st.floats(0.02, 0.97),
-        "path": st.sampled_from(PATH_NAMES),
+        "path": st.sampled_from(sorted(PATHS)),
         "target": st.sampled_from(["velocity", "score"]),
         "seed": st.integers(0, 1000),
     }
@@ -48,7 +63,7 @@ cases = st.fixed_dictionaries(
 
 def law_of(case: dict) -> np.ndarray:
     kappa = 1.0 if case["dim"] == 1 else 10 ** case["log_kappa"]
-    return make_gaussian(case["dim"], kappa, seed=case["seed"]).cov.numpy()
+    return gaussian(case["dim"], kappa, seed=case["seed"]).cov.numpy()
 
 
 @given(cases)
@@ -57,14 +72,12 @@ def test_optimum_residual_and_excess_risk_equal_brute_force(case):
     cov = law_of(case)
     xx, yx, yy = moments(cov, case["t"], case["path"], case["target"])
     best = np.linalg.solve(xx, yx.T).T
-    field = gaussian.optimal_field(torch.from_numpy(cov), case["t"], PATHS[case["path"]], case["target"])
+    values, basis = np.linalg.eigh(cov)
+    problem = linear_problem(torch.from_numpy(values), case["t"], PATHS[case["path"]], case["target"])
+    field = symmetric(problem.optimum, torch.from_numpy(basis))
     scale = np.abs(best).max() + 1e-3
     assert np.abs(field.numpy() - best).max() / scale < EXACT
 
-    values, basis = np.linalg.eigh(cov)
-    problem = gaussian.linear_problem(
-        torch.from_numpy(values), case["t"], PATHS[case["path"]], case["target"]
-    )
     residual = np.diag(basis.T @ (yy - best @ xx @ best.T) @ basis)
     assert np.abs(problem.residual.numpy() - residual).max() < EXACT * np.abs(yy).max()
 
@@ -73,9 +86,9 @@ def test_optimum_residual_and_excess_risk_equal_brute_force(case):
     def risk(a: np.ndarray) -> float:
         return float(np.trace(a @ xx @ a.T - 2 * a @ yx.T + yy))
 
-    found = float(gaussian.excess_risk(torch.from_numpy(other), field, torch.from_numpy(xx)))
+    found = float(excess_risk(torch.from_numpy(other), field, torch.from_numpy(xx)))
     assert found == pytest.approx(risk(other) - risk(best), rel=1e-7)
-    by_direction = problem.variance * gaussian.squared_errors(
+    by_direction = problem.variance * squared_errors(
         torch.from_numpy(other), problem, torch.from_numpy(basis)
     )
     assert float(by_direction.sum()) == pytest.approx(found, rel=EXACT)
@@ -90,53 +103,43 @@ def test_descent_recursion_equals_iterated_matrices(case, rate, steps):
     values, basis = np.linalg.eigh(cov)
     eta = rate / np.linalg.eigvalsh(xx)[-1]
     field = np.random.default_rng(case["seed"]).normal(size=best.shape)
-    problem = gaussian.linear_problem(
-        torch.from_numpy(values), case["t"], PATHS[case["path"]], case["target"]
-    )
-    errors = gaussian.squared_errors(torch.from_numpy(field), problem, torch.from_numpy(basis))
+    problem = linear_problem(torch.from_numpy(values), case["t"], PATHS[case["path"]], case["target"])
+    errors = squared_errors(torch.from_numpy(field), problem, torch.from_numpy(basis))
     for _ in range(steps):
         field = field - eta * 2 * (field @ xx - yx)
     found = ((field - best) @ basis) ** 2
     expected = problem.variance.numpy() * found.sum(0)
-    got = gaussian.descent_excess(problem.variance, errors, eta, torch.tensor([steps]))[0].numpy()
+    got = descent_excess(problem.variance, errors, eta, torch.tensor([steps]))[0].numpy()
     start = (problem.variance * errors).numpy()
     assert np.abs(got - expected).max() < EXACT * start.max()
 
 
-@pytest.mark.parametrize("path", PATH_NAMES)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("target", ["velocity", "score"])
-@pytest.mark.parametrize("transformed", [False, True])
-def test_autograd_on_matched_samples_equals_the_closed_form(path, target, transformed):
-    dim, kappa, t = 6, 1e3, 0.9
-    basis = rotation(dim, 3)
-    values = spectrum(dim, kappa)
-    closed = gaussian.linear_problem(values, t, PATHS[path], target)
-    root = closed.variance.sqrt()
-    variance, transform = closed.variance, None
-    field = rotation(dim, 5)
-    errors = gaussian.squared_errors(field, closed, basis)
-    if transformed:
-        variance, transform = torch.ones(dim, dtype=torch.float64), ((basis / root) @ basis.T)[None]
-        field, errors = (
-            field @ (basis * root) @ basis.T,
-            gaussian.preconditioned_errors(closed.variance, errors),
-        )
-    weights = torch.tensor([measured.path_weights(path, target, t)], dtype=torch.float64)
-    problems = measured.Problems(values[None], basis[None], weights, transform)
-    x, y = problems.data(*measured.matched_normals([7], dim))
-    yardstick = measured.Yardstick.of(x, y, basis[None])
-    eta = 0.4 / float(variance.max())
-    looks = [0, 1, 3, 7]
-    theory = gaussian.descent_excess(variance, errors, eta, torch.tensor(looks))
-    walk = measured.descend(x, y, field[None], torch.tensor([eta], dtype=torch.float64), looks)
-    for (_, found), expected in zip(walk, theory, strict=True):
+@pytest.mark.parametrize("preconditioned", [False, True])
+def test_autograd_on_matched_samples_equals_the_closed_form(path, target, preconditioned):
+    dim, basis, field = 6, rotation(6, 3), rotation(6, 5)
+    plain = Regressions.of([Cell(path, target, 0.9, 1e3)], basis[None])
+    problems, start = plain, field
+    if preconditioned:
+        problems = plain.preconditioned()
+        start = field @ symmetric(plain.closed.variance[0].sqrt(), basis)
+    closed = problems.closed.part(slice(0, 1))
+    errors = squared_errors(start[None], closed, basis[None])
+    x, y = problems.sampled.samples(*matched_normals([7], dim))
+    excess_of = EmpiricalExcess.of(x, y, basis[None])
+    eta, looks = 0.4 / closed.variance.amax(-1), [0, 1, 3, 7]
+    theory = descent_excess(closed.variance, errors, eta, torch.tensor(looks))
+    for found, expected in zip(descend(FixedSamples(x, y), start[None], eta, looks), theory, strict=True):
         counted = expected > 1e-12 * theory[0]
-        deviation = (yardstick.excess(found)[0] - expected).abs() / expected
+        deviation = (excess_of(found) - expected).abs() / expected
         assert float(deviation[counted].max()) < EXACT
-    if transformed:  # every direction at once: what is left does not depend on the spectrum
+    if preconditioned:  # the risks at the start stay; then all directions at once, whatever the spectrum
+        before = plain.closed.variance * squared_errors(field[None], plain.closed, basis[None])
+        assert torch.allclose(theory[0], before, rtol=1e-9)
         shares = theory[1] / theory[0]
         assert float(shares.max() - shares.min()) < 1e-12
-        assert float(shares[0]) == pytest.approx((1 - 2 * eta) ** 2)
+        assert float(shares[0, 0]) == pytest.approx((1 - 2 * float(eta)) ** 2)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -144,10 +147,10 @@ def test_stochastic_second_moment_equals_monte_carlo(batch_size):
     """Within four standard errors of 4,000 independent runs, direction by direction and step by step."""
     dim, runs, t, rate = 3, 4000, 0.8, 0.05
     values = spectrum(dim, 20.0)
-    closed = gaussian.linear_problem(values, t, LinearPath())
+    closed = linear_problem(values, t, LinearPath())
     rng = np.random.default_rng(0)
     field = np.tile(np.array([[0.5, -0.2, 0.1], [0.0, 1.0, 0.3], [0.2, 0.0, -1.0]]), (runs, 1, 1))
-    errors = gaussian.squared_errors(torch.from_numpy(field[0]), closed, torch.eye(dim, dtype=torch.float64))
+    errors = squared_errors(torch.from_numpy(field[0]), closed, torch.eye(dim, dtype=torch.float64))
     best = np.diag(closed.optimum.numpy())
     for step in range(1, 13):
         x1 = rng.normal(size=(runs, batch_size, dim)) * values.sqrt().numpy()
@@ -157,7 +160,7 @@ def test_stochastic_second_moment_equals_monte_carlo(batch_size):
         field = field - rate * gradient
         if step in (1, 4, 12):
             excess = closed.variance.numpy() * ((field - best) ** 2).sum(1)
-            theory = gaussian.stochastic_excess(
+            theory = stochastic_excess(
                 closed.variance, errors, closed.residual, rate, batch_size, torch.tensor([step])
             )[0].numpy()
             error = excess.std(0) / math.sqrt(runs)
@@ -166,91 +169,107 @@ def test_stochastic_second_moment_equals_monte_carlo(batch_size):
 
 
 def test_noise_floor_is_where_the_recursion_ends_and_instability_is_named():
-    closed = gaussian.linear_problem(spectrum(5, 30.0), 0.7, VariancePreservingPath())
+    closed = linear_problem(spectrum(5, 30.0), 0.7, VariancePreservingPath())
     rate, batch = 0.05 / float(closed.variance.max()), 3
-    far = gaussian.stochastic_excess(
+    far = stochastic_excess(
         closed.variance, closed.optimum**2, closed.residual, rate, batch, torch.tensor([20_000])
     )[0]
-    floor = gaussian.stochastic_floor(closed.variance, closed.residual, rate, batch)
+    floor = stochastic_floor(closed.variance, closed.residual, rate, batch)
     assert torch.allclose(far, floor, rtol=1e-8)
-    edge = max(r for r in np.linspace(0.01, 1, 500) if gaussian.stochastic_is_stable(closed.variance, r, 1))
+    edge = max(r for r in np.linspace(0.01, 1, 500) if stochastic_is_stable(closed.variance, r, 1))
     for factor, grows in ((0.97, False), (1.05, True)):
         steps = torch.tensor([2000, 4000])
-        two = gaussian.stochastic_excess(
+        two = stochastic_excess(
             closed.variance, closed.optimum**2, closed.residual, edge * factor, 1, steps
         ).sum(-1)
         assert bool(two[1] > 2 * two[0]) == grows
-    assert torch.isinf(gaussian.stochastic_floor(closed.variance, closed.residual, 2 * edge, 1)).all()
+    assert torch.isinf(stochastic_floor(closed.variance, closed.residual, 2 * edge, 1)).all()
 
 
 def test_steps_to_fraction_inverts_the_recursion_and_grows_like_kappa():
     variance = torch.tensor([[0.01, 0.3, 1.0], [0.2, 0.5, 2.0]], dtype=torch.float64)
     errors = torch.rand(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.1
     eta = torch.tensor([0.4, 0.2], dtype=torch.float64)
-    total = gaussian.steps_to_total_fraction(variance, errors, eta, 0.05)
+    total = steps_to_total_fraction(variance, errors, eta, 0.05)
     for i in range(2):
         k = total[i : i + 1]
-        left = gaussian.descent_excess(variance[i], errors[i], eta[i], k).sum()
+        left = descent_excess(variance[i], errors[i], eta[i], k).sum()
         assert float(left) == pytest.approx(0.05 * float((variance[i] * errors[i]).sum()), rel=1e-6)
     kappa = torch.tensor([1e3, 1e5], dtype=torch.float64)
-    steps = gaussian.steps_to_fraction(1 / kappa, 0.5, 0.1)
+    steps = steps_to_fraction(1 / kappa, 0.5, 0.1)
     assert float(steps[1] / steps[0]) == pytest.approx(100, rel=1e-2)
     assert float(steps[1]) == pytest.approx(1e5 * math.log(10) / 2, rel=1e-3)
 
 
+def test_stochastic_steps_are_the_first_that_reach_the_fraction():
+    closed = linear_problem(spectrum(3, 10.0), 0.8, LinearPath())
+    eta, start = 0.02 / float(closed.variance.max()), 100 * torch.ones(3, dtype=torch.float64)
+    arguments = (closed.variance, start, closed.residual, eta, 8)
+    steps = stochastic_steps_to_fraction(*arguments, 0.3, 10_000)
+    course = stochastic_excess(*arguments, torch.arange(int(max(steps)) + 1))
+    for found, excess in zip(steps, (course[:, 0], course.sum(-1)), strict=True):
+        reached = excess <= 0.3 * excess[0]
+        assert int(found) == int(reached.double().argmax()) > 1
+    assert all(math.isinf(float(step)) for step in stochastic_steps_to_fraction(*arguments, 0.3, 2))
+
+
 def test_absolute_accuracy_needs_no_steps_along_directions_of_small_variance():
     """Why C2 speaks of the slowest direction: the total can be done long before."""
-    closed = gaussian.linear_problem(spectrum(8, 1e6), 0.999, LinearPath())
+    closed = linear_problem(spectrum(8, 1e6), 0.999, LinearPath())
     errors, eta = closed.optimum**2, 0.5 / float(closed.variance.max())
-    total = float(gaussian.steps_to_total_fraction(closed.variance, errors, eta, 0.1))
-    slowest = float(gaussian.steps_to_fraction(closed.variance[0], eta, 0.1))
+    total = float(steps_to_total_fraction(closed.variance, errors, eta, 0.1))
+    slowest = float(steps_to_fraction(closed.variance[0], eta, 0.1))
     assert slowest > 1e5
     assert total < 100
 
 
 def test_degenerate_cases():
-    one = gaussian.linear_problem(torch.tensor([2.0]), 0.3, LinearPath())
-    assert one.variance.shape == (1,)
-    flat = gaussian.linear_problem(spectrum(4, 1.0), 0.3, LinearPath())
+    assert linear_problem(torch.tensor([2.0]), 0.3, LinearPath()).variance.shape == (1,)
+    flat = linear_problem(spectrum(4, 1.0), 0.3, LinearPath())
     assert float(flat.variance.max() - flat.variance.min()) == 0.0
     zero = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    handled = gaussian.linear_problem(zero, 0.9, LinearPath())  # a subspace: fine before t = 1
+    handled = linear_problem(zero, 0.9, LinearPath())  # a subspace: fine before t = 1
     assert float(handled.variance[0]) == pytest.approx(0.01)
     assert float(handled.residual[0]) == 0.0
-    with pytest.raises(PrecfmError, match="singular"):
-        gaussian.linear_problem(zero, 1.0, LinearPath())
-    with pytest.raises(PrecfmError, match="score"):
-        gaussian.linear_problem(torch.ones(2), 1.0, LinearPath(), "score")
-    with pytest.raises(PrecfmError, match="fraction"):
-        gaussian.steps_to_fraction(torch.ones(1), 0.1, 1.0)
-    with pytest.raises(PrecfmError, match="contract"):
-        gaussian.steps_to_fraction(torch.ones(1), 1.5, 0.1)
-    with pytest.raises(PrecfmError, match="batch_size"):
-        gaussian.stochastic_excess(torch.ones(1), torch.ones(1), torch.ones(1), 0.1, 0, torch.tensor([1]))
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda: linear_problem(torch.tensor([0.0, 1.0]), 1.0, LinearPath()), "t"),
+        (lambda: linear_problem(torch.ones(2), 1.0, LinearPath(), "score"), "t"),
+        (lambda: steps_to_fraction(ONES, 0.1, 1.0), "fraction"),
+        (lambda: steps_to_total_fraction(ONES, ONES, 0.1, 0.0), "fraction"),
+        (lambda: stochastic_steps_to_fraction(ONES, ONES, ONES, 0.1, 4, 1.5, 10), "fraction"),
+        (lambda: steps_to_fraction(ONES, 1.5, 0.1), "learning_rate"),
+        (lambda: stochastic_excess(ONES, ONES, ONES, 0.1, 0, torch.tensor([1])), "batch_size"),
+    ],
+)
+def test_what_has_no_answer_is_refused(call, field):
+    with pytest.raises(PrecfmError, match=f"^{field}: "):
+        call()
 
 
 def test_measured_path_weights_are_those_of_the_paths():
     t = torch.tensor(0.37, dtype=torch.float64)
     for name, path in PATHS.items():
         expected = [float(f(t)) for f in (path.alpha, path.sigma, path.d_alpha, path.d_sigma)]
-        assert measured.path_weights(name, "velocity", 0.37) == pytest.approx(expected, rel=1e-12)
-        score = measured.path_weights(name, "score", 0.37)
+        assert path_weights(name, "velocity", 0.37) == pytest.approx(expected, rel=1e-12)
+        score = path_weights(name, "score", 0.37)
         assert score == pytest.approx([*expected[:2], 0.0, -1 / expected[1]], rel=1e-12)
-    with pytest.raises(PrecfmError, match="t is"):
-        measured.path_weights("linear", "score", 1.0)
 
 
 def test_steps_until_finds_the_crossing_and_says_when_there_is_none():
     values = torch.stack([spectrum(3, 1.0), spectrum(3, 50.0), spectrum(3, 50.0)])
-    weights = torch.tensor([measured.path_weights("linear", "velocity", 1.0)] * 3, dtype=torch.float64)
-    problems = measured.Problems(values, torch.eye(3, dtype=torch.float64).expand(3, 3, 3), weights)
-    x, y = problems.data(*measured.matched_normals([1, 2, 3], 3))
-    yardstick = measured.Yardstick.of(x, y)
+    weights = torch.tensor([path_weights("linear", "velocity", 1.0)] * 3, dtype=torch.float64)
+    problems = GaussianRegressions(values, torch.eye(3, dtype=torch.float64).expand(3, 3, 3), weights)
+    x, y = problems.samples(*matched_normals([1, 2, 3], 3))
     rates = 0.25 / values.amax(1)
     zero = torch.zeros(3, 3, 3, dtype=torch.float64)
     limits = torch.tensor([10**6, 10**6, 20])
-    lowest, total = measured.steps_until(yardstick, zero, measured.descent_advance(x, y, rates), 0.1, limits)
-    expected = gaussian.steps_to_fraction(values[:, 0], rates, 0.1)
+    lowest, total = steps_until(FixedSamples(x, y), EmpiricalExcess.of(x, y), zero, rates, 0.1, limits)
+    expected = steps_to_fraction(values[:, 0], rates, 0.1)
     assert torch.allclose(lowest[:2], expected[:2], rtol=1e-6)
     assert math.isinf(float(lowest[2]))
     assert bool((total[:2] <= lowest[:2] + 1e-9).all())
+    assert float(zero.abs().max()) == 0.0  # the start is left as it was
