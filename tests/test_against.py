@@ -7,13 +7,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from precfm.audit import comparison as against
-from precfm.audit.comparison import judge
+from precfm.audit import comparison
+from precfm.audit.comparison import judge, numbers_here, numbers_there
+from precfm.audit.integrity import audit
+from precfm.core.errors import PrecfmError
+from precfm.pipeline.node import PUBLISHED
+from tests.workflow import git, run
 
 
 def compare(here, there):
-    """As `against.compare`, of texts."""
-    return against.compare(*({name: text.encode() for name, text in side.items()} for side in (here, there)))
+    """As `comparison.compare`, of texts."""
+    return comparison.compare(
+        *({name: text.encode() for name, text in side.items()} for side in (here, there))
+    )
 
 
 def row(value, low, high, n):
@@ -101,7 +107,7 @@ def test_small_errors_are_held_against_one_another(mine, other, agrees):
         ("method,value\na,1.0\na,1.0\n", "the row a #2 is only here"),
         ("method,value,share\na,1.0,0.5\n", "the column share is only here"),
         ("method,share\na,0.5\n", "the column value is only there"),
-        (None, "it is not published here"),
+        (None, "it is only there"),
     ],
 )
 def test_what_only_one_run_has_is_a_difference(mine, told):
@@ -146,5 +152,91 @@ def test_tables_without_rows_are_equal_and_nonsense_cannot_be_read():
 def test_what_is_no_text_cannot_be_read(file):
     whole = b"method,value\na,1.0\n" if file == "t.csv" else b'{"claims": []}'
     for here, there in ((whole, whole[:8] + b"\xff" + whole[9:]), (b"\xff" + whole, whole)):
-        (one,) = against.compare({file: here}, {file: there})
+        (one,) = comparison.compare({file: here}, {file: there})
         assert "cannot be read" in one.beyond[0]
+
+
+ROWS = {"none": "2.0,1.0,3.0,2", "whitening": "1.0,,,1"}
+
+
+def table(rows):
+    return "method,value,low,high,n\n" + "".join(f"{name},{row}\n" for name, row in rows.items())
+
+
+@pytest.mark.parametrize(
+    ("rows", "agrees", "largest"),
+    [
+        ({"whitening": "1.04,,,1"}, True, 0.04 / 1.04),
+        ({"whitening": "1.2,,,1"}, False, 0.2 / 1.2),
+        ({"none": "2.9,2.0,4.0,2"}, True, 0.9 / 2.9),  # within the stated intervals
+        ({"none": "2.9,2.5,3.5,2"}, False, 0.9 / 2.9),
+        ({"none": "2.0,1.0,3.0,3"}, False, 1 / 3),  # another number of seeds
+        ({"none": "2.0,1.0,9.0,2"}, False, 0.0),  # of the same trainings
+        ({"none": "2.0,1.0,3.1,2"}, True, 0.0),
+        ({"whitening": ",,,1"}, False, math.inf),
+        ({"whitening": "1.0000001,,,1"}, True, 0.0),
+    ],
+)
+def test_tables_are_compared_with_the_tolerance(rows, agrees, largest):
+    (one,) = compare({"t.csv": table(ROWS)}, {"t.csv": table(ROWS | rows)})
+    assert (one.beyond == ()) is agrees
+    assert one.largest == pytest.approx(largest)
+    assert one.unjudged == (agrees and largest > 0.05)
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """A project with local and published numbers, and another checkout that differs."""
+    monkeypatch.chdir(tmp_path)
+    for home, value in (
+        ("results/mine", "1.0"),
+        ("results/published/mine", "1.1"),
+        ("other/results/mine", "1.2"),
+    ):
+        (tmp_path / home / "tables").mkdir(parents=True)
+        (tmp_path / home / "tables/t.csv").write_text(table({"a": f"{value},,,1"}))
+        (tmp_path / home / "claims.json").write_text('{"claims": []}')
+    run(tmp_path, "git", "init", "-q")
+    git(tmp_path, "add", "results/published")
+    git(tmp_path, "commit", "-q", "-m", "published")
+    return tmp_path
+
+
+def value(numbers):
+    return numbers["tables/t.csv"].split(b"\n")[1].split(b",")[1]
+
+
+def test_numbers_are_those_made_here_or_the_published_ones_and_others_of_a_place(runs):
+    assert value(numbers_here("mine")) == b"1.0"
+    for place, expected in (
+        ("git:HEAD", b"1.1"),
+        ("results/published", b"1.1"),
+        ("other", b"1.2"),
+        ("other/results", b"1.2"),
+    ):
+        there = numbers_there(place, "mine")
+        assert (value(there), there.keys()) == (expected, {"tables/t.csv", "claims.json"})
+        assert numbers_there(place, "another") == {}
+    for home in (runs / "results/mine", runs / "other/results/mine"):
+        home.rename(home.with_name("kept"))
+    assert value(numbers_here("mine")) == b"1.1"
+    for wrong in ("git:nothing", "git:--all", "nowhere", "", ".", "results"):
+        with pytest.raises(PrecfmError, match="against"):
+            numbers_there(wrong, "mine")
+
+
+def test_without_git_there_is_no_revision(runs, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(PrecfmError, match="no revision"):
+        numbers_there("git:HEAD", "mine")
+
+
+def test_what_the_other_run_lacks_is_an_error_only_if_it_was_asked_for(runs):
+    (runs / PUBLISHED / "newer").mkdir()
+    report = audit((), "other")
+    assert any(note.startswith("newer") for note in report.notes)
+    assert [finding.file for finding in report.errors if finding.check == "against"] == ["mine/tables/t.csv"]
+    for names, place in ((["newer"], "other"), (["mine"], "config"), ([], "config")):
+        (runs / "config").mkdir(exist_ok=True)
+        with pytest.raises(PrecfmError, match="no numbers"):
+            audit(names, place)

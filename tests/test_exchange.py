@@ -1,10 +1,12 @@
 """Export and import: what goes out comes back equal, and nothing that was not verified is put in place."""
 
+import gzip
 import hashlib
 import io
 import json
 import shutil
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,29 +14,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from precfm.audit.archive import (
-    MANIFEST,
-    checked_record,
-    export_artifacts,
-    find_artifacts,
-    import_artifacts,
-    parse_size,
-    unpacking,
-)
+from precfm.audit.archive import MANIFEST, export_artifacts, find_artifacts, import_artifacts
 from precfm.cli import app
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.artifact import Artifact, record_checksum
 from precfm.pipeline.build import build
-from precfm.pipeline.manifest import canonical
+from precfm.pipeline.manifest import canonical, manifest_text
 from precfm.pipeline.node import RECORD, Node
 from tests.workflow import bytes_below
 
-BOUND = 2**16
+FIRST = "mine/frames/label1-000000000001"
+OUT = Path("out.tar")
 
 
 def make(kind, number, payload, experiment="mine"):
     """An artifact with the given files, made as any other."""
-    node = Node(kind, f"label{number}", f"{number:012x}", {"n": number}, {}, "f" * 12, experiment)
+    node = Node(kind, f"label{number}", f"{number:012x}", {"n": number}, {}, "f" * 16, experiment)
 
     def write(job):
         for name, content in payload.items():
@@ -47,7 +42,7 @@ def make(kind, number, payload, experiment="mine"):
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
-    """Two small artifacts and one that is larger than the bound; the working folder."""
+    """Three artifacts of one experiment; the working folder."""
     monkeypatch.chdir(tmp_path)
     make("frames", 1, {"a.csv": b"x\n1\n", "deep/b.csv": b"y\n2\n"})
     make("frames", 2, {"a.csv": b"x\n3\n", "empty.csv": b""})
@@ -60,256 +55,199 @@ def move_away():
     shutil.move("results", "sent")
 
 
-def exported(names=("mine",), to="out", bound=BOUND):
-    return export_artifacts(find_artifacts(names), Path(to), bound)
+def exported(*names, to=OUT):
+    return export_artifacts(find_artifacts(names or ["mine"]), to)
 
 
 def test_what_was_exported_comes_back_with_the_same_bytes(mine):
     exported()
     move_away()
-    done = import_artifacts([Path("out")])
+    done = import_artifacts(OUT)
     assert len(done.placed) == 3
     assert bytes_below(Path("results/mine")) == bytes_below(Path("sent/mine"))
-    assert import_artifacts([Path("out")]).kept == done.placed
+    assert import_artifacts(OUT).kept == done.placed
     assert not list(Path("results/.work/parts").iterdir())
 
 
-@pytest.mark.parametrize("experiment", ["mine", "other"])
-def test_what_is_other_than_a_manifest_here_says_is_refused(mine, experiment):
-    """Under any experiment's name: the key alone would bring it to where it is wanted."""
-    exported(["frames/label1-000000000001"])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=st.lists(st.integers(0, 40_000), min_size=1, max_size=6))
+def test_any_sizes_come_back(tmp_path, monkeypatch, sizes):
+    for name in ("results", "sent"):
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+    monkeypatch.chdir(tmp_path)
+    OUT.unlink(missing_ok=True)
+    for number, size in enumerate(sizes):
+        make("frames", number, {"a.bin": bytes([number]) * size, "b.bin": b"b" * (2 * size)})
+    exported()
     move_away()
-    record = json.loads(Path("sent/mine/frames/label1-000000000001", RECORD).read_text())
+    import_artifacts(OUT)
+    assert bytes_below(Path("results/mine")) == bytes_below(Path("sent/mine"))
+
+
+@pytest.mark.parametrize("home", ["mine", "other", "published/mine"])
+def test_what_is_other_than_a_manifest_of_this_project_says_is_refused(mine, home):
+    """Under any experiment's name: the key alone would bring it to where it is wanted."""
+    exported("frames/label1-000000000001")
+    move_away()
+    record = json.loads(Path("sent", FIRST, RECORD).read_text())
     entry = {field: record[field] for field in ("params", "parents", "fingerprint", "files", "made_on")}
-    home = Path("results") / experiment
-    home.mkdir(parents=True)
+    place = Path("results", home)
+    place.mkdir(parents=True)
 
     def publish(files):
         artifacts = {"frames/renamed-000000000001": {**entry, "files": files}}
-        (home / "manifest.json").write_text(
-            canonical({"experiment": experiment, "key": "", "artifacts": artifacts})
-        )
+        content = {"experiment": place.name, "key": "", "artifacts": artifacts}
+        (place / "manifest.json").write_bytes(manifest_text(content))
 
     publish({**record["files"], "a.csv": {"bytes": 4, "sha256": "0" * 64}})
-    done = import_artifacts([Path("out")])
-    assert done.refused == ("mine/frames/label1-000000000001",)
-    assert not done.placed
-    assert CliRunner().invoke(app, ["import", "out"]).exit_code == 1
-    assert not list(Path("results").glob("*/frames/*"))
+    done = import_artifacts(OUT)
+    assert (done.refused, done.placed) == ([FIRST], [])
+    assert CliRunner().invoke(app, ["import", str(OUT)]).exit_code == 1
+    assert not list(Path("results").rglob("frames/*"))
     publish(record["files"])
-    assert import_artifacts([Path("out")]).placed == ("mine/frames/label1-000000000001",)
-
-
-def test_files_stay_within_the_bound_and_joined_pieces_are_a_tar_file(mine):
-    manifest = exported()
-    files = [file for volume in manifest.volumes for file in volume.files]
-    assert [file.name for file in files] == [
-        "precfm-0001.tar", "precfm-0002.tar.001", "precfm-0002.tar.002", "precfm-0002.tar.003",
-    ]  # fmt: skip
-    assert max(file.bytes for file in files) == BOUND
-    joined = b"".join(Path("out", file.name).read_bytes() for file in files[1:])
-    with tarfile.open(fileobj=io.BytesIO(joined)) as archive:
-        (member,) = [member for member in archive if member.name.endswith("large.json")]
-        assert archive.extractfile(member).read() == bytes(range(256)) * 700
+    assert import_artifacts(OUT).placed == [FIRST]
+    (place / "manifest.json").write_text("{")
+    with pytest.raises(PrecfmError, match=f"{home}/manifest.json: damaged"):
+        import_artifacts(OUT)
 
 
 def test_an_export_depends_on_nothing_but_the_artifacts(mine):
-    exported(to="first")
+    exported(to=Path("first/out.tar"))
     for file in Path("results/mine").rglob("*"):
         file.touch()
-    Path("results/mine/frames/label1-000000000001/a.csv").chmod(0o600)
-    exported(to="second")
+    Path("results", FIRST, "a.csv").chmod(0o600)
+    exported(to=Path("second/out.tar"))
     assert bytes_below(Path("first")) == bytes_below(Path("second"))
-
-
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sizes=st.lists(st.integers(0, 40_000), min_size=1, max_size=6), bound=st.integers(BOUND, 3 * BOUND))
-def test_any_sizes_come_back_and_no_file_exceeds_the_bound(tmp_path, monkeypatch, sizes, bound):
-    for name in ("results", "sent", "out"):
-        shutil.rmtree(tmp_path / name, ignore_errors=True)
-    monkeypatch.chdir(tmp_path)
-    for number, size in enumerate(sizes):
-        make("frames", number, {"a.bin": bytes([number]) * size, "b.bin": b"b" * (2 * size)})
-    manifest = exported(bound=bound)
-    assert all(
-        Path("out", file.name).stat().st_size == file.bytes <= bound
-        for volume in manifest.volumes
-        for file in volume.files
-    )
-    move_away()
-    import_artifacts([Path("out")])
-    assert bytes_below(Path("results/mine")) == bytes_below(Path("sent/mine"))
 
 
 def test_names_choose_experiments_kinds_and_artifacts(mine):
     make("frames", 4, {"a.csv": b"4"}, experiment="other")
+    own = make("frames", 6, {"a.csv": b"6"}, experiment="frames")
     assert len(find_artifacts(["mine"])) == 3
     assert len(find_artifacts(["mine/frames", "mine/frames"])) == 2
     assert find_artifacts(["frames/label4-000000000004"]) == [
         Path("results/other/frames/label4-000000000004")
     ]
+    assert (
+        find_artifacts(["frames"]) == find_artifacts(["frames/frames"]) == [Path("results/frames") / own.id]
+    )
     for name in ("nobody", "frames/*", "frames/../frames/label1-000000000001", "mine/flows", "../mine", ""):
         with pytest.raises(PrecfmError, match="no complete artifact"):
             find_artifacts([name])
 
 
-def test_an_experiment_may_be_called_as_a_kind(mine):
-    own = make("theory", 6, {"a.csv": b"6"}, experiment="theory")
-    make("flows", 7, {"a.csv": b"7"}, experiment="theory")
-    make("theory", 8, {"a.csv": b"8"})
-    assert len(find_artifacts(["theory"])) == 2
-    assert find_artifacts(["theory/theory"]) == [Path("results") / "theory" / own.id]
-    assert find_artifacts(["theory/label8-000000000008"]) == [Path("results/mine/theory/label8-000000000008")]
-
-
-def test_one_file_brings_its_volume_and_needs_all_its_pieces(mine):
-    exported()
-    move_away()
-    assert len(import_artifacts([Path("out/precfm-0001.tar")]).placed) == 2
-    assert len(import_artifacts([Path("out/precfm-0002.tar.002")]).placed) == 1
-    Path("out/precfm-0002.tar.003").unlink()
-    with pytest.raises(PrecfmError, match=r"precfm-0002\.tar\.003: is missing"):
-        import_artifacts([Path("out/precfm-0002.tar.001")])
-    with pytest.raises(PrecfmError, match="does not know this file"):
-        import_artifacts([Path("out/precfm-0009.tar")])
-
-
-def test_files_of_one_volume_may_all_be_given(mine):
-    exported()
-    move_away()
-    assert len(import_artifacts(sorted(Path("out").iterdir())).placed) == 3
-
-
-def test_what_is_here_is_never_overwritten(mine):
+def test_what_is_there_is_never_overwritten(mine):
     exported()
     shutil.rmtree("results")
     own = make("frames", 1, {"a.csv": b"my own\n"})
     before = bytes_below(own.folder)
-    done = import_artifacts([Path("out")])
-    assert done.different == (f"mine/{own.id}",)
+    done = import_artifacts(OUT)
+    assert done.different == [FIRST]
     assert len(done.placed) == 2
     assert bytes_below(own.folder) == before
 
 
 def test_remains_without_a_record_give_way(mine):
     exported()
-    Path("results/mine/frames/label1-000000000001", RECORD).unlink()
-    assert import_artifacts([Path("out")]).placed == ("mine/frames/label1-000000000001",)
-    Artifact.open(Path("results/mine/frames/label1-000000000001")).verified()
+    Path("results", FIRST, RECORD).unlink()
+    assert import_artifacts(OUT).placed == [FIRST]
+    Artifact.open(Path("results", FIRST)).verified()
 
 
-def test_a_damaged_artifact_is_not_exported(mine):
-    Path("results/mine/frames/label2-000000000002/a.csv").write_bytes(b"y\n3\n")
-    with pytest.raises(PrecfmError, match=r"a\.csv: damaged"):
+@pytest.mark.parametrize("name", ["a.csv", "new.csv"])
+def test_a_damaged_artifact_is_not_exported(mine, name):
+    Path("results", FIRST, name).write_bytes(b"y\n3\n")
+    with pytest.raises(PrecfmError, match=name):
         exported()
-    assert not Path("out").exists()
+    assert not OUT.exists()
 
 
-def test_an_export_needs_an_empty_folder(mine):
-    Path("out").mkdir()
+def test_an_export_needs_a_new_file(mine):
     exported()
-    with pytest.raises(PrecfmError, match="holds something already"):
+    with pytest.raises(PrecfmError, match="--to"):
         exported()
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_one_flipped_bit_anywhere_is_found_and_nothing_is_put_in_place(mine, data):
-    if not Path("out").exists():
+def test_one_flipped_bit_anywhere_is_found_or_changes_nothing(mine, data):
+    if not OUT.exists():
         exported()
         move_away()
-    file = data.draw(st.sampled_from(sorted(Path("out").iterdir())))
-    right = file.read_bytes()
+    right = OUT.read_bytes()
     place = data.draw(st.integers(0, len(right) - 1))
     flipped = bytes([right[place] ^ (1 << data.draw(st.integers(0, 7)))])
-    file.write_bytes(right[:place] + flipped + right[place + 1 :])
-    try:
-        if file.name == MANIFEST:  # white space and unread names may change; the artifacts may not
-            import_or_refuse()
-        else:
-            with pytest.raises(PrecfmError, match=f"{file.name}: damaged"):
-                import_artifacts([Path("out")])
-            assert not placed()
-    finally:
-        file.write_bytes(right)
-        shutil.rmtree("results", ignore_errors=True)
+    OUT.write_bytes(right[:place] + flipped + right[place + 1 :])
+    with suppress(PrecfmError):
+        import_artifacts(OUT)
+    if Path("results/mine").exists():  # padding, times and owners in headers mean nothing
+        assert bytes_below(Path("results/mine")) == bytes_below(Path("sent/mine"))
+    OUT.write_bytes(right)
+    shutil.rmtree("results", ignore_errors=True)
 
 
-def import_or_refuse():
-    """A manifest that is still one may name another folder, but what lies there is as it was sent."""
-    sent = {record.read_bytes() for record in Path("sent").rglob(RECORD)}
-    try:
-        import_artifacts([Path("out")])
-    except PrecfmError:
-        assert not placed()
-    for record in Path("results").rglob(RECORD):
-        assert record.read_bytes() in sent
-        Artifact.open(record.parent).verified()
+# ---- attacks: whoever forges an archive forges its manifest, too
 
 
-def placed():
-    return [path for path in Path("results").glob("[!.]*") if path.is_dir()]
-
-
-# ---- attacks: whoever forges an export forges its manifest, too
-
-
-def forge(change_members=None, change_record=None, change_manifest=None, change_tar=None, sealed=True):
-    """An export of one artifact, changed on purpose, whose checksums are all right."""
-    exported(["frames/label1-000000000001"])
+def forge(change_members=None, change_record=None, change_manifest=None, sealed=True):
+    """An archive of one artifact, changed on purpose, whose checksums are all right."""
+    exported("frames/label1-000000000001")
     move_away()
-    tar = Path("out/precfm-0001.tar")
-    with tarfile.open(tar) as archive:
-        members = [(member, archive.extractfile(member).read()) for member in archive]
-    record = json.loads(members[0][1])
+    with tarfile.open(OUT) as archive:
+        members = {member.name: [member, archive.extractfile(member).read()] for member in archive}
+    record = json.loads(members[f"{FIRST}/{RECORD}"][1])
     if change_record:
         change_record(record)
     if sealed:
         record["checksum"] = record_checksum(record)
-    text = json.dumps(record).encode()
-    members[0][0].size = len(text)
-    members[0] = (members[0][0], text)
+    members[f"{FIRST}/{RECORD}"][1] = canonical(record).encode()
     if change_members:
         change_members(members)
-    with tarfile.open(tar, "w") as archive:
-        for member, content in members:
-            archive.addfile(member, io.BytesIO(content))
-    if change_tar:
-        change_tar(tar)
-    manifest = json.loads(Path("out", MANIFEST).read_text())
-    (volume,) = manifest["volumes"]
-    volume["artifacts"][0]["record"] = hashlib.sha256(text).hexdigest()
-    volume["files"][0]["bytes"] = tar.stat().st_size
-    volume["files"][0]["sha256"] = hashlib.sha256(tar.read_bytes()).hexdigest()
+    manifest = json.loads(members.pop(MANIFEST)[1])
+    manifest["files"] = {}
+    for member, content in members.values():
+        if member.isreg():
+            manifest["files"][member.name] = {
+                "bytes": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(),
+            }
+        member.size = len(content) if member.isreg() else 0
     if change_manifest:
         change_manifest(manifest)
-    Path("out", MANIFEST).write_text(json.dumps(manifest))
+    text = json.dumps(manifest).encode()
+    head = tarfile.TarInfo(MANIFEST)
+    head.size = len(text)
+    with tarfile.open(OUT, "w") as archive:
+        for member, content in [(head, text), *sorted(members.values(), key=lambda each: each[0].name)]:
+            archive.addfile(member, io.BytesIO(content))
 
 
-def refused(match):
-    before = {path for path in Path().rglob("*") if ".work" not in path.parts}
-    with pytest.raises(PrecfmError, match=match) as error:
-        import_artifacts([Path("out")])
+def refused():
+    before = set(Path().rglob("*"))
+    with pytest.raises(PrecfmError, match=r"^out\.tar: ") as error:
+        import_artifacts(OUT)
     assert "\n" not in str(error.value)
-    assert {path for path in Path().rglob("*") if ".work" not in path.parts} - before <= {Path("results")}
+    assert ".part-" not in str(error.value)
+    assert all(".work" in path.parts or path == Path("results") for path in set(Path().rglob("*")) - before)
     assert not list(Path("results/.work/parts").glob("*"))
 
 
 def test_a_forgery_without_a_change_is_no_attack(mine):
     forge()
-    assert len(import_artifacts([Path("out")]).placed) == 1
+    assert import_artifacts(OUT).placed == [FIRST]
 
 
 def renamed(name):
     def change(members):
-        members[1][0].name = name
+        members[f"{FIRST}/a.csv"][0].name = name
 
     return change
 
 
 def as_type(kind, target="../../../../../evil"):
     def change(members):
-        members[1][0].type, members[1][0].linkname = kind, target
+        member = members[f"{FIRST}/a.csv"][0]
+        member.type, member.linkname = kind, target
 
     return change
 
@@ -317,39 +255,50 @@ def as_type(kind, target="../../../../../evil"):
 def extra(name, kind=tarfile.REGTYPE):
     def change(members):
         info = tarfile.TarInfo(name)
-        info.type, info.linkname, info.size = kind, "/etc/passwd", 4 if kind == tarfile.REGTYPE else 0
-        members.append((info, b"evil"[: info.size]))
+        info.type, info.linkname = kind, "/etc/passwd"
+        members[name] = [info, b"evil"]
 
     return change
 
 
 @pytest.mark.parametrize(
-    ("change", "match"),
+    "change",
     [
-        (renamed("../../../evil"), "stands where"),
-        (renamed("/tmp/precfm-evil"), "stands where"),
-        (renamed("frames/label1-000000000001/../../../evil"), "stands where"),
-        (as_type(tarfile.SYMTYPE), "no plain file"),
-        (as_type(tarfile.LNKTYPE, "frames/label1-000000000001/artifact.json"), "no plain file"),
-        (as_type(tarfile.DIRTYPE), "stands where|no plain file"),
-        (as_type(tarfile.FIFOTYPE), "no plain file"),
-        (as_type(tarfile.CHRTYPE), "no plain file"),
-        (extra("frames/label1-000000000001/evil.csv"), "belongs to no artifact"),
-        (extra("../evil"), "belongs to no artifact"),
-        (extra("evil", tarfile.SYMTYPE), "belongs to no artifact"),
-        (lambda members: members.pop(), "its end"),
-        (lambda members: members.append(members[1]), "belongs to no artifact"),
-        (lambda members: members.insert(1, members[0]), "stands where"),
-        (lambda members: members.reverse(), "stands where"),
-        (lambda members: members.__setitem__(1, (members[1][0], b"EVIL")), "checksum of its record"),
+        renamed("../../../evil"),
+        renamed("/tmp/precfm-evil"),
+        renamed(f"{FIRST}/../../../evil"),
+        renamed(f"{FIRST}/deep/b.csv"),
+        renamed(f"{FIRST}/.hidden"),
+        renamed("published/frames/label1-000000000001/a.csv"),
+        renamed(".work/frames/label1-000000000001/a.csv"),
+        renamed("mine/nonsense/label1-000000000001/a.csv"),
+        as_type(tarfile.SYMTYPE),
+        as_type(tarfile.LNKTYPE, f"{FIRST}/{RECORD}"),
+        as_type(tarfile.DIRTYPE),
+        as_type(tarfile.FIFOTYPE),
+        as_type(tarfile.CHRTYPE),
+        extra(f"{FIRST}/evil.csv"),
+        extra("../evil"),
+        extra("evil", tarfile.SYMTYPE),
+        lambda members: members.pop(f"{FIRST}/a.csv"),
+        lambda members: members.pop(f"{FIRST}/{RECORD}"),
+        lambda members: members[f"{FIRST}/a.csv"].__setitem__(1, b"EVIL"),
     ],
-)  # fmt: skip
-def test_members_that_lead_elsewhere_or_are_none_are_refused(mine, change, match):
+)
+def test_members_that_lead_elsewhere_or_are_none_are_refused(mine, change):
     forge(change_members=change)
-    refused(match)
+    refused()
 
 
-def files(name):
+def test_a_link_that_the_manifest_lists_is_refused(mine):
+    def listed(manifest):
+        manifest["files"][f"{FIRST}/a.csv"] = {"bytes": 0, "sha256": "0" * 64}
+
+    forge(change_members=as_type(tarfile.SYMTYPE), change_manifest=listed)
+    refused()
+
+
+def named(name):
     def change(record):
         record["files"][name] = record["files"].pop("a.csv")
 
@@ -357,27 +306,26 @@ def files(name):
 
 
 @pytest.mark.parametrize(
-    ("change", "match"),
+    "change",
     [
-        *((files(name), "file name|below a file") for name in (
-            "../evil", "a/../../evil", "/etc/evil", "artifact.json", ".hidden", "a/.b/c", "", ".", "a//b", "a\\b",
-            "a\nb", "C\u202e.csv",
-        )),
-        (lambda record: record["files"].update({"a.csv/b": record["files"]["a.csv"]}), "below a file"),
-        (lambda record: record["files"]["a.csv"].update(bytes=10**12), "not what was announced"),
-        (lambda record: record["files"]["a.csv"].update(bytes=-1), r"files\.a\.csv\.bytes"),
-        (lambda record: record["files"]["a.csv"].update(sha256="0" * 63), r"files\.a\.csv\.sha256"),
-        (lambda record: record.update(kind="flows"), "what its folder is called"),
-        (lambda record: record.update(key="000000000002"), "what its folder is called"),
-        (lambda record: record.update(key="1"), "key"),
-        (lambda record: record.update(key=1), "key"),
-        (lambda record: record.pop("params"), "params"),
-        (lambda record: record.update(files=[]), "files"),
+        *map(named, ("../evil", "a/../../evil", "/etc/evil", "artifact.json", ".hidden", "a/.b/c", "", ".", "a//b",
+                     "a\\b", "a\nb", "C\u202e.csv")),
+        lambda record: record["files"].update({"a.csv/b": record["files"]["a.csv"]}),
+        lambda record: record["files"]["a.csv"].update(bytes=10**12),
+        lambda record: record["files"]["a.csv"].update(bytes=-1),
+        lambda record: record["files"]["a.csv"].update(sha256="0" * 63),
+        lambda record: record.update(kind="flows"),
+        lambda record: record.update(key="000000000002"),
+        lambda record: record.update(key="1"),
+        lambda record: record.update(key=1),
+        lambda record: record.pop("params"),
+        lambda record: record.update(files=[]),
+        lambda record: record.update(more=1),
     ],
 )  # fmt: skip
-def test_records_that_lie_are_refused(mine, change, match):
+def test_records_that_lie_are_refused(mine, change):
     forge(change_record=change)
-    refused(match)
+    refused()
 
 
 @pytest.mark.parametrize(
@@ -385,125 +333,65 @@ def test_records_that_lie_are_refused(mine, change, match):
 )
 def test_a_record_that_is_not_what_its_own_checksum_says_is_refused(mine, change):
     forge(change_record=lambda record: record.update(change), sealed=False)
-    refused("its own checksum is wrong")
+    refused()
 
 
-def test_a_record_without_its_checksum_is_refused(mine):
-    forge(change_record=lambda record: record.pop("checksum"), sealed=False)
-    with pytest.raises(PrecfmError, match="its own checksum is wrong"):
-        import_artifacts([Path("out")])
-
-
-def artifact(**fields):
-    return lambda manifest: manifest["volumes"][0]["artifacts"][0].update(fields)
-
-
-def file(**fields):
-    return lambda manifest: manifest["volumes"][0]["files"][0].update(fields)
+def stamp(**fields):
+    return lambda manifest: manifest["files"][f"{FIRST}/a.csv"].update(fields)
 
 
 @pytest.mark.parametrize(
-    ("change", "match"),
+    "change",
     [
-        (artifact(experiment="../.."), "experiment"),
-        (artifact(experiment=".work"), "experiment"),
-        (artifact(experiment="/tmp"), "experiment"),
-        (artifact(experiment="1st"), "experiment"),
-        (artifact(experiment="a.b"), "experiment"),
-        (artifact(id="frames/../../evil-000000000001"), "id"),
-        (artifact(id="nonsense/label1-000000000001"), "stands where"),
-        (artifact(id="frames/label1"), "id"),
-        (artifact(record="0" * 64), "checksum of the manifest"),
-        (file(name="../precfm-0001.tar"), "name"),
-        (file(name="/etc/passwd"), "name"),
-        (file(bytes=10**18), "damaged|are needed"),
-        (lambda manifest: manifest.update(format=2), "format"),
-        (lambda manifest: manifest.update(volumes=[]), "volumes"),
-        (
-            lambda manifest: manifest["volumes"][0]["artifacts"].append(
-                manifest["volumes"][0]["artifacts"][0]
-            ),
-            "twice",
-        ),
-        (lambda manifest: manifest.update(run="rm"), "run"),
+        stamp(bytes=10**18),
+        stamp(bytes=3),
+        stamp(sha256="0" * 64),
+        stamp(sha256="0"),
+        lambda manifest: manifest.update(format=1),
+        lambda manifest: manifest.update(files={}),
+        lambda manifest: manifest["files"].update({f"{FIRST}/more.csv": {"bytes": 1, "sha256": "0" * 64}}),
+        lambda manifest: manifest["files"].update({"../evil": {"bytes": 1, "sha256": "0" * 64}}),
+        lambda manifest: manifest.update(run="rm"),
     ],
 )
-def test_manifests_that_lie_are_refused(mine, change, match):
+def test_manifests_that_lie_are_refused(mine, change):
     forge(change_manifest=change)
-    refused(match)
+    refused()
 
 
-def nested_headers(tar):
+def nested_headers(content):
     """Extended headers that describe one another without end: tarfile follows them by recursion."""
     info = tarfile.TarInfo("pax")
     info.type, info.size = tarfile.XHDTYPE, 11
-    block = info.tobuf(tarfile.USTAR_FORMAT) + b"11 path=aa\n".ljust(512, b"\0")
-    tar.write_bytes(block * 3000 + tar.read_bytes())
+    return (info.tobuf(tarfile.USTAR_FORMAT) + b"11 path=aa\n".ljust(512, b"\0")) * 3000 + content
 
 
 @pytest.mark.parametrize(
     "change",
     [
         nested_headers,
-        lambda tar: tar.write_bytes(tar.read_bytes()[:700]),
-        lambda tar: tar.write_bytes(b""),
-        lambda tar: tar.write_bytes(b"no tar file" * 100),
-        lambda tar: tar.write_bytes(b"\xff" * 2048),
-        lambda tar: tar.write_bytes(__import__("gzip").compress(tar.read_bytes())),
+        lambda content: content[:700],
+        lambda content: content[:3000],
+        lambda content: b"",
+        lambda content: bytes(10240),
+        lambda content: b"no tar file" * 100,
+        lambda content: b"\xff" * 2048,
+        gzip.compress,
     ],
 )
 def test_what_is_no_tar_file_is_refused(mine, change):
-    forge(change_tar=change)
-    refused("precfm-0001")
-
-
-def test_more_than_fits_is_refused_before_anything_is_written(mine, monkeypatch):
-    exported()
-    move_away()
-    usage = shutil.disk_usage(".")._replace(free=1000)
-    monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _: usage)
-    refused("MB are needed")
-
-
-def test_a_record_larger_than_any_is_refused(mine, monkeypatch):
-    exported()
-    move_away()
-    monkeypatch.setattr(unpacking, "LARGEST_TEXT", 300)
-    refused("than 300 bytes")
-    manifest = Path("out", MANIFEST)
-    monkeypatch.setattr(unpacking, "LARGEST_TEXT", manifest.stat().st_size)
-    short = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(short))
-    monkeypatch.setattr(unpacking, "LARGEST_TEXT", manifest.stat().st_size)
-    assert import_artifacts([Path("out")]).placed
-
-
-def test_the_records_that_the_pipeline_writes_are_records(mine):
-    for folder in find_artifacts(["mine"]):
-        checked_record((folder / RECORD).read_bytes(), "/".join(folder.parts[-2:]))
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("65536", 65536), ("64KiB", 65536), ("1 MB", 10**6), ("2gib", 2**31)]
-)
-def test_sizes_are_read(text, size):
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "many", "-1GB", "1.5GB", "1 kB", "16 parsecs", "0x10000"])
-def test_what_is_no_size_is_refused(text):
-    with pytest.raises(PrecfmError, match="size"):
-        parse_size(text)
+    forge()
+    OUT.write_bytes(change(OUT.read_bytes()))
+    refused()
 
 
 def test_the_command_line_exports_and_imports(mine):
-    run = CliRunner().invoke
-    said = run(app, ["export", "mine", "--to", "out", "--max-size", "64KiB"])
-    assert "3 artifacts in 4 files" in said.stdout
+    invoke = CliRunner().invoke
+    assert "3 artifacts" in invoke(app, ["export", "mine", "--to", "out.tar"]).stdout
     move_away()
-    assert "3 artifacts put in place, 0 were here already" in run(app, ["import", "out"]).stdout
+    assert "3 artifacts put in place, 0 were there" in invoke(app, ["import", "out.tar"]).stdout
     make("frames", 5, {"a.csv": b"5"})
-    run(app, ["export", "frames/label5-000000000005", "--to", "five"])
+    invoke(app, ["export", "frames/label5-000000000005", "--to", "five.tar"])
     shutil.rmtree("results/mine/frames/label5-000000000005")
     make("frames", 5, {"a.csv": b"other"})
-    assert "left as it is" in run(app, ["import", "five"]).stdout
+    assert "left as it is" in invoke(app, ["import", "five.tar"]).stdout

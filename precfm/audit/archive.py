@@ -29,7 +29,7 @@ from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.experiments import NAME
 from precfm.pipeline.files import remove
 from precfm.pipeline.manifest import agrees, canonical, published_entries, without_label
-from precfm.pipeline.node import RECORD, RESULTS
+from precfm.pipeline.node import PUBLISHED, RECORD, RESULTS
 from precfm.pipeline.plan import KINDS
 
 MANIFEST = "manifest.json"
@@ -175,8 +175,9 @@ def _unpack(file: Path, staging: Path) -> list[str]:
         artifacts = sorted({"/".join(name.split("/")[:3]) for name in files})
         for artifact in artifacts:
             experiment, kind, _ = artifact.split("/")
-            if kind not in KINDS or experiment == "published":
+            if kind not in KINDS or experiment == PUBLISHED.name:
                 raise PrecfmError(f"{artifact} is no place of an artifact")
+            _files_of_whole(staging / artifact)
         return artifacts
     except (
         tarfile.TarError,
