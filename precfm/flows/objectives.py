@@ -100,7 +100,7 @@ class VelocityObjective(ABC):
         self.time, self.time_mean, self.time_std = time, time_mean, time_std
         self._path: ProbabilityPath | None = None
         self._times: TimeLaw
-        self._like: Tensor  # no rows, in shape and type of the data
+        self._like: Tensor  # no rows, of the data's shape and type, on the CPU
         self._root: Tensor | None = None
 
     def prepare(
@@ -127,7 +127,7 @@ class VelocityObjective(ABC):
             PrecfmError: what the objective needs is missing or does not fit, or the data have no variance.
         """
         require_tensor(z1, "z1", floating=True)
-        self._path, self._like = path, z1[:0].cpu()
+        self._path, self._like = path, torch.empty(0, *z1.shape[1:], dtype=z1.dtype)
         self._times = time_law(self.time, self.time_mean, self.time_std, path, z1)
         self._root = self._error_metric(z1, inverse_jacobian, decoder_metric)
         return self
