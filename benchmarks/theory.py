@@ -13,8 +13,8 @@ import time
 import torch
 
 from precfm.datasets.synthetic import rotation, spectrum
-from precfm.theory import measured
 from precfm.theory.experiments import linear_grid
+from precfm.theory.sampled_regression import matched_normals, path_weights
 
 PROBLEMS, STEPS, DIM, BATCH = 600, 2000, 64, 32
 
@@ -23,10 +23,10 @@ def loop_seconds(problems: int) -> float:
     """Seconds of CPU of the plain loop over all problems, from a few: both algorithms, without preconditioner."""
     started = time.process_time()
     generator = torch.Generator().manual_seed(0)
-    weights = measured.path_weights("linear", "velocity", 0.9)
+    weights = path_weights("linear", "velocity", 0.9)
     for seed in range(problems):
         basis, root = rotation(DIM, seed), spectrum(DIM, 1e3).sqrt()
-        pairs = measured.matched_normals([seed], DIM)
+        pairs = matched_normals([seed], DIM)
         for stochastic in (False, True):
             field = torch.zeros(DIM, DIM, dtype=torch.float64, requires_grad=True)
             x0, x1 = pairs[0][0], (pairs[1][0] * root) @ basis.T

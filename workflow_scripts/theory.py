@@ -1,17 +1,14 @@
 """Kind `theory`: one controlled experiment with closed forms, for one seed."""
 
-from precfm.core.registry import load
+from precfm.core.registry import build
 from precfm.pipeline.job import Job
 from precfm.pipeline.snakemake_entry import run_rule
 
 
 def make(job: Job) -> None:
-    """Write one CSV per frame of the experiment."""
-    spec = job.params["run"]
-    options = {name: value for name, value in spec.items() if name != "name"}
-    frames = load("theory", spec["name"])(**options, seed=job.params["seed"])
-    for name, frame in frames.items():
-        job.write_frame(f"{name}.csv", frame)
+    """Write one CSV per table of the experiment."""
+    for name, table in build("theory", job.params["run"], seed=job.params["seed"]).items():
+        job.write_frame(f"{name}.csv", table)
 
 
 if "snakemake" in globals():

@@ -1,0 +1,14 @@
+from precfm.theory.claim_statistics import theory_statistics as theory_statistics
+from precfm.theory.convergence import descent_excess as descent_excess
+from precfm.theory.convergence import steps_to_fraction as steps_to_fraction
+from precfm.theory.convergence import steps_to_total_fraction as steps_to_total_fraction
+from precfm.theory.convergence import stochastic_excess as stochastic_excess
+from precfm.theory.convergence import stochastic_floor as stochastic_floor
+from precfm.theory.imperfect_preconditioners import largest_residual_kappa as largest_residual_kappa
+from precfm.theory.imperfect_preconditioners import samples_kappa_bound as samples_kappa_bound
+from precfm.theory.imperfect_preconditioners import steps_bound as steps_bound
+from precfm.theory.linear_regression import LinearProblem as LinearProblem
+from precfm.theory.linear_regression import excess_risk as excess_risk
+from precfm.theory.linear_regression import linear_problem as linear_problem
+from precfm.theory.mixtures import ExactVelocity as ExactVelocity
+from precfm.theory.mixtures import responsibilities as responsibilities
