@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from precfm.core.errors import PrecfmError
-from precfm.core.registry import REGISTRY, THEORY_FIGURES, THEORY_TABLES, load
+from precfm.core.registry import REGISTRY, load
 from precfm.report.frames import (
     FRAMES,
     GRIDS,
@@ -18,14 +18,10 @@ from precfm.report.frames import (
     theory_tables,
 )
 from precfm.report.reads import declared, handed, reads, wanted
-from tests import report_frames
+from precfm.theory.claim_statistics import theory_statistics
+from tests import report_frames, theory_frames
 
-OF_DATA = [
-    (group, name)
-    for group in ("tables", "figures")
-    for name in sorted(REGISTRY[group])
-    if name not in THEORY_TABLES and name not in THEORY_FIGURES.values()
-]
+REPORTS = [(group, name) for group in ("tables", "figures") for name in sorted(REGISTRY[group])]
 
 
 class Recording(dict):
@@ -46,10 +42,12 @@ class Recording(dict):
 
 @pytest.fixture(scope="module")
 def frames():
-    return report_frames.frames(seeds=2) | {GRIDS: report_frames.images(("none", "ours"), n=2)}
+    tables = theory_frames.frames()
+    of_data = report_frames.frames(seeds=2) | {GRIDS: report_frames.images(("none", "ours"), n=2)}
+    return of_data | tables | {STATISTICS: theory_statistics(tables)}
 
 
-@pytest.mark.parametrize(("group", "name"), OF_DATA)
+@pytest.mark.parametrize(("group", "name"), REPORTS)
 def test_tables_and_figures_declare_what_they_read_and_nothing_else(group, name, frames):
     make = load(group, name)
     recording = Recording(handed(make, frames))
@@ -57,11 +55,8 @@ def test_tables_and_figures_declare_what_they_read_and_nothing_else(group, name,
     assert recording.read == set(declared(make))
 
 
-@pytest.mark.parametrize(
-    "name", [name for group in ("tables", "figures") for name in REGISTRY[group]], ids=str
-)
-def test_every_declared_frame_can_be_traced(name):
-    group = "tables" if name in REGISTRY["tables"] else "figures"
+@pytest.mark.parametrize(("group", "name"), REPORTS)
+def test_every_declared_frame_can_be_traced(group, name):
     for frame in declared(load(group, name)):
         assert sources_of(frame).roles
 

@@ -110,14 +110,14 @@ Statistic = Annotated[
 
 
 class Claim(Strict):
-    """One claim of the paper and how it is judged.
+    """One claim of the paper and what decides it.
 
     Attributes:
         id: C1 to C11.
         text: the claim in one sentence.
         methods: the preconditioners it is about; it holds if one of them meets every deciding statistic.
         baselines: what each is compared with, all of them; `{method}` stands for the method's name.
-        statistics: the numbers that judge it.
+        statistics: the numbers that decide it, or are reported beside.
         experiments: the experiments that count.
         settings: the settings that count, where an experiment has several; all of them if none is named.
     """
@@ -131,7 +131,7 @@ class Claim(Strict):
     settings: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _can_be_judged(self) -> "Claim":
+    def _can_be_decided(self) -> "Claim":
         compares = [s for s in self.statistics if s.kind in ("metric", "late_slope", "path_conditioning")]
         if compares and not (self.methods and self.baselines):
             raise ValueError("statistics that compare need methods and baselines")

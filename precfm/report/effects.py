@@ -192,7 +192,7 @@ def _name(statistic: Statistic, where: str) -> str:
 def expected(claim: Claim, dataset: str, method: str) -> set[tuple[str, str]]:
     """Name and baseline of every deciding effect that a method must have on a data set.
 
-    Theory has no data set (an empty one), and a data set no theory: each is judged by its own statistics.
+    Theory has no data set (an empty one), and a data set no theory: each has its own statistics.
     """
     names = set()
     for statistic in claim.statistics:

@@ -87,7 +87,7 @@ def handed(function: Callable[..., Any], frames: Mapping[str, Any]) -> Declared:
 
 
 def wanted(functions: Mapping[str, Callable[..., Any]], available: Collection[str]) -> list[str]:
-    """The tables or figures that an experiment can fill: there can be all frames that they need, and one that they read.
+    """The tables or figures that an experiment can fill: those with all needed frames and at least one in all.
 
     Args:
         functions: by registered name.
