@@ -9,23 +9,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from precfm.theory.linear_regression import ALMOST_ZERO, first_and_total
 from precfm.theory.sampled_regression import EmpiricalExcess, GaussianRegressions
-
-
-class Samples(Protocol):
-    """What a descent on a batch of problems sees at each step."""
-
-    def draw(self) -> tuple[Tensor, Tensor]:
-        """Inputs, shape (problems, n, dim), and targets, shape (problems, n, dim_out), of one step."""
-
-    def part(self, index: Tensor) -> "Samples":
-        """Those of some problems."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +62,9 @@ class FreshSamples:
     def part(self, index: Tensor) -> "FreshSamples":
         """Those of some problems."""
         return FreshSamples(self.problems.part(index), self.batch_size, self.generator)
+
+
+Samples: TypeAlias = FixedSamples | FreshSamples
 
 
 def descend(

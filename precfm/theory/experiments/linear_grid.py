@@ -17,7 +17,7 @@ from precfm.core.statistics import t_estimate
 from precfm.datasets.synthetic import rotation
 from precfm.theory.convergence import descent_excess, stochastic_excess
 from precfm.theory.linear_regression import Target, excess_risk, squared_errors, symmetric
-from precfm.theory.measured_descent import FixedSamples, FreshSamples, descend
+from precfm.theory.measured_descent import FixedSamples, FreshSamples, Samples, descend
 from precfm.theory.option_types import ConditionNumber, Several
 from precfm.theory.regression_grid import Cell, Regressions
 from precfm.theory.sampled_regression import EmpiricalExcess, PathName, matched_normals, random_field
@@ -197,7 +197,7 @@ def _measured(start: Start, rates: Tensor, descent: Descent, seed: int) -> Tenso
         index = torch.arange(first, min(first + BLOCK, len(rates)))
         problems = start.problems.sampled.part(index)
         x, y = start.samples(index)
-        samples: FixedSamples | FreshSamples = FixedSamples(x, y)
+        samples: Samples = FixedSamples(x, y)
         if descent.algorithm == "stochastic":
             generator = generator_for(seed, "batches", first, int(descent.preconditioned))
             samples = FreshSamples(problems, descent.batch_size, generator)

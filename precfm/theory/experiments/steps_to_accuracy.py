@@ -87,7 +87,7 @@ def run(
     plain = Regressions.of(every, bases.repeat(len(cells), 1, 1))
     rows = pd.DataFrame([asdict(cell) for cell in every])
     rows["seed"] = list(range(seeds)) * len(cells)
-    rows["condition_number_t"] = _kappas(plain.closed.variance).numpy()
+    rows["condition_number_t"] = (plain.closed.variance[:, -1] / plain.closed.variance[:, 0]).numpy()
     own = [derived_seed(seed, "data", s) for s in rows["seed"].tolist()]
     drawn, matched = independent_normals(own, samples, dim), matched_normals(own, dim)
     frames = []
@@ -108,11 +108,6 @@ def run(
         few = rows.iloc[index.numpy()]
         frames.append(few.assign(algorithm="stochastic", preconditioned=preconditioned, **steps))
     return {"steps": pd.concat(frames, ignore_index=True)}
-
-
-def _kappas(variances: Tensor) -> Tensor:
-    """Condition numbers, shape (problems,), of ascending variances, (problems, dim)."""
-    return variances[:, -1] / variances[:, 0]
 
 
 def _patience(variances: Tensor, rate: float) -> Tensor:
