@@ -208,7 +208,7 @@ def metrics(
     output: Annotated[Path | None, typer.Option(help="Write the records there as CSV, too.")] = None,
 ) -> None:
     """Compare generated with real: the pipeline's metrics, each with its protocol."""
-    from precfm.metrics.compare import compare
+    from precfm.metrics.files import compare
     from precfm.metrics.values import records
 
     values = compare(

@@ -15,7 +15,7 @@ from precfm.flows.objectives import denoising_score_loss, flow_matching_loss
 from precfm.flows.paths import LinearPath
 from precfm.flows.sampling import integrate
 from precfm.geometry.spectra import class_covariances, condition_number, covariance
-from precfm.metrics.compare import compare
+from precfm.metrics.files import compare
 from precfm.preconditioners.decoder_metric import DecoderMetric
 from precfm.training.trainer import TrainingOptions, train
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from precfm.core.errors import PrecfmError
 from precfm.metrics.bootstrap import frechet_replicates
-from precfm.metrics.frechet import Moments, frechet_distance, frechet_from_moments, moments
+from precfm.metrics.frechet import GaussianFit, frechet_distance, frechet_from_fits, gaussian_fit
 
 
 def sample(n: int, dim: int, seed: int, *, scale: float = 1.0, shift: float = 0.0) -> Tensor:
@@ -64,8 +64,9 @@ def test_commuting_covariances_have_a_closed_form(dim: int, seed: int) -> None:
         10 ** (6 * torch.rand(dim, generator=generator, dtype=torch.float64) - 3) for _ in range(2)
     )
     mean = torch.randn(dim, generator=generator, dtype=torch.float64)
-    value = frechet_from_moments(
-        Moments(mean, basis @ first.sqrt().diag()), Moments(torch.zeros(dim), basis @ second.sqrt().diag())
+    value = frechet_from_fits(
+        GaussianFit(mean, basis @ first.sqrt().diag()),
+        GaussianFit(torch.zeros(dim), basis @ second.sqrt().diag()),
     )
     expected = mean.square().sum() + (first.sqrt() - second.sqrt()).square().sum()
     assert value == pytest.approx(float(expected), rel=1e-6, abs=1e-9 * float(first.sum() + second.sum()))
@@ -106,10 +107,10 @@ def test_a_nearly_identical_set_keeps_its_digits() -> None:
 
 
 @pytest.mark.parametrize("n", [2, 5, 9000])  # fewer rows than dimensions, and more than one chunk of rows
-def test_moments_are_numpys(n: int) -> None:
+def test_fits_are_numpys(n: int) -> None:
     x = sample(n, 7, 3, shift=100.0)
     x = x[x[:, 0].argsort()]
-    found = moments(x)
+    found = gaussian_fit(x)
     np.testing.assert_allclose(found.mean.numpy(), x.double().numpy().mean(0), rtol=1e-13)
     covariance = (found.factor @ found.factor.T).numpy()
     np.testing.assert_allclose(covariance, np.cov(x.double().numpy().T), rtol=1e-9, atol=1e-12)

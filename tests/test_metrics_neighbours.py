@@ -11,7 +11,7 @@ from torch import Tensor
 
 from precfm.core.errors import PrecfmError
 from precfm.metrics import distances
-from precfm.metrics.copying import copying
+from precfm.metrics.copying import copying_check
 from precfm.metrics.distances import nearest
 from precfm.metrics.neighbours import precision_recall
 
@@ -135,26 +135,26 @@ def test_too_few_rows_are_refused() -> None:
 
 def test_copies_are_told_from_new_samples() -> None:
     training, held_out = sample(700, 4, 1), sample(700, 4, 2)
-    fresh = copying(sample(800, 4, 3), training, held_out)
+    fresh = copying_check(sample(800, 4, 3), training, held_out)
     assert fresh.nearer == pytest.approx(0.5, abs=0.06)
     assert fresh.p > 1e-3
     made = torch.cat([training[100:600] + sample(500, 4, 4, 1e-4), sample(300, 4, 5)])
-    copies = copying(made, training, held_out)
+    copies = copying_check(made, training, held_out)
     assert copies.nearer == pytest.approx((500 + 150) / 800, abs=0.06)
     assert copies.p < 1e-20
     assert torch.equal(copies.sources[:500], torch.arange(100, 600))
-    assert copying(held_out, training, held_out).nearer == 0.0
+    assert copying_check(held_out, training, held_out).nearer == 0.0
 
 
 def test_ties_count_half_and_say_nothing_of_copying() -> None:
     both = torch.tensor([[0.0], [1.0]])
-    result = copying(torch.tensor([[0.2], [5.0], [7.0]]), both, both)
+    result = copying_check(torch.tensor([[0.2], [5.0], [7.0]]), both, both)
     assert (result.nearer, result.p) == (0.5, 1.0)
 
 
 def test_copying_needs_sets_of_one_size_and_width() -> None:
     x = torch.zeros(3, 1)
     with pytest.raises(PrecfmError, match="held_out: 2 rows"):
-        copying(x, x, x[:2])
+        copying_check(x, x, x[:2])
     with pytest.raises(PrecfmError, match="held_out has 2"):
-        copying(x, x, torch.zeros(3, 2))
+        copying_check(x, x, torch.zeros(3, 2))

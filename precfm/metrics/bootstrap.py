@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from precfm.metrics.checks import Features, feature_matrix, feature_pair
-from precfm.metrics.frechet import frechet_from_moments, moments
+from precfm.metrics.frechet import frechet_from_fits, gaussian_fit
 
 
 def frechet_replicates(
@@ -43,7 +43,7 @@ def frechet_replicates(
     """
     real = feature_matrix(reference, "reference")
     sets = [feature_pair(features, real)[0] for features in generated]
-    as_they_are = [moments(x) for x in sets] if reference_only else []
+    as_they_are = [gaussian_fit(x) for x in sets] if reference_only else []
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(n: int) -> Tensor:
@@ -51,9 +51,9 @@ def frechet_replicates(
 
     values = torch.empty(replicates, len(sets), dtype=torch.float64)
     for replicate in range(replicates):
-        of_reference = moments(real[drawn(len(real))])
+        of_reference = gaussian_fit(real[drawn(len(real))])
         rows = {n: drawn(n) for n in sorted({len(x) for x in sets})}
-        of_sets = as_they_are or [moments(x[rows[len(x)]]) for x in sets]
+        of_sets = as_they_are or [gaussian_fit(x[rows[len(x)]]) for x in sets]
         for column, of_set in enumerate(of_sets):
-            values[replicate, column] = frechet_from_moments(of_set, of_reference)
+            values[replicate, column] = frechet_from_fits(of_set, of_reference)
     return values

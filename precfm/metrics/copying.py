@@ -32,7 +32,7 @@ class Copying:
     sources: Tensor
 
 
-def copying(generated: Features, training: Features, held_out: Features) -> Copying:
+def copying_check(generated: Features, training: Features, held_out: Features) -> Copying:
     """Compare the distances of generated samples to training data and to held-out data of the same size.
 
     Args:
@@ -46,7 +46,7 @@ def copying(generated: Features, training: Features, held_out: Features) -> Copy
     Example:
         >>> import torch
         >>> training, held_out = torch.tensor([[0.0], [4.0]]), torch.tensor([[1.0], [9.0]])
-        >>> copying(torch.tensor([[0.1], [3.9], [1.2], [8.0]]), training, held_out).nearer
+        >>> copying_check(torch.tensor([[0.1], [3.9], [1.2], [8.0]]), training, held_out).nearer
         0.5
     """
     x, seen = feature_pair(generated, training, ("generated", "training"))

@@ -24,7 +24,7 @@ FewSamples = Literal["refuse", "allow"]
 
 
 @dataclass(frozen=True)
-class Moments:
+class GaussianFit:
     """Mean and a factor of the covariance of a feature set.
 
     Attributes:
@@ -36,17 +36,17 @@ class Moments:
     factor: Tensor
 
 
-def moments(features: Features) -> Moments:
+def gaussian_fit(features: Features) -> GaussianFit:
     """Mean and covariance factor of a feature set of shape (n, dim); the covariance is divided by n - 1."""
     x = feature_matrix(features, "features")
     mean = x.mean(0, dtype=torch.float64)
     triangle = torch.zeros(0, x.shape[1], dtype=torch.float64, device=x.device)
     for rows in torch.split(x, max(4096, 2 * x.shape[1])):  # the triangle of what came before stands for it
         triangle = torch.linalg.qr(torch.cat([triangle, rows - mean]), mode="r").R
-    return Moments(mean, triangle.T / math.sqrt(len(x) - 1))
+    return GaussianFit(mean, triangle.T / math.sqrt(len(x) - 1))
 
 
-def frechet_from_moments(first: Moments, second: Moments) -> float:
+def frechet_from_fits(first: GaussianFit, second: GaussianFit) -> float:
     """Squared Frechet distance |m_a - m_b|^2 + tr(cov_a + cov_b - 2 sqrt(cov_a cov_b)).
 
     Never negative: rounding below zero is set to zero.
@@ -81,4 +81,4 @@ def frechet_distance(
                 "Frechet distance that measures the sample size; take more samples, fewer features or the KID, or set "
                 "few_samples to 'allow'"
             )
-    return frechet_from_moments(moments(x), moments(y))
+    return frechet_from_fits(gaussian_fit(x), gaussian_fit(y))

@@ -9,8 +9,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from precfm.core.errors import PrecfmError
-from precfm.metrics.compare import compare, image_batches, read_features
 from precfm.metrics.evaluate import evaluate_features
+from precfm.metrics.files import compare, image_batches, read_features
 
 
 def pictures(folder: Path, n: int, seed: int, *, size: int = 4, mode: str = "L") -> Path:

@@ -1,4 +1,4 @@
-"""Compare two folders of images, or two files of features: what `precfm metrics REAL GENERATED` does."""
+"""Metrics of folders of images and of files of features: what `precfm metrics REAL GENERATED` does."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,0 +1,16 @@
+from precfm.metrics.bootstrap import frechet_replicates as frechet_replicates
+from precfm.metrics.copying import Copying as Copying
+from precfm.metrics.copying import copying_check as copying_check
+from precfm.metrics.evaluate import METRICS as METRICS
+from precfm.metrics.evaluate import evaluate_features as evaluate_features
+from precfm.metrics.extractors.base import Extractor as Extractor
+from precfm.metrics.extractors.base import extract as extract
+from precfm.metrics.extractors.identity import whitened as whitened
+from precfm.metrics.files import compare as compare
+from precfm.metrics.frechet import frechet_distance as frechet_distance
+from precfm.metrics.kernels import kid as kid
+from precfm.metrics.kernels import mmd_rbf as mmd_rbf
+from precfm.metrics.neighbours import PrecisionRecall as PrecisionRecall
+from precfm.metrics.neighbours import precision_recall as precision_recall
+from precfm.metrics.values import MetricValue as MetricValue
+from precfm.metrics.values import records as records

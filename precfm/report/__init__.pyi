@@ -1,0 +1,13 @@
+from precfm.report.claims import parse_claims as parse_claims
+from precfm.report.claims_document import merge_claims as merge_claims
+from precfm.report.claims_document import write_claims as write_claims
+from precfm.report.figures.style import Drawing as Drawing
+from precfm.report.frames import FRAMES as FRAMES
+from precfm.report.products import write_figure as write_figure
+from precfm.report.products import write_table as write_table
+from precfm.report.reads import LeftOutError as LeftOutError
+from precfm.report.reads import needed as needed
+from precfm.report.tables.blocks import Block as Block
+from precfm.report.tables.blocks import Table as Table
+from precfm.report.verdicts import Verdict as Verdict
+from precfm.report.verdicts import evaluate_claims as evaluate_claims
