@@ -2,7 +2,6 @@
 
 import copy
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,21 +11,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-from precfm.core.registry import load
 from precfm.core.seeds import seeded_module
-from precfm.core.serialization import load_network, new_network, save_network
 from precfm.datasets.synthetic import Gaussian, Mixture, gaussian, mixture
 from precfm.flows.models.gaussian_skip import FLOOR, GaussianSkip, coefficients
 from precfm.flows.models.mlp import MLPVelocity
-from precfm.flows.objectives import flow_matching_loss
+from precfm.flows.objectives import FlowMatching
 from precfm.flows.paths import LinearPath, ProbabilityPath, VariancePreservingPath
 from precfm.theory.mixtures import ExactVelocity
-from precfm.training.trainer import TrainingOptions, train
+from precfm.training.options import TrainingOptions
+from precfm.training.trainer import train
 
-PATHS: dict[str, ProbabilityPath] = {"linear": LinearPath(), "variance_preserving": VariancePreservingPath()}
+PATHS: list[ProbabilityPath] = [LinearPath(), VariancePreservingPath()]
+every_path = pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
 SKIPS = ("none", "scalar", "mean", "covariance", "classwise")
+every_skip = pytest.mark.parametrize("skip", SKIPS)
 DIM = 4
-SMALL: dict[str, Any] = {"width": 16, "depth": 2}
+PLAIN: dict[str, Any] = {"skip": "none", "input_scaling": False, "output_scaling": False}
 
 
 def exact_rows(law: Gaussian) -> Tensor:
@@ -48,10 +48,17 @@ def law_rows(law: Mixture, times: int = 10) -> tuple[Tensor, Tensor]:
     return torch.cat(parts), labels
 
 
+def unfitted(
+    dim: int, classes: int, path: ProbabilityPath = PATHS[0], width: int = 16, **options: Any
+) -> GaussianSkip:
+    return seeded_module(
+        lambda: GaussianSkip(MLPVelocity(dim, classes, width=width, depth=2), path, **options), 0
+    )
+
+
 def fitted(x1: Tensor, labels: Tensor | None, classes: int, **options: Any) -> GaussianSkip:
-    model = seeded_module(lambda: GaussianSkip(x1.shape[1], classes, **{**SMALL, **options}), 0)
-    model = model.to(x1.dtype)
-    model.fit_statistics(x1, labels)
+    model = unfitted(x1.shape[1], classes, **options).to(x1.dtype)
+    model.fit(x1, labels)
     return model
 
 
@@ -69,11 +76,7 @@ def points(n: int, dim: int, t: float, classes: int = 1) -> tuple[Tensor, Tensor
     return x_t, torch.full((n,), t, dtype=torch.float64), torch.arange(n) % classes
 
 
-def test_registered_name_is_this_class() -> None:
-    assert load("models", "gaussian_skip") is GaussianSkip
-
-
-@pytest.mark.parametrize("path", PATHS)
+@every_path
 @given(
     dim=st.integers(1, 12),
     log_kappa=st.floats(0, 6),
@@ -83,59 +86,59 @@ def test_registered_name_is_this_class() -> None:
 )
 @settings(max_examples=40, deadline=None)
 def test_an_untrained_field_is_the_exact_velocity_of_a_gaussian(
-    path: Any, dim: int, log_kappa: float, t: float, seed: int, shift: float
+    path: ProbabilityPath, dim: int, log_kappa: float, t: float, seed: int, shift: float
 ) -> None:
     law = gaussian(dim, 10**log_kappa if dim > 1 else 1.0, seed=seed)
     law = Gaussian(law.eigenvalues, law.basis, law.mean + shift)
     model = fitted(exact_rows(law), None, 0, path=path)
     x_t, times, _ = points(9, dim, t)
-    expected = ExactVelocity(Mixture(torch.ones(1).double(), (law,)), PATHS[path])(x_t, times)
+    expected = ExactVelocity(Mixture(torch.ones(1).double(), (law,)), path)(x_t, times)
     assert torch.allclose(
         model(x_t, times), expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()) + 1e-9
     )
 
 
-@pytest.mark.parametrize("path", PATHS)
+@every_path
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.99, 1.0])
 def test_an_untrained_classwise_field_is_the_exact_conditional_velocity_of_a_mixture(
-    path: Any, t: float
+    path: ProbabilityPath, t: float
 ) -> None:
     law = mixture(DIM, [1, 30, 1e4], seed=1)
     model = fitted(*law_rows(law), 3, skip="classwise", path=path)
     assert model.notes == []
     x_t, times, labels = points(9, DIM, t, classes=3)
-    expected = ExactVelocity(law, PATHS[path])(x_t, times, labels)
+    expected = ExactVelocity(law, path)(x_t, times, labels)
     assert torch.allclose(model(x_t, times, labels), expected, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_a_float32_field_is_near_the_exact_velocity_up_to_both_ends(path: Any) -> None:
+@every_path
+def test_a_float32_field_is_near_the_exact_velocity_up_to_both_ends(path: ProbabilityPath) -> None:
     law = gaussian(16, 1e6, seed=3)
     model = fitted(law.sample(5000, 0).float(), None, 0, path=path)
     reference = fitted(law.sample(5000, 0), None, 0, path=path)
     for t in (0.0, 1e-4, 0.5, 0.999, 0.9999, 1.0):
         x1, x0 = law.sample(50, 1), torch.randn(50, 16, generator=torch.Generator().manual_seed(0)).double()
         times = torch.full((50,), t).double()
-        x_t = PATHS[path].sample(x0, x1, times)[0]
+        x_t = path.sample(x0, x1, times)[0]
         error = model(x_t.float(), times.float()) - reference(x_t, times)
         assert float(error.detach().abs().max()) < 2e-3
 
 
-@pytest.mark.parametrize("path", PATHS)
+@every_path
 @pytest.mark.parametrize("t", [0.1, 0.6, 0.95])
-def test_coefficients_against_monte_carlo(path: str, t: float) -> None:
+def test_coefficients_against_monte_carlo(path: ProbabilityPath, t: float) -> None:
     generator = torch.Generator().manual_seed(0)
     eigenvalues = torch.tensor([1e-2, 0.5, 4.0]).double()
     x1 = torch.randn(200_000, 3, generator=generator).double() * eigenvalues.sqrt()
     x0 = torch.randn(200_000, 3, generator=generator).double()
     time = torch.tensor([[t]]).double()
-    x_t, velocity = PATHS[path].sample(x0, x1, time.expand(len(x1), 1)[:, 0])
+    x_t, velocity = path.sample(x0, x1, time.expand(len(x1), 1)[:, 0])
     slope = (x_t * velocity).sum(0) / x_t.square().sum(0)
-    skip, in_scale, out_scale = (value[0] for value in coefficients(eigenvalues, time, PATHS[path]))
+    skip, in_scale, out_scale = (value[0] for value in coefficients(eigenvalues, time, path))
     assert torch.allclose(skip, slope, rtol=0.02, atol=0.02)
     assert torch.allclose((in_scale * x_t).square().mean(0), torch.ones(3).double(), rtol=0.02)
     assert torch.allclose(((velocity - slope * x_t).std(0)), out_scale, rtol=0.02)
-    none = coefficients(eigenvalues, time, PATHS[path], with_skip=False)
+    none = coefficients(eigenvalues, time, path, with_skip=False)
     assert torch.equal(none.skip, torch.zeros(1, 3).double())
     assert torch.allclose(velocity.std(0), none.out_scale[0], rtol=0.02)
 
@@ -200,10 +203,12 @@ def test_an_untrained_field_of_each_skip() -> None:
             assert torch.allclose(found[row], expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("skip", SKIPS)
+@every_path
+@every_skip
 @pytest.mark.parametrize("scalings", [(False, False), (True, False), (False, True), (True, True)])
-def test_the_network_is_scaled_as_asked(skip: Any, scalings: tuple[bool, bool], path: Any) -> None:
+def test_the_network_is_scaled_as_asked(
+    skip: Any, scalings: tuple[bool, bool], path: ProbabilityPath
+) -> None:
     law = mixture(DIM, [5, 100, 1e3], seed=2)
     x, labels = law.sample(3000, 0)
     options = {"skip": skip, "input_scaling": scalings[0], "output_scaling": scalings[1], "path": path}
@@ -216,8 +221,8 @@ def test_the_network_is_scaled_as_asked(skip: Any, scalings: tuple[bool, bool], 
         return
     which = asked if skip == "classwise" else torch.zeros_like(asked)
     basis = model.basis[which] if hasattr(model, "basis") else torch.eye(DIM).double().repeat(6, 1, 1)
-    found = coefficients(model.eigenvalues[which], times[:, None], PATHS[path], skip != "none")
-    centred = x_t - PATHS[path].alpha(times)[:, None] * model.means[asked]
+    found = coefficients(model.eigenvalues[which], times[:, None], path, skip != "none")
+    centred = x_t - path.alpha(times)[:, None] * model.means[asked]
     along = (basis.mT @ centred[..., None])[..., 0] * found.in_scale
     learned = model.network(along if scalings[0] else x_t, times, asked)
     if scalings[1]:
@@ -226,28 +231,21 @@ def test_the_network_is_scaled_as_asked(skip: Any, scalings: tuple[bool, bool], 
 
 
 def test_without_skip_and_scaling_it_is_the_plain_network() -> None:
-    plain = {"skip": "none", "input_scaling": False, "output_scaling": False}
-    model = seeded_module(lambda: GaussianSkip(DIM, 3, **SMALL, **plain), 5)
-    mlp = seeded_module(lambda: MLPVelocity(DIM, 3, **SMALL), 5)
-    x_t, t, labels = (
-        value.float() if value.is_floating_point() else value for value in points(6, DIM, 0.4, 3)
-    )
-    assert torch.equal(model(x_t, t, labels), mlp(x_t, t, labels))
+    model, mlp = unfitted(DIM, 3, **PLAIN), seeded_module(lambda: MLPVelocity(DIM, 3, width=16, depth=2), 0)
+    x_t, t, labels = points(6, DIM, 0.4, 3)
+    assert torch.equal(model(x_t.float(), t.float(), labels), mlp(x_t.float(), t.float(), labels))
     assert {name.removeprefix("network.") for name in model.state_dict()} == set(mlp.state_dict())
 
 
-@pytest.mark.parametrize("skip", SKIPS)
+@every_skip
 def test_training_reaches_every_weight_and_leaves_the_statistics(skip: Any) -> None:
     x, labels = mixture(DIM, [5, 1e3], seed=2).sample(500, 0)
     model = fitted(x.float(), labels, 2, skip=skip)
     start = copy.deepcopy(model.state_dict())
     parameters = {name for name, _ in model.named_parameters()}
-
-    def loss(module: Any, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
-        return flow_matching_loss(module, LinearPath(), batch[0], batch[1], generator)
-
+    objective = FlowMatching().prepare(LinearPath(), x.float())
     options = TrainingOptions(steps=3, batch_size=64, ema_decay=0.5)
-    train(model, loss, (x.float(), labels), options, seed=0)
+    train(model, objective, (x.float(), labels), options, seed=0)
     for name, value in model.state_dict().items():
         assert torch.equal(value, start[name]) is (name not in parameters), name
 
@@ -262,37 +260,44 @@ def test_what_is_not_gaussian_is_learnt_on_top() -> None:
     t = torch.full((200,), 0.8)
     x_t = LinearPath().sample(torch.randn(200, 1, generator=torch.Generator().manual_seed(0)), x[:200], t)[0]
     expected = ExactVelocity(law, LinearPath())(x_t, t)
-
-    def loss(module: Any, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
-        return flow_matching_loss(module, LinearPath(), batch[0], None, generator)
-
     before = float((model(x_t, t) - expected).detach().square().mean())
-    train(model, loss, (x,), TrainingOptions(steps=300, learning_rate=1e-2), seed=0)
+    objective, options = (
+        FlowMatching().prepare(LinearPath(), x),
+        TrainingOptions(steps=300, learning_rate=1e-2),
+    )
+    train(model, objective, (x,), options, seed=0)
     assert float((model(x_t, t) - expected).detach().square().mean()) < 0.3 * before
 
 
-@pytest.mark.parametrize("skip", SKIPS)
+@every_skip
 @pytest.mark.parametrize("classes", [0, 3])
-def test_a_saved_field_comes_back_with_its_statistics(skip: str, classes: int, tmp_path: Path) -> None:
+def test_weights_carry_the_statistics_and_whether_there_are_any(skip: Any, classes: int) -> None:
     x, labels = mixture(DIM, [5, 100, 1e3], seed=2).sample(200, 0)
-    spec = {"name": "gaussian_skip", "skip": skip, **SMALL}
-    model, description = new_network("models", spec, 3, dim=DIM, num_classes=classes)
-    assert isinstance(model, GaussianSkip)
-    model.fit_statistics(x.float(), labels)
-    awake(model)
-    save_network(model, description, tmp_path)
+    model, again = awake(fitted(x.float(), labels, classes, skip=skip)), unfitted(DIM, classes, skip=skip)
     x_t, t, asked = points(6, DIM, 0.4, classes=3)
-    arguments = x_t.float(), t.float(), asked
-    assert torch.equal(load_network(tmp_path)(*arguments), model(*arguments))
-    assert torch.equal(copy.deepcopy(model)(*arguments), model(*arguments))
+    for unready in (again, copy.deepcopy(again)):
+        unready.load_state_dict(unready.state_dict())
+        with pytest.raises(PrecfmError, match="before fit"):
+            unready(x_t.float(), t.float(), asked)
+    again.load_state_dict(model.state_dict())
+    expected = model(x_t.float(), t.float(), asked)
+    for same in (again, copy.deepcopy(model)):
+        assert torch.equal(same(x_t.float(), t.float(), asked), expected)
 
 
-def test_use_before_the_statistics_is_refused(tmp_path: Path) -> None:
-    model, description = new_network("models", {"name": "gaussian_skip", **SMALL}, 3, dim=DIM, num_classes=0)
-    save_network(model, description, tmp_path)
-    for unready in (model, load_network(tmp_path), copy.deepcopy(model)):
-        with pytest.raises(PrecfmError, match="before fit_statistics"):
-            unready(torch.zeros(2, DIM), torch.zeros(2))
+def test_a_wrapper_may_stand_around_another() -> None:
+    """Untrained, the outer one alone counts: the inner one's output is what it adds to."""
+    x, labels = mixture(DIM, [5, 1e3], seed=2).sample(500, 0)
+    inner = fitted(x, labels, 2, skip="mean")
+    outer = GaussianSkip(
+        inner, LinearPath(), skip="classwise", input_scaling=False, output_scaling=False
+    ).double()
+    outer.fit(x, labels)
+    x_t, t, asked = points(6, DIM, 0.3, classes=2)
+    both = inner(x_t, t, asked) + fitted(x, labels, 2, skip="classwise")(x_t, t, asked)
+    torch.testing.assert_close(outer(x_t, t, asked), both)
+    assert (outer.dim, outer.num_classes) == (DIM, 2)
+    assert outer.options == {"skip": "classwise", "input_scaling": False, "output_scaling": False}
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 25, 40])
@@ -318,7 +323,7 @@ def test_small_classes_lean_on_the_pooled_covariance(rows: int) -> None:
     assert bool(velocity.isfinite().all())
 
 
-@pytest.mark.parametrize("skip", SKIPS)
+@every_skip
 def test_flat_directions_are_floored_and_both_ends_are_finite(skip: Any) -> None:
     x, labels = mixture(DIM, [5, 100], seed=2).sample(300, 0)
     x[:, 1] = 0.5
@@ -335,23 +340,26 @@ def test_flat_directions_are_floored_and_both_ends_are_finite(skip: Any) -> None
 
 def test_bad_input_is_refused() -> None:
     x, labels = mixture(DIM, [5, 100], seed=2).sample(50, 0)
-    model = seeded_module(lambda: GaussianSkip(DIM, 2, **SMALL), 0)
-    for wrong, asked, message in [
-        (x[:, :2], labels, r"must be \(n, 4\)"),
-        (x[:1], labels[:1], "at least 2"),
-        (x.index_fill(0, torch.tensor([7]), math.nan), labels, "row 7"),
-        (x, None, "labels are missing"),
-        (x, labels[:-1], "labels have shape"),
-        (x, labels + 1, "label 2 is out of range"),
-        (torch.ones(50, DIM), labels, "does not vary"),
+    model = unfitted(DIM, 2)
+    for wrong, asked, field in [
+        (x[:, :2], labels, "z1: got shape"),
+        (x[:1], labels[:1], "z1: got shape"),
+        (x.index_fill(0, torch.tensor([7]), math.nan), labels, "z1: .*row 7"),
+        (x, None, "labels: missing"),
+        (x, labels[:-1], "labels: got shape"),
+        (x, labels + 1, "labels: got 2"),
+        (torch.ones(50, DIM), labels, "z1: does not vary"),
     ]:
-        with pytest.raises(PrecfmError, match=message):
-            model.fit_statistics(wrong, asked)
-    model.fit_statistics(x, labels)
-    with pytest.raises(PrecfmError, match=r"must be \(batch, 4\)"):
-        model(torch.zeros(6, 5), torch.zeros(6), torch.zeros(6, dtype=torch.int64))
-    with pytest.raises(PrecfmError, match="label 2 is out of range"):
-        model(torch.zeros(1, 4), torch.zeros(1), torch.tensor([2]))
-    for options in ({"skip": "some"}, {"path": "curved"}, {"width": 0}):
-        with pytest.raises(PrecfmError, match=next(iter(options))):
-            GaussianSkip(DIM, **options)
+        with pytest.raises(PrecfmError, match=f"^{field}"):
+            model.fit(wrong, asked)
+    model.fit(x, labels)
+    for x_t, asked, field in [
+        (torch.zeros(1, 5), labels[:1], "x_t: got shape"),
+        (torch.zeros(1, 4), torch.tensor([2]), "labels: got 2"),
+        (torch.zeros(1, 4), None, "labels: missing"),
+    ]:
+        with pytest.raises(PrecfmError, match=f"^{field}"):
+            model(x_t, torch.zeros(1), asked)
+    for field, wrong in {"skip": "some", "path": "linear", "network": "mlp", "input_scaling": 1}.items():
+        with pytest.raises(PrecfmError, match=f"^{field}: got "):
+            GaussianSkip(**{"network": MLPVelocity(DIM), "path": LinearPath(), field: wrong})
