@@ -3,7 +3,6 @@ import torch
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-from precfm.core.registry import load
 from precfm.core.seeds import seeded_module
 from precfm.flows.models.mlp import MLPVelocity
 
@@ -15,10 +14,6 @@ def inputs(
     x_t = torch.randn(n, dim, generator=generator, dtype=dtype)
     t = torch.rand(n, generator=generator, dtype=dtype)
     return x_t, t, torch.randint(max(classes, 1), (n,), generator=generator)
-
-
-def test_registered_name_is_this_class() -> None:
-    assert load("models", "mlp") is MLPVelocity
 
 
 @pytest.mark.parametrize("classes", [0, 1, 10])
@@ -71,28 +66,51 @@ def test_seeded_module_is_a_function_of_its_seed_and_leaves_the_global_state() -
     assert not torch.equal(first.head.weight, other.head.weight)
 
 
-def test_wrong_labels_are_told() -> None:
+def test_what_a_wrapper_and_a_file_ask_of_a_network() -> None:
+    model = MLPVelocity(4, 3, width=8, depth=1)
+    assert model.options == {"width": 8, "depth": 1, "time_features": 32}
+    model.zero_output()
+    assert not model(*inputs(6, 4, 3)).any()
+
+
+def test_wrong_points_and_labels_are_refused() -> None:
     model = MLPVelocity(4, 3)
     x_t, t, labels = inputs(6, 4, 3)
-    with pytest.raises(PrecfmError, match="labels are missing; a network of 3 classes"):
-        model(x_t, t)
-    for wrong in (3, -1):
-        with pytest.raises(PrecfmError, match=rf"label {wrong} is out of range; it must be in 0\.\.2"):
-            model(x_t, t, torch.where(labels == labels[0], wrong, labels))
-    with pytest.raises(PrecfmError, match=r"labels have shape \(5,\)"):
-        model(x_t, t, labels[:5])
+    for wrong, field in [
+        ((x_t, t), "labels: missing"),
+        ((x_t, t, torch.where(labels == labels[0], 3, labels)), "labels: got 3"),
+        ((x_t, t, torch.where(labels == labels[0], -1, labels)), "labels: got -1"),
+        ((x_t, t, labels[:5]), r"labels: got shape \(5,\)"),
+        ((x_t, t, labels.float()), "labels: .*float32"),
+        ((x_t, t, labels.tolist()), "labels: got a list"),
+        ((x_t[:, :3], t, labels), "x_t: got shape"),
+        ((x_t[0], t, labels), "x_t: got shape"),
+        ((x_t[:, :, None], t, labels), "x_t: got shape"),
+        ((x_t.double(), t, labels), "x_t: got dtype torch.float64"),
+        ((x_t.numpy(), t, labels), "x_t: got a ndarray"),
+    ]:
+        with pytest.raises(PrecfmError, match=f"^{field}"):
+            model(*wrong)
 
 
-@pytest.mark.parametrize("shape", [(6, 5), (6,), (6, 4, 1)])
-def test_samples_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(PrecfmError, match=r"must be \(batch, 4\)"):
-        MLPVelocity(4)(torch.zeros(shape), torch.zeros(6))
+def test_a_network_under_autocast_takes_other_precisions() -> None:
+    x_t, t, _ = inputs(6, 4, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert MLPVelocity(4)(x_t.bfloat16(), t).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("dim", 0), ("num_classes", -1), ("width", 0), ("depth", 0), ("time_features", 3), ("time_features", 0)],
+    [
+        ("dim", 0),
+        ("num_classes", -1),
+        ("width", 0),
+        ("width", 8.0),
+        ("depth", 0),
+        ("time_features", 3),
+        ("time_features", 0),
+    ],
 )
-def test_sizes_out_of_range_are_refused(field: str, value: int) -> None:
-    with pytest.raises(PrecfmError, match=f"{field}: got {value}, but "):
-        MLPVelocity(**{"dim": 4, field: value})
+def test_sizes_out_of_range_are_refused(field: str, value: object) -> None:
+    with pytest.raises(PrecfmError, match=f"^{field}: got {value}; "):
+        MLPVelocity(**{"dim": 4, field: value})  # type: ignore[arg-type]

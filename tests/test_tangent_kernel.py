@@ -12,13 +12,8 @@ from torch import nn
 from precfm.core.errors import PrecfmError
 from precfm.flows.models.mlp import MLPVelocity
 from precfm.flows.paths import LinearPath, VariancePreservingPath
-from precfm.flows.tangent_kernel import (
-    kernel_condition,
-    kernel_report,
-    predicted_steps,
-    smoothed_velocity,
-    tangent_kernel,
-)
+from precfm.flows.smoothed_velocity import learnable_velocity, smoothed_velocity
+from precfm.flows.tangent_kernel import kernel_condition, kernel_report, predicted_steps, tangent_kernel
 
 
 class Linear(nn.Module):
@@ -187,21 +182,29 @@ def test_a_curved_inverse_weighs_each_point_by_its_own_derivative():
     assert curved["initial_residual"] > 4 * plain["initial_residual"]
 
 
-def test_small_classes_fall_back_on_all_data_and_labels_may_be_missing():
-    z1 = draw(7, 60, 4)
-    labels = torch.zeros(60, dtype=torch.int64)
-    labels[:3] = 1
-    assert math.isfinite(report(z1, labels, classes=2, points=50)["initial_residual"])
-    assert math.isfinite(report(z1, None)["initial_residual"])
+def test_each_class_has_its_own_velocity_unless_it_has_few_rows():
+    data, labels = draw(7, 60, 4), torch.arange(60) % 2
+    points, t, asked = draw(8, 6, 4), torch.linspace(0.1, 0.9, 6).double(), torch.arange(6) % 2
+    found = learnable_velocity(LinearPath(), points, t, asked, data, labels)
+    for label in (0, 1):
+        own = smoothed_velocity(
+            LinearPath(), points[asked == label], t[asked == label], data[labels == label]
+        )
+        torch.testing.assert_close(found[asked == label], own)
+    labels[:] = 0
+    labels[:4] = 1  # no more rows than dimensions
+    all_data = smoothed_velocity(LinearPath(), points, t, data)
+    few = learnable_velocity(LinearPath(), points, t, asked, data, labels)
+    torch.testing.assert_close(few[asked == 1], all_data[asked == 1])
+    assert not torch.allclose(few[asked == 0], all_data[asked == 0])
+    torch.testing.assert_close(learnable_velocity(LinearPath(), points, t, None, data, None), all_data)
+    assert math.isfinite(report(data, None)["initial_residual"])
 
 
 def test_mistakes_are_named():
     z1 = draw(8, 12, 2)
-    with pytest.raises(PrecfmError, match="points is 11"):
-        report(z1, None, points=11)
-    with pytest.raises(PrecfmError, match="learning_rate is 0"):
-        report(z1, None, learning_rate=0)
-    with pytest.raises(PrecfmError, match="threshold is nan"):
-        report(z1, None, threshold=math.nan)
-    with pytest.raises(PrecfmError, match="kernel has shape"):
+    for field, value in {"points": 11, "learning_rate": 0, "threshold": math.nan, "seed": "1"}.items():
+        with pytest.raises(PrecfmError, match=f"^{field}: got "):
+            report(z1, None, **{field: value})
+    with pytest.raises(PrecfmError, match=r"^kernel: got shape"):
         predicted_steps(torch.eye(3), torch.ones(4), 0.1, 0.1)
