@@ -2,25 +2,25 @@
 
 import json
 import random
-import runpy
 import shutil
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
-import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from precfm.audit.lineage import FRAMES, experiments_of, lineage
-from precfm.audit.lineage_text import WIDTH, tree, without_defaults
+from precfm.audit.lineage import lineage
+from precfm.audit.lineage_text import WIDTH, tree
 from precfm.cli import app
 from precfm.core.errors import PrecfmError
-from precfm.core.registry import REGISTRY
+from precfm.core.registry import load
 from precfm.pipeline.build import build
-from precfm.pipeline.fingerprints import SCRIPTS, modules
+from precfm.pipeline.node import PUBLISHED
+from precfm.pipeline.products import write_products
 from precfm.pipeline.publication import publish
+from precfm.report.frames import FRAMES, sources_of
+from precfm.report.reads import declared
+from tests.workflow import git, run
 
 METRICS = """dataset,method,step,metric,value
 mnist5k-L16,whitening,60,frechet,1.5
@@ -29,24 +29,42 @@ mnist5k-L16,none,60,frechet,2.5
 PAIRED = """dataset,method,baseline,step,metric,value
 mnist5k-L16,whitening,none,60,frechet,-1.0
 """
+THEORY = """claim,statistic,value,frame
+C2,slope,1.0,steps_to_accuracy.steps
+C1,error,1.0,linear_grid.identity
+C2,slope,1.0,
+"""
+TABLES = {"paired": PAIRED, "theory": THEORY}
+VERDICT = {
+    "text": "",
+    "experiment": "mine",
+    "verdict": "supported",
+    "reason": "",
+    "methods": [],
+    "statistics": [],
+}
+CLAIMS = {"claims": [{"claim": claim, **VERDICT} for claim in ("C2", "C6")]}
 
 
 def make(job):
     label = job.node.label
     if job.node.kind == "table_files":
-        (job.folder / f"{label}.csv").write_text(PAIRED if label == "paired" else METRICS)
+        (job.folder / f"{label}.csv").write_text(TABLES.get(label, METRICS))
     elif job.node.kind == "verdicts":
-        (job.folder / "claims.json").write_text('{"claims": []}')
+        job.write_json("claims.json", CLAIMS)
+    elif job.node.kind == "frames":
+        (job.folder / "records.csv").write_text("dataset,method,seed,value\nmnist5k-L16,whitening,4,1.0\n")
     else:
         job.write_json(f"{job.node.kind}-{label}.json", {"key": job.node.key})
 
 
 @pytest.fixture
 def plan(planned):
-    plan = planned({"seeds": [3, 4]})
+    theory = {name: {"run": {"name": name}, "seeds": [7]} for name in ("linear_grid", "steps_to_accuracy")}
+    plan = planned({"seeds": [3, 4], "theory": theory})
     for node in plan.nodes.values():
         build(node, make)
-    publish(plan)
+    write_products(plan)
     return plan
 
 
@@ -64,37 +82,74 @@ def about(plan, role, **wanted):
     (frames,) = plan.of("frames")
     pairs = zip(frames.parents[role], frames.params["about"][role], strict=True)
     return {
-        node_id for node_id, told in pairs if all(told.get(name) in some for name, some in wanted.items())
+        node_id for node_id, each in pairs if all(each.get(name) in some for name, some in wanted.items())
     }
 
 
-def table(plan, name):
-    (node,) = [node for node in plan.of("table_files") if node.label == name]
-    return node.id
+def behind(plan, kind, label, meant):
+    """What there is behind a report that is made of these artifacts."""
+    (root,) = [node.id for node in plan.of(kind) if node.label == label]
+    return {root, plan.of("frames")[0].id}.union(*(ancestors(plan, node_id) for node_id in meant))
 
 
-def test_a_whole_table_comes_from_all_that_the_plan_says(plan):
-    traced = lineage("results/mine/tables/metrics.csv")
-    assert set(traced.steps) == ancestors(plan, table(plan, "metrics"))
-    assert traced.root == table(plan, "metrics")
+@pytest.mark.parametrize(
+    ("kind", "group", "label", "file"),
+    [
+        ("table_files", "tables", "metrics", "tables/metrics.csv"),
+        ("table_files", "tables", "theory", "tables/theory.csv"),
+        ("figure_files", "figures", "spectra", "figures/figure_files-spectra.json"),
+    ],
+)
+def test_a_whole_report_comes_from_the_frames_that_it_declares(plan, kind, group, label, file):
+    traced = lineage(f"results/mine/{file}")
+    roles = {role for frame in declared(load(group, label)) for role in sources_of(frame).roles}
+    meant = set().union(*(about(plan, role) for role in roles))
+    assert meant
+    assert set(traced.steps) == behind(plan, kind, label, meant)
     assert traced.notes == ()
 
 
 @pytest.mark.parametrize(
-    ("target", "name", "methods"),
+    ("target", "label", "methods"),
     [
         ("metrics.csv:1,value", "metrics", {"whitening"}),
         ("metrics.csv:2", "metrics", {"none"}),
         ("paired.csv:1,value", "paired", {"whitening", "none"}),
     ],
 )
-def test_a_row_comes_from_its_methods_and_seeds_alone(plan, target, name, methods):
+def test_a_row_comes_from_its_methods_and_seeds_alone(plan, target, label, methods):
     traced = lineage(f"results/mine/tables/{target}")
     meant = about(plan, "evaluations", dataset={"mnist5k-L16"}, method=methods)
-    expected = set().union(*(ancestors(plan, node_id) for node_id in meant))
-    assert set(traced.steps) == expected | {table(plan, name), plan.of("frames")[0].id}
+    assert len(meant) == 2 * len(methods)
+    assert set(traced.steps) == behind(plan, "table_files", label, meant)
     assert traced.seeds == (3, 4)
-    assert len([step for step in traced.steps.values() if step.kind == "evaluations"]) == 2 * len(methods)
+
+
+@pytest.mark.parametrize(("row", "runs"), [(1, {"steps_to_accuracy"}), (2, {"linear_grid"})])
+def test_a_row_of_the_theory_table_comes_from_the_experiment_whose_statistic_it_is(plan, row, runs):
+    traced = lineage(f"results/mine/tables/theory.csv:{row}")
+    meant = about(plan, "theory", run=runs)
+    assert set(traced.steps) == behind(plan, "table_files", "theory", meant)
+    assert traced.seeds == (7,)
+
+
+def test_a_row_that_does_not_say_its_table_comes_from_all_experiments(plan):
+    traced = lineage("results/mine/tables/theory.csv:3")
+    assert about(plan, "theory") <= traced.steps.keys()
+
+
+def test_a_claim_comes_from_the_frames_of_its_statistics(plan):
+    of_theory, of_data = (lineage(f"results/mine/claims.json:{claim}") for claim in ("C2", "C6"))
+    assert {step.kind for step in of_theory.steps.values()} == {"verdicts", "frames", "theory"}
+    assert about(plan, "diagnostics") <= of_data.steps.keys()
+    assert of_theory.cell.value == "supported"
+
+
+def test_a_row_of_a_frame_comes_from_the_artifacts_that_it_names(plan):
+    (frames,) = plan.of("frames")
+    traced = lineage(f"{frames.folder}/records.csv:1")
+    (meant,) = about(plan, "evaluations", method={"whitening"}, seed={4})
+    assert set(traced.steps) == {frames.id} | ancestors(plan, meant)
 
 
 def test_the_steps_hold_code_parameters_seeds_and_sources(plan):
@@ -102,9 +157,8 @@ def test_the_steps_hold_code_parameters_seeds_and_sources(plan):
     assert traced.cell.value == "1.5"
     for node_id, step in traced.steps.items():
         node = plan.nodes[node_id]
-        assert step.fingerprint == node.fingerprint
+        assert (step.fingerprint, step.script) == (node.fingerprint, node.script)
         assert json.loads(json.dumps(step.params)) == json.loads(json.dumps(node.params))
-        assert list(step.modules) == modules(SCRIPTS / node.script, node.targets)
         assert step.files
         assert step.here
     (data,) = plan.of("data")
@@ -112,15 +166,26 @@ def test_the_steps_hold_code_parameters_seeds_and_sources(plan):
     assert all(len(sha256) == 64 for sha256 in traced.sources["mnist5k"]["files"].values())
 
 
-def test_the_manifest_alone_tells_the_same(plan):
+def test_a_manifest_alone_says_the_same(plan, project):
     target = "results/mine/tables/metrics.csv:1,value"
     before = lineage(target).to_json()
+    run(project, "git", "init", "-q")
+    git(project, "add", "config")
+    git(project, "commit", "-q", "-m", "first")
+    publish(plan)
     for kind in {node.kind for node in plan.nodes.values()}:
         shutil.rmtree(Path("results/mine") / kind)
-    after = lineage(target).to_json()
-    for step in (*before["steps"].values(), *after["steps"].values()):
-        step.pop("here")
-    assert json.dumps(after) == json.dumps(before)
+    local = lineage(target).to_json()
+    shutil.rmtree("config")
+    of_published = lineage(target.replace("results", str(PUBLISHED))).to_json()
+    assert of_published["revision"]["commit"] == git(project, "rev-parse", "HEAD").strip()
+    assert lineage(f"{PUBLISHED}/mine/frames/records.csv:1").seeds == (4,)
+    for one in (before, local, of_published):
+        for step in one["steps"].values():
+            step.pop("here")
+        for field in ("file", "revision", "notes"):
+            one.pop(field)
+    assert json.dumps(before) == json.dumps(local) == json.dumps(of_published)
 
 
 def test_an_artifact_and_a_file_in_it_can_be_asked_for(plan):
@@ -129,28 +194,29 @@ def test_an_artifact_and_a_file_in_it_can_be_asked_for(plan):
     assert set(lineage(file.as_posix()).steps) == ancestors(plan, node.id)
 
 
-def test_what_was_published_earlier_is_said(plan, planned):
+def test_what_other_code_made_is_noted(plan, planned):
     planned({"seeds": [3, 4], "methods": {"whitening": {"preconditioner": {"exponent": 0.25}}}})
-    assert "earlier code or with other parameters" in lineage("results/mine/tables/metrics.csv").notes[0]
+    assert "other code or with other parameters" in lineage("results/mine/tables/metrics.csv").notes[0]
     Path("results/mine/tables/metrics.csv").write_text(METRICS.replace("1.5", "1.4"))
     assert "is not what table_files/metrics" in lineage("results/mine/tables/metrics.csv:1,value").notes[-1]
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_the_tree_tells_every_artifact_once(plan, full):
+def test_the_tree_describes_every_artifact_once(plan, full):
     traced = lineage("results/mine/tables/metrics.csv:1,value")
     lines = list(tree(traced, full=full))
     assert "value = 1.5" in lines[0]
-    assert "seeds 3, 4" in "\n".join(lines[:4])
+    assert any("training seeds 3, 4" in line for line in lines)
     for node_id, step in traced.steps.items():
-        titles = [line for line in lines if line.endswith((f"+- {node_id}", f": {node_id}"))]
-        assert len([line for line in titles if "see above" not in line]) == 1
+        described = [line for line in lines if line.endswith((f"+- {node_id}", f": {node_id}"))]
+        assert len([line for line in described if "see above" not in line]) == 1
         assert any(step.fingerprint in line for line in lines)
+        checksum = next(iter(step.files.values()))["sha256"]
+        assert any(checksum in line for line in lines) is (full or node_id == traced.root)
     assert any("mnist5k d2f795d9" in line for line in lines)
     assert any(line.split()[-1] == traced.sha256 for line in lines)
-    flat_parameters = " ".join("\n".join(lines).replace("|", " ").split())
-    assert ("training.optimizer=adam" in flat_parameters) is full
-    assert "training.checkpoints=[30, 60]" in flat_parameters
+    parameters = " ".join("\n".join(lines).replace("|", " ").split())
+    assert "training.checkpoints=[30, 60]" in parameters
 
 
 @pytest.mark.parametrize("target", ["metrics.csv:1,value", "paired.csv:1", "metrics.csv"])
@@ -158,13 +224,12 @@ def test_the_short_tree_fits_on_a_terminal_and_keeps_every_edge(plan, target):
     traced = lineage(f"results/mine/tables/{target}")
     lines = list(tree(traced))
     assert max(map(len, lines)) <= WIDTH
-    assert len(lines) < len(list(tree(traced, full=True)))
     found, path = set(), []
     for line in "\n".join(lines).replace(",\n", ", ").splitlines():  # a list of references may be wrapped
         if "+- " not in line:
             continue
-        indent, told = line.split("+- ", maxsplit=1)
-        ids = [word.strip(",") for word in told.split() if word.strip(",") in traced.steps]
+        indent, said = line.split("+- ", maxsplit=1)
+        ids = [word.strip(",") for word in said.split() if word.strip(",") in traced.steps]
         path = path[: len(indent) // 3]
         found |= {(path[-1], node_id) for node_id in ids if path}
         path.append(ids[0])
@@ -182,27 +247,14 @@ def test_long_values_and_many_seeds_are_wrapped_and_whole(plan):
     lines = list(tree(traced))
     assert max(map(len, lines)) <= WIDTH
     head = " ".join(" ".join(lines).split())
-    assert f"row 1: value = {value} dataset mnist5k-L16" in head
-    assert f"note {value} training seeds {', '.join(map(str, seeds))} sha256" in head
-    assert f"note: {value} " in head
+    for whole in (
+        f"row 1: value = {value} ",
+        f"note {value} ",
+        f"seeds {', '.join(map(str, seeds))} ",
+        f"note: {value} ",
+    ):
+        assert whole in head
     assert f"row 1: value = {value}" in next(tree(traced, full=True))
-
-
-def test_what_differs_from_a_default_is_kept():
-    flow = {
-        "model": {"name": "mlp", "width": 256, "depth": 4, "time_features": 32},
-        "training": {"steps": 60, "optimizer": "adam", "checkpoints": [30, 60]},
-    }
-    theory = {"run": {"name": "trained_factors", "dim": 32, "width": 64}}
-    params = {"flow": flow, "seed": 0, "sampling": {"n": 5, "steps": 50}, **theory}
-    assert without_defaults(params) == {
-        "flow": {"model": {"name": "mlp", "depth": 4}, "training": {"steps": 60, "checkpoints": [30, 60]}},
-        "seed": 0,
-        "sampling": {"n": 5},
-        "run": {"name": "trained_factors", "width": 64},
-    }
-    gone = {"preconditioner": {"name": "of_old", "exponent": 0.5}}
-    assert without_defaults(gone) == gone
 
 
 @pytest.mark.parametrize(
@@ -212,109 +264,46 @@ def test_what_differs_from_a_default_is_kept():
         ("results/mine/tables/metrics.csv:3", "rows 1 to 2"),
         ("results/mine/tables/metrics.csv:0", "rows 1 to 2"),
         ("results/mine/tables/metrics.csv:1,nothing", "it has dataset, method"),
-        ("results/mine/claims.json:1", "tables in CSV"),
+        *(
+            (f"results/mine/tables/metrics.csv:{cell}", "no cell")
+            for cell in ("two,value", "1.5", "-1", "1,", "")
+        ),
+        ("results/mine/manifest.json:1", "no cell"),
+        ("results/mine/claims.json:C3", "it has C2, C6"),
         ("config/smoke.yaml", "outside results"),
-        ("results/claims.json", "merges all experiments"),
+        ("results/published/claims.json", "of all experiments"),
         ("results/mine/records/wall_time.csv", "no artifact"),
     ],
 )
 def test_mistakes(plan, target, words):
-    Path("results/claims.json").write_text("{}")
-    Path("results/mine/records").mkdir(exist_ok=True)
-    Path("results/mine/records/wall_time.csv").write_text("a\n1\n")
+    for file in ("published/claims.json", "mine/records/wall_time.csv"):
+        Path("results", file).parent.mkdir(exist_ok=True)
+        Path("results", file).write_text("{}")
     with pytest.raises(PrecfmError, match=words):
         lineage(target)
 
 
-def test_a_row_that_no_artifact_stands_for_is_said(plan):
-    (target,) = Path("results/mine/tables").glob("metrics.csv")
+def test_a_row_that_no_artifact_stands_for_is_noted(plan):
+    target = Path("results/mine/tables/metrics.csv")
     target.write_text(METRICS + "mnist5k-L16,nobody,60,frechet,1.0\n")
-    traced = lineage(f"{target}:3,value")
-    assert any("no artifact is of the data set, method and seed of row 3" in note for note in traced.notes)
+    assert any("no artifact" in note for note in lineage(f"{target}:3,value").notes)
     assert not any("no artifact" in note for note in lineage(f"{target}:1,value").notes)
 
 
-class AnyArtifact:
-    """Has whatever a script reads, with one row in each table."""
-
-    key = "0" * 12
-    record: ClassVar = {"files": {"table.csv": {}}}
-
-    def frame(self, name):
-        return pd.DataFrame({"step": [1], "loss": [0.0]})
-
-    def json(self, name):
-        return defaultdict(int)
-
-
-def written(roles):
-    """The names of the frames that the real script writes from one artifact of each role; not those of theory."""
-    make = runpy.run_path(str(SCRIPTS / "frames.py"))["make"]
-    make.__globals__["theory_statistics"] = lambda frames: pd.DataFrame({"value": [1.0]})
-    make.__globals__["sample_grids"] = lambda evaluations: {}
-    names = []
-    about = {"run": "own", "seed": 0}
-
-    class AnyJob:
-        params: ClassVar = {"about": {role: [about] for role in roles}}
-
-        def parents(self, role):
-            return [AnyArtifact()]
-
-        def write_frame(self, name, frame):
-            names.append(name.removesuffix(".csv"))
-
-        def write_json(self, name, value): ...
-        def write_tensors(self, name, tensors): ...
-
-    make(AnyJob())
-    return {name for name in names if not name.startswith("own.")}
-
-
-def test_the_frames_that_the_script_writes_are_known_with_their_roles(plan):
-    """A new frame belongs into FRAMES, or its rows are traced to too much or to nothing."""
-    from precfm.audit.lineage import _roles
-
+def test_every_role_of_the_plan_is_behind_a_frame(plan):
+    """Or its artifacts could never be traced to."""
     (frames,) = plan.of("frames")
-    known = {role for roles in FRAMES.values() for role in roles}
-    every = known | set(frames.params["about"])
-    assert written(every) == set(FRAMES)
-    for role in every:
-        assert written([role]) <= {frame for frame, roles in FRAMES.items() if role in roles}
-    assert all(_roles(name) for name in REGISTRY["tables"])
-
-
-def test_a_claim_s_statistics_are_traced_to_the_experiments_whose_tables_they_read():
-    assert experiments_of("C1") == {"linear_grid"}
-    assert experiments_of("C2") == {"linear_grid", "steps_to_accuracy", "residual_linear"}
-    assert experiments_of("C8") == set()
-    read = {claim: experiments_of(claim) for claim in (f"C{number}" for number in range(1, 12))}
-    assert set().union(*read.values()) <= set(REGISTRY["theory"])
-
-
-def test_a_number_in_a_claim_s_source_is_no_table(tmp_path, monkeypatch):
-    source = tmp_path / "claims.py"
-    source.write_text(
-        'def claim_c1(frames):\n    return frames["linear_grid.identity"] * 0.25 > help_it(1.5)\n'
-    )
-    monkeypatch.setattr("precfm.audit.lineage.module_file", lambda name: source)
-    assert experiments_of("C1") == {"linear_grid"}
-
-
-@pytest.mark.parametrize("cell", ["twelve,value", "1.5,value", "-1", "1,", ""])
-def test_a_cell_that_is_none_is_told_apart_from_a_missing_file(plan, cell):
-    with pytest.raises(PrecfmError, match=r"metrics\.csv: '.*' is no cell; ROW or ROW,COLUMN is needed"):
-        lineage(f"results/mine/tables/metrics.csv:{cell}")
+    assert set(frames.params["about"]) <= {role for source in FRAMES.values() for role in source.roles}
 
 
 def test_why_on_the_command_line(plan):
-    said = CliRunner().invoke(app, ["why", "results/mine/tables/metrics.csv:1,value", "--json"])
+    invoke = CliRunner().invoke
+    said = invoke(app, ["why", "results/mine/tables/metrics.csv:1,value", "--json"])
     assert said.exit_code == 0
     assert json.loads(said.stdout)["cell"]["value"] == "1.5"
-    short = CliRunner().invoke(app, ["why", "results/mine/tables/metrics.csv"]).stdout
-    full = CliRunner().invoke(app, ["why", "results/mine/tables/metrics.csv", "--full"]).stdout
+    short = invoke(app, ["why", "results/mine/tables/metrics.csv"]).stdout
+    full = invoke(app, ["why", "results/mine/tables/metrics.csv", "--full"]).stdout
     assert "+- frames/" in short
-    assert "+- frames/" in full
     assert len(short) < len(full)
 
 
