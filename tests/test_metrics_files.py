@@ -93,7 +93,7 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     refused(deep, "a.png: has mode I;16")
     refused(tmp_path / "nowhere", "nowhere")
     refused(file, "features.npy and .*real")
-    refused(real, "extractors: got 'vgg'", extractor="vgg")
+    refused(real, "fixed_extractors: got 'vgg'", extractor="vgg")
 
 
 def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:

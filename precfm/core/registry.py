@@ -52,6 +52,8 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "extractors": {
         "digit_classifier": "precfm.metrics.extractors.classifier:DigitClassifier",
+    },
+    "fixed_extractors": {
         "identity": "precfm.metrics.extractors.identity:Identity",
         "imagenet": "precfm.metrics.extractors.imagenet:ImageNet",
         "inception": "precfm.metrics.extractors.inception:Inception",

@@ -40,7 +40,7 @@ def compare(
         real: a folder of images (searched recursively), a .npy or .safetensors file of features, or a folder that
             holds one named features.safetensors.
         generated: the same for the generated set.
-        extractor: a registered name, for folders of images; files of features are used as they are.
+        extractor: a name of the registry's group `fixed_extractors`, for folders of images; files of features are used as they are.
         weights: file of the extractor's weights, where it needs one; searched for where None.
         tensor: which tensor of a .safetensors file; may be left out if there is one only.
         generated_tensor: which one of the generated file, where it has another name.
@@ -64,7 +64,7 @@ def compare(
         y = read_features(of_real, tensor)
         x = read_features(of_generated, generated_tensor or tensor)
     else:
-        network = load("extractors", extractor)(*([] if weights is None else [Path(weights)]))
+        network = load("fixed_extractors", extractor)(*([] if weights is None else [Path(weights)]))
         name, hashed = network.name, ""
         if isinstance(network, nn.Module):
             network, hashed = network.to(device), weights_hash(network)

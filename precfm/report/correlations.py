@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from precfm.core.statistics import CONFIDENCE, Estimate
 
@@ -38,10 +39,8 @@ def spearman(x: ArrayLike, y: ArrayLike) -> Numbers:
 
 def _centred_ranks(x: ArrayLike) -> Numbers:
     """Ranks along the last axis, less their mean; equal numbers share the mean of their ranks."""
-    values = np.asarray(x, dtype=np.float64)
-    one, other = values[..., :, None], values[..., None, :]
-    ranks: Numbers = (other < one).sum(axis=-1) + (other == one).sum(axis=-1) / 2 - values.shape[-1] / 2
-    return ranks
+    ranks: Numbers = stats.rankdata(np.asarray(x, dtype=np.float64), axis=-1)
+    return ranks - (ranks.shape[-1] + 1) / 2
 
 
 def partial_spearman(x: ArrayLike, y: ArrayLike, control: ArrayLike) -> Numbers:
