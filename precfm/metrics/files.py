@@ -40,7 +40,8 @@ def compare(
         real: a folder of images (searched recursively), a .npy or .safetensors file of features, or a folder that
             holds one named features.safetensors.
         generated: the same for the generated set.
-        extractor: a name of the registry's group `fixed_extractors`, for folders of images; files of features are used as they are.
+        extractor: a name of the registry's group `fixed_extractors`, for folders of images; files of features are used
+            as they are.
         weights: file of the extractor's weights, where it needs one; searched for where None.
         tensor: which tensor of a .safetensors file; may be left out if there is one only.
         generated_tensor: which one of the generated file, where it has another name.
