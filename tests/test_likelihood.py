@@ -1,0 +1,194 @@
+"""Log-likelihoods against densities in closed form, in the flow's space and, behind any map, in the data's."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from precfm.core.errors import PrecfmError
+from precfm.datasets.synthetic import mixture
+from precfm.flows.likelihood import EXACT_UP_TO, log_likelihood
+from precfm.flows.models.base import VelocityNetwork
+from precfm.flows.objectives import DenoisingScore, Network
+from precfm.flows.paths import LinearPath, ProbabilityPath, VariancePreservingPath
+from precfm.preconditioned_flow import PreconditionedFlow
+from precfm.preconditioners.jacobian import inverse_jacobian
+from precfm.preconditioners.low_capacity_flow import LowCapacityFlow
+from precfm.preconditioners.per_channel import PerChannel
+from precfm.theory.mixtures import ExactVelocity
+
+PATHS: list[ProbabilityPath] = [LinearPath(), VariancePreservingPath()]
+every_path = pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def law_of(dim: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of a Gaussian in rotated axes, with standard deviations down to 10^-spread."""
+    basis = torch.linalg.qr(draw(1, dim, dim))[0]
+    return draw(2, dim), basis * torch.logspace(-2 * spread, 0, dim, dtype=torch.float64) @ basis.T
+
+
+def exact_field(mean: Tensor, cov: Tensor, path: ProbabilityPath) -> Network:
+    """alpha' m + C_t S_t^-1 (x - alpha m), C_t = alpha alpha' cov + sigma sigma' I and S_t = alpha^2 cov + sigma^2 I."""
+    eye = torch.eye(len(cov), dtype=cov.dtype)
+
+    def field(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        a, s, da, ds = (schedule(t[0]) for schedule in (path.alpha, path.sigma, path.d_alpha, path.d_sigma))
+        gain = (a * da * cov + s * ds * eye) @ torch.linalg.inv(a**2 * cov + s**2 * eye)
+        return da * mean + (x - a * mean) @ gain.T
+
+    return field
+
+
+def sample(n: int, mean: Tensor, cov: Tensor) -> Tensor:
+    return mean + draw(6, n, len(mean)) @ torch.linalg.cholesky(cov).T
+
+
+def density(x: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
+    return torch.distributions.MultivariateNormal(mean, cov).log_prob(x)
+
+
+@every_path
+@pytest.mark.parametrize("t_data", [0.7, 0.999, 1.0])
+def test_an_exact_gaussian_field_has_the_density_of_its_law(path: ProbabilityPath, t_data: float) -> None:
+    mean, cov = law_of(4)
+    t = torch.tensor(t_data, dtype=torch.float64)
+    at = path.alpha(t) * mean, path.cov_t(cov, t)
+    z = sample(200, *at)
+    found = log_likelihood(exact_field(mean, cov, path), z, t_data=t_data, steps=200)
+    torch.testing.assert_close(found, density(z, *at), rtol=0, atol=2e-3)
+    single = log_likelihood(exact_field(mean.float(), cov.float(), path), z.float(), t_data=t_data, steps=200)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), found, rtol=0, atol=1e-2)
+
+
+def test_an_exact_mixture_field_has_the_density_of_each_class_and_of_all() -> None:
+    """The fields bend, so that the divergence changes from point to point; labels stay with their rows."""
+    law = mixture(2, [4, 30], [0.3, 0.7], seed=3)
+    z, labels = law.sample(100, 0)
+    each = torch.stack(
+        [density(z, c.mean, c.basis * c.eigenvalues @ c.basis.T) for c in law.components], dim=1
+    )
+    field, options = ExactVelocity(law, LinearPath()), {"t_data": 1.0, "steps": 200}
+    found = log_likelihood(field, z, labels, batch_size=33, **options)
+    torch.testing.assert_close(found, each[torch.arange(100), labels], rtol=0, atol=1e-2)
+    marginal = torch.logsumexp(each + law.weights.log(), dim=1)
+    torch.testing.assert_close(log_likelihood(field, z, **options), marginal, rtol=0, atol=1e-2)
+
+
+@every_path
+def test_a_noise_prediction_has_the_density_of_the_field_that_it_stands_for(path: ProbabilityPath) -> None:
+    objective, variance = DenoisingScore(), 1.5
+
+    def noise(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        return (path.sigma(t) / (path.alpha(t) ** 2 * variance + path.sigma(t) ** 2))[:, None] * x
+
+    z = variance**0.5 * draw(3, 100, 2)
+    found = log_likelihood(
+        objective.velocity(noise, path),
+        z,
+        t_data=1.0,
+        t_noise=objective.start,
+        noise_scale=objective.start_scale(path),
+        steps=200,
+    )
+    expected = density(z, torch.zeros(2).double(), variance * torch.eye(2).double())
+    torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("dim", [EXACT_UP_TO, EXACT_UP_TO + 1])
+def test_the_trace_is_exact_up_to_a_dimension_and_unbiased_above(dim: int) -> None:
+    mean, cov = law_of(dim, spread=0.5)
+    z, path = draw(4, 1, dim), LinearPath()
+    field = exact_field(mean, cov, path)
+    exact = density(z, path.alpha(torch.tensor(0.999)) * mean, path.cov_t(cov, 0.999))
+    estimates = torch.stack([log_likelihood(field, z, seed=seed, steps=20) for seed in range(12)])
+    assert torch.equal(estimates[3], log_likelihood(field, z, seed=3, steps=20))
+    spread = estimates.std(dim=0)
+    if dim <= EXACT_UP_TO:
+        assert not spread.any()
+        torch.testing.assert_close(estimates[0], exact, rtol=0, atol=0.1)
+    else:
+        assert spread.all()
+        assert bool(((estimates.mean(dim=0) - exact).abs() < 4 * spread / 12**0.5 + 0.1).all())
+
+
+def test_the_solver_takes_the_steps_that_are_asked_for_and_no_gradient_is_kept() -> None:
+    times, layer = set[float](), torch.nn.Linear(2, 2)
+
+    def field(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        times.add(float(t[0]))
+        moved: Tensor = layer(x)
+        return moved
+
+    found = log_likelihood(field, torch.zeros(3, 2), t_data=1.0, steps=30)
+    assert not found.requires_grad
+    expected = [k / 60 for k in range(1, 61)]  # midpoint: both ends of no step, and each middle
+    assert sorted(times) == pytest.approx(expected, abs=1e-6)
+    assert log_likelihood(field, torch.zeros(0, 2)).shape == (0,)
+
+
+# ---- in data space
+
+
+class ExactNetwork(VelocityNetwork):
+    """The exact field of a Gaussian, in the place of a trained network."""
+
+    def __init__(self, mean: Tensor, cov: Tensor) -> None:
+        super().__init__()
+        self.dim, self.num_classes = len(mean), 0
+        self.mean, self.cov = mean, cov
+        self.weight = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {}
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        return exact_field(self.mean, self.cov, LinearPath())(x_t, t, labels)
+
+    def zero_output(self) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "preconditioner",
+    [
+        "none",
+        "scalar",
+        "per_channel",
+        "whitening",
+        {"name": "whitening", "exponent": 0.25},
+        {"name": "composition", "stages": [{"name": "per_channel"}, {"name": "whitening"}]},
+    ],
+    ids=str,
+)
+def test_the_density_of_data_does_not_depend_on_the_map(preconditioner: Any) -> None:
+    mean, cov = law_of(3)
+    x = sample(500, mean, cov)
+    fitted = PreconditionedFlow(preconditioner).preconditioner.fit(x)
+    forward = torch.linalg.inv(inverse_jacobian(fitted, 3))
+    z_mean = fitted.forward(mean[None])[0]
+    flow = PreconditionedFlow(fitted, model=ExactNetwork(z_mean, forward @ cov @ forward.T)).prepare(x)
+    torch.testing.assert_close(flow.log_prob(x, steps=200), density(x, mean, cov), rtol=0, atol=0.03)
+
+
+def test_an_untrained_gaussian_skip_has_the_density_of_gaussian_data() -> None:
+    mean, cov = law_of(2)
+    x = sample(4000, mean, cov).float()
+    flow = PreconditionedFlow(PerChannel().fit(x), wrappers="gaussian_skip").prepare(x)
+    torch.testing.assert_close(
+        flow.log_prob(x[:100]).double(), density(x[:100].double(), mean, cov), rtol=0.02, atol=0.1
+    )
+
+
+def test_a_map_without_a_determinant_is_refused() -> None:
+    x = draw(5, 60, 2).float()
+    small = LowCapacityFlow(steps=2, width=8, validate_every=1, batch_size=16, conditional=False)
+    flow = PreconditionedFlow(small.fit(x)).prepare(x)
+    with pytest.raises(PrecfmError, match=r"LowCapacityFlow: .*determinant"):
+        flow.log_prob(x)
