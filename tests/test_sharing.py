@@ -28,10 +28,10 @@ EXPERIMENT = {
     "theory": {"one": {"run": {"name": "steps_to_accuracy"}, "seeds": [0, 1]}},
 }
 FABRICATE = """
-from precfm.pipeline.build import build
-from precfm.pipeline.plan import KINDS, load_plan
-from precfm.pipeline.publication import publish
 from precfm.pipeline.attic import tidy
+from precfm.pipeline.build import build
+from precfm.pipeline.plan import load_plan
+from precfm.pipeline.products import write_products
 
 def fake(job):
     job.write_json("content.json", {"id": job.node.id})
@@ -45,7 +45,7 @@ plan = load_plan("shared")
 tidy(plan)
 for node in plan.nodes.values():
     build(node, fake)
-publish(plan)
+write_products(plan)
 """
 
 
@@ -62,7 +62,7 @@ def lab(tmp_path_factory):
     (folder / "params.yaml").write_text("experiments: [shared]\nsources: []\n")
     run(folder, sys.executable, "-c", FABRICATE)
     run(folder, "git", "init", "--quiet")
-    stages = [f"{kind}@shared" for kind in (*KINDS, "publish")]
+    stages = [f"{kind}@shared" for kind in (*KINDS, "products")]
     run(folder, BIN / "dvc", "commit", "--quiet", "--force", *stages)
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "recorded")
@@ -127,11 +127,11 @@ def test_a_clone_pulls_everything_from_a_folder_and_has_nothing_to_make(lab, in_
     assert missing(colleague) == []
     assert artifacts_of(colleague) == artifacts_of(lab)
     dry = ["--workflow-profile", "profiles/default", "--config", "experiment=shared", "--dry-run"]
-    assert set(jobs(run(colleague, BIN / "snakemake", *dry))) <= {"publish", "everything"}
+    assert set(jobs(run(colleague, BIN / "snakemake", *dry))) <= {"products", "everything"}
 
 
 def test_a_kind_goes_to_an_s3_server_and_arrives(lab, server, tmp_path):
-    share(lab, f"s3://{BUCKET}/shared", "theory@shared", endpointurl=server)
+    share(lab, f"s3://{BUCKET}/shared", "theory@shared", "products@shared", endpointurl=server)
     colleague = clone(lab, tmp_path / "colleague")
     pull(colleague, "shared", "--kind", "theory")
     theory = bytes_below(lab / "results/shared/theory")
@@ -173,7 +173,7 @@ def test_a_pull_neither_overwrites_nor_deletes_what_is_yours(lab, in_folder, tmp
 
 @pytest.mark.parametrize("forge_record", [False, True])
 def test_what_was_tampered_with_in_the_remote_is_refused_by_name(lab, in_folder, tmp_path, forge_record):
-    """Also where the record was changed to fit: the manifest in git knows better."""
+    """Also where the record was changed to fit: the manifest, for which the ledger in git vouches, knows better."""
     victim = sorted((lab / "results/shared/frames").iterdir())[0]
     evil = b'{"id": "evil"}\n'
     record = (victim / "artifact.json").read_text()
@@ -190,15 +190,15 @@ def test_what_was_tampered_with_in_the_remote_is_refused_by_name(lab, in_folder,
     colleague = clone(lab, tmp_path / "colleague")
     run(colleague, BIN / "dvc", "remote", "add", "--force", "--default", "lab", str(store))
     said = pull(colleague, "shared", "--kind", "frames", code=1)
-    assert f"precfm: results/shared/frames/{victim.name}: not what shared's manifest in git lists" in said
+    assert f"precfm: results/shared/frames/{victim.name}: not what shared's manifest lists" in said
     assert not (colleague / "results/shared/frames" / victim.name).exists()
     assert any(victim.name in line for line in missing(colleague))
 
 
 def test_an_export_brings_a_clone_as_far_as_a_pull(lab, tmp_path):
     colleague = clone(lab, tmp_path / "colleague")
-    run(lab, BIN / "precfm", "export", "shared", "--to", tmp_path / "tars", "--max-size", "64KiB")
-    run(colleague, BIN / "precfm", "import", tmp_path / "tars")
+    run(lab, BIN / "precfm", "export", "shared", "--to", tmp_path / "shared.tar")
+    run(colleague, BIN / "precfm", "import", tmp_path / "shared.tar")
     assert missing(colleague) == []
     assert artifacts_of(colleague) == artifacts_of(lab)
 
@@ -209,6 +209,6 @@ def test_real_artifacts_from_an_s3_server_run_nothing_but_publishing(made, serve
     share(made, f"s3://{BUCKET}/made", endpointurl=server)
     colleague = clone(made, tmp_path / "colleague")
     pull(colleague, "smoke")
-    assert set(jobs(reproduce(colleague))) <= {"publish", "everything"}
+    assert set(jobs(reproduce(colleague))) <= {"products", "everything"}
     for kind in KINDS:
         assert bytes_below(colleague / "results/smoke" / kind) == bytes_below(made / "results/smoke" / kind)
