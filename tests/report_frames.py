@@ -46,105 +46,56 @@ def frames(
     }
 
 
+def cell(table, **chosen):
+    """The one row of a tidy table with these values."""
+    for column, value in chosen.items():
+        table = table[table[column] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
 def records(rng, seeds, methods, dataset) -> pd.DataFrame:
     rows = []
 
-    def add(method, seed, step, metric, space, value):
-        extractor = {"classifier-0": "a81f0c33", "classifier-1": "77b0e2d9"}.get(space, "none")
-        generated = 3000 if method == "floor" else 1000
-        rows.append(
-            (dataset, method, seed, step, metric, space, value, 1000, generated, "heldout", 0, extractor)
-        )
+    def add(method, seed, step, values):
+        for metric, space, value in values:
+            extractor = {"classifier-0": "a81f0c33", "classifier-1": "77b0e2d9"}.get(space, "none")
+            counts = (1000, 3000 if method == "floor" else 1000)
+            rows.append((dataset, method, seed, step, metric, space, value, *counts, "heldout", 0, extractor))
+
+    def noise(size):
+        return size * rng.standard_normal()
 
     for seed in range(seeds):
-        luck = 0.1 * rng.standard_normal()
+        luck = noise(0.1)
         for method in methods:
+            good = gain(method)
             for step in STEPS:
-                base = 1.5 + 25 / step**0.5 * 0.1 + luck + gain(method) * (step / 5000) ** 0.3
-                for space in CLASSIFIERS:
-                    scale = 1.0 if space == "classifier-0" else 1.7
-                    add(method, seed, step, "frechet", space, scale * (base + 0.02 * rng.standard_normal()))
-                    add(
-                        method,
-                        seed,
-                        step,
-                        "kid",
-                        space,
-                        0.002 * scale * (base + 0.02 * rng.standard_normal()),
-                    )
-                add(method, seed, step, "frechet", "latent-whitened", 2 * base + gain(method))
-                add(
-                    method,
-                    seed,
-                    step,
-                    "eigenvalue_ratio_low",
-                    "latent",
-                    np.exp(0.5 + 2 * gain(method) * 0.7 + 0.05 * rng.standard_normal()),
-                )
-                add(
-                    method,
-                    seed,
-                    step,
-                    "eigenvalue_log_error_low",
-                    "latent",
-                    abs(0.4 + gain(method) + 0.03 * rng.standard_normal()),
-                )
-                add(
-                    method,
-                    seed,
-                    step,
-                    "eigenvalue_log_error",
-                    "latent",
-                    abs(0.3 + 0.7 * gain(method) + 0.02 * rng.standard_normal()),
-                )
+                base = 1.5 + 25 / step**0.5 * 0.1 + luck + good * (step / 5000) ** 0.3
+                for space, scale in zip(CLASSIFIERS, (1.0, 1.7), strict=True):
+                    add(method, seed, step, [("frechet", space, scale * (base + noise(0.02)))])
+                    add(method, seed, step, [("kid", space, 0.002 * scale * (base + noise(0.02)))])
+                of_latents = [
+                    ("frechet", "latent-whitened", 2 * base + good),
+                    ("eigenvalue_ratio_low", "latent", np.exp(0.5 + 1.4 * good + noise(0.05))),
+                    ("eigenvalue_log_error_low", "latent", abs(0.4 + good + noise(0.03))),
+                    ("eigenvalue_log_error", "latent", abs(0.3 + 0.7 * good + noise(0.02))),
+                ]
+                add(method, seed, step, of_latents)
             for space in (*CLASSIFIERS, "latent-whitened"):
-                add(
-                    method,
-                    seed,
-                    STEPS[-1],
-                    "precision",
-                    space,
-                    0.93 - 0.05 * gain(method) + 0.01 * rng.standard_normal(),
-                )
-                add(
-                    method,
-                    seed,
-                    STEPS[-1],
-                    "recall",
-                    space,
-                    0.9 - 0.06 * gain(method) + 0.01 * rng.standard_normal(),
-                )
+                add(method, seed, STEPS[-1], [("precision", space, 0.93 - 0.05 * good + noise(0.01))])
+                add(method, seed, STEPS[-1], [("recall", space, 0.9 - 0.06 * good + noise(0.01))])
             if method != "none":
-                for space in CLASSIFIERS:
-                    add(
-                        f"alone:{method}",
-                        seed,
-                        0,
-                        "frechet",
-                        space,
-                        9.0 + 10 * gain(method) + 0.1 * rng.standard_normal(),
-                    )
-                add(
-                    f"alone:{method}",
-                    seed,
-                    0,
-                    "eigenvalue_log_error_low",
-                    "latent",
-                    0.05 + 0.01 * rng.random(),
-                )
-    for space in CLASSIFIERS:
-        add("floor", 0, 0, "frechet", space, 1.1 if space == "classifier-0" else 1.9)
-        add("floor", 0, 0, "kid", space, 0.001)
-        add("floor", 0, 0, "precision", space, 0.96)
-        add("floor", 0, 0, "recall", space, 0.95)
-    add("floor", 0, 0, "frechet", "latent-whitened", 1.2)
-    add("floor", 0, 0, "eigenvalue_log_error_low", "latent", 0.03)
-    add("floor", 0, 0, "eigenvalue_log_error", "latent", 0.025)
-    add("floor", 0, 0, "eigenvalue_ratio_low", "latent", 1.01)
-    columns = (
-        "dataset method seed step metric space value n_real n_generated reference evaluation_seed extractor"
-    )
-    return pd.DataFrame(rows, columns=columns.split())
+                alone = [("frechet", space, 9.0 + 10 * good + noise(0.1)) for space in CLASSIFIERS]
+                alone.append(("eigenvalue_log_error_low", "latent", 0.05 + 0.01 * rng.random()))
+                add(f"alone:{method}", seed, 0, alone)
+    for space, distance in zip(CLASSIFIERS, (1.1, 1.9), strict=True):
+        of_space = {"frechet": distance, "kid": 0.001, "precision": 0.96, "recall": 0.95}
+        add("floor", 0, 0, [(metric, space, value) for metric, value in of_space.items()])
+    of_latents = {"log_error_low": 0.03, "log_error": 0.025, "ratio_low": 1.01}
+    add("floor", 0, 0, [("frechet", "latent-whitened", 1.2)])
+    add("floor", 0, 0, [(f"eigenvalue_{name}", "latent", value) for name, value in of_latents.items()])
+    return pd.DataFrame(rows, columns=list(FRAMES["records"].columns))
 
 
 def artifact(method: str, seed: int) -> str:
@@ -152,25 +103,16 @@ def artifact(method: str, seed: int) -> str:
     return f"{method}-{seed if method in LEARNED else 0}"
 
 
+KAPPA = dict(zip(METHODS, (124, 124, 110, 1, 1.4, 2.5, 6, 12), strict=True))
+
+
 def eigenvalues(method: str, scope: str, seed: int) -> np.ndarray:
     """Ascending eigenvalues of the space in which a method's flow is trained."""
     seed = seed if method in LEARNED else 0
     rng = np.random.default_rng([seed, len(scope) * 100 + (int(scope[-1]) if scope != "all" else 0)])
-    kappa = {
-        "none": 124,
-        "scalar": 124,
-        "per_channel": 110,
-        "whitening": 1,
-        "class_whitening": 1.4,
-        "normalizing_flow": 2.5,
-        "third_learned": 6,
-        "ours": 12,
-    }
-    kappa = kappa.get(method, 124) * (
-        1
-        if scope == "all"
-        else (1.5 if method == "class_whitening" else 4) * np.exp(0.4 * rng.standard_normal())
-    )
+    kappa = KAPPA.get(method, 124)
+    if scope != "all":
+        kappa *= (1.5 if method == "class_whitening" else 4) * np.exp(0.4 * rng.standard_normal())
     spread = np.linspace(-1, 0, DIM) + 0.02 * rng.standard_normal(DIM)
     return np.sort((2.1 if method == "none" else 1.5) * np.exp(np.log(max(kappa, 1.02)) * spread))
 
@@ -229,29 +171,13 @@ def recovery(rng, seeds, methods, dataset) -> pd.DataFrame:
 def preconditioners(rng, seeds, methods, dataset) -> pd.DataFrame:
     rows = []
     for method in methods:
+        cost = (120_000, 3e13) if method in LEARNED else (272 * (method != "none"), 1e7)
+        errors = (3e-4, 4e-3) if method in LEARNED else (1e-7, 1e-7)
+        remarks = {"class_whitening": "3 classes had fewer than 200 rows; shrinkage 0.02 applied"}
         for seed in range(seeds):
             values = eigenvalues(method, "all", seed)
-            learned = method in LEARNED
-            notes = (
-                "3 classes had fewer than 200 rows; shrinkage 0.02 applied"
-
-                if method == "class_whitening"
-                else ""
-            )
-            rows.append(
-                (
-                    dataset,
-                    method,
-                    seed,
-                    120_000 if learned else 272 * (method != "none"),
-                    3e13 if learned else 1e7,
-                    values[-1] / values[0],
-                    1e-7 if not learned else 3e-4,
-                    1e-7 if not learned else 4e-3,
-                    notes,
-                    artifact(method, seed),
-                )
-            )
+            about = (*cost, values[-1] / values[0], *errors, remarks.get(method, ""))
+            rows.append((dataset, method, seed, *about, artifact(method, seed)))
     return pd.DataFrame(rows, columns=list(FRAMES["preconditioners"].columns))
 
 

@@ -20,6 +20,7 @@ from precfm.report.rows import per_seed
 from precfm.report.summaries import with_training_flops
 from precfm.report.tables import methods, plateaus, predictors, time_to_quality
 from tests import report_frames
+from tests.report_frames import cell
 
 SETTING = "mnist5k-vae"
 
@@ -27,13 +28,6 @@ SETTING = "mnist5k-vae"
 @pytest.fixture(scope="module")
 def frames():
     return report_frames.frames(seeds=5)
-
-
-def cell(table, **chosen):
-    for column, value in chosen.items():
-        table = table[table[column] == value]
-    assert len(table) == 1
-    return table.iloc[0]
 
 
 def curve_records(curves, steps=(10, 100, 1000), dataset="d"):

@@ -18,6 +18,7 @@ from precfm.report.reads import LeftOutError, frame
 from precfm.report.rows import at_final, final_steps, pair, per_seed
 from precfm.report.tables import conditioning, metrics, paired, recovery, theory, training
 from tests import report_frames
+from tests.report_frames import cell
 
 OF_DATA = sorted(set(REGISTRY["tables"]) - {"theory"})
 
@@ -32,13 +33,6 @@ def records_of(frames, **chosen):
     for column, value in chosen.items():
         rows = rows[rows[column] == value]
     return rows
-
-
-def cell(table, **chosen):
-    for column, value in chosen.items():
-        table = table[table[column] == value]
-    assert len(table) == 1
-    return table.iloc[0]
 
 
 def test_metric_cells_are_means_over_seeds_at_the_final_checkpoint(frames):
