@@ -53,9 +53,9 @@ def build(node: Node, make: Make) -> bool:
             for rubbish in (work / "parts").glob(f"{name}.*"):  # of killed jobs: this one holds the lock
                 shutil.rmtree(rubbish, ignore_errors=True)
             part = work / "parts" / f"{name}.part-{socket.gethostname()}-{os.getpid()}"
-            for folder in (part, scratch):
-                folder.mkdir(parents=True, exist_ok=True)
             try:
+                for folder in (part, scratch):
+                    folder.mkdir(parents=True, exist_ok=True)
                 for module in node.packages:
                     import_module(module)
                 with one_gpu(work / "locks") if _on_gpu(node) else nullcontext():

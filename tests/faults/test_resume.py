@@ -17,12 +17,12 @@ import torch
 import yaml
 
 import precfm.preconditioners.learned as learned
-import precfm.training.trainer as training
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.build import build
 from precfm.pipeline.job import script_of
 from precfm.pipeline.node import RESULTS
 from precfm.training.checkpoints import Scratch
+from precfm.training.options import TrainingOptions
 from tests.faults.harness import NAME, SMALL, SMALL_NAME, TINY, damage, outcome, start
 from tests.workflow import BIN
 
@@ -88,7 +88,7 @@ def trained_jobs(plan):
 
 def test_jobs_killed_at_any_moment_end_in_the_same_bytes(planned, project, monkeypatch, capsys):
     # Preconditioners have no option for it, and their trainings here are shorter than one save.
-    monkeypatch.setattr(learned, "TrainingOptions", partial(training.TrainingOptions, save_every=4))
+    monkeypatch.setattr(learned, "TrainingOptions", partial(TrainingOptions, save_every=4))
     learned_maps = {"low_capacity_flow": {"preconditioner": {"name": "low_capacity_flow", "steps": 20}}}
     change = {
         "methods": TINY["methods"] | learned_maps,
