@@ -33,7 +33,7 @@ def law_of(dim: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:
 
 
 def exact_field(mean: Tensor, cov: Tensor, path: ProbabilityPath) -> Network:
-    """alpha' m + C_t S_t^-1 (x - alpha m), C_t = alpha alpha' cov + sigma sigma' I and S_t = alpha^2 cov + sigma^2 I."""
+    """alpha' m + C_t S_t^-1 (x - alpha m), C_t = alpha alpha' cov + sigma sigma' I, S_t = alpha^2 cov + sigma^2 I."""
     eye = torch.eye(len(cov), dtype=cov.dtype)
 
     def field(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
@@ -181,9 +181,8 @@ def test_an_untrained_gaussian_skip_has_the_density_of_gaussian_data() -> None:
     mean, cov = law_of(2)
     x = sample(4000, mean, cov).float()
     flow = PreconditionedFlow(PerChannel().fit(x), wrappers="gaussian_skip").prepare(x)
-    torch.testing.assert_close(
-        flow.log_prob(x[:100]).double(), density(x[:100].double(), mean, cov), rtol=0.02, atol=0.1
-    )
+    found, expected = flow.log_prob(x[:100]).double(), density(x[:100].double(), mean, cov)
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.1)
 
 
 def test_a_map_without_a_determinant_is_refused() -> None:
