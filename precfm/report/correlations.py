@@ -39,8 +39,9 @@ def spearman(x: ArrayLike, y: ArrayLike) -> Numbers:
 
 def _centred_ranks(x: ArrayLike) -> Numbers:
     """Ranks along the last axis, less their mean; equal numbers share the mean of their ranks."""
-    ranks: Numbers = stats.rankdata(np.asarray(x, dtype=np.float64), axis=-1)
-    return ranks - (ranks.shape[-1] + 1) / 2
+    ranks = stats.rankdata(np.asarray(x, dtype=np.float64), axis=-1)
+    centred: Numbers = ranks - (ranks.shape[-1] + 1) / 2
+    return centred
 
 
 def partial_spearman(x: ArrayLike, y: ArrayLike, control: ArrayLike) -> Numbers:
