@@ -87,7 +87,7 @@ def test_what_is_in_the_attic_counts_and_comes_back(scripts, planned):
 OLDEST, OLDER, NEWEST = SCRIPT, OTHER, OTHER.replace("// 2", "// 2 + 0")
 
 
-def of_three_codes(scripts, planned, told):
+def of_three_codes(scripts, planned, known_by):
     """Artifacts of code whose bytes differ from the oldest, and equal those of the newest; that of `OLDER`."""
     three = {"seeds": [2, 3]}
     make_all(planned(three))
@@ -96,17 +96,17 @@ def of_three_codes(scripts, planned, told):
     tidy(second)
     make_all(second)
     (old,) = {node.fingerprint for node in second.of("flows")}
-    if told == "manifest":
+    if known_by == "manifest":
         write_products(second)
     rewrite(scripts, "flows", NEWEST)
-    if told != "results":
+    if known_by != "results":
         tidy(planned(three))
     return three, old
 
 
-@pytest.mark.parametrize("told", ["results", "manifest"])
-def test_of_several_older_codes_the_last_one_counts(scripts, planned, project, told):
-    three, old = of_three_codes(scripts, planned, told)
+@pytest.mark.parametrize("known_by", ["results", "manifest"])
+def test_of_several_older_codes_the_last_one_counts(scripts, planned, project, known_by):
+    three, old = of_three_codes(scripts, planned, known_by)
     (shown,) = accept("flows", ["mine"])
     assert shown.old == old
     assert {entry["same_as"] for entry in recorded(project).values()} == {old}

@@ -1,4 +1,4 @@
 """Accountability: whether results are what their records say, where a number comes from, sharing, and the doctor.
 
-It reads what the pipeline has made; the pipeline does not know it.
+It is behind the command `precfm`, reads what the pipeline has made, and the pipeline does not know it.
 """

@@ -1,7 +1,7 @@
 """Artifacts in one tar file, for sharing without a DVC remote: `precfm export` and `precfm import`.
 
-The first member is `manifest.json`, with size and SHA-256 of every other one: `<experiment>/<kind>/<label>-<key>/...`,
-records included. The bytes depend on nothing but the artifacts. Nothing in an archive is trusted: only the listed
+The first member is `manifest.json`, with the size of every other one, `<experiment>/<kind>/<label>-<key>/...`; records
+hold the checksums. The bytes depend on nothing but the artifacts. Nothing in an archive is trusted: only the listed
 plain files in their listed sizes are unpacked, into a folder of our own; each artifact is held against its record and
 against the manifests of this project; and all of them must be whole before the first one is moved into place.
 """
@@ -20,10 +20,10 @@ from typing import Annotated, Literal
 from filelock import FileLock
 from pydantic import Field
 
-from precfm.audit.records import KEY, PAYLOAD, Stamp, check_artifact, parsed
+from precfm.audit.records import KEY, PAYLOAD, check_artifact, parsed
 from precfm.audit.report import Report
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Strict
+from precfm.core.options import Natural, Strict
 from precfm.datasets.manifest import file_sha256
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.experiments import NAME
@@ -34,14 +34,15 @@ from precfm.pipeline.plan import KINDS
 
 MANIFEST = "manifest.json"
 _FOLDER = rf"{NAME}/[a-z_]+/[A-Za-z0-9][A-Za-z0-9._=+-]*-{KEY}"  # of an artifact, below results/
+_UNREADABLE = (tarfile.TarError, EOFError, ValueError, ArithmeticError, RecursionError, NotADirectoryError)
 _Member = Annotated[str, Field(pattern=f"^{_FOLDER}/{PAYLOAD}$")]
 
 
 class Manifest(Strict):
-    """What an archive holds beside this: every file by its name in the archive."""
+    """What an archive holds beside this: the size in bytes of every file, by its name in the archive."""
 
     format: Literal[2] = 2
-    files: Annotated[dict[_Member, Stamp], Field(min_length=1)]
+    files: Annotated[dict[_Member, Natural], Field(min_length=1)]
 
 
 def find_artifacts(names: Iterable[str]) -> list[Path]:
@@ -63,10 +64,8 @@ def find_artifacts(names: Iterable[str]) -> list[Path]:
             and re.fullmatch(_FOLDER, place.as_posix())
         }
         if not chosen:
-            raise PrecfmError(
-                f"{name!r}: no complete artifact in {RESULTS}/ is called that; EXPERIMENT, EXPERIMENT/KIND or "
-                "KIND/LABEL-KEY is needed, and `precfm ls EXPERIMENT` lists them"
-            )
+            needed = "EXPERIMENT, EXPERIMENT/KIND or KIND/LABEL-KEY, as `precfm ls EXPERIMENT` lists them, is needed"
+            raise PrecfmError(f"{name!r}: no complete artifact in {RESULTS}/ is called that; {needed}")
         found |= chosen
     return sorted(found)
 
@@ -84,19 +83,15 @@ def export_artifacts(folders: Sequence[Path], to: Path) -> Manifest:
     if to.exists():
         raise PrecfmError(f"--to: '{to}' is there already; the name of a new file is needed")
     paths = [folder / name for folder in folders for name in _files_of_whole(folder)]
-    stamps = {
-        path.relative_to(RESULTS).as_posix(): Stamp(bytes=path.stat().st_size, sha256=file_sha256(path))
-        for path in paths
-    }
-    manifest = Manifest(files=stamps)
+    manifest = Manifest(files={path.relative_to(RESULTS).as_posix(): path.stat().st_size for path in paths})
     to.parent.mkdir(parents=True, exist_ok=True)
     part = to.with_name(f".{to.name}.part")
     with tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as archive:
         text = canonical(manifest.model_dump()).encode()
         archive.addfile(_header(MANIFEST, len(text)), io.BytesIO(text))
-        for name in sorted(stamps):
+        for name, size in sorted(manifest.files.items()):
             with (RESULTS / name).open("rb") as content:
-                archive.addfile(_header(name, stamps[name].bytes), content)
+                archive.addfile(_header(name, size), content)
     part.rename(to)
     return manifest
 
@@ -166,12 +161,9 @@ def _unpack(file: Path, staging: Path) -> list[str]:
             if [member.name for member in members] != sorted(files):
                 raise PrecfmError(f"its members are not those that {MANIFEST} lists")
             for member in members:
-                if not member.isreg() or member.issparse() or member.size != files[member.name].bytes:
+                if not member.isreg() or member.issparse() or member.size != files[member.name]:
                     raise PrecfmError(f"{member.name} is no plain file of the listed size")
             archive.extractall(staging, members, filter="data")
-        for name, stamp in files.items():
-            if file_sha256(staging / name) != stamp.sha256:
-                raise PrecfmError(f"{name} has not the listed checksum")
         artifacts = sorted({"/".join(name.split("/")[:3]) for name in files})
         for artifact in artifacts:
             experiment, kind, _ = artifact.split("/")
@@ -179,14 +171,7 @@ def _unpack(file: Path, staging: Path) -> list[str]:
                 raise PrecfmError(f"{artifact} is no place of an artifact")
             _files_of_whole(staging / artifact)
         return artifacts
-    except (
-        tarfile.TarError,
-        EOFError,
-        ValueError,
-        OverflowError,
-        RecursionError,
-        NotADirectoryError,
-    ) as error:
+    except _UNREADABLE as error:
         what = " ".join(str(error).replace(f"{staging}/", "").split()) or type(error).__name__
         raise PrecfmError(f"{file}: no whole archive of `precfm export` ({what})") from None
 

@@ -124,7 +124,7 @@ def project() -> Found:
 
 
 def folders() -> Found:
-    """Whether there is room where a run writes, whether it may, and whether its locks hold there."""
+    """Whether there is space where a run writes, whether it may, and whether its locks hold there."""
     for folder in (RESULTS, RAW, Path(tempfile.gettempdir())):
         place = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
         free = shutil.disk_usage(place).free

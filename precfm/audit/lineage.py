@@ -165,13 +165,14 @@ def _with_plan(experiment: str, listed: Entries) -> tuple[Entries, list[str]]:
         nodes = load_plan(experiment).nodes
     except PrecfmError:
         return listed, [f"config/{experiment}.yaml gives no plan, so only the manifest is read"]
-    made = {node.id: Artifact.open(node.folder).record for node in nodes.values() if node.exists}
-    new = {node_id: {**nodes[node_id].to_json(), **record} for node_id, record in made.items()}
-    for node_id in new:
-        new[node_id]["parents"] = nodes[node_id].parents  # with labels
+    made = {}
+    for node in nodes.values():
+        if node.id not in listed and node.exists:
+            record = Artifact.open(node.folder).record
+            made[node.id] = {**record, "parents": node.parents}  # a record names parents without their labels
     again = f"`make reproduce EXPERIMENT={experiment}` makes it anew"
     old = [] if listed.keys() <= nodes.keys() else [f"made by other code or with other parameters; {again}"]
-    return {**new, **listed}, old
+    return {**made, **listed}, old
 
 
 def _holder(home: Path, inside: Path, entries: Entries) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from precfm.audit.products import check_copies, check_strays, copies
-from precfm.audit.records import DAMAGED, below, check_artifact
+from precfm.audit.records import DAMAGED, check_artifact, check_links
 from precfm.audit.report import Report, counted
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.experiments import CONFIG_FOLDER
@@ -31,7 +31,7 @@ class LocalExperiment:
         self.again = f"`make reproduce EXPERIMENT={name}` brings it up to date"
         self.plan = self._load_plan()
         self.listed = self._read_manifest()
-        self._check_links()
+        check_links(report, self.home)
         self.records = {
             f"{folder.parent.name}/{folder.name}": record
             for folder in self._artifact_folders()
@@ -58,9 +58,7 @@ class LocalExperiment:
         except (OSError, PrecfmError) as error:
             self.report.error("manifest", file, str(error).removeprefix(f"{file}: "), self.again)
             return {}
-        if (
-            manifest is None
-        ):  # a run was not finished, or the artifacts came with `make pull` or `precfm import`
+        if manifest is None:  # a run was not finished, or artifacts were pulled or imported
             return {}
         self.report.read(file)
         listed: Mapping[str, Mapping[str, Any]] = manifest["artifacts"]
@@ -73,13 +71,6 @@ class LocalExperiment:
                 problem = f"damaged: {' and '.join(fields)} of {node_id} is not the plan's"
                 self.report.error("manifest", file, problem, self.again)
         return listed
-
-    def _check_links(self) -> None:
-        for path in below(self.home):
-            if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):
-                what = "symbolic" if path.is_symlink() else "hard"
-                remedy = "replace it by a copy: DVC records a link as empty, and a linked file can change elsewhere"
-                self.report.error("link", path, f"is a {what} link", remedy)
 
     def _artifact_folders(self) -> Iterator[Path]:
         """The artifacts; what is neither one nor a product, nor for logs, is an error."""

@@ -6,6 +6,7 @@ What an earlier revision made has other keys than the present plan: that is a no
 from pathlib import Path
 
 from precfm.audit.products import check_copies, check_strays, copies
+from precfm.audit.records import check_links
 from precfm.audit.report import Report
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.manifest import MANIFEST, read_manifest, without_label
@@ -31,6 +32,7 @@ def check_published(report: Report, name: str) -> None:
         report.error("manifest", file, "missing", back)
         return
     report.read(file)
+    check_links(report, home)
     listed = manifest["artifacts"]
     products, frames = copies(home, listed, PRODUCTS), copies(home, listed, FRAMES)
     check_copies(report, {**products, **frames}, back)

@@ -10,10 +10,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 from precfm.audit.report import Report
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Natural, Strict, sentence
+from precfm.core.options import Strict, sentence
 from precfm.datasets.manifest import file_sha256
 from precfm.pipeline.artifact import record_checksum
-from precfm.pipeline.manifest import canonical
+from precfm.pipeline.manifest import Stamp, canonical
 from precfm.pipeline.node import RECORD
 
 _PART = r"[A-Za-z0-9_=+:,@ -][A-Za-z0-9._=+:,@ -]*"  # nothing hidden, nothing that leads elsewhere
@@ -22,14 +22,6 @@ KEY = r"[0-9a-f]{12}"
 DAMAGED = "delete this artifact's folder, then `make pull` or `make reproduce` brings it back"
 
 Model = TypeVar("Model", bound=BaseModel)
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Stamp(Strict):
-    """Size and checksum of a file."""
-
-    bytes: Natural
-    sha256: Sha256
 
 
 class Record(Strict):
@@ -42,7 +34,7 @@ class Record(Strict):
     fingerprint: str
     files: dict[Annotated[str, Field(pattern=f"^{PAYLOAD}$")], Stamp]
     made_on: dict[str, Any]
-    checksum: Sha256
+    checksum: str
 
 
 def parsed(schema: type[Model], text: bytes) -> Model:
@@ -89,6 +81,17 @@ def check_artifact(report: Report, folder: Path) -> dict[str, Any] | None:
     for path in unlisted(folder, {file, *(folder / name for name in files)}):
         report.error("payload", path, "is no part of the artifact", "delete it")
     return record
+
+
+def check_links(report: Report, folder: Path) -> None:
+    """Nothing below a folder is a link."""
+    for path in below(folder):
+        if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):
+            what = "symbolic" if path.is_symlink() else "hard"
+            remedy = (
+                "replace it by a copy: DVC records a link as empty, and a linked file can change elsewhere"
+            )
+            report.error("link", path, f"is a {what} link", remedy)
 
 
 def sha256(report: Report, file: Path) -> str:

@@ -101,7 +101,7 @@ def test_small_errors_are_held_against_one_another(mine, other, agrees):
 
 
 @pytest.mark.parametrize(
-    ("mine", "told"),
+    ("mine", "difference"),
     [
         ("method,value\na,1.0\nb,1.0\n", "the row b is only here"),
         ("method,value\na,1.0\na,1.0\n", "the row a #2 is only here"),
@@ -110,13 +110,13 @@ def test_small_errors_are_held_against_one_another(mine, other, agrees):
         (None, "it is only there"),
     ],
 )
-def test_what_only_one_run_has_is_a_difference(mine, told):
+def test_what_only_one_run_has_is_a_difference(mine, difference):
     here, there = {} if mine is None else {"t.csv": mine}, {"t.csv": "method,value\na,1.0\n"}
     (one,) = compare(here, there)
-    assert told in one.beyond
+    assert difference in one.beyond
     (turned,) = compare(there, here)
     swapped = {"here": "there", "there": "here"}
-    assert " ".join([*told.split()[:-1], swapped[told.split()[-1]]]) in turned.beyond
+    assert " ".join([*difference.split()[:-1], swapped[difference.split()[-1]]]) in turned.beyond
 
 
 WIDE = "method,step,value,note\n" + "".join(f"m{index},5,{index}.5,\n" for index in range(50))
