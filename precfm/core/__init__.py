@@ -1,4 +1,4 @@
-"""What everyone stands on: errors, seeds, options, the registry of names, networks on disk, statistics of few numbers."""
+"""What everyone stands on: errors, seeds, options, the registry of names, networks on disk, statistics."""
 
 from precfm._front_door import front_door
 

@@ -1,4 +1,4 @@
-"""What an option may be: declared once, in the signature of the class or function that takes it, and judged by pydantic.
+"""What an option may be: declared once, in the signature of the class or function that takes it, judged by pydantic.
 
 An option is an argument that has a default. Its annotation says what is right, with pydantic's constraints; the same
 model judges a call of the class and an entry of a configuration. Where a class takes `**inherited`, the arguments of
@@ -46,7 +46,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 class _InOneSentence(ModelMetaclass):
     """Lets a call of a schema raise what a user can read; `model_validate` raises pydantic's own error."""
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         try:
             return super().__call__(*args, **kwargs)
         except ValidationError as error:
