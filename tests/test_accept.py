@@ -9,7 +9,7 @@ from precfm.audit.accept import _alone, accept
 from precfm.audit.integrity import audit
 from precfm.core.errors import PrecfmError
 from precfm.pipeline import build as building
-from precfm.pipeline import builder, fingerprints, job
+from precfm.pipeline import fingerprints, job, keys
 from precfm.pipeline.attic import tidy
 from precfm.pipeline.build import build
 from precfm.pipeline.job import script_of
@@ -35,7 +35,7 @@ def scripts(planned, project, monkeypatch):
     folder.mkdir()
     for name in set(KINDS.values()):
         (folder / name).write_text(SCRIPT)
-    for module in (building, builder, fingerprints, job):
+    for module in (building, fingerprints, job, keys):
         monkeypatch.setattr(module, "SCRIPTS", folder)
     monkeypatch.setattr(fingerprints, "EQUIVALENCES", project / "config/equivalences.json")
     return folder

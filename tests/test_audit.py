@@ -242,7 +242,7 @@ def test_before_the_products_are_written_they_are_not_missed(results):
 
 def test_results_of_other_code_are_named_as_that(results, monkeypatch):
     monkeypatch.setattr(
-        "precfm.pipeline.builder.fingerprint", lambda script, targets=(): f"{len(str(script)):016x}"
+        "precfm.pipeline.keys.fingerprint", lambda script, targets=(): f"{len(str(script)):016x}"
     )
     shutil.rmtree("results/.work/plans")
     present = load_plan("mine")

@@ -9,8 +9,8 @@ import yaml
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Neutral, Strict, options_of
 from precfm.flows.models.mlp import MLPVelocity
+from precfm.pipeline.components import FILLED_IN, component, plain
 from precfm.pipeline.experiments import load_experiment, merge, read_yaml
-from precfm.pipeline.schema import FILLED_IN, component, plain
 
 CONFIG = Path(__file__).parent.parent / "config"
 WHITENING = {"preconditioner": {"name": "whitening"}}
@@ -117,6 +117,7 @@ def test_numbers_like_1e_minus_3_are_numbers(folder):
         ),
         ({"classifiers": {"training": {"ema_decay": 1.0}}}, ["classifiers.training.ema_decay", "1.0"]),
         ({"classifiers": {"training": {"validate_every": 5}}}, ["validate_every", "5", "0"]),
+        ({"encoders": {"L16": {"training": None}}}, ["encoders.L16", "training", "conv_vae"]),
         ({"flow": {"wrappers": [{"name": "magic"}]}}, ["flow.wrappers.0", "'magic'", "gaussian_skip"]),
         (
             {"flow": {"wrappers": [{"name": "gaussian_skip", "path": "linear"}]}},

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from precfm.core.errors import PrecfmError
 from precfm.core.options import options_of
 from precfm.core.registry import REGISTRY, load
-from precfm.pipeline.schema import FILLED_IN, component
+from precfm.pipeline.components import FILLED_IN, component
 
 UNBOUNDED = {("objectives", "time_mean")}  # any finite number is right
 NUMBERS: dict[type, st.SearchStrategy[Any]] = {

@@ -1,15 +1,7 @@
-"""From an experiment to its plan: which artifacts there are, what each is made from, and their keys.
+"""From an experiment to its plan: which artifacts there are, and what each is made from."""
 
-key = short hash of (kind, parameters, the parents' keys, the fingerprint of the code that makes it); for data the
-checksum of the source stands among the parameters. Labels are for readers and stay out of the key, so a renamed
-method keeps its artifacts.
-"""
-
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +10,12 @@ from precfm.core.registry import REGISTRY, import_string, load
 from precfm.datasets.image_names import image_names
 from precfm.datasets.manifest import SourceManifest, source_manifest
 from precfm.datasets.sources import SOURCES
+from precfm.pipeline.components import Component
 from precfm.pipeline.experiments import load_experiment, read_yaml
-from precfm.pipeline.fingerprints import SCRIPTS, fingerprint, foreign_modules
+from precfm.pipeline.keys import KeyedArtifacts
 from precfm.pipeline.node import Node
-from precfm.pipeline.plan import KINDS, Plan
-from precfm.pipeline.schema import PLAIN, Component, Dataset, Experiment, Flow, Method, Setting, plain
+from precfm.pipeline.plan import Plan
+from precfm.pipeline.schema import PLAIN, Dataset, Experiment, Flow, Method, Setting
 from precfm.report.claims import parse_claims
 from precfm.report.frames import available
 from precfm.report.reads import wanted
@@ -63,8 +56,7 @@ class _Builder:
         self.experiment = experiment
         sources = {name: spec.source_name for name, spec in experiment.datasets.items()}
         self.plan = Plan(experiment.name, experiment.device, experiment.threads, sources)
-        self.by_key: dict[tuple[str, str], Node] = {}
-        self.fingerprint = cache(fingerprint)  # the code is taken as it is now
+        self.add = KeyedArtifacts(self.plan).add
         # What the reports need to know about the artifacts: which method, seed and dataset each one stands for.
         self.about: dict[str, list[dict[str, Any]]] = {}
         self.reported: dict[str, list[Node]] = {}
@@ -79,54 +71,6 @@ class _Builder:
         self._reports()
         return self.plan
 
-    def _add(
-        self,
-        kind: str,
-        label: str,
-        params: Mapping[str, Any],
-        parents: Mapping[str, Node | Iterable[Node]] | None = None,
-        targets: Iterable[str] = (),
-    ) -> Node:
-        """Add an artifact, or find the one that is equal to it.
-
-        Args:
-            kind: one of `KINDS`.
-            label: a readable name.
-            params: parts of the configuration, components and plain data.
-            parents: the artifacts that it reads, by role.
-            targets: import strings `module:name` of what its script loads from the registry.
-        """
-        families = {
-            role: (nodes,) if isinstance(nodes, Node) else tuple(nodes)
-            for role, nodes in (parents or {}).items()
-        }
-        targets = tuple(targets)
-        code = self.fingerprint(SCRIPTS / KINDS[kind], targets)
-        content = [
-            kind,
-            plain(params, for_key=True),
-            {role: [(node.kind, node.key) for node in nodes] for role, nodes in families.items()},
-            code,
-        ]
-        key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-        if (kind, key) not in self.by_key:
-            inherited = {name for nodes in families.values() for node in nodes for name in node.packages}
-            node = Node(
-                kind,
-                label,
-                key,
-                params=plain(params),
-                parents={role: tuple(node.id for node in nodes) for role, nodes in families.items()},
-                fingerprint=code,
-                experiment=self.plan.experiment,
-                device=self.plan.device,
-                script=KINDS[kind],
-                targets=targets,
-                packages=tuple(sorted(inherited.union(foreign_modules(targets)))),
-            )
-            self.plan.nodes[node.id] = self.by_key[kind, key] = node
-        return self.by_key[kind, key]
-
     def _report(self, role: str, node: Node, **about: Any) -> None:
         if "dataset" in about and role != "latents":
             about["setting"] = self.setting
@@ -138,14 +82,14 @@ class _Builder:
         assert classifiers is not None, "checked by the configuration"
         manifest = source_manifest(spec.source_name, SOURCES)
         _check_counts(name, spec, manifest)
-        data = self._add(
+        data = self.add(
             "data",
             name,
             {"dataset": spec, "source": spec.source_name, "checksum": manifest.checksum},
             targets=spec.source.targets,
         )
         judges = [
-            self._add(
+            self.add(
                 "classifiers",
                 f"{name}-s{seed}",
                 {"model": classifiers.model, "training": classifiers.training, "seed": seed},
@@ -170,10 +114,10 @@ class _Builder:
         label = f"{dataset}-{space}"
         spec = self.experiment.encoders[space]
         fitted = {name: getattr(spec, name) for name in ("model", "training", "seed")}
-        encoder = self._add("encoders", label, fitted, {"data": data}, spec.model.targets)
+        encoder = self.add("encoders", label, fitted, {"data": data}, spec.model.targets)
         encoded = {"encode": spec.encode, "seed": spec.seed}
-        latents = self._add("latents", label, encoded, {"data": data, "encoder": encoder})
-        features = self._add(
+        latents = self.add("latents", label, encoded, {"data": data, "encoder": encoder})
+        features = self.add(
             "features", label, {}, {"data": data, "classifiers": tuple(judges), "latents": latents}
         )
         self._report("latents", latents, dataset=label)
@@ -194,7 +138,7 @@ class _Builder:
         seeded = component.constant("uses_seed")
         preconditioner = self._preconditioner(label, name, component, seed, space)
         ends = {"latents": space.latents, "preconditioner": preconditioner}
-        diagnostics = self._add(
+        diagnostics = self.add(
             "diagnostics",
             f"{label}-{name}" + (f"-s{seed}" if seeded else ""),
             {"path": method.flow.path},
@@ -211,7 +155,7 @@ class _Builder:
             self._kernel(label, name, method.flow, seed, preconditioner, space)
         wanted = name in setting.matched if setting.matched is not None else seeded
         if wanted:
-            budget = self._add(
+            budget = self.add(
                 "budgets",
                 f"{label}-{name}-s{seed}",
                 {"flow": method.flow},
@@ -229,7 +173,7 @@ class _Builder:
         """The fitted map; a fit without randomness is one for all seeds."""
         seeded = component.constant("uses_seed")
         metric = self._decoder_metric(space) if component.constant("needs_metric") else {}
-        return self._add(
+        return self.add(
             "preconditioners",
             f"{label}-{name}" + (f"-s{seed}" if seeded else ""),
             {"preconditioner": component, "seed": seed if seeded else 0},
@@ -260,7 +204,7 @@ class _Builder:
             parents["recipe"] = self._searched(
                 f"{label}-{name}", {**spec, **search}, {**parents, **judged}, flow.targets
             )
-        trained = self._add("flows", f"{label}-{name}-s{seed}", {**spec, "seed": seed}, parents, flow.targets)
+        trained = self.add("flows", f"{label}-{name}-s{seed}", {**spec, "seed": seed}, parents, flow.targets)
         self._report("flows", trained, dataset=label, method=name, seed=seed)
         drawn = {"source": "flow", "sampling": setting.sampling, "seed": seed}
         self._evaluate(label, name, seed, drawn, {**ends, "flow": trained}, space, flow.targets)
@@ -270,14 +214,14 @@ class _Builder:
     ) -> Node:
         """The recipe of a method: searched once, behind the first seed's preconditioner, and used for all seeds."""
         if label not in self.searched:
-            self.searched[label] = self._add("recipes", label, params, parents, targets)
+            self.searched[label] = self.add("recipes", label, params, parents, targets)
         return self.searched[label]
 
     def _kernel(
         self, label: str, name: str, flow: Flow, seed: int, preconditioner: Node, space: "_Space"
     ) -> None:
         """What the tangent kernel predicts, for the first seed."""
-        kernel = self._add(
+        kernel = self.add(
             "kernels",
             f"{label}-{name}-s{seed}",
             {"flow": flow, "seed": seed, "points": KERNEL_POINTS, "threshold": KERNEL_THRESHOLD},
@@ -294,7 +238,7 @@ class _Builder:
     def _decoder_metric(self, space: "_Space") -> dict[str, Node]:
         parents = {"latents": space.latents, "encoder": space.encoder}
         return {
-            "decoder_metric": self._add("decoder_metrics", space.label, {"points": METRIC_POINTS}, parents)
+            "decoder_metric": self.add("decoder_metrics", space.label, {"points": METRIC_POINTS}, parents)
         }
 
     def _evaluate(
@@ -308,8 +252,8 @@ class _Builder:
         targets: Iterable[str] = (),
     ) -> None:
         title = f"{label}-{method.replace(':', '-')}-s{seed}"
-        samples = self._add("samples", title, drawn, parents, targets)
-        evaluation = self._add(
+        samples = self.add("samples", title, drawn, parents, targets)
+        evaluation = self.add(
             "evaluations",
             title,
             {"evaluation": self.experiment.evaluation},
@@ -327,23 +271,23 @@ class _Builder:
     def _theory(self) -> None:
         for name, spec in self.experiment.theory.items():
             for seed in spec.seeds:
-                node = self._add(
+                node = self.add(
                     "theory", f"{name}-s{seed}", {"run": spec.run, "seed": seed}, targets=spec.run.targets
                 )
                 self._report("theory", node, name=name, run=spec.run.name, seed=seed)
 
     def _reports(self) -> None:
         experiment = self.experiment
-        frames = self._add("frames", experiment.name, {"about": self.about}, self.reported)
+        frames = self.add("frames", experiment.name, {"about": self.about}, self.reported)
         named = {"experiment": experiment.name}
         for group, kind in (("tables", "table_files"), ("figures", "figure_files")):
             functions = {name: load(group, name) for name in REGISTRY[group]}
             for name in wanted(functions, available(self.about)):
                 target = import_string(group, name)
-                self._add(kind, name, {"name": name, **named}, {"frames": frames}, [target])
+                self.add(kind, name, {"name": name, **named}, {"frames": frames}, [target])
         claims = read_yaml(CLAIMS)
         parse_claims(claims)  # refused before the first job, not by the last one
-        self._add("verdicts", "claims", {"claims": claims, **named}, {"frames": frames})
+        self.add("verdicts", "claims", {"claims": claims, **named}, {"frames": frames})
 
 
 def _check_counts(name: str, spec: Dataset, manifest: SourceManifest) -> None:

@@ -14,8 +14,9 @@ import yaml
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import validated
+from precfm.pipeline.components import plain
 from precfm.pipeline.node import PUBLISHED
-from precfm.pipeline.schema import PLAIN, Experiment, in_words, plain
+from precfm.pipeline.schema import PLAIN, Experiment, in_words
 
 CONFIG_FOLDER = Path("config")
 PARAMS = Path("params.yaml")  # what the ledger holds

@@ -1,90 +1,21 @@
 """The schema of an experiment: strict, and with one clear sentence for what is wrong.
 
-Options of registered classes are judged by the classes' own signatures, and where the data fill nothing in, an object
-is made once, so that rules across options speak before the first job, too. `precfm.pipeline.experiments` reads the
-files.
+`precfm.pipeline.experiments` reads the files; `precfm.pipeline.components` judges the options of registered classes.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, Field, PlainValidator, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, ValidationError, model_validator
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Count, Neutral, Strict, complaint, options_of, validated
-from precfm.core.registry import import_string, load
+from precfm.core.options import Count, Strict, complaint
+from precfm.pipeline.components import Component, component
 from precfm.training.options import TrainingOptions
 
-NESTED = ("stages", "candidates")  # options that hold components of the same group
 PLAIN = "plain"  # the setting that has no name in labels: the one setting of a file that lists none
 Location: TypeAlias = tuple[str, ...]  # of a field, from the outside in
-# Arguments that the pipeline fills in from the data or the plan, by the registry's group: never configured.
-FILLED_IN = {
-    "models": frozenset({"dim", "num_classes"}),
-    "wrappers": frozenset({"network", "dim", "num_classes", "path"}),
-    "encoders": frozenset({"channels", "image_size"}),
-    "extractors": frozenset({"channels", "image_size", "num_classes"}),
-    "theory": frozenset({"seed"}),
-}
-
-
-@dataclass(frozen=True)
-class Component:
-    """A registered class together with its options.
-
-    Attributes:
-        group: the registry's group, such as `preconditioners`.
-        name: the registered name.
-        options: the validated options, defaults included.
-    """
-
-    group: str
-    name: str
-    options: Strict
-
-    @property
-    def targets(self) -> list[str]:
-        """Import strings of the class, and of the components inside its options."""
-        inside = [entry for option in NESTED for entry in getattr(self.options, option, None) or ()]
-        own = import_string(self.group, self.name)
-        return [own, *(target for entry in inside for target in component(self.group, entry).targets)]
-
-    def constant(self, name: str) -> Any:
-        """An attribute of the class; False if it has none of that name."""
-        return getattr(load(self.group, self.name), name, False)
-
-
-def component(group: str, value: Any) -> Component:
-    """A component from its `name` and options, as a configuration gives them.
-
-    Raises:
-        PrecfmError: the name or an option does not exist, or an option is not what the class takes.
-    """
-    if isinstance(value, Component):
-        return value
-    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-        raise PrecfmError(f"got {value!r}; a mapping with a 'name' from the registry's {group} is needed")
-    options = {key: item for key, item in value.items() if key != "name"}
-    target, filled_in = load(group, value["name"]), FILLED_IN.get(group, frozenset())
-    schema = options_of(target, filled_in)
-    for field in set(NESTED) & set(schema.model_fields):
-        entries = options.get(field, schema.model_fields[field].default)
-        if isinstance(entries, list | tuple):
-            options[field] = [plain(_nested(group, field, i, entry)) for i, entry in enumerate(entries)]
-    judged = validated(schema, options)
-    if not filled_in:  # its rules across options
-        target(**{name: getattr(judged, name) for name in schema.model_fields})
-    return Component(group, value["name"], judged)
-
-
-def _nested(group: str, field: str, index: int, value: Any) -> Component:
-    try:
-        return component(group, value)
-    except PrecfmError as error:
-        raise PrecfmError(f"{field}.{index}: {error}") from None
 
 
 def _without_validation(options: TrainingOptions) -> TrainingOptions:
@@ -152,8 +83,21 @@ class Encoder(Strict):
 
     model: Annotated[Component, PlainValidator(partial(component, "encoders"))]
     encode: Literal["mean", "sample"] = "mean"
-    training: Training | None = None  # an encoder that is not trained refuses it
+    training: Training | None = None
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Encoder":
+        name, trained = self.model.name, self.model.constant("trained")
+        if trained and self.training is None:
+            raise PrecfmError(f"training: missing; how to train '{name}' is needed")
+        if self.training is not None and not trained:
+            raise PrecfmError(f"training: got one, but '{name}' is fitted without; none is needed")
+        if self.encode == "sample" and not self.model.constant("has_posterior"):
+            raise PrecfmError(
+                f"encode: got 'sample'; 'mean' is needed, since '{name}' gives one latent per image"
+            )
+        return self
 
 
 class Classifiers(Strict):
@@ -328,27 +272,3 @@ class Experiment(Strict):
                         f"datasets.{dataset}.heldout are needed"
                     )
         return self
-
-
-def plain(value: Any, *, for_key: bool = False) -> Any:
-    """A part of a configuration as plain data.
-
-    Args:
-        value: a schema object, component, mapping, sequence or scalar.
-        for_key: leave out what is at its neutral value (see `precfm.core.options.Neutral`).
-    """
-    if isinstance(value, Component):
-        return {"name": value.name, **plain(value.options, for_key=for_key)}
-    if isinstance(value, BaseModel):
-        fields = type(value).model_fields
-        kept = {
-            name: getattr(value, name)
-            for name, field in fields.items()
-            if not (for_key and Neutral(getattr(value, name)) in field.metadata)
-        }
-        return plain(kept, for_key=for_key)
-    if isinstance(value, Mapping):
-        return {str(key): plain(item, for_key=for_key) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [plain(item, for_key=for_key) for item in value]
-    return value

@@ -1,0 +1,78 @@
+"""Content keys: equal artifacts have equal keys, and are one.
+
+key = short hash of (kind, parameters, the parents' keys, the fingerprint of the code that makes it); for data the
+checksum of the source stands among the parameters. Labels are for readers and stay out of the key, so a renamed
+method keeps its artifacts.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from precfm.pipeline.components import plain
+from precfm.pipeline.fingerprints import SCRIPTS, fingerprint, foreign_modules
+from precfm.pipeline.node import Node
+from precfm.pipeline.plan import KINDS, Plan
+
+
+class KeyedArtifacts:
+    """Adds artifacts to a plan, each under its key.
+
+    Args:
+        plan: to which they are added.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._known: dict[tuple[str, str], Node] = {}
+        self._fingerprint = cache(fingerprint)  # the code is taken as it is now
+
+    def add(
+        self,
+        kind: str,
+        label: str,
+        params: Mapping[str, Any],
+        parents: Mapping[str, Node | Iterable[Node]] | None = None,
+        targets: Iterable[str] = (),
+    ) -> Node:
+        """Add an artifact, or find the one that is equal to it.
+
+        Args:
+            kind: one of `KINDS`.
+            label: a readable name.
+            params: parts of the configuration, components and plain data.
+            parents: the artifacts that it reads, by role.
+            targets: import strings `module:name` of what its script loads from the registry.
+        """
+        families = {
+            role: (nodes,) if isinstance(nodes, Node) else tuple(nodes)
+            for role, nodes in (parents or {}).items()
+        }
+        targets = tuple(targets)
+        code = self._fingerprint(SCRIPTS / KINDS[kind], targets)
+        content = [
+            kind,
+            plain(params, for_key=True),
+            {role: [(node.kind, node.key) for node in nodes] for role, nodes in families.items()},
+            code,
+        ]
+        key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        if (kind, key) not in self._known:
+            inherited = {name for nodes in families.values() for node in nodes for name in node.packages}
+            node = Node(
+                kind,
+                label,
+                key,
+                params=plain(params),
+                parents={role: tuple(node.id for node in nodes) for role, nodes in families.items()},
+                fingerprint=code,
+                experiment=self._plan.experiment,
+                device=self._plan.device,
+                script=KINDS[kind],
+                targets=targets,
+                packages=tuple(sorted(inherited.union(foreign_modules(targets)))),
+            )
+            self._plan.nodes[node.id] = self._known[kind, key] = node
+        return self._known[kind, key]
