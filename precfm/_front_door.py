@@ -31,7 +31,9 @@ def front_door(package: str, file: str) -> tuple[Callable[[str], Any], Callable[
         if name not in defined_in:
             raise AttributeError(f"{package} has no '{name}'; it offers {', '.join(sorted(defined_in))}")
         module = defined_in[name]
-        value = import_module(f"{package}.{name}") if module == package else getattr(import_module(module), name)
+        value = (
+            import_module(f"{package}.{name}") if module == package else getattr(import_module(module), name)
+        )
         setattr(sys.modules[package], name, value)
         return value
 

@@ -1,6 +1,7 @@
 """Precondition-then-match as one class: map the data, train a flow there, sample there, map back."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +25,7 @@ from precfm.flows.description import (
     require_imported,
     write_description,
 )
-from precfm.flows.likelihood import log_likelihood
+from precfm.flows.likelihood import T_DATA, log_likelihood
 from precfm.flows.models.base import VelocityNetwork, Wrapper
 from precfm.flows.objectives import VelocityObjective
 from precfm.flows.paths import ProbabilityPath
@@ -327,10 +328,13 @@ class PreconditionedFlow:
             PrecfmError: the flow is not fitted, or its preconditioner has no log-determinant.
         """
         self._require_network()
-        change = self.preconditioner.log_abs_det_jacobian(x, labels)
+        # The density at the time T_DATA is that of alpha_t z1 + sigma_t z0, whose noise is small.
+        alpha = float(self.path.alpha(torch.tensor(T_DATA, dtype=torch.float64)))
+        z1 = self.preconditioner.forward(x, labels).to(_weights_of(self.network).dtype)
+        change = self.preconditioner.log_abs_det_jacobian(x, labels) + z1[0:1].numel() * math.log(alpha)
         return change + log_likelihood(
             self.objective.velocity(self.network, self.path),
-            self.preconditioner.forward(x, labels).to(_weights_of(self.network).dtype),
+            alpha * z1,
             labels,
             t_noise=self.objective.start,
             noise_scale=self.objective.start_scale(self.path),

@@ -174,7 +174,7 @@ def test_the_density_of_data_does_not_depend_on_the_map(preconditioner: Any) -> 
     forward = torch.linalg.inv(inverse_jacobian(fitted, 3))
     z_mean = fitted.forward(mean[None])[0]
     flow = PreconditionedFlow(fitted, model=ExactNetwork(z_mean, forward @ cov @ forward.T)).prepare(x)
-    torch.testing.assert_close(flow.log_prob(x, steps=200), density(x, mean, cov), rtol=0, atol=0.03)
+    torch.testing.assert_close(flow.log_prob(x, steps=200), density(x, mean, cov), rtol=0, atol=0.01)
 
 
 def test_an_untrained_gaussian_skip_has_the_density_of_gaussian_data() -> None:

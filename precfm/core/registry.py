@@ -170,7 +170,9 @@ def load_class(group: str, name: str, base: type[Base], *, imported: bool = Fals
     """
     found = load(group, name, imported=imported)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise PrecfmError(f"{group}: got '{name}', which is no {base.__name__}; a class derived from it is needed")
+        raise PrecfmError(
+            f"{group}: got '{name}', which is no {base.__name__}; a class derived from it is needed"
+        )
     return found
 
 

@@ -13,7 +13,8 @@ from precfm.flows.sampling import equal_steps
 
 EXACT_UP_TO = 64  # dimensions up to which the trace of the Jacobian is computed, not estimated
 CHUNK = 16  # directions of the Jacobian at once
-PROBES = 8  # of Hutchinson's estimate
+PROBES = 8  # of Hutchinson's estimate, for each point
+T_DATA = 1 - 1e-3  # at t = 1 itself the field of data on a surface is singular
 
 
 @torch.no_grad()
@@ -22,7 +23,7 @@ def log_likelihood(
     z: Tensor,
     labels: Tensor | None = None,
     *,
-    t_data: float = 1 - 1e-3,
+    t_data: float = T_DATA,
     t_noise: float = 0.0,
     noise_scale: float = 1.0,
     steps: int = 100,
@@ -33,13 +34,14 @@ def log_likelihood(
 
     The ODE is solved by the midpoint rule from the data back to the noise together with the divergence of the field:
     log p(z) = log N(z(t_noise); 0, noise_scale^2 I) - int div v dt. The divergence is exact up to 64 dimensions;
-    above, it is Hutchinson's estimate from `PROBES` fixed Rademacher vectors, which is unbiased.
+    above, it is Hutchinson's estimate from `PROBES` Rademacher vectors for each point, the same at all times, which is
+    unbiased.
 
     Args:
         field: the velocity, `field(z, t, labels)`.
         z: points, shape (n, dim).
         labels: classes, int64, shape (n,), or None.
-        t_data: time at which the points are taken to lie; at t = 1 itself the field of data on a surface is singular.
+        t_data: time at which the points are taken to lie.
         t_noise: time of the noise.
         noise_scale: standard deviation of the noise there.
         steps: of the solver.
@@ -60,31 +62,35 @@ def log_likelihood(
     """
     dim = z.shape[1]
     times = torch.tensor([t_data, t_noise], dtype=z.dtype, device=z.device)
-    probes = torch.eye(dim)
-    if dim > EXACT_UP_TO:
-        signs = torch.randint(2, (PROBES, dim), generator=generator_for(seed, "trace probes"))
-        probes = (2.0 * signs - 1) / PROBES**0.5
-    probes = probes.to(z)
+    generator = generator_for(seed, "trace probes")
 
-    def derivatives(points: Tensor, t: Tensor, asked: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The velocity and its divergence, sum over probes e of e^T J e."""
-
-        def along(probe: Tensor) -> Tensor:
-            moved = jvp(lambda x: field(x, t, asked), (points,), (probe.expand_as(points),))[1]
-            summed: Tensor = (moved * probe).sum(1)
-            return summed
-
-        return field(points, t, asked), vmap(along, chunk_size=CHUNK)(probes).sum(0)
+    def directions(points: int) -> Tensor:
+        """Vectors e with E sum e e^T = I: all axes, or random signs for each point; shape (vectors, points, dim)."""
+        if dim <= EXACT_UP_TO:
+            return torch.eye(dim)[:, None].expand(dim, points, dim).to(z)
+        signs = torch.randint(2, (PROBES, points, dim), generator=generator)
+        scaled: Tensor = (2.0 * signs - 1) / PROBES**0.5
+        return scaled.to(z)
 
     found = []
     for start in range(0, len(z), batch_size):
         block = slice(start, start + batch_size)
         asked = None if labels is None else labels[block]
 
+        along = directions(len(z[block]))
+
         def joint(
-            t: Tensor, state: tuple[Tensor, Tensor], asked: Tensor | None = asked
+            t: Tensor, state: tuple[Tensor, Tensor], asked: Tensor | None = asked, along: Tensor = along
         ) -> tuple[Tensor, Tensor]:
-            return derivatives(state[0], t.expand(len(state[0])), asked)
+            """The velocity and its divergence, the sum of e^T J e."""
+            points, now = state[0], t.expand(len(state[0]))
+
+            def part(e: Tensor) -> Tensor:
+                moved = jvp(lambda x: field(x, now, asked), (points,), (e,))[1]
+                summed: Tensor = (moved * e).sum(1)
+                return summed
+
+            return field(points, now, asked), vmap(part, chunk_size=CHUNK)(along).sum(0)
 
         begin = (z[block], z.new_zeros(len(z[block])))
         path, change = odeint(joint, begin, times, method="midpoint", options=equal_steps(steps))
