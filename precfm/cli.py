@@ -18,7 +18,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Raw data: fetch it, or register your own.")
 app.add_typer(data_app, name="data")
 
-FEW_FILES = 10  # so many are told one by one
+FEW_FILES = 10  # so many are named one by one
 
 ExperimentName = Annotated[str, typer.Argument(help="An experiment: the name of a file in config/.")]
 

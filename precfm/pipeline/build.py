@@ -50,8 +50,8 @@ def build(node: Node, make: Make) -> bool:
                 return False
             _require_device(node)
             _require_planned_code(node)
-            for rubbish in (work / "parts").glob(f"{name}.*"):  # of killed jobs: this one holds the lock
-                shutil.rmtree(rubbish, ignore_errors=True)
+            for remains in (work / "parts").glob(f"{name}.*"):  # of killed jobs: this one holds the lock
+                shutil.rmtree(remains, ignore_errors=True)
             part = work / "parts" / f"{name}.part-{socket.gethostname()}-{os.getpid()}"
             try:
                 for folder in (part, scratch):
@@ -117,7 +117,7 @@ def _copied(node: Node, folder: Path) -> Path:
 
 
 def _put(source: Path, target: Path) -> None:
-    """Move a finished folder into place with one rename; what lies there without a record is rubbish."""
+    """Move a finished folder into place with one rename; what lies there without a record is removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():  # Snakemake's empty folder, or the remains of an incomplete pull
         shutil.rmtree(target)
@@ -149,7 +149,7 @@ def _finish(node: Node, part: Path) -> None:
 
 
 def _sync(file: Path) -> None:
-    """Wait until a file's bytes are on the disk; some file systems tell only now that they are not."""
+    """Wait until a file's bytes are on the disk; some file systems say only now that they are not."""
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
 

@@ -68,10 +68,10 @@ def component(group: str, value: Any) -> Component:
         entries = options.get(field, schema.model_fields[field].default)
         if isinstance(entries, list | tuple):
             options[field] = [plain(_nested(group, field, i, entry)) for i, entry in enumerate(entries)]
-    judged = validated(schema, options)
+    checked = validated(schema, options)
     if not filled_in:  # its rules across options
-        target(**{name: getattr(judged, name) for name in schema.model_fields})
-    return Component(group, value["name"], judged)
+        target(**{name: getattr(checked, name) for name in schema.model_fields})
+    return Component(group, value["name"], checked)
 
 
 def _nested(group: str, field: str, index: int, value: Any) -> Component:

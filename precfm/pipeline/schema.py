@@ -121,7 +121,7 @@ class Flow(Strict):
 
     @property
     def is_plain(self) -> bool:
-        """Plain flow matching by a plain network and optimizer: all that the tangent kernel foretells."""
+        """Plain flow matching by a plain network and optimizer: all that the tangent kernel can predict."""
         usual = component("objectives", {"name": "flow_matching"})
         return self.objective == usual and not self.wrappers and self.training.optimizer != "muon"
 
@@ -237,7 +237,7 @@ class Experiment(Strict):
     settings: dict[str, Setting] = Field(default_factory=dict)
     search: Search = Search()
     baseline: Preconditioner = Field(default={"name": "scalar"}, validate_default=True)
-    predict: tuple[str, ...] = ()  # settings whose flows the tangent kernel foretells, where it can
+    predict: tuple[str, ...] = ()  # settings whose flows the tangent kernel predicts, where it can
     evaluation: Evaluation = Evaluation()
     theory: dict[str, Theory] = Field(default_factory=dict)
 

@@ -36,7 +36,7 @@ def messages_to(log: Path) -> Iterator[None]:
 def run_rule(make: Make, snakemake: Any) -> None:
     """Entry point of a script under Snakemake: build the node that the rule asks for.
 
-    A user's mistake is told in one line on standard error, and kept beside the log for the end of the run.
+    A user's mistake is one line on standard error, and kept beside the log for the end of the run.
     """
     node = Node.from_json(snakemake.params.node)
     if (torch := sys.modules.get("torch")) is not None:
