@@ -252,17 +252,18 @@ def audit(
 
 @app.command()
 def why(
-    target: Annotated[str, typer.Argument(help="FILE, FILE:ROW or FILE:ROW,COLUMN below results/.")],
+    target: Annotated[
+        str, typer.Argument(help="FILE, FILE:ROW, FILE:ROW,COLUMN or claims.json:CLAIM below results/.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON, as if --full.")] = False,
     full: Annotated[
-        bool,
-        typer.Option("--full", help="With every parameter and file; default: what differs from defaults."),
+        bool, typer.Option("--full", help="With the checksum of every file, in lines of any length.")
     ] = False,
     crate: Annotated[
         Path | None, typer.Option(help="Write it as a Workflow Run RO-Crate into this new folder, too.")
     ] = None,
 ) -> None:
-    """Tell where a file or a number comes from: artifacts, code, parameters, seeds, sources."""
+    """Say where a file or a number comes from: artifacts, code, parameters, seeds, sources."""
     import json
 
     from precfm.audit.lineage import lineage

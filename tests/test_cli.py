@@ -87,7 +87,7 @@ def test_few_fetched_files_are_told_one_by_one(project):
         (["ls", "nothing"], ["config/nothing.yaml", "quick"]),
         (["make", "smoke", "flows/none-123"], ["flows/none-123", "precfm ls smoke"]),
         (["metrics", "here.npy", "there.npy"], ["here.npy"]),
-        (["claims"], ["make reproduce"]),
+        (["claims"], ["precfm publish"]),
         (["data", "fetch", "nothing"], ["nothing", "mnist5k"]),
     ],
 )
