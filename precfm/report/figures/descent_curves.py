@@ -1,5 +1,6 @@
 """Figure: excess risk of the slowest direction against steps, closed form as a line, measurement as points."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -8,56 +9,41 @@ from matplotlib.axes import Axes
 
 from precfm.report.figures.axes import letter, panels
 from precfm.report.figures.style import Drawing
-from precfm.report.figures.theory_lines import colour_legend, shades
+from precfm.report.figures.theory_lines import colour_legend, shaded
 from precfm.report.frames import Frames
 from precfm.report.reads import needed, reads
 
 SHOWN_TIME = 0.99  # the time of the grid that is nearest to it is shown
-ALGORITHMS = {
-    "descent": ("GD", (1e-6, 4)),
-    "stochastic": ("SGD", (1e-3, 30)),
-}  # with the limits of their axes
-_POINT: dict[str, Any] = {
-    "linestyle": "none",
-    "marker": "o",
-    "markersize": 2.6,
-    "capsize": 0,
-    "elinewidth": 0.8,
-}
+# With the limits of their axes.
+ALGORITHMS = {"descent": ("GD", (1e-6, 4)), "stochastic": ("SGD", (1e-3, 30))}
+_POINT: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 2.6, "elinewidth": 0.8}
 
 
 @reads("linear_grid.curves")
 def draw(frames: Frames) -> Drawing:
-    """One row of panels per algorithm, one column per target without and with preconditioner, one line per kappa.
-
-    Args:
-        frames: needs `linear_grid.curves`.
-
-    Raises:
-        LeftOutError: there are no curves.
-    """
+    """One row of panels per algorithm, one column per target without and with preconditioner, one line per kappa."""
     table = needed(frames, "linear_grid.curves")
     times = table["t"].unique()
     t, path = times[np.abs(times - SHOWN_TIME).argmin()], table["path"].iloc[0]
     chosen = table[(table["path"] == path) & (table["t"] == t) & (table["direction"] == "lowest")]
-    chosen = chosen.assign(preconditioned=chosen["preconditioned"].astype(bool))
     targets = [name for name in ("velocity", "score") if name in set(chosen["target"])]
-    columns = [(target, preconditioned) for target in targets for preconditioned in (False, True)]
-    kappas = sorted(chosen["condition_number"].unique())
-    colours = dict(zip(kappas, shades(len(kappas)), strict=True))
+    columns = list(itertools.product(targets, (False, True)))
+    colours = shaded(sorted(chosen["condition_number"].unique()))
     figure, axes = panels(2, len(columns), height=1.75, sharey="row")
-    for row, (algorithm, (name, limits)) in enumerate(ALGORITHMS.items()):
-        axes[row, 0].set_ylabel(f"excess risk, {name}")
-        for column, (target, preconditioned) in enumerate(columns):
-            ax = axes[row, column]
-            part = chosen[(chosen["algorithm"] == algorithm) & (chosen["target"] == target)]
-            part = part[part["preconditioned"] == preconditioned]
-            for kappa, colour in colours.items():
-                _relative_curve(ax, part[part["condition_number"] == kappa].sort_values("step"), colour)
-            ax.set(xscale="symlog", yscale="log", ylim=limits, xlabel="steps")
-            ax.set_xlim(left=0)
-            letter(ax, row * len(columns) + column, f"{target}, {'P' if preconditioned else 'no P'}")
-    colour_legend(figure, [(f"kappa {kappa:g}", colour) for kappa, colour in colours.items()])
+    cells = itertools.product(ALGORITHMS, columns)
+    for position, (ax, (algorithm, (target, preconditioned))) in enumerate(
+        zip(axes.flat, cells, strict=True)
+    ):
+        part = chosen[(chosen["algorithm"] == algorithm) & (chosen["target"] == target)]
+        part = part[part["preconditioned"].astype(bool) == preconditioned]
+        for kappa, one in part.sort_values("step").groupby("condition_number"):
+            _relative_curve(ax, one, colours[kappa])
+        name, limits = ALGORITHMS[algorithm]
+        ax.set(xscale="symlog", yscale="log", ylim=limits, xlabel="steps")
+        ax.set_xlim(left=0)
+        ax.set_ylabel(f"excess risk, {name}" if position % len(columns) == 0 else "")
+        letter(ax, position, f"{target}, {'P' if preconditioned else 'no P'}")
+    colour_legend(figure, colours, "kappa {:g}")
     return Drawing(
         figure,
         f"Excess risk of the direction of lowest variance relative to its start, at t = {t:g} on the {path} path. "

@@ -1,70 +1,52 @@
 """Figure: error of every component when weights or one component's conditioning vary, and the control of scale."""
 
-import pandas as pd
-from matplotlib.axes import Axes
-
-from precfm.report.figures.axes import letter, panels
 from precfm.report.figures.style import Drawing
-from precfm.report.figures.theory_lines import ERROR_LOW, colour_legend, line_over_seeds, over_seeds, shades
+from precfm.report.figures.theory_lines import (
+    ERROR_LOW,
+    legend_below,
+    lines_over_seeds,
+    log_panels,
+    over_seeds,
+    shaded,
+)
 from precfm.report.frames import Frames
 from precfm.report.reads import needed, reads
 
-WHITENED_LINE = ":"
 _VARIED = {"weights": "weight of the worst component", "conditioning": "its condition number"}
 _CONTROL_COLOURS = ("#029e73", "#de8f05")
 
 
 @reads("mixture_ablations.components")
 def draw(frames: Frames) -> Drawing:
-    """One panel per ablation, one line per component.
-
-    Args:
-        frames: needs `mixture_ablations.components`.
-
-    Raises:
-        LeftOutError: there are no components.
-    """
+    """One panel per ablation, one line per component; in the control of scale, one per condition number."""
     table = needed(frames, "mixture_ablations.components")
-    plain, whitened = table[table["method"] == "none"], table[table["method"] == "class_whitening"]
-    control = plain[plain["ablation"] == "scale"]
-    components = sorted(plain["component"].unique())
-    colours = dict(zip(components, shades(len(components), first=1), strict=True))
-    worst = components[-1]
-    figure, axes = panels(1, 2 if control.empty else 3, height=2.2, sharey=True)
-    for position, (ablation, text) in enumerate(_VARIED.items()):
-        ax = axes[0, position]
-        varied = plain[plain["ablation"] == ablation]
-        for component, colour in colours.items():
-            one = varied[varied["component"] == component]
-            line_over_seeds(ax, one, "level", "log_error_low", colour)
-        one = whitened[(whitened["ablation"] == ablation) & (whitened["component"] == worst)]
-        line_over_seeds(ax, one, "level", "log_error_low", colours[worst], WHITENED_LINE)
-        ax.set(xscale="log" if ablation == "conditioning" else "linear", yscale="log", xlabel=text)
-        letter(ax, position, f"{ablation} vary")
-    axes[0, 0].set_ylabel(ERROR_LOW)
-    entries = [
-        (f"component {place}" + (" (worst)" if component == worst else ""), colour)
-        for place, (component, colour) in enumerate(colours.items(), start=1)
-    ]
-    if not control.empty:
-        entries += _scale_panel(axes[0, 2], control)
-        _scale_panel(axes[0, 2], whitened[whitened["ablation"] == "scale"], WHITENED_LINE)
-        letter(axes[0, 2], 2, "scale controlled")
-    colour_legend(figure, entries)
+    table = table.assign(kappa=table["condition_number"].round(6))
+    components = shaded(sorted(table["component"].unique()), first=1)
+    worst = max(components)
+    kappas = sorted(table[table["ablation"] == "scale"]["kappa"].unique())
+    of_kappas = dict(zip(kappas, _CONTROL_COLOURS, strict=False))
+    titles = [*(f"{ablation} vary" for ablation in _VARIED), *["scale controlled"] * bool(of_kappas)]
+    figure, axes = log_panels(titles, height=2.2, x="smallest variance", y=ERROR_LOW)
+    for method, line in {"none": "-", "class_whitening": ":"}.items():
+        shown = {worst: components[worst]} if method == "class_whitening" else components
+        of_method = table[table["method"] == method]
+        for ax, (ablation, text) in zip(axes, _VARIED.items(), strict=False):
+            ax.set(xscale="log" if ablation == "conditioning" else "linear", xlabel=text)
+            rows = of_method[of_method["ablation"] == ablation]
+            lines_over_seeds(ax, rows, "level", "log_error_low", "component", shown, line)
+        rows = of_method[of_method["ablation"] == "scale"]
+        lines_over_seeds(axes[-1], rows, "smallest_variance", "log_error_low", "kappa", of_kappas, line)
+    names = {f"component {place}": component for place, component in enumerate(components, start=1)}
+    entries = {
+        name + (" (worst)" if component == worst else ""): components[component]
+        for name, component in names.items()
+    }
+    entries |= {f"kappa {kappa:g}": colour for kappa, colour in of_kappas.items()}
+    legend_below(figure, {label: {"color": colour} for label, colour in entries.items()})
     return Drawing(
         figure,
         "Label-conditional networks without preconditioner: mean |ln variance ratio| over the lowest quartile of each "
-        f"component's directions; geometric mean and 95% interval over {over_seeds(plain)}. Dotted: with per-class "
+        f"component's directions; geometric mean and 95% interval over {over_seeds(table)}. Dotted: with per-class "
         "whitening (the worst component). Scale controlled: one mixture of four components that crosses the condition "
         "number with the smallest variance.",
     )
-
-
-def _scale_panel(ax: Axes, control: pd.DataFrame, line: str = "-") -> list[tuple[str, str]]:
-    """Error against the smallest variance, a line for each condition number; entries of the legend."""
-    kappas = control["condition_number"].round(6)
-    colours = dict(zip(sorted(kappas.unique()), _CONTROL_COLOURS, strict=False))
-    for kappa, colour in colours.items():
-        line_over_seeds(ax, control[kappas == kappa], "smallest_variance", "log_error_low", colour, line)
-    ax.set(xscale="log", yscale="log", xlabel="smallest variance")
-    return [(f"kappa {kappa:g}", colour) for kappa, colour in colours.items()]

@@ -4,12 +4,10 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from precfm.core.statistics import geometric_estimate
-from precfm.report.figures.axes import letter, panels
 from precfm.report.figures.style import BAND_FROM, FLOOR_LINE, Drawing, MethodStyle, method_styles
-from precfm.report.figures.theory_lines import ERROR_LOW, over_seeds
+from precfm.report.figures.theory_lines import ERROR_LOW, legend_below, log_panels, over_seeds
 from precfm.report.frames import Frames
 from precfm.report.reads import needed, reads
 from precfm.report.vocabulary import FLOOR, in_order, split_matched
@@ -19,32 +17,22 @@ SPACING = 0.07  # between the methods of a component
 
 @reads("mixture_networks.components")
 def draw(frames: Frames) -> Drawing:
-    """One panel per regime, a group of marks per component, one mark per method.
-
-    Args:
-        frames: needs `mixture_networks.components`.
-
-    Raises:
-        LeftOutError: there are no components.
-    """
+    """One panel per regime, a group of marks per component, one mark per method."""
     table = needed(frames, "mixture_networks.components")
-    regimes, components = list(table["regime"].unique()), sorted(table["component"].unique())
-    styles = method_styles(frames)
-    figure, axes = panels(1, len(regimes), height=3.3, sharey=True)
-    for position, regime in enumerate(regimes):
-        ax, part = axes[0, position], table[table["regime"] == regime]
+    regimes, styles = list(table["regime"].unique()), method_styles(frames)
+    titles = ["conditioned on labels" if regime == "labels" else "unconditional" for regime in regimes]
+    figure, axes = log_panels(titles, height=3.3, x="condition number of the component", y=ERROR_LOW)
+    for ax, regime in zip(axes, regimes, strict=True):
+        part = table[table["regime"] == regime]
         methods = in_order(method for method in part["method"].unique() if method != FLOOR)
         for place, method in enumerate(methods):
             shift = (place - (len(methods) - 1) / 2) * SPACING
-            _marks(ax, part[part["method"] == method], method, styles[method], shift)
+            _marks(ax, part[part["method"] == method], _look(method, styles[method]), shift)
         ax.axhline(part[part["method"] == FLOOR]["log_error_low"].mean(), **FLOOR_LINE)
         kappas = part.groupby("component")["condition_number"].first()
-        ax.set_xticks(range(len(components)), [f"{kappa:g}" for kappa in kappas])
-        ax.set(yscale="log", xlabel="condition number of the component")
-        letter(ax, position, f"conditioned on {regime}" if regime == "labels" else "unconditional")
-    axes[0, 0].set_ylabel(ERROR_LOW)
-    handles = [Line2D([], [], label=style.label, **_look(method, style)) for method, style in styles.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        ax.set_xscale("linear")
+        ax.set_xticks(range(len(kappas)), [f"{kappa:g}" for kappa in kappas])
+    legend_below(figure, {style.label: _look(method, style) for method, style in styles.items()}, columns=2)
     return Drawing(
         figure,
         "Mean |ln variance ratio| over the lowest quartile of each component's directions: flows with a preconditioner "
@@ -53,14 +41,13 @@ def draw(frames: Frames) -> Drawing:
     )
 
 
-def _marks(ax: Axes, rows: pd.DataFrame, method: str, style: MethodStyle, shift: float) -> None:
+def _marks(ax: Axes, rows: pd.DataFrame, look: dict[str, Any], shift: float) -> None:
     """The mean of each component as a mark, its interval as a bar."""
     for place, (_, of_component) in enumerate(rows.groupby("component")):
         estimate = geometric_estimate(of_component["log_error_low"])
-        ax.plot([place + shift], [estimate.value], **_look(method, style))
+        ax.plot([place + shift], [estimate.value], **look)
         if estimate.n >= BAND_FROM:
-            x, y = [place + shift] * 2, [estimate.low, estimate.high]
-            ax.plot(x, y, color=style.colour, linewidth=0.7)
+            ax.vlines(place + shift, estimate.low, estimate.high, color=look["color"], linewidth=0.7)
 
 
 def _look(method: str, style: MethodStyle) -> dict[str, Any]:

@@ -1,56 +1,47 @@
 """Figure: steps to accuracy against kappa(Sigma_t), for the slowest direction and for the total."""
 
+import itertools
+
 import numpy as np
+import seaborn as sns
 
 from precfm.report.figures.axes import letter, panels
 from precfm.report.figures.style import INK, REFERENCE, Drawing
+from precfm.report.figures.theory_lines import legend_below
 from precfm.report.frames import Frames
 from precfm.report.reads import needed, reads
 
 QUANTITIES = {"lowest": "slowest direction", "total": "total excess risk"}
-_LOOKS = {
-    ("descent", False): ("GD", "o", INK),
-    ("descent", True): ("GD, with P", "^", "#0173b2"),
-    ("stochastic", False): ("SGD", "s", "#de8f05"),
-    ("stochastic", True): ("SGD, with P", "v", "#029e73"),
-}
+_COLOURS = {"GD": INK, "GD, with P": "#0173b2", "SGD": "#de8f05", "SGD, with P": "#029e73"}
+_MARKS = dict(zip(_COLOURS, "o^sv", strict=True))
 
 
 @reads("steps_to_accuracy.steps")
 def draw(frames: Frames) -> Drawing:
-    """One row of panels per quantity, one column per target, one mark per setting.
-
-    Args:
-        frames: needs `steps_to_accuracy.steps`.
-
-    Raises:
-        LeftOutError: there are no steps.
-    """
+    """One row of panels per quantity, one column per target, one mark per setting."""
     table = needed(frames, "steps_to_accuracy.steps")
-    table = table.assign(preconditioned=table["preconditioned"].astype(bool))
+    with_map = table["preconditioned"].astype(bool).map({False: "", True: ", with P"})
+    table = table.assign(kind=table["algorithm"].map({"descent": "GD", "stochastic": "SGD"}) + with_map)
+    line = np.geomspace(10, max(table["condition_number_t"].max(), 20), 50)
     targets = [name for name in ("velocity", "score") if name in set(table["target"])]
     figure, axes = panels(2, len(targets), height=2.0, sharex=True)
-    for row, (quantity, text) in enumerate(QUANTITIES.items()):
-        axes[row, 0].set_ylabel("steps to accuracy")
-        shown = table[table[f"counts_{quantity}"].astype(bool) & np.isfinite(table[quantity])]
-        for column, target in enumerate(targets):
-            ax = axes[row, column]
-            for (algorithm, preconditioned), (label, mark, colour) in _LOOKS.items():
-                part = shown[(shown["algorithm"] == algorithm) & (shown["target"] == target)]
-                cells = part[part["preconditioned"] == preconditioned].groupby(
-                    ["path", "t", "condition_number"]
-                )
-                means = cells[["condition_number_t", quantity]].mean()
-                style = {"marker": mark, "color": colour, "markersize": 3.0, "linestyle": "none"}
-                ax.plot(means["condition_number_t"], means[quantity], label=label, alpha=0.8, **style)
-            line = np.geomspace(10, max(table["condition_number_t"].max(), 20), 50)
-            ax.plot(line, 1.15 * line, color=REFERENCE, linewidth=0.9, zorder=0)
-            ax.set(xscale="log", yscale="log")
-            letter(ax, row * len(targets) + column, f"{target}: {text}")
-    for ax in axes[-1]:
-        ax.set_xlabel("condition number of Sigma_t")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    for position, (quantity, target) in enumerate(itertools.product(QUANTITIES, targets)):
+        ax = axes.flat[position]
+        counts = table[f"counts_{quantity}"].astype(bool) & np.isfinite(table[quantity])
+        cells = table[counts & (table["target"] == target)].groupby(["kind", "path", "t", "condition_number"])
+        means = cells[["condition_number_t", quantity]].mean().reset_index()
+        looks = {"hue": "kind", "palette": _COLOURS, "style": "kind", "markers": _MARKS, "s": 16}
+        sns.scatterplot(
+            means, x="condition_number_t", y=quantity, alpha=0.8, linewidth=0, legend=False, ax=ax, **looks
+        )
+        ax.plot(line, 1.15 * line, color=REFERENCE, linewidth=0.9, zorder=0)
+        ax.set(xscale="log", yscale="log", ylabel="steps to accuracy" if target == targets[0] else "")
+        ax.set_xlabel("condition number of Sigma_t" if quantity == "total" else "")
+        letter(ax, position, f"{target}: {QUANTITIES[quantity]}")
+    marks = {"linestyle": "none", "markersize": 3.0}
+    legend_below(
+        figure, {name: {"color": _COLOURS[name], "marker": _MARKS[name], **marks} for name in _COLOURS}
+    )
     return Drawing(
         figure,
         "Steps until the excess risk has fallen to the goal, relative to its start, against the condition number of "

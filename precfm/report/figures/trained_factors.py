@@ -1,54 +1,49 @@
 """Figure: low-eigenvalue error of trained networks, one factor at a time, with the solver's floor."""
 
 import pandas as pd
+import seaborn as sns
 
-from precfm.core.statistics import geometric_estimate
 from precfm.report.figures.axes import panels
-from precfm.report.figures.style import BAND_FROM, INK, REFERENCE, Drawing
-from precfm.report.figures.theory_lines import ERROR_LOW, WHITENED, mark, over_seeds
+from precfm.report.figures.style import INK, REFERENCE, Drawing
+from precfm.report.figures.theory_lines import ERROR_LOW, WHITENED, interval, legend_below, over_seeds
 from precfm.report.frames import Frames
 from precfm.report.reads import frame, needed, reads
 
-_LOOKS = {
-    "none": ("none", INK, "o"),
-    "whitening": ("whitening", WHITENED, "^"),
-    "exact:none": ("exact field", REFERENCE, "|"),
-}
+_COLOURS = {"none": INK, "whitening": WHITENED, "exact field": REFERENCE}
+_MARKS = ("o", "^", "|")
 
 
 @reads("trained_factors.summary", optional=("trained_budgets.summary",))
 def draw(frames: Frames) -> Drawing:
-    """One row per level of a factor, one mark per method; the base is the budget of the same number of steps.
-
-    Args:
-        frames: needs `trained_factors.summary`; `trained_budgets.summary` gives the base.
-
-    Raises:
-        LeftOutError: there is no summary.
-    """
+    """One row per level of a factor, one mark per method; the base is the budget of the same number of steps."""
     factors, budgets = needed(frames, "trained_factors.summary"), frame(frames, "trained_budgets.summary")
-    table = factors
+    table = factors.assign(cell=factors["factor"] + ": " + factors["level"].astype(str))
     if not budgets.empty:
         base = budgets[budgets["step"].isin([0, *factors["step"].unique()])]
-        table = pd.concat([base.assign(factor="", level="base"), factors])
-    cells = list(table.groupby(["factor", "level"], sort=False))
-    figure, axes = panels(1, 1, height=0.9 + 0.24 * len(cells))
+        table = pd.concat([base.assign(cell="base"), table])
+    table["method"] = table["method"].replace("exact:none", "exact field")
+    figure, axes = panels(1, 1, height=0.9 + 0.24 * table["cell"].nunique())
     ax = axes[0, 0]
-    for place, (_, cell) in enumerate(cells):
-        for method, (_, colour, marker) in _LOOKS.items():
-            one = cell[cell["method"] == method]
-            if one.empty:
-                continue
-            estimate = geometric_estimate(one["log_error_low"])
-            ax.plot([estimate.value], [place], marker=marker, color=colour, markersize=4)
-            if estimate.n >= BAND_FROM:
-                ax.plot([estimate.low, estimate.high], [place, place], color=colour, linewidth=0.8)
-    names = [f"{factor}: {level}" if factor else level for (factor, level), _ in cells]
-    ax.set_yticks(range(len(cells)), names)
-    ax.invert_yaxis()
-    ax.set(xscale="log", xlabel=ERROR_LOW)
-    handles = [mark(label, marker, colour, 6.0) for label, colour, marker in _LOOKS.values()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    ax.set_xscale("log")
+    looks = {"hue": "method", "hue_order": list(_COLOURS), "palette": _COLOURS, "markers": list(_MARKS)}
+    sns.pointplot(
+        table,
+        x="log_error_low",
+        y="cell",
+        errorbar=interval,
+        err_kws={"linewidth": 0.8},
+        linestyle="none",
+        markersize=4,
+        markeredgewidth=1,
+        orient="y",
+        legend=False,
+        ax=ax,
+        **looks,
+    )
+    ax.set(xlabel=ERROR_LOW, ylabel="")
+    marks = zip(_COLOURS.items(), _MARKS, strict=True)
+    about = {"linestyle": "none", "markersize": 6}
+    legend_below(figure, {name: {"color": colour, "marker": mark, **about} for (name, colour), mark in marks})
     return Drawing(
         figure,
         "Mean |ln variance ratio| over the lowest quartile of directions; networks trained on Gaussian data, one "
