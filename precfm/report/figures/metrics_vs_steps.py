@@ -27,14 +27,7 @@ COLUMNS = 3
 
 @reads("records")
 def draw(frames: Frames) -> Drawing:
-    """Small multiples of the metrics that were taken at two checkpoints or more.
-
-    Args:
-        frames: needs `records`.
-
-    Raises:
-        LeftOutError: there are no records, or no metric was taken at more than one checkpoint.
-    """
+    """Small multiples of the metrics that were taken at two checkpoints or more."""
     records = per_seed(of_settings(needed(frames, "records"), TRAINED))
     records = records.assign(x=records["step"].astype(int))
     flows = records[records["method"].map(is_flow)]

@@ -10,14 +10,7 @@ from precfm.report.vocabulary import in_order
 
 @reads("path_conditioning")
 def draw(frames: Frames) -> Drawing:
-    """Condition number over all classes, of the worst class, and effective rank, against t.
-
-    Args:
-        frames: needs `path_conditioning`.
-
-    Raises:
-        LeftOutError: there are no rows of path conditioning.
-    """
+    """Condition number over all classes, of the worst class, and effective rank, against t."""
     paths = of_settings(needed(frames, "path_conditioning"), GEOMETRY)
     paths = paths.assign(x=paths["t"].astype(float))
     overall = paths[paths["scope"] == ALL]

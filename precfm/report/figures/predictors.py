@@ -23,14 +23,7 @@ _LOG = ("residual_condition_number", "predicted_steps")
 
 @reads("predictors", "records", optional=("preconditioners", "path_conditioning"))
 def draw(frames: Frames) -> Drawing:
-    """One row of panels per setting and classifier, one panel per predictor, one mark per method.
-
-    Args:
-        frames: see `precfm.report.tables.predictors.ranked`.
-
-    Raises:
-        LeftOutError: no setting has enough methods with all predictors.
-    """
+    """One row of panels per setting and classifier, one panel per predictor, one mark per method."""
     rows = ranked(frames)
     parts, styles = list(groups(rows, *RECORD_KEYS)), method_styles(frames)
     figure, axes = panels(len(parts), len(PREDICTORS), height=2.0, sharey="row")

@@ -30,14 +30,7 @@ _BEHIND: dict[str, Any] = {"color": INK, "linewidth": 0.8, "alpha": 0.5}
 
 @reads("recovery")
 def draw(frames: Frames) -> Drawing:
-    """One small panel per method on shared axes, with the unpreconditioned flow repeated behind it.
-
-    Args:
-        frames: needs `recovery`.
-
-    Raises:
-        LeftOutError: there are no rows of recovery, or none of a trained flow.
-    """
+    """One small panel per method on shared axes, with the unpreconditioned flow repeated behind it."""
     recovery = of_settings(needed(frames, "recovery"), TRAINED)
     recovery = recovery.assign(x=recovery["index"].astype(int) + 1, value=recovery["ratio"].astype(float))
     final = at_final(recovery)

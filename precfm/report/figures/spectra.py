@@ -16,14 +16,7 @@ _TITLES = {"data": "data", "flow": "space of the flow", "decoder": "decoder sens
 
 @reads("spectra")
 def draw(frames: Frames) -> Drawing:
-    """Eigenvalues against their rank: data and its classes, the space of each method, decoder sensitivity.
-
-    Args:
-        frames: needs `spectra`.
-
-    Raises:
-        LeftOutError: there are no spectra.
-    """
+    """Eigenvalues against their rank: data and its classes, the space of each method, decoder sensitivity."""
     spectra = of_settings(needed(frames, "spectra"), GEOMETRY)
     spectra = spectra.assign(x=spectra["index"].astype(int) + 1, value=spectra["eigenvalue"].astype(float))
     data = spectra[spectra["space"] == "data"].drop_duplicates(["dataset", "scope", "index"])

@@ -29,14 +29,7 @@ _TARGET: dict[str, Any] = {"color": REFERENCE, "linestyle": ":", "linewidth": 0.
 
 @reads("records", "budgets")
 def draw(frames: Frames) -> Drawing:
-    """One panel per setting and classifier, one line per method.
-
-    Args:
-        frames: needs `records` and `budgets`.
-
-    Raises:
-        LeftOutError: no run with a budget has its Fréchet distance at more than one checkpoint.
-    """
+    """One panel per setting and classifier, one line per method."""
     rows = curves(frames)
     # Seeds may differ a little in what their fit cost: one place on the axis for all.
     rows["x"] = rows.groupby([*RECORD_KEYS, "method", "step"])["flops"].transform("mean")

@@ -28,15 +28,9 @@ _QUANTITIES = {
 def tidy(frames: Frames) -> pd.DataFrame:
     """Conditioning of the space in which each method's flow is trained, mean and interval over fits.
 
-    Args:
-        frames: `spectra`, `path_conditioning` and `preconditioners`; whichever are there.
-
     Returns:
         Columns dataset, method ("data": before any preconditioner), quantity, value, low, high, n; n counts
         distinct fits, so that a preconditioner without randomness has n = 1 and no interval.
-
-    Raises:
-        LeftOutError: all three are empty.
     """
     values = pd.concat(
         [

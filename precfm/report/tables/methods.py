@@ -29,14 +29,8 @@ _KEYS = ["dataset", "method", "quantity"]
 def tidy(frames: Frames) -> pd.DataFrame:
     """Cost, conditioning and final metrics of every method, mean and interval over seeds.
 
-    Args:
-        frames: needs `budgets`; takes what there is of `preconditioners`, `predictors` and `records`.
-
     Returns:
         Columns dataset, method, quantity (a metric is written `<metric>, <space>`), value, low, high, n.
-
-    Raises:
-        LeftOutError: there are no budgets.
     """
     budgets = needed(frames, "budgets")
     trained = budgets["flops_per_step"].astype(float) * budgets["steps"].astype(float)

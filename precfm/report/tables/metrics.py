@@ -16,15 +16,9 @@ from precfm.report.vocabulary import FLOOR, is_flow, metric_text, space_label
 def tidy(frames: Frames) -> pd.DataFrame:
     """Mean and interval over training seeds per data set, method, metric, space and protocol.
 
-    Args:
-        frames: needs `records`.
-
     Returns:
         Columns dataset, method, step, metric, space, value, low, high, n, n_real, n_generated, reference,
         extractor; the final checkpoint of each method.
-
-    Raises:
-        LeftOutError: there are no records.
     """
     return summarise(at_final(per_seed(needed(frames, "records"))))
 

@@ -27,16 +27,10 @@ def tidy(frames: Frames) -> pd.DataFrame:
     Metrics whose best value is 1 are left out: a difference of such ratios has no good direction, and the
     table has their logarithmic errors instead.
 
-    Args:
-        frames: needs `records`.
-
     Returns:
         Columns dataset, method, baseline, step, metric, space, value (mean of method minus baseline), low,
         high, n, p (paired t test), p_holm (within this table), resolvable (smallest true difference found
         with 80% power), indicative (fewer than five seeds), and the protocol.
-
-    Raises:
-        LeftOutError: there are no records, or no seed in which both a method and the baseline were trained.
     """
     records = per_seed(needed(frames, "records"))
     values = records[records["method"].map(is_flow)]

@@ -18,15 +18,9 @@ LATE_FROM = 0.2  # as for claim C9: checkpoints from this share of the last step
 def tidy(frames: Frames) -> pd.DataFrame:
     """Slope of ln(metric) per decade of training steps over the late checkpoints of each method.
 
-    Args:
-        frames: needs `records`.
-
     Returns:
         Columns dataset, method, metric, space, first and last (steps), checkpoints, value, low, high, n, and the
         protocol.
-
-    Raises:
-        LeftOutError: no method has its metrics at enough late checkpoints.
     """
     records = per_seed(needed(frames, "records"))
     flows = records[records["method"].map(is_flow) & records["metric"].isin(METRICS)]

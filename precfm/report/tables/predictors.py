@@ -25,14 +25,8 @@ CONTROLS = {
 def ranked(frames: Frames) -> pd.DataFrame:
     """All predictors of each method beside its final metric, for the settings with enough methods.
 
-    Args:
-        frames: needs `predictors` and `records`, and takes the rest from `preconditioners`, `path_conditioning`.
-
     Returns:
         Columns `RECORD_KEYS`, method, value and those of `PREDICTORS`.
-
-    Raises:
-        LeftOutError: no setting has enough methods with all predictors.
     """
     needed(frames, "predictors")
     records = per_seed(needed(frames, "records"))
@@ -51,15 +45,9 @@ def ranked(frames: Frames) -> pd.DataFrame:
 def tidy(frames: Frames) -> pd.DataFrame:
     """Spearman and partial Spearman correlations of each predictor with the final metric, over methods.
 
-    Args:
-        frames: see `ranked`.
-
     Returns:
         Columns `RECORD_KEYS`, predictor, controlled_for (empty: nothing), value, low, high (bootstrap over methods),
         n (methods).
-
-    Raises:
-        LeftOutError: no setting has enough methods with all predictors.
     """
     rows = []
     for key, group in ranked(frames).sort_values("method").groupby(RECORD_KEYS, sort=True):

@@ -29,14 +29,8 @@ _QUANTITIES = {
 def tidy(frames: Frames) -> pd.DataFrame:
     """How far each method's variances are from the reference ones, at its final checkpoint.
 
-    Args:
-        frames: needs `recovery`.
-
     Returns:
         Columns dataset, method, step, quantity, value, low, high, n.
-
-    Raises:
-        LeftOutError: there are no rows of recovery.
     """
     values = per_seed_recovery(at_final(needed(frames, "recovery")))
     keys = ["dataset", "method", "step"]

@@ -11,14 +11,8 @@ from precfm.report.tables.blocks import Block, Table
 def tidy(frames: Frames) -> pd.DataFrame:
     """The statistics as the experiments state them.
 
-    Args:
-        frames: needs `theory_statistics`.
-
     Returns:
         Columns claim, statistic, value, low, high, n, note, and `frame`, the table that it was computed from.
-
-    Raises:
-        LeftOutError: there are none.
     """
     rows = needed(frames, STATISTICS)
     columns = [name for name in (*sources_of(STATISTICS).columns, "frame") if name in rows]

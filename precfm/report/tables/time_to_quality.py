@@ -24,14 +24,8 @@ NOT_REACHED = "not reached"
 def curves(frames: Frames) -> pd.DataFrame:
     """The metric against the training FLOPs of each run, preconditioner included.
 
-    Args:
-        frames: needs `records` and `budgets`.
-
     Returns:
         Columns `RECORD_KEYS`, method, seed, step, value, flops; groups with at least two checkpoints.
-
-    Raises:
-        LeftOutError: there are none.
     """
     budgets = needed(frames, "budgets")
     records = per_seed(needed(frames, "records"))
@@ -54,16 +48,10 @@ def tidy(frames: Frames) -> pd.DataFrame:
     Seed by seed, against the baseline with the same seed, then the median over seeds; the baseline's own time is by
     the same rule, so that it may be shorter than its training.
 
-    Args:
-        frames: needs `records` and `budgets`.
-
     Returns:
         Columns `RECORD_KEYS`, baseline, method, flops (median; infinite: not reached by more than half of the seeds),
         at_most (the median rests on a seed that was there at its first checkpoint: a bound), ratio (median of method
         over baseline), reached (seeds), n (seeds).
-
-    Raises:
-        LeftOutError: no setting has a baseline, budgets and two checkpoints.
     """
     rows = []
     for key, group in curves(frames).groupby(RECORD_KEYS, sort=True):

@@ -14,14 +14,8 @@ from precfm.report.vocabulary import is_flow, metric_text, space_label
 def tidy(frames: Frames) -> pd.DataFrame:
     """Mean and interval over seeds of every metric that was taken at two checkpoints or more.
 
-    Args:
-        frames: needs `records`.
-
     Returns:
         Columns dataset, method, step, metric, space, value, low, high, n, and the protocol.
-
-    Raises:
-        LeftOutError: no metric was taken at more than one checkpoint.
     """
     records = per_seed(needed(frames, "records"))
     flows = records[records["method"].map(is_flow)]
