@@ -1,6 +1,6 @@
 """What figures are composed of: panels, curves over seeds, legends, log axes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullLocator
 
 from precfm.core.statistics import geometric_estimate, t_estimate
-from precfm.report.figures.style import BAND_FROM, FLOOR_LINE, WIDTH, MethodStyle
+from precfm.report.figures.style import BAND_FROM, FLOOR_LINE, REFERENCE, WIDTH, MethodStyle
 from precfm.report.formatting import seeds_text
-from precfm.report.vocabulary import FLOOR, method_label
+from precfm.report.vocabulary import FLOOR, in_order, method_label
 
 SPAN_FOR_LOG = 8.0  # a metric that falls by more is drawn on a log axis
 FLOOR_ENTRY = (method_label(FLOOR), FLOOR_LINE)
+TARGET_LINE: dict[str, Any] = {"color": REFERENCE, "linestyle": ":", "linewidth": 0.9}
 
 
 def panels(
@@ -55,11 +56,40 @@ def small_multiples(count: int, columns: int, *, height: float, **options: Any) 
     return figure, list(axes.flat[:count])
 
 
-def letter(ax: Axes, position: int, text: str) -> None:
-    """Title of a panel with its letter: (a) to (z), then (aa), (ab), ..."""
+def letter(ax: Axes, position: int, text: str, dataset: str = "") -> None:
+    """Title of a panel with its letter: (a) to (z), then (aa), (ab), ...; with the data set where several are shown."""
     turn, place = divmod(position, 26)
     first = chr(ord("a") + turn - 1) if turn else ""
-    ax.set_title(f"({first}{chr(ord('a') + place)})  {text}")
+    ax.set_title(f"({first}{chr(ord('a') + place)})  {text}" + (f", {dataset}" if dataset else ""))
+
+
+def method_curves(
+    ax: Axes,
+    rows: pd.DataFrame,
+    styles: Mapping[str, MethodStyle],
+    *,
+    floor: float | None = None,
+    target: float | None = None,
+    log: bool = False,
+) -> None:
+    """The curves of all methods, on a value axis that is fitted to them and logarithmic where they span much.
+
+    Args:
+        ax: where to draw.
+        rows: columns method, x, seed, value.
+        styles: by method.
+        floor: a dashed line.
+        target: a dotted line.
+        log: take means and intervals on the log scale.
+    """
+    shown = []
+    for value, line in ((floor, FLOOR_LINE), (target, TARGET_LINE)):
+        if value is not None:
+            ax.axhline(value, zorder=1, **line)
+            shown.append(value)
+    for method in in_order(rows["method"]):
+        shown += curve(ax, rows[rows["method"] == method], styles[method], log=log)
+    fit_to_means(ax, shown, log=log or (min(shown) > 0 and max(shown) / min(shown) > SPAN_FOR_LOG))
 
 
 def curve(
@@ -144,12 +174,13 @@ def fit_to_means(ax: Axes, values: Sequence[float], *, log: bool) -> None:
         factor = max((high / low) ** 0.12, 1.05)
         ax.set_yscale("log")
         ax.set_ylim(low / factor, high * factor)
+        _plain_log_ticks(ax)
     else:
         margin = 0.12 * (high - low) or 0.05 * abs(high) or 1.0
         ax.set_ylim(low - margin, high + margin)
 
 
-def plain_log_ticks(ax: Axes) -> None:
+def _plain_log_ticks(ax: Axes) -> None:
     """Numbers such as 0.5, 1, 2 on a log axis that spans little, powers of ten on one that spans much."""
     low, high = ax.get_ylim()
     if high / low > 100:

@@ -1,5 +1,7 @@
 """Figure: conditioning of the probability path, kappa(Sigma_t) and effective rank over t."""
 
+import itertools
+
 from precfm.report.figures.axes import curve, legend, letter, panels, spread_text
 from precfm.report.figures.style import Drawing, method_styles
 from precfm.report.frames import Frames
@@ -16,40 +18,19 @@ def draw(frames: Frames) -> Drawing:
     overall = paths[paths["scope"] == ALL]
     keys = ["dataset", "method", "seed", "x"]
     worst = paths[paths["scope"] != ALL].groupby(keys, as_index=False)["condition_number"].max()
-    parts = [
-        (
-            "$\\kappa(\\Sigma_t)$",
-            "all classes",
-            overall.assign(value=overall["condition_number"].astype(float)),
-        )
-    ]
-    if not worst.empty:
-        parts.append(
-            (
-                "$\\kappa(\\Sigma_t)$",
-                "worst class",
-                worst.assign(value=worst["condition_number"].astype(float)),
-            )
-        )
-    parts.append(
-        ("effective rank", "all classes", overall.assign(value=overall["effective_rank"].astype(float)))
-    )
-    styles = method_styles(frames)
-    datasets = sorted(paths["dataset"].unique())
+    parts = [("all classes", "condition_number", overall), ("worst class", "condition_number", worst)]
+    parts = [*parts[: 1 if worst.empty else 2], ("all classes", "effective_rank", overall)]
+    styles, datasets = method_styles(frames), sorted(paths["dataset"].unique())
     figure, axes = panels(len(datasets), len(parts), height=2.35)
-    for position, ax in enumerate(axes.flat):
-        dataset, (label, scope, values) = datasets[position // len(parts)], parts[position % len(parts)]
-        rank = label == "effective rank"
-        rows = values[values["dataset"] == dataset]
+    for position, (dataset, (scope, quantity, values)) in enumerate(itertools.product(datasets, parts)):
+        ax, log = axes.flat[position], quantity == "condition_number"
+        rows = values[values["dataset"] == dataset].assign(value=values[quantity].astype(float))
         for place, method in enumerate(in_order(rows["method"])):
             marks = (0.02 + 0.03 * place, 0.21)  # few marks, shifted so that curves on top of each other show
-            curve(ax, rows[rows["method"] == method], styles[method], log=not rank, markevery=marks)
-        if not rank:
-            ax.set_yscale("log")
-        ax.set_xlim(0, 1)
-        ax.set_xlabel("$t$ (0: noise, 1: data)")
-        ax.set_ylabel(label)
-        letter(ax, position, scope + (f", {dataset}" if len(datasets) > 1 else ""))
+            curve(ax, rows[rows["method"] == method], styles[method], log=log, markevery=marks)
+        ax.set(xlim=(0, 1), xlabel="$t$ (0: noise, 1: data)", yscale="log" if log else "linear")
+        ax.set_ylabel("$\\kappa(\\Sigma_t)$" if log else "effective rank")
+        letter(ax, position, scope, dataset if len(datasets) > 1 else "")
     legend(figure, [styles[method] for method in in_order(paths["method"])])
     caption = (
         "Conditioning of the path x_t = α_t x₁ + σ_t x₀ in the space in which each method's flow is "

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
 
 from precfm.report.figures.axes import (
     FLOOR_ENTRY,
@@ -12,7 +11,6 @@ from precfm.report.figures.axes import (
     fit_to_means,
     legend,
     letter,
-    plain_log_ticks,
     small_multiples,
     spread_text,
 )
@@ -37,44 +35,32 @@ def draw(frames: Frames) -> Drawing:
     flows = final[final["method"].map(is_flow)]
     if flows.empty:
         raise LeftOutError("recovery has no rows of a trained flow")
-    styles = method_styles(frames)
     by_cell = dict(list(final.groupby(["dataset", "method"])))
     curves = {key: curve_of(rows, log=True) for key, rows in by_cell.items()}
-    shown = [1.0]
+    shown, styles, several = [1.0], method_styles(frames), flows["dataset"].nunique() > 1
     cells = [(dataset, method) for (dataset, method), _ in groups(flows, "dataset", "method")]
     columns = min(COLUMNS, len(cells))
     figure, axes = small_multiples(len(cells), COLUMNS, height=1.65, sharex=True, sharey=True)
-    several = len({dataset for dataset, _ in cells}) > 1
     for position, (ax, (dataset, method)) in enumerate(zip(axes, cells, strict=True)):
-        _backdrop(ax, curves.get((dataset, FLOOR)), len(curves[(dataset, method)]))
-        if method != BASELINE and (dataset, BASELINE) in curves:
-            behind = curves[(dataset, BASELINE)]
-            ax.plot(behind["x"], behind["value"], **_BEHIND)
-        shown += curve(ax, by_cell[(dataset, method)], styles[method], log=True)
-        letter(ax, position, method_label(method) + (f", {dataset}" if several else ""))
-        if position % columns == 0:
-            ax.set_ylabel("variance ratio")
+        directions = len(curves[dataset, method])
+        ax.axvspan(0.5, lowest_quartile_count(directions) + 0.5, color="#f0f0f0", linewidth=0, zorder=0)
+        ax.axhline(1.0, color=INK, linewidth=0.6, zorder=1)
+        for other, line in ((FLOOR, FLOOR_LINE | {"zorder": 1}), (BASELINE, _BEHIND)):
+            if (dataset, other) in curves and method != other:
+                ax.plot(curves[dataset, other]["x"], curves[dataset, other]["value"], **line)
+        shown += curve(ax, by_cell[dataset, method], styles[method], log=True)
+        letter(ax, position, method_label(method), dataset if several else "")
+        ax.set(xlim=(0.5, directions + 0.5), ylabel="variance ratio" if position % columns == 0 else "")
         if position + columns >= len(cells):
             ax.set_xlabel("eigendirection $i$")
             ax.tick_params(labelbottom=True)
-    extra = (
-        [(f"{method_label(BASELINE)}, repeated", _BEHIND)] if any(m == BASELINE for _, m in curves) else []
-    )
-    extra += [FLOOR_ENTRY] if any(method == FLOOR for _, method in curves) else []
+    drawn = {method for _, method in curves}
+    extra = [(f"{method_label(BASELINE)}, repeated", _BEHIND)] if BASELINE in drawn else []
+    extra += [FLOOR_ENTRY] if FLOOR in drawn else []
     if extra:
         legend(figure, [], extra)
     fit_to_means(axes[0], shown, log=True)
-    plain_log_ticks(axes[0])
-    return Drawing(figure, _caption(flows, has_floor=any(method == FLOOR for _, method in curves)))
-
-
-def _backdrop(ax: Axes, floor: pd.DataFrame | None, directions: int) -> None:
-    """The lowest quartile shaded, the target at one, the floor."""
-    ax.axvspan(0.5, lowest_quartile_count(directions) + 0.5, color="#f0f0f0", linewidth=0, zorder=0)
-    ax.axhline(1.0, color=INK, linewidth=0.6, zorder=1)
-    if floor is not None:
-        ax.plot(floor["x"], floor["value"], zorder=1, **FLOOR_LINE)
-    ax.set_xlim(0.5, directions + 0.5)
+    return Drawing(figure, _caption(flows, has_floor=FLOOR in drawn))
 
 
 def _caption(flows: pd.DataFrame, *, has_floor: bool) -> str:

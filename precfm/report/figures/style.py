@@ -1,5 +1,6 @@
 """How figures look: settings for print, the colour and mark of every method, files that are the same every time."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,23 +22,15 @@ FLOOR_LINE: dict[str, Any] = {"color": REFERENCE, "linestyle": (0, (5, 2)), "lin
 
 # The colour-blind-safe palette of seaborn; "none" is black, the others stay apart in lightness too.
 _PALETTE = sns.color_palette("colorblind").as_hex()
-_COLOURS = {
-    "none": "#000000",
-    "scalar": _PALETTE[4],
-    "per_channel": _PALETTE[5],
-    "whitening": _PALETTE[0],
-    "class_whitening": _PALETTE[9],
-    "normalizing_flow": _PALETTE[3],
+_LOOKS = {
+    "none": ("#000000", "o"),
+    "scalar": (_PALETTE[4], "s"),
+    "per_channel": (_PALETTE[5], "D"),
+    "whitening": (_PALETTE[0], "^"),
+    "class_whitening": (_PALETTE[9], "v"),
+    "normalizing_flow": (_PALETTE[3], "X"),
 }
 _SPARE_COLOURS = [_PALETTE[i] for i in (2, 1, 6, 8)]
-_MARKS = {
-    "none": "o",
-    "scalar": "s",
-    "per_channel": "D",
-    "whitening": "^",
-    "class_whitening": "v",
-    "normalizing_flow": "X",
-}
 _SPARE_MARKS = ["P", "<", "*", ">"]
 _DASHES = {"": "-", "-P": (0, (4, 1.5)), "-F": (0, (1, 1.2))}
 
@@ -78,22 +71,16 @@ def method_styles(frames: Frames) -> dict[str, MethodStyle]:
 
     Methods without a colour of their own get a spare one by their place among all methods of all frames.
     """
-    methods: set[str] = set()
-    for table in frames.values():
-        if "method" in table.columns:
-            methods.update(method for method in table["method"].unique() if is_flow(method))
+    tables = [table for table in frames.values() if "method" in table]
+    methods = in_order(method for table in tables for method in table["method"].unique() if is_flow(method))
+    looks, spare = dict(_LOOKS), itertools.count()
     styles = {}
-    others = [base for base in in_order(split_matched(m)[0] for m in methods) if base not in _COLOURS]
-    for method in in_order(methods):
+    for method in methods:
         base, suffix = split_matched(method)
-        place = others.index(base) if base in others else 0
-        turn, colour = divmod(place, len(_SPARE_COLOURS))  # where colours repeat, the marks differ
-        styles[method] = MethodStyle(
-            method_label(method),
-            _COLOURS.get(base, _SPARE_COLOURS[colour]),
-            _MARKS.get(base, _SPARE_MARKS[(colour + turn) % len(_SPARE_MARKS)]),
-            _DASHES[suffix],
-        )
+        if base not in looks:
+            turn, place = divmod(next(spare), len(_SPARE_COLOURS))  # where colours repeat, the marks differ
+            looks[base] = _SPARE_COLOURS[place], _SPARE_MARKS[(place + turn) % len(_SPARE_MARKS)]
+        styles[method] = MethodStyle(method_label(method), *looks[base], _DASHES[suffix])
     return styles
 
 
