@@ -4,7 +4,6 @@ from precfm.theory.convergence import steps_to_fraction as steps_to_fraction
 from precfm.theory.convergence import steps_to_total_fraction as steps_to_total_fraction
 from precfm.theory.convergence import stochastic_excess as stochastic_excess
 from precfm.theory.convergence import stochastic_floor as stochastic_floor
-from precfm.theory.imperfect_preconditioners import largest_residual_kappa as largest_residual_kappa
 from precfm.theory.imperfect_preconditioners import samples_kappa_bound as samples_kappa_bound
 from precfm.theory.imperfect_preconditioners import steps_bound as steps_bound
 from precfm.theory.linear_regression import LinearProblem as LinearProblem

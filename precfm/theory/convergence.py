@@ -3,6 +3,18 @@
 The problem, its eigendirections and its errors are those of `precfm.theory.linear_regression`. Gradient descent sees
 second moments alone, so its curves hold for any law of the data; the noise of stochastic gradients involves fourth
 moments and needs Gaussian data.
+
+Every function takes what it needs of
+
+* variance: lambda_i, shape (..., dim);
+* errors: || E_0 q_i ||^2 of the field to start from, shape (..., dim);
+* residual: r_j, what no linear field explains, shape (..., dim_out);
+* learning_rate: eta, a number or shape (...,);
+* batch_size: b, samples per step of stochastic descent;
+* steps: numbers of steps, none negative, shape (n,);
+* fraction: accuracy of the excess risk relative to its start, in (0, 1).
+
+A fraction or a batch size out of its range, or a direction that does not contract, is a `PrecfmError`.
 """
 
 import math
@@ -27,12 +39,6 @@ def descent_excess(variance: Tensor, errors: Tensor, learning_rate: Tensor | flo
     Exact, for any law of the data; stable for eta < 1 / lambda_max. The output metric plays no part: a map of
     the outputs leaves the contraction as it is.
 
-    Args:
-        variance: lambda_i, shape (..., dim).
-        errors: || E_0 q_i ||^2, shape (..., dim).
-        learning_rate: eta, a number or shape (...,).
-        steps: numbers of steps, shape (n,).
-
     Returns:
         Excess risks, shape (n, ..., dim).
     """
@@ -50,16 +56,8 @@ def steps_to_fraction(variance: Tensor, learning_rate: Tensor | float, fraction:
     or in the total, a direction of small variance may need no step at all, because its excess risk starts
     small.
 
-    Args:
-        variance: lambda, any shape.
-        learning_rate: eta, a number or a shape that broadcasts.
-        fraction: in (0, 1).
-
     Returns:
-        A real number of steps, in the broadcast shape.
-
-    Raises:
-        PrecfmError: `fraction` is not in (0, 1), or a direction does not contract.
+        A real number of steps, in the shape that `variance` and `learning_rate` broadcast to.
     """
     factor = _contraction(variance, torch.as_tensor(learning_rate, dtype=torch.float64))
     if not bool((factor < 1).all()):
@@ -74,17 +72,8 @@ def steps_to_total_fraction(
 ) -> Tensor:
     """Steps until the total excess risk is `fraction` of what it was, by bisection on the closed form.
 
-    Args:
-        variance: lambda_i, shape (..., dim).
-        errors: || E_0 q_i ||^2, shape (..., dim).
-        learning_rate: eta, a number or shape (...,).
-        fraction: in (0, 1).
-
     Returns:
         A real number of steps, shape (...,).
-
-    Raises:
-        PrecfmError: `fraction` is not in (0, 1), or a direction does not contract.
     """
     rate = _per_direction(learning_rate)
     high = steps_to_fraction(variance, rate, fraction).amax(-1)
@@ -121,19 +110,8 @@ def stochastic_excess(
     Exact for Gaussian data, any initial field and b >= 1. So stochastic descent inherits the slow directions
     and couples all of them through the total.
 
-    Args:
-        variance: lambda_i, shape (..., dim).
-        errors: || E_0 q_i ||^2, shape (..., dim).
-        residual: r_j, shape (..., dim_out).
-        learning_rate: eta, a number or shape (...,).
-        batch_size: b.
-        steps: numbers of steps, none negative, shape (n,).
-
     Returns:
         Expected excess risks lambda_i m_i, shape (n, ..., dim).
-
-    Raises:
-        PrecfmError: `batch_size` is below 1.
     """
     wanted = steps.tolist()
     course = _stochastic_course(variance, errors, residual, learning_rate, batch_size)
@@ -156,18 +134,8 @@ def stochastic_steps_to_fraction(
     The recursion of `stochastic_excess`, run until it gets there: where the noise floor lies above the goal,
     never.
 
-    Args:
-        variance: lambda_i, shape (..., dim).
-        errors: || E_0 q_i ||^2, shape (..., dim).
-        residual: r_j, shape (..., dim_out).
-        learning_rate: eta, a number or shape (...,).
-        batch_size: b.
-        fraction: in (0, 1).
-        max_steps: where to give up.
-
     Returns:
-        Whole steps for direction 0 and for the total, each (...,); infinite where `max_steps` did not
-        suffice.
+        Whole steps for direction 0 and for the total, each (...,); infinite where `max_steps` did not suffice.
     """
     course = _stochastic_course(variance, errors, residual, learning_rate, batch_size)
     goal = fraction * first_and_total(next(course))
@@ -189,12 +157,6 @@ def stochastic_floor(
     For small eta it is (eta lambda_i / b) tr R: proportional to the step and to the direction's variance, so
     a floor needs eta ~ 1 / tr Sigma_t, and the slowest direction tr(Sigma_t) / lambda_min steps.
 
-    Args:
-        variance: lambda_i, shape (..., dim).
-        residual: r_j, shape (..., dim_out).
-        learning_rate: eta, a number or shape (...,).
-        batch_size: b.
-
     Returns:
         Floors, shape (..., dim); infinite where the second moment diverges (see `stochastic_is_stable`).
     """
@@ -211,11 +173,6 @@ def stochastic_is_stable(variance: Tensor, learning_rate: Tensor | float, batch_
     exactly if the diagonal is and the secular function g = sum_i g_i of `stochastic_floor` is below one.
     Gradient descent needs only eta lambda_max < 1: small batches ask for smaller steps, in proportion to
     tr(Sigma_t) / b.
-
-    Args:
-        variance: lambda_i, shape (..., dim).
-        learning_rate: eta, a number or shape (...,).
-        batch_size: b.
 
     Returns:
         Truth values, shape (...,).

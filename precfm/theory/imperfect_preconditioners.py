@@ -58,27 +58,6 @@ def steps_bound(residual_kappa: Tensor | float, fraction: Fraction, rate: Rate =
 
 
 @checked
-def largest_residual_kappa(
-    steps: Annotated[float, Field(ge=1)], fraction: Fraction, rate: Rate = 0.5
-) -> float:
-    """How bad the residual condition number may be so that `steps` suffice: the bound, turned around.
-
-    Args:
-        steps: budget of steps, at least 1.
-        fraction: accuracy of the total excess risk, relative to the start, in (0, 1).
-        rate: step size times the largest eigenvalue, in (0, 1/2].
-
-    Returns:
-        The largest residual condition number, at least 1.
-
-    Example:
-        >>> round(largest_residual_kappa(115.0, 0.1))
-        100
-    """
-    return max(1.0, 2 * rate / -math.expm1(-math.log(1 / fraction) / (2 * steps)))
-
-
-@checked
 def power(cov: Tensor, exponent: Share) -> Tensor:
     """Sigma^(-exponent / 2), exponent in [0, 1]: leaves the condition number kappa^(1 - exponent)."""
     return _function(cov, lambda values: values ** (-exponent / 2))

@@ -15,6 +15,9 @@ So the statement that the worst-conditioned component controls (C5) needs expert
 enough to separate components), and "worst" is smallest w_k lambda_min,k: a rare component of good
 conditioning can be the slowest, and so can an isotropic one of small variance. `scale_control` is the mixture
 that tells the two apart.
+
+Everywhere `law` is the data's law, `t` one time, `x` points of shape (batch, dim), float64; in the closed forms of
+descent `learning_rate` is eta and `steps` are numbers of steps, shape (n,).
 """
 
 from collections.abc import Sequence
@@ -37,10 +40,6 @@ class ExactVelocity:
 
     With labels it is the conditional field of the label's component, without them the marginal field of the
     mixture.
-
-    Attributes:
-        law: the data's law.
-        path: the probability path.
     """
 
     law: Mixture
@@ -60,14 +59,7 @@ class ExactVelocity:
 def conditional_velocity(law: Gaussian, x: Tensor, t: Tensor, path: ProbabilityPath) -> Tensor:
     """E[x1' | x_t = x] for one Gaussian: A* (x - alpha mu) + alpha' mu.
 
-    Args:
-        law: the Gaussian, its eigenvalues positive if t = 1.
-        x: points, shape (batch, dim), float64.
-        t: one time.
-        path: the probability path.
-
-    Returns:
-        The velocity, shape (batch, dim).
+    Its eigenvalues must be positive if t = 1. Shape (batch, dim).
     """
     problem = linear_problem(law.eigenvalues, t, path)
     centred = x - path.alpha(t) * law.mean
@@ -187,13 +179,6 @@ def labelled_excess(
     The slopes of component k contract by (1 - 2 eta w_k lambda_ki); its bias, whose feature has second moment
     w_k and is uncorrelated with the centred inputs, by (1 - 2 eta w_k) from || alpha' mu_k ||^2.
 
-    Args:
-        law: the mixture.
-        t: one time.
-        path: the probability path.
-        learning_rate: eta.
-        steps: numbers of steps, shape (n,).
-
     Returns:
         Excess risk given each component (not weighted), shape (n, components).
     """
@@ -215,13 +200,6 @@ def lowest_relative_excess(
 
     (1 - 2 eta w_k lambda_min,k)^(2n) for descent on label-conditional experts: the condition number does not
     occur, and the component enters by its weight times its smallest variance at time t alone.
-
-    Args:
-        law: the mixture.
-        t: one time.
-        path: the probability path.
-        learning_rate: eta.
-        steps: numbers of steps, shape (n,).
 
     Returns:
         Shape (n, components).

@@ -61,8 +61,7 @@ def run(
         `components`: (regime, ablation, level, seed, step, component, condition_number, smallest_variance,
         weight, excess measured, exact by recursion on the samples' moments, theory in closed form for labels and
         NaN otherwise, share of the weighted total, relative to the start, lowest: the same for the direction of
-        lowest variance alone, theory_lowest), and `conditioning` at time t: (regime, ablation, level, seed,
-        condition_number of the features, whole of the mixture's covariance, worst of the components).
+        lowest variance alone, theory_lowest).
     """
     own = [derived_seed(seed, "mixture", s) for s in range(seeds)]
     laws = [
@@ -77,21 +76,18 @@ def run(
         )
         for each in own
     ]
-    looks = checkpoints(steps)
-    components: list[dict[str, Any]] = []
-    conditioning: list[dict[str, Any]] = []
-    for (ablation, level), regime, s in itertools.product(laws[0], regimes, range(seeds)):
-        name = {"regime": regime, "ablation": ablation, "level": level, "seed": s}
-        rows, kappas = _descend(laws[s][ablation, level], regime, t, samples, looks, rate, own[s])
-        components += [name | row for row in rows]
-        conditioning.append(name | kappas)
-    return {"components": pd.DataFrame(components), "conditioning": pd.DataFrame(conditioning)}
+    rows: list[dict[str, Any]] = []
+    for case, regime, s in itertools.product(laws[0], regimes, range(seeds)):
+        name = {"regime": regime, "ablation": case[0], "level": case[1], "seed": s}
+        found = _descend(laws[s][case], regime, t, samples, checkpoints(steps), rate, own[s])
+        rows += [name | row for row in found]
+    return {"components": pd.DataFrame(rows)}
 
 
 def _descend(
     law: Mixture, regime: Regime, t: float, samples: int, looks: tuple[int, ...], rate: float, seed: int
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Rows of one fit, and the condition numbers of its problem."""
+) -> list[dict[str, Any]]:
+    """Rows of one fit."""
     time = torch.tensor(t, dtype=torch.float64)
     x1, labels = law.sample(samples, seed)
     x0 = torch.randn(x1.shape, generator=generator_for(seed, "noise"), dtype=torch.float64)
@@ -106,8 +102,7 @@ def _descend(
     groups = [features[labels == k] for k in range(count)]
     moments = torch.stack([group.T @ group / max(len(group), 1) for group in groups])
     weights = torch.tensor([len(group) / samples for group in groups], dtype=torch.float64)
-    spectrum = torch.linalg.eigvalsh(torch.einsum("k,kij->ij", weights, moments))
-    eta = rate / float(spectrum[-1])
+    eta = rate / float(torch.linalg.eigvalsh(torch.einsum("k,kij->ij", weights, moments))[-1])
     steps = torch.tensor(looks)
     exact = mixtures.descent_of_moments(moments, -best, eta, steps, weights)
     theory = theory_lowest = torch.full_like(exact, torch.nan)
@@ -120,7 +115,7 @@ def _descend(
     found = torch.stack([_excess(error, groups) for error in errors])
     lowest = torch.stack([_lowest(error, groups, law) for error in errors])
     shares = weights * found / (weights * found).sum(1, keepdim=True)
-    rows = [
+    return [
         {
             "step": step,
             "component": k,
@@ -137,13 +132,6 @@ def _descend(
         }
         for (look, step), k in itertools.product(enumerate(looks), range(count))
     ]
-    whole = torch.linalg.eigvalsh(PATH.cov_t(law.cov, time))
-    each = mixtures.component_problems(law, time, PATH).variance
-    return rows, {
-        "condition_number": float(spectrum[-1] / spectrum[0]),
-        "whole": float(whole[-1] / whole[0]),
-        "worst": float((each.amax(1) / each.amin(1)).max()),
-    }
 
 
 def _excess(error: Tensor, groups: list[Tensor]) -> Tensor:

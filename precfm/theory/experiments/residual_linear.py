@@ -16,7 +16,6 @@ from precfm.theory.convergence import steps_to_total_fraction
 from precfm.theory.imperfect_preconditioners import (
     Rate,
     from_samples,
-    largest_residual_kappa,
     per_channel,
     power,
     residual_covariance,
@@ -71,8 +70,7 @@ def run(
     Returns:
         `steps`: one row per setting and seed (kind, level, condition_number, t, seed, residual_kappa of the
         data, residual_kappa_t of the inputs, predicted_kappa in closed form where there is one (for samples:
-        a 95% bound), lowest, total, theory_total, bound), and `requirements`: the largest residual kappa for
-        a budget of steps (fraction, steps, residual_kappa).
+        a 95% bound), lowest, total, theory_total, bound).
     """
     maps = [("none", 0.0), ("per channel", 0.0)]
     maps += [("shrunk whitening", s) for s in shrinkages] + [("power", a) for a in exponents]
@@ -116,7 +114,7 @@ def run(
         theory_total=theory.numpy(),
         bound=bound.numpy(),
     )
-    return {"steps": steps, "requirements": _requirements(rate)}
+    return {"steps": steps}
 
 
 def _map(kind: str, level: float, cov: Tensor, kappa: float, seed: int) -> tuple[Tensor, float]:
@@ -134,10 +132,3 @@ def _map(kind: str, level: float, cov: Tensor, kappa: float, seed: int) -> tuple
         return shrunk(cov, level), float(kept[-1] / kept[0])
     n = round(level * dim)
     return from_samples(cov, n, seed), samples_kappa_bound(n, dim)
-
-
-def _requirements(rate: float) -> pd.DataFrame:
-    grid = itertools.product((0.1, 0.01, 1e-3), (10, 100, 1000, 10_000, 100_000))
-    return pd.DataFrame(
-        [{"fraction": f, "steps": k, "residual_kappa": largest_residual_kappa(k, f, rate)} for f, k in grid]
-    )
