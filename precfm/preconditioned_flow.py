@@ -40,6 +40,7 @@ from precfm.training.options import TrainingOptions
 from precfm.training.state import TrainingResult
 from precfm.training.trainer import train
 
+MOST_CLASSES = 2**16  # the network holds a vector for each class up to the largest label
 WEIGHTS, MAP = "network.safetensors", "preconditioner.safetensors"
 DEFAULT_TRAINING = TrainingOptions(learning_rate=2e-3, schedule="cosine")
 
@@ -206,16 +207,18 @@ class PreconditionedFlow:
             PrecfmError: the preconditioner is not fitted, or data, labels and components do not fit together.
         """
         labels = _checked_labels(x1, labels)
-        z1 = self.preconditioner.forward(x1, labels)
+        z1 = self.preconditioner.forward(x1.detach(), labels)
         self._label_counts = () if labels is None else tuple(torch.bincount(labels).tolist())
         self._shape = tuple(z1.shape[1:])
+        if not self._shape:
+            raise PrecfmError(f"x1: got shape {tuple(x1.shape)}; (n, *dim) is needed")
         network = seeded_module(lambda: self._build(len(self._label_counts)), seed)
         z1 = z1.to(_weights_of(network).dtype)
         self.network = network.to(z1.device, z1.dtype)
         self.data = (z1,) if labels is None else (z1, labels)
-        for module in reversed([*self.network.modules()]):  # the innermost first
-            if isinstance(module, Wrapper):
-                module.fit(z1, labels)
+        wrappers = [module for module in self.network.modules() if isinstance(module, Wrapper)]
+        for position, wrapper in enumerate(reversed(wrappers)):  # the innermost first
+            wrapper.fit(z1, labels, seed=derived_seed(seed, "wrapper", position))
         jacobian = None
         if self.objective.needs_inverse_jacobian:
             jacobian = inverse_jacobian(self.preconditioner, z1[0].numel(), labels)
@@ -316,7 +319,7 @@ class PreconditionedFlow:
         """Log density of data: log p(x) = log p_flow(P(x)) + log |det dP/dx|.
 
         Args:
-            x: data, shape (n, dim).
+            x: data, shape (n, *dim).
             labels: classes, shape (n,), where the flow was fitted with labels.
             steps: of the solver.
             seed: of the trace's estimate above 64 dimensions.
@@ -330,6 +333,7 @@ class PreconditionedFlow:
         self._require_network()
         # The density at the time T_DATA is that of alpha_t z1 + sigma_t z0, whose noise is small.
         alpha = float(self.path.alpha(torch.tensor(T_DATA, dtype=torch.float64)))
+        labels = _checked_labels(x, labels)
         z1 = self.preconditioner.forward(x, labels).to(_weights_of(self.network).dtype)
         change = self.preconditioner.log_abs_det_jacobian(x, labels) + z1[0:1].numel() * math.log(alpha)
         return change + log_likelihood(
@@ -400,12 +404,15 @@ class PreconditionedFlow:
         return flow
 
     def load_weights(self, file: str | Path) -> Self:
-        """Give the network the weights in a safetensors file; it is then in evaluation mode and frozen."""
+        """Give the network the weights in a safetensors file, and their type; it is then frozen, in evaluation mode."""
         self._require_network()
         try:
-            self.network.load_state_dict(load_file(file))
-        except (SafetensorError, RuntimeError, OSError) as error:
-            raise PrecfmError(f"{file}: are no weights of this network ({error})") from None
+            weights = load_file(file)
+            self.network.to(next(each.dtype for each in weights.values() if each.is_floating_point()))
+            self.network.load_state_dict(weights)
+        except (SafetensorError, RuntimeError, OSError, StopIteration) as error:
+            reason = " ".join(str(error).split())
+            raise PrecfmError(f"{file}: are no weights of this network ({reason})") from None
         self.network.eval().requires_grad_(False)
         return self
 
@@ -413,11 +420,13 @@ class PreconditionedFlow:
         """Write the fitted flow to a folder: its preconditioner, description and weights; no pickle.
 
         Raises:
-            PrecfmError: the flow is not fitted.
+            PrecfmError: the flow is not fitted, or a file lies where the folder should be.
         """
         self._require_network()
         require_imported(self.settings)
         place = Path(folder)
+        if place.is_file():
+            raise PrecfmError(f"{place}: is a file; a folder is needed")
         save_preconditioner(self.preconditioner, place / MAP)
         save_weights(self.network, place / WEIGHTS)
         write_description(place, self.description(), (MAP, WEIGHTS))
@@ -440,12 +449,12 @@ class PreconditionedFlow:
         chosen = settings or self.settings
         if self._given is not None and settings is None:
             network = copy.deepcopy(self._given)
-        else:
-            if len(self._shape) != 1:
+            if network.shape != self._shape:
                 raise PrecfmError(
-                    f"x1: got rows of shape {self._shape}; the flow's networks take vectors, (dim,)"
+                    f"model: got a network for samples of shape {network.shape}; the data need {self._shape}"
                 )
-            network = build("models", chosen.model, dim=self._shape[0], num_classes=num_classes)
+        else:
+            network = build("models", chosen.model, shape=self._shape, num_classes=num_classes)
         for wrapper in chosen.wrappers:
             network = build("wrappers", wrapper, network=network, path=self.path)
         return network
@@ -474,8 +483,10 @@ def _checked_labels(x1: Tensor, labels: Tensor | None) -> Tensor | None:
     if labels is None:
         return None
     found = checked_labels(labels, len(x1), x1.device)
-    if len(found) and int(found.min()) < 0:
-        raise PrecfmError(f"labels: got {int(found.min())}; classes from 0 are needed")
+    low, high = (int(bound) for bound in found.aminmax()) if len(found) else (0, 0)
+    if low < 0 or high >= MOST_CLASSES:
+        wrong = low if low < 0 else high
+        raise PrecfmError(f"labels: got {wrong}; classes in 0..{MOST_CLASSES - 1} are needed")
     return found
 
 

@@ -140,7 +140,7 @@ class ExactNetwork(VelocityNetwork):
 
     def __init__(self, mean: Tensor, cov: Tensor) -> None:
         super().__init__()
-        self.dim, self.num_classes = len(mean), 0
+        self.shape, self.num_classes = (len(mean),), 0
         self.mean, self.cov = mean, cov
         self.weight = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
 

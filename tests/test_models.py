@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from torch import Tensor
@@ -41,6 +43,15 @@ def test_field_depends_on_point_time_and_label_of_its_own_row_only() -> None:
         torch.testing.assert_close(alone, whole[row : row + 1])
     for changed in [(x_t + 0.1, t, labels), (x_t, 1 - t, labels), (x_t, t, (labels + 1) % 3)]:
         assert bool((model(*changed) - whole).abs().amax(1).gt(1e-6).all())
+
+
+def test_a_sample_of_any_shape_is_seen_as_a_vector() -> None:
+    flat, shaped = (seeded_module(lambda shape=shape: MLPVelocity(shape, 3), 0) for shape in (12, (3, 2, 2)))
+    x_t, t, labels = inputs(6, 12, 3)
+    velocity = shaped(x_t.reshape(6, 3, 2, 2), t, labels)
+    assert torch.equal(velocity, flat(x_t, t, labels).reshape(6, 3, 2, 2))
+    with pytest.raises(PrecfmError, match=r"^x_t: "):
+        shaped(x_t, t, labels)
 
 
 def test_unconditional_network_ignores_labels() -> None:
@@ -102,7 +113,9 @@ def test_a_network_under_autocast_takes_other_precisions() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("dim", 0),
+        ("shape", 0),
+        ("shape", ()),
+        ("shape", (2, 0)),
         ("num_classes", -1),
         ("width", 0),
         ("width", 8.0),
@@ -112,5 +125,5 @@ def test_a_network_under_autocast_takes_other_precisions() -> None:
     ],
 )
 def test_sizes_out_of_range_are_refused(field: str, value: object) -> None:
-    with pytest.raises(PrecfmError, match=f"^{field}: got {value}; "):
-        MLPVelocity(**{"dim": 4, field: value})  # type: ignore[arg-type]
+    with pytest.raises(PrecfmError, match=f"^{field}: got {re.escape(str(value))}; "):
+        MLPVelocity(**{"shape": 4, field: value})  # type: ignore[arg-type]

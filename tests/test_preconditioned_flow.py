@@ -129,6 +129,21 @@ def test_data_in_float64_are_trained_in_the_networks_type() -> None:
     assert double.data[0].dtype == double.sample(3).dtype == torch.float64
 
 
+def test_latents_may_have_the_shape_of_images() -> None:
+    maps = X[:, :2].repeat(1, 4).reshape(200, 2, 2, 2) + torch.randn(
+        200, 2, 2, 2, generator=torch.Generator().manual_seed(1)
+    )
+    vectors, images = small().fit(maps.flatten(1), LABELS), small().fit(maps, LABELS)
+    assert torch.equal(vectors.sample(7), images.sample(7).flatten(1))
+    assert torch.equal(
+        vectors.log_prob(maps.flatten(1)[:5], LABELS[:5]), images.log_prob(maps[:5], LABELS[:5])
+    )
+
+
+def test_data_with_a_gradient_are_taken_without_it() -> None:
+    assert_same(small().fit(X.clone().requires_grad_()), small().fit(X))
+
+
 def test_samples_are_a_function_of_number_labels_and_seed_in_the_datas_proportions() -> None:
     flow = small("class_whitening").fit(X, LABELS)
     state = torch.get_rng_state()
@@ -187,8 +202,8 @@ class Recorder(Wrapper):
         super().__init__(network)
         self.path, self.place = path, place
 
-    def fit(self, z1: Tensor, labels: Tensor | None) -> None:
-        self.z1, self.labels = z1, labels
+    def fit(self, z1: Tensor, labels: Tensor | None, *, seed: int = 0) -> None:
+        self.z1, self.labels, self.seed = z1, labels, seed
         self.order.append(self)
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -211,6 +226,7 @@ def test_wrappers_are_fitted_on_mapped_data_the_innermost_first() -> None:
         torch.testing.assert_close(recorder.z1.T.cov(), torch.eye(3), rtol=0, atol=1e-4)
         assert torch.equal(recorder.labels, LABELS)
         assert recorder.path is flow.path
+    assert len({recorder.seed for recorder in Recorder.order}) == 2
 
 
 def test_a_skip_knows_the_moments_of_the_mapped_data() -> None:
@@ -302,6 +318,7 @@ def test_the_scratch_folder_of_another_flow_is_refused(tmp_path: Path, change: d
             {"model": MLPVelocity(3, 0, width=8)},
             LABELS,
         ),  # a network that is blind to labels
+        ("whitening", {"model": MLPVelocity(3, width=8).double()}, None),
     ],
 )
 def test_a_saved_flow_comes_back(tmp_path: Path, preconditioner: Any, options: Any, labels: Any) -> None:
@@ -317,6 +334,12 @@ def test_a_saved_flow_comes_back(tmp_path: Path, preconditioner: Any, options: A
     assert torch.equal(again.log_prob(X[:4], asked), flow.log_prob(X[:4], asked))
     again.fit(X, labels, seed=2)  # from fresh weights, behind the same map
     assert again.preconditioner.fitted
+
+
+def test_a_flow_is_saved_to_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PrecfmError, match="file: is a file"):
+        small().fit(X).save(tmp_path / "file")
 
 
 def test_a_description_builds_the_flow_again_without_weights(tmp_path: Path) -> None:
@@ -503,14 +526,22 @@ def test_a_loaded_flow_has_no_data_to_train_on(saved: Path) -> None:
         ("labels: ", X, LABELS[:-1]),
         ("labels: ", X, LABELS.float()),
         ("labels: got -1", X, LABELS - 1),
+        ("labels: got 1000000000", X, LABELS * 10**9),
         ("x1: ", X.long(), LABELS),
         ("x: ", X.index_fill(0, torch.tensor([7]), torch.nan), LABELS),
-        ("x1: got rows of shape", X.reshape(-1, 1, 3), LABELS),
+        ("x1: got shape", X[:, 0], LABELS),
     ],
 )
 def test_data_that_do_not_fit_are_refused(field: str, x1: Any, labels: Any) -> None:
     with pytest.raises(PrecfmError, match=f"^{field}"):
         small("class_whitening").fit(x1, labels)
+
+
+def test_networks_of_other_shapes_are_refused() -> None:
+    with pytest.raises(PrecfmError, match=r"^model: .*\(5,\)"):
+        small(model=MLPVelocity(5)).fit(X)
+    with pytest.raises(PrecfmError, match=r"^z1: got shape \(200, 1, 3\)"):
+        small(wrappers="gaussian_skip").fit(X.reshape(-1, 1, 3))
 
 
 def test_labels_that_do_not_fit_are_refused() -> None:
@@ -526,3 +557,5 @@ def test_labels_that_do_not_fit_are_refused() -> None:
             call()
     with pytest.raises(PrecfmError, match=r"^n: got -1"):
         flow.sample(-1)
+    with pytest.raises(PrecfmError, match=r"^steps: got 0"):
+        flow.log_prob(X[:2], LABELS[:2], steps=0)

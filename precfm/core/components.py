@@ -18,7 +18,7 @@ def spec_of(
     without: frozenset[str] = frozenset(),
     imported: bool = False,
 ) -> dict[str, Any]:
-    """A component as a name with all its options, those at their defaults included, judged before it is built.
+    """A component as a name with all its options, those at their defaults included, checked before it is built.
 
     Args:
         group: of the registry, such as `models`.
@@ -49,10 +49,10 @@ def spec_of(
     target: Any = load_class(group, given["name"], kind, imported=imported)
     options = {name: option for name, option in given.items() if name != "name"}
     try:
-        judged = validated(options_of(target, without), options)
+        checked = validated(options_of(target, without), options)
     except PrecfmError as error:
         raise PrecfmError(f"{group}: '{given['name']}': {error}") from None
-    return {"name": name_of(group, target), **judged.model_dump()}
+    return {"name": name_of(group, target), **checked.model_dump()}
 
 
 def component(group: str, value: object, kind: type[Any]) -> Any:

@@ -1,7 +1,7 @@
-"""What an option may be: declared once, in the signature of the class or function that takes it, judged by pydantic.
+"""What an option may be: declared once, in the signature of the class or function that takes it, checked by pydantic.
 
 An option is an argument that has a default. Its annotation says what is right, with pydantic's constraints; the same
-model judges a call of the class and an entry of a configuration. Where a class takes `**inherited`, the arguments of
+model checks a call of the class and an entry of a configuration. Where a class takes `**inherited`, the arguments of
 its base class follow, so a subclass repeats nothing.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from precfm.core.errors import PrecfmError
 
@@ -43,6 +43,17 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
+def _of_positive_numbers(shape: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    numbers = (shape,) if isinstance(shape, int) else shape
+    if not numbers or min(numbers) < 1:
+        raise ValueError(f"got {shape}; numbers of at least 1 are needed")
+    return shape
+
+
+Shape = Annotated[int | tuple[int, ...], AfterValidator(_of_positive_numbers)]
+"""Shape of one datum; a number is the dimension of a vector."""
+
+
 class _InOneSentence(ModelMetaclass):
     """Lets a call of a schema raise what a user can read; `model_validate` raises pydantic's own error."""
 
@@ -67,7 +78,7 @@ Result = TypeVar("Result")
 def validated(
     schema: type[Model], value: Any, in_words: Callable[[ValidationError], str] | None = None
 ) -> Model:
-    """Plain data as an object of a schema; judged as JSON, which takes a list for a tuple and is strict otherwise.
+    """Plain data as an object of a schema; read as JSON, which takes a list for a tuple and is strict otherwise.
 
     Args:
         schema: a pydantic model.
@@ -199,14 +210,14 @@ def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
         return create_model(function.__name__, __base__=Strict, **fields)
 
     @wraps(function)
-    def judged(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
-        judge = schema()
+        model = schema()
         try:
-            judge.model_validate({name: given.arguments[name] for name in judge.model_fields})
+            model.model_validate({name: given.arguments[name] for name in model.model_fields})
         except ValidationError as error:
             raise PrecfmError(sentence(error)) from None
         return function(*args, **kwargs)
 
-    return judged
+    return wrapper

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.func import jvp, vmap
 from torchdiffeq import odeint
 
+from precfm.core.options import Count, checked
 from precfm.core.seeds import generator_for
 from precfm.flows.objectives import Network
 from precfm.flows.sampling import equal_steps
@@ -17,6 +18,7 @@ PROBES = 8  # of Hutchinson's estimate, for each point
 T_DATA = 1 - 1e-3  # at t = 1 itself the field of data on a surface is singular
 
 
+@checked
 @torch.no_grad()
 def log_likelihood(
     field: Network,
@@ -26,9 +28,9 @@ def log_likelihood(
     t_data: float = T_DATA,
     t_noise: float = 0.0,
     noise_scale: float = 1.0,
-    steps: int = 100,
+    steps: Count = 100,
     seed: int = 0,
-    batch_size: int = 1024,
+    batch_size: Count = 1024,
 ) -> Tensor:
     """Log density of points under the flow, in the space of the flow.
 
@@ -39,7 +41,7 @@ def log_likelihood(
 
     Args:
         field: the velocity, `field(z, t, labels)`.
-        z: points, shape (n, dim).
+        z: points, shape (n, *dim).
         labels: classes, int64, shape (n,), or None.
         t_data: time at which the points are taken to lie.
         t_noise: time of the noise.
@@ -51,6 +53,9 @@ def log_likelihood(
     Returns:
         Log densities in nats, shape (n,), in the type of `z`.
 
+    Raises:
+        PrecfmError: a count is below 1.
+
     References:
         | Neural Ordinary Differential Equations (Chen et al., 2018), theorem 1, https://arxiv.org/abs/1806.07366
         | FFJORD (Grathwohl et al., 2018), section 3.1, https://arxiv.org/abs/1810.01367
@@ -60,7 +65,12 @@ def log_likelihood(
         >>> round(float(still), 4)  # a field that does nothing leaves the standard normal density
         -1.8379
     """
-    dim = z.shape[1]
+    shape = z.shape[1:]
+    dim = math.prod(shape)
+
+    def flat_field(rows: Tensor, t: Tensor, asked: Tensor | None) -> Tensor:
+        return field(rows.reshape(len(rows), *shape), t, asked).flatten(1)
+
     times = torch.tensor([t_data, t_noise], dtype=z.dtype, device=z.device)
     generator = generator_for(seed, "trace probes")
 
@@ -86,13 +96,13 @@ def log_likelihood(
             points, now = state[0], t.expand(len(state[0]))
 
             def part(e: Tensor) -> Tensor:
-                moved = jvp(lambda x: field(x, now, asked), (points,), (e,))[1]
+                moved = jvp(lambda x: flat_field(x, now, asked), (points,), (e,))[1]
                 summed: Tensor = (moved * e).sum(1)
                 return summed
 
-            return field(points, now, asked), vmap(part, chunk_size=CHUNK)(along).sum(0)
+            return flat_field(points, now, asked), vmap(part, chunk_size=CHUNK)(along).sum(0)
 
-        begin = (z[block], z.new_zeros(len(z[block])))
+        begin = (z[block].flatten(1), z.new_zeros(len(z[block])))
         path, change = odeint(joint, begin, times, method="midpoint", options=equal_steps(steps))
         noise = path[-1] / noise_scale
         density = -0.5 * noise.square().sum(1) - dim * (0.5 * math.log(2 * math.pi) + math.log(noise_scale))

@@ -1,5 +1,6 @@
 """Velocity networks, and wrappers around them that are fitted on the data before training."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -9,24 +10,23 @@ from precfm.core.errors import PrecfmError
 from precfm.core.options import options_in
 from precfm.core.tensors import require_tensor
 
-FILLED_IN = frozenset(
-    {"dim", "num_classes", "network", "path"}
-)  # arguments that a flow knows, and nobody configures
+# Arguments that a flow knows, and nobody configures.
+FILLED_IN = frozenset({"shape", "num_classes", "network", "path"})
 
 
 class VelocityNetwork(nn.Module, ABC):
     """A network v(x_t, t, y).
 
-    A subclass takes `dim` and `num_classes` first, stores each argument of its `__init__` in an attribute of the same
+    A subclass takes `shape` and `num_classes` first, stores each argument of its `__init__` in an attribute of the same
     name, and gives every other argument a default, so that `options` makes it again.
 
     Attributes:
-        dim: dimension of the samples.
+        shape: of one sample: `(dim,)` for vectors, `(channels, height, width)` for images.
         num_classes: number of classes of the condition; 0 makes the network blind to labels.
         notes: sentences on what a reader of the results should know.
     """
 
-    dim: int
+    shape: tuple[int, ...]
     num_classes: int
 
     def __init__(self) -> None:
@@ -38,12 +38,12 @@ class VelocityNetwork(nn.Module, ABC):
         """The velocity at `x_t`.
 
         Args:
-            x_t: points on the path, shape (batch, dim).
+            x_t: points on the path, shape (batch, *shape).
             t: times in [0, 1], shape (batch,).
             labels: classes, int64, shape (batch,); needed if `num_classes` > 0.
 
         Returns:
-            The velocity, shape (batch, dim).
+            The velocity, shape (batch, *shape).
 
         Raises:
             PrecfmError: `x_t` has another shape, or labels are missing or wrong.
@@ -52,6 +52,11 @@ class VelocityNetwork(nn.Module, ABC):
     @abstractmethod
     def zero_output(self) -> None:
         """Set the last layer to zero: a wrapper that adds to the network's output asks for it, before training."""
+
+    @property
+    def dim(self) -> int:
+        """Numbers in one sample."""
+        return math.prod(self.shape)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -93,15 +98,16 @@ class Wrapper(VelocityNetwork):
     def __init__(self, network: VelocityNetwork) -> None:
         super().__init__()
         self.network = network
-        self.dim, self.num_classes = network.dim, network.num_classes
+        self.shape, self.num_classes = network.shape, network.num_classes
 
     @abstractmethod
-    def fit(self, z1: Tensor, labels: Tensor | None) -> None:
+    def fit(self, z1: Tensor, labels: Tensor | None, *, seed: int = 0) -> None:
         """Fill what the wrapper knows from the training data, once, before training.
 
         Args:
-            z1: training data in the space of the flow, shape (n, dim).
+            z1: training data in the space of the flow, shape (n, *shape).
             labels: classes, int64, shape (n,); ignored without classes.
+            seed: seed of everything random in the fit.
 
         Raises:
             PrecfmError: the data do not fit the network, or do not vary.

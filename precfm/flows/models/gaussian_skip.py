@@ -159,8 +159,8 @@ class GaussianSkip(Wrapper):
         self.register_load_state_dict_post_hook(_note_loaded_fit)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def fit(self, z1: Tensor, labels: Tensor | None) -> None:
-        """Fill means, eigenvalues and bases, as `Wrapper.fit`."""
+    def fit(self, z1: Tensor, labels: Tensor | None, *, seed: int = 0) -> None:
+        """Fill means, eigenvalues and bases, as `Wrapper.fit`; nothing is random."""
         if z1.ndim != 2 or z1.shape[1] != self.dim or len(z1) < 2:
             raise PrecfmError(
                 f"z1: got shape {tuple(z1.shape)}; (n, {self.dim}) with n of at least 2 is needed"

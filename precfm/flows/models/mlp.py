@@ -1,4 +1,4 @@
-"""A multilayer perceptron as velocity network, for latents and other vectors."""
+"""A multilayer perceptron as velocity network; it sees a sample of any shape as a vector."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Count, Natural, checked
+from precfm.core.options import Count, Natural, Shape, checked
 from precfm.core.tensors import require_tensor
 from precfm.flows.models.base import VelocityNetwork
 
@@ -19,7 +19,7 @@ class MLPVelocity(VelocityNetwork):
     """Velocity v(x_t, t, y) by a plain MLP with SiLU; time and class enter by addition before the first SiLU.
 
     Args:
-        dim: dimension of the samples.
+        shape: of one sample; a number is the dimension of a vector.
         num_classes: number of classes of the condition; 0 makes the network unconditional, blind to labels.
         width: units of each hidden layer.
         depth: number of hidden layers.
@@ -29,7 +29,7 @@ class MLPVelocity(VelocityNetwork):
         PrecfmError: an argument is out of its range.
 
     Example:
-        >>> model = MLPVelocity(dim=2, num_classes=10)
+        >>> model = MLPVelocity(2, num_classes=10)
         >>> model(torch.zeros(5, 2), torch.zeros(5), torch.arange(5)).shape
         torch.Size([5, 2])
     """
@@ -39,7 +39,7 @@ class MLPVelocity(VelocityNetwork):
     @checked
     def __init__(
         self,
-        dim: Count,
+        shape: Shape,
         num_classes: Natural = 0,
         *,
         width: Count = 256,
@@ -47,30 +47,31 @@ class MLPVelocity(VelocityNetwork):
         time_features: Annotated[int, Field(ge=2, multiple_of=2)] = 32,
     ) -> None:
         super().__init__()
-        self.dim, self.num_classes = dim, num_classes
+        self.shape = (shape,) if isinstance(shape, int) else shape
+        self.num_classes = num_classes
         self.width, self.depth, self.time_features = width, depth, time_features
         frequencies = torch.logspace(0, 1, time_features // 2, base=FASTEST / SLOWEST) * SLOWEST
         self.register_buffer("angular_frequencies", frequencies, persistent=False)
-        self.embed_x = nn.Linear(dim, width)
+        self.embed_x = nn.Linear(self.dim, width)
         self.embed_time = nn.Linear(time_features, width, bias=False)
         if num_classes:
             self.embed_label = nn.Embedding(num_classes, width)
             # The spread that a linear layer gives to inputs of unit variance: no term drowns the others.
             nn.init.normal_(self.embed_label.weight, std=3**-0.5)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
-        self.head = nn.Linear(width, dim)
+        self.head = nn.Linear(width, self.dim)
         self.activation = nn.SiLU()
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The velocity at `x_t`.
 
         Args:
-            x_t: points on the path, shape (batch, dim).
+            x_t: points on the path, shape (batch, *shape).
             t: times in [0, 1], shape (batch,).
             labels: classes, int64, shape (batch,); needed if `num_classes` > 0.
 
         Returns:
-            The velocity, shape (batch, dim).
+            The velocity, shape (batch, *shape).
 
         Raises:
             PrecfmError: `x_t` has another shape or dtype, or labels are missing, no integers or out of range. While
@@ -78,21 +79,24 @@ class MLPVelocity(VelocityNetwork):
                 stall it.
         """
         require_tensor(x_t, "x_t")
-        if x_t.ndim != 2 or x_t.shape[1] != self.dim:
-            raise PrecfmError(f"x_t: got shape {tuple(x_t.shape)}; (batch, {self.dim}) is needed")
+        if x_t.shape[1:] != self.shape:
+            needed = ", ".join(map(str, self.shape))
+            raise PrecfmError(f"x_t: got shape {tuple(x_t.shape)}; (batch, {needed}) is needed")
         if x_t.dtype != self.embed_x.weight.dtype and not torch.is_autocast_enabled(x_t.device.type):
             raise PrecfmError(
                 f"x_t: got dtype {x_t.dtype}, but the network has {self.embed_x.weight.dtype}; use to(dtype) on one "
                 "of them"
             )
         angles = t.to(x_t.dtype)[:, None] * self.angular_frequencies
-        hidden = self.embed_x(x_t) + self.embed_time(torch.cat([angles.cos(), angles.sin()], dim=1))
+        hidden = self.embed_x(x_t.flatten(1)) + self.embed_time(
+            torch.cat([angles.cos(), angles.sin()], dim=1)
+        )
         if self.num_classes:
             hidden = hidden + self.embed_label(self.checked_labels(labels, len(x_t)))
         for layer in self.hidden:
             hidden = layer(self.activation(hidden))
         velocity: Tensor = self.head(self.activation(hidden))
-        return velocity
+        return velocity.reshape(x_t.shape)
 
     def zero_output(self) -> None:
         """Set the last layer to zero."""
