@@ -161,6 +161,10 @@ def test_a_killed_fit_resumes_from_its_scratch_folder(
     resumed, calls_resumed = fit(math.inf, tmp_path)
     assert calls_resumed == calls_whole - 40
     assert torch.equal(resumed.forward(*data), whole.forward(*data))
+    with pytest.raises(PrecfmError, match="another training"):  # whose network looks the same
+        NormalizingFlow(**{**TINY_FLOW, "validate_every": 60, "max_log_scale": 1.0}).fit(
+            *data, scratch=tmp_path
+        )
 
 
 def test_more_midpoint_steps_where_a_tighter_tolerance_asks_for_them() -> None:

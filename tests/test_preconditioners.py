@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import options_of
@@ -16,6 +17,7 @@ from precfm.core.registry import REGISTRY
 from precfm.core.registry import load as registered
 from precfm.geometry.recovery import smallest_std
 from precfm.preconditioners.base import Preconditioner
+from precfm.preconditioners.class_whitening import ClassWhitening
 from precfm.preconditioners.round_trip import round_trip_error, tail_round_trip_error
 from precfm.preconditioners.saving import load, save
 from precfm.preconditioners.whitening import Whitening
@@ -288,6 +290,19 @@ def test_a_fit_to_batches_is_the_fit_to_all_rows(fitted: Preconditioner, data: L
         assert torch.equal(z, expected)
     assert torch.allclose(z, expected, rtol=1e-10, atol=1e-10)
     assert torch.allclose(again.inverse(x, labels), fitted.inverse(x, labels), rtol=1e-10, atol=1e-10)
+
+
+def test_a_data_loader_makes_batches(data: Labelled) -> None:
+    x, labels = data
+    alone, pairs = (DataLoader(TensorDataset(*given), batch_size=50) for given in ((x,), (x, labels)))
+    torch.testing.assert_close(Whitening().fit(alone).forward(x), Whitening().fit(x).forward(x))
+    expected = ClassWhitening().fit(x, labels).forward(x, labels)
+    torch.testing.assert_close(ClassWhitening().fit(pairs).forward(x, labels), expected)
+
+
+def test_an_array_is_no_batches(data: Labelled) -> None:
+    with pytest.raises(PrecfmError, match=r"^x: got a ndarray"):
+        Whitening().fit(data[0].numpy())
 
 
 def test_wrong_batches_are_refused(fitted: Preconditioner, data: Labelled) -> None:

@@ -88,8 +88,8 @@ class Preconditioner(nn.Module, ABC):
         hold all rows.
 
         Args:
-            x: training data, shape (rows, *dim), floating point, at least 2 rows; or an iterable, read once, of
-                batches of such rows, or of pairs of a batch and its labels.
+            x: training data, shape (rows, *dim), floating point, at least 2 rows; or an iterable, such as a data
+                loader, read once, of batches of such rows, or of pairs of a batch and its labels.
             labels: class indices, shape (rows,), integers; needed where `needs_labels`, and never beside batches.
             validation: held-out data and labels for early stopping of learned maps. Without it, they hold out
                 a share of `x`. Closed-form maps ignore it.

@@ -10,8 +10,8 @@ from torch import Tensor
 from precfm.core.errors import PrecfmError
 from precfm.core.tensors import require_tensor
 
-Batch: TypeAlias = Tensor | tuple[Tensor, Tensor | None]
-"""Rows (batch, *dim), alone or in a pair with their labels (batch,)."""
+Batch: TypeAlias = Tensor | Sequence[Tensor | None]
+"""Rows (batch, *dim), alone or in a pair with their labels (batch,), a tuple or a list as data loaders make them."""
 
 Data: TypeAlias = Tensor | Iterable[Batch]
 """All rows in one tensor, or an iterable of batches, which is read once."""
@@ -23,14 +23,17 @@ def batches_of(x: Data, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor 
     Raises:
         PrecfmError: `x` is neither, there is no batch, or labels stand beside an iterable instead of in it.
     """
-    if isinstance(x, Tensor) or not isinstance(x, Iterable):
+    if isinstance(x, Tensor) or not isinstance(x, Iterable) or hasattr(x, "__array__"):
         require_tensor(x, "x")
+        assert isinstance(x, Tensor)
         yield x, labels
         return
     position = -1
     for position, batch in enumerate(x):
-        rows, given = batch if isinstance(batch, tuple) and len(batch) == 2 else (batch, None)
+        several = isinstance(batch, tuple | list) and len(batch) in (1, 2)
+        rows, given = (*batch, None)[:2] if several else (batch, None)
         require_tensor(rows, f"x: batch {position}")
+        assert isinstance(rows, Tensor)
         if labels is not None:
             raise PrecfmError(
                 "labels: got them beside batches; with an iterable each batch is a pair (rows, labels)"

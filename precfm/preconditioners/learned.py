@@ -11,6 +11,7 @@ from precfm.flows.compute import flops_per_step
 from precfm.preconditioners.base import Preconditioner
 from precfm.preconditioners.fit_data import FitData, FitRows
 from precfm.preconditioners.whitening import Whitening
+from precfm.training.checkpoints import fingerprint
 from precfm.training.draws import Objective
 from precfm.training.options import TrainingOptions
 from precfm.training.trainer import train
@@ -130,6 +131,10 @@ class LearnedPreconditioner(Preconditioner):
             seed=rows.seed,
             validation_loss=validation_loss,
             scratch=rows.scratch,
+            facts={
+                "options": self.options,
+                "validation": None if rows.scratch is None else fingerprint(held_out),
+            },
             name=self._name,
         )
         best = validation_loss(self.network)
