@@ -35,9 +35,7 @@ def make(job: Job) -> None:
         row = {**recipe.model_dump(), "score": math.inf, "note": ""}
         try:
             row["score"] = score(settings.shortened(search["steps"]).tuned(recipe), f"recipe {position}")
-        except DivergenceError as error:  # no recipe for this method
-            row["note"] = str(error)
-        except NotFiniteError as error:
+        except (DivergenceError, NotFiniteError) as error:  # no recipe for this method
             row["note"] = str(error)
         rows.append(row)
     best = min(rows, key=lambda row: row["score"])

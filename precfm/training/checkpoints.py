@@ -100,7 +100,7 @@ class Scratch:
     def latest_state(self, checkpoints: tuple[int, ...]) -> dict[str, Tensor] | None:
         """The newest state that is intact, as are the checkpoints before it; None if there is none.
 
-        What is damaged is told on standard error and deleted: the training makes it again.
+        What is damaged is deleted, with a line on standard error: the training makes it again.
 
         Args:
             checkpoints: steps whose weights the training must have.

@@ -1,4 +1,4 @@
-"""How to train: the options of every training, judged by pydantic alone."""
+"""How to train: the options of every training, checked by pydantic alone."""
 
 from itertools import pairwise
 from typing import Annotated, Literal
