@@ -1,8 +1,11 @@
 """A grid of linear regressions in both descriptions: as the closed forms and as the measurement need them."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -17,16 +20,8 @@ PATHS: dict[PathName, ProbabilityPath] = {
 }
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What defines a linear regression, up to its rotation and its draws.
-
-    Attributes:
-        path: name of the probability path.
-        target: what is regressed.
-        t: time.
-        condition_number: condition number of the data, whose spectrum is geometric with mean one.
-    """
+class Cell(NamedTuple):
+    """What defines a linear regression, up to its rotation and its draws; the spectrum is geometric with mean one."""
 
     path: PathName
     target: Target
@@ -54,25 +49,16 @@ class Regressions:
             cells: the cells.
             bases: eigenvectors of the data of each, as columns, shape (len(cells), dim, dim).
         """
-        dim = bases.shape[-1]
-        # Cells repeat over seeds, and a closed form is cheap to look up.
-        spectra = {cell: spectrum(dim, cell.condition_number) for cell in set(cells)}
-        closed = {
-            cell: linear_problem(values, cell.t, PATHS[cell.path], cell.target)
-            for cell, values in spectra.items()
-        }
+        spectra = [spectrum(bases.shape[-1], cell.condition_number) for cell in cells]
+        closed = [
+            linear_problem(values, cell.t, PATHS[cell.path], cell.target)
+            for cell, values in zip(cells, spectra, strict=True)
+        ]
         weights = [path_weights(cell.path, cell.target, cell.t) for cell in cells]
+        columns = zip(*((each.variance, each.optimum, each.residual) for each in closed), strict=True)
         return cls(
-            GaussianRegressions(
-                torch.stack([spectra[cell] for cell in cells]),
-                bases,
-                torch.tensor(weights, dtype=torch.float64),
-            ),
-            LinearProblem(
-                torch.stack([closed[cell].variance for cell in cells]),
-                torch.stack([closed[cell].optimum for cell in cells]),
-                torch.stack([closed[cell].residual for cell in cells]),
-            ),
+            GaussianRegressions(torch.stack(spectra), bases, torch.tensor(weights, dtype=torch.float64)),
+            LinearProblem(*map(torch.stack, columns)),
         )
 
     def part(self, index: slice | Tensor) -> "Regressions":
@@ -85,3 +71,31 @@ class Regressions:
         transform = (basis / root[:, None, :]) @ basis.mT
         sampled = GaussianRegressions(self.sampled.eigenvalues, basis, self.sampled.weights, transform)
         return Regressions(sampled, self.closed.preconditioned())
+
+
+def grid(
+    paths: Sequence[PathName],
+    targets: Sequence[Target],
+    times: Sequence[float],
+    condition_numbers: Sequence[float],
+    bases: Tensor,
+) -> tuple[pd.DataFrame, Regressions]:
+    """All combinations, each with every basis.
+
+    Args:
+        paths: probability paths.
+        targets: what is regressed.
+        times: times t.
+        condition_numbers: of the data.
+        bases: of each seed the eigenvectors as columns, shape (seeds, dim, dim).
+
+    Returns:
+        The regressions, cell by cell and seed by seed, and what each is: columns path, target, t,
+        condition_number, seed, condition_number_t.
+    """
+    combined = itertools.product(paths, targets, times, condition_numbers, range(len(bases)))
+    rows = pd.DataFrame(combined, columns=[*Cell._fields, "seed"])
+    cells = [Cell(*values) for values in rows[list(Cell._fields)].itertuples(index=False)]
+    problems = Regressions.of(cells, bases.repeat(len(rows) // len(bases), 1, 1))
+    variance = problems.closed.variance
+    return rows.assign(condition_number_t=(variance[:, -1] / variance[:, 0]).numpy()), problems

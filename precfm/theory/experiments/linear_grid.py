@@ -19,7 +19,7 @@ from precfm.theory.convergence import descent_excess, stochastic_excess
 from precfm.theory.linear_regression import Target, excess_risk, squared_errors, symmetric
 from precfm.theory.measured_descent import FixedSamples, FreshSamples, Samples, descend
 from precfm.theory.option_types import ConditionNumber, Several
-from precfm.theory.regression_grid import Cell, Regressions
+from precfm.theory.regression_grid import Regressions, grid
 from precfm.theory.sampled_regression import EmpiricalExcess, PathName, matched_normals, random_field
 
 BLOCK = 16  # problems that are descended together: their data fit the processor's cache
@@ -121,8 +121,15 @@ def run(
         and `identity`: the loss of the initial field minus the least loss, beside the trace (path, target, t,
         condition_number, seed, measured, trace, relative_error).
     """
-    cells = [Cell(*values) for values in itertools.product(paths, targets, times, condition_numbers)]
-    start = _start(cells, dim, seeds, seed)
+    own = [derived_seed(seed, "grid", s) for s in range(seeds)]
+    rows, problems = grid(
+        paths, targets, times, condition_numbers, torch.stack([rotation(dim, s) for s in own])
+    )
+    fields = torch.stack([random_field(dim, s) for s in own]).repeat(len(rows) // seeds, 1, 1)
+    errors = squared_errors(fields, problems.closed, problems.sampled.basis)
+    normals = matched_normals([derived_seed(seed, "data", s) for s in range(seeds)], dim)
+    start = Start(problems, fields, errors, normals)
+    cells: list[dict[Any, Any]] = rows.drop(columns="seed")[::seeds].to_dict("records")
     curves: list[dict[str, Any]] = []
     agreement: list[dict[str, Any]] = []
     for algorithm, preconditioned in itertools.product(ALGORITHMS, (False, True)):
@@ -140,22 +147,14 @@ def run(
         values = _measured(moved, rates, descent, seed)
         for index, cell in enumerate(cells):
             part = slice(index * seeds, (index + 1) * seeds)
-            name = {
-                "algorithm": algorithm,
-                "preconditioned": preconditioned,
-                "path": cell.path,
-                "target": cell.target,
-                "t": cell.t,
-                "condition_number": cell.condition_number,
-                "condition_number_t": _kappa(start.problems.closed.variance[part][0]),
-            }
+            name: dict[str, Any] = {"algorithm": algorithm, "preconditioned": preconditioned, **cell}
             curves += [name | row for row in _curve(theory[:, part], values[:, part], descent.looks)]
             row = _agreement(theory[:, part], values[:, part], descent)
             # Of the second moment, which for gradient descent is the contraction itself.
             row["contraction_theory"] = float((1 - 2 * rates[part][0] * variance[part][0, 0]).abs())
             agreement.append(name | row)
-    identity = _identity(start, cells, seeds)
-    return {"curves": pd.DataFrame(curves), "agreement": pd.DataFrame(agreement), "identity": identity}
+    tables = {"curves": pd.DataFrame(curves), "agreement": pd.DataFrame(agreement)}
+    return {**tables, "identity": _identity(start, rows.drop(columns="condition_number_t"))}
 
 
 def checkpoints(steps: int) -> tuple[int, ...]:
@@ -167,19 +166,6 @@ def checkpoints(steps: int) -> tuple[int, ...]:
     """
     powers = [4**k for k in range(int(math.log(steps, 4)) + 1)]
     return tuple(sorted({0, *powers, steps}))
-
-
-def _kappa(variance: Tensor) -> float:
-    return float(variance.max() / variance.min())
-
-
-def _start(cells: Sequence[Cell], dim: int, seeds: int, seed: int) -> Start:
-    own = [derived_seed(seed, "grid", s) for s in range(seeds)]
-    basis = torch.stack([rotation(dim, s) for s in own]).repeat(len(cells), 1, 1)
-    fields = torch.stack([random_field(dim, s) for s in own]).repeat(len(cells), 1, 1)
-    problems = Regressions.of([cell for cell in cells for _ in range(seeds)], basis)
-    normals = matched_normals([derived_seed(seed, "data", s) for s in range(seeds)], dim)
-    return Start(problems, fields, squared_errors(fields, problems.closed, basis), normals)
 
 
 def _closed_form(start: Start, rates: Tensor, descent: Descent) -> Tensor:
@@ -207,33 +193,14 @@ def _measured(start: Start, rates: Tensor, descent: Descent, seed: int) -> Tenso
     return torch.cat(blocks, dim=1)
 
 
-def _identity(start: Start, cells: Sequence[Cell], seeds: int) -> pd.DataFrame:
+def _identity(start: Start, rows: pd.DataFrame) -> pd.DataFrame:
     """Claim C1: a difference of two losses over samples, beside tr((A - A*) Sigma_t (A - A*)^T)."""
-    rows = []
-    for first, cell in enumerate(cells):
-        index = torch.arange(seeds) + first * seeds
-        x, y = start.samples(index)
-        field, problems = start.fields[index], start.problems.part(index)
-        found = _loss(x, y, field) - _loss(x, y, torch.linalg.lstsq(x, y).solution.mT)
-        optimum, cov_t = (
-            symmetric(values, problems.sampled.basis)
-            for values in (problems.closed.optimum, problems.closed.variance)
-        )
-        trace = excess_risk(field, optimum, cov_t)
-        for s, (measured, exact) in enumerate(zip(found.tolist(), trace.tolist(), strict=True)):
-            rows.append(
-                {
-                    "path": cell.path,
-                    "target": cell.target,
-                    "t": cell.t,
-                    "condition_number": cell.condition_number,
-                    "seed": s,
-                    "measured": measured,
-                    "trace": exact,
-                    "relative_error": abs(measured - exact) / exact,
-                }
-            )
-    return pd.DataFrame(rows)
+    x, y = start.samples(torch.arange(len(rows)))
+    measured = _loss(x, y, start.fields) - _loss(x, y, torch.linalg.lstsq(x, y).solution.mT)
+    closed, basis = start.problems.closed, start.problems.sampled.basis
+    trace = excess_risk(start.fields, symmetric(closed.optimum, basis), symmetric(closed.variance, basis))
+    errors = (measured - trace).abs() / trace
+    return rows.assign(measured=measured.numpy(), trace=trace.numpy(), relative_error=errors.numpy())
 
 
 def _loss(x: Tensor, y: Tensor, field: Tensor) -> Tensor:
@@ -243,14 +210,8 @@ def _loss(x: Tensor, y: Tensor, field: Tensor) -> Tensor:
 def _curve(theory: Tensor, values: Tensor, looks: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Rows of one cell; theory and measurement are (looks, seeds, dim); three directions and the total."""
     dim = theory.shape[-1]
-    directions = {
-        "lowest": slice(0, 1),
-        "middle": slice(dim // 2, dim // 2 + 1),
-        "highest": slice(dim - 1, dim),
-    }
-    for (look, step), (name, chosen) in itertools.product(
-        enumerate(looks), {**directions, "total": slice(None)}.items()
-    ):
+    directions = {"lowest": [0], "middle": [dim // 2], "highest": [dim - 1], "total": list(range(dim))}
+    for (look, step), (name, chosen) in itertools.product(enumerate(looks), directions.items()):
         expected, found = (each[look][:, chosen].sum(-1) for each in (theory, values))
         estimate = t_estimate(found.numpy())
         yield {

@@ -1,8 +1,6 @@
 """Experiment: steps to a given accuracy against the condition number, measured directly (C2, C3, C4)."""
 
-import itertools
 import math
-from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -21,7 +19,7 @@ from precfm.theory.convergence import (
 from precfm.theory.linear_regression import LinearProblem, Target, first_and_total, symmetric
 from precfm.theory.measured_descent import FixedSamples, FreshSamples, steps_until
 from precfm.theory.option_types import ConditionNumber, Several
-from precfm.theory.regression_grid import Cell, Regressions
+from precfm.theory.regression_grid import Regressions, grid
 from precfm.theory.sampled_regression import (
     EmpiricalExcess,
     PathName,
@@ -81,13 +79,8 @@ def run(
         not reached; theory_lowest, theory_total; counts_lowest, counts_total: the goal is well above the noise
         floor).
     """
-    cells = [Cell(*values) for values in itertools.product(paths, targets, times, condition_numbers)]
-    every = [cell for cell in cells for _ in range(seeds)]
     bases = torch.stack([rotation(dim, derived_seed(seed, "basis", s)) for s in range(seeds)])
-    plain = Regressions.of(every, bases.repeat(len(cells), 1, 1))
-    rows = pd.DataFrame([asdict(cell) for cell in every])
-    rows["seed"] = list(range(seeds)) * len(cells)
-    rows["condition_number_t"] = (plain.closed.variance[:, -1] / plain.closed.variance[:, 0]).numpy()
+    rows, plain = grid(paths, targets, times, condition_numbers, bases)
     own = [derived_seed(seed, "data", s) for s in rows["seed"].tolist()]
     drawn, matched = independent_normals(own, samples, dim), matched_normals(own, dim)
     frames = []
@@ -174,10 +167,7 @@ def _columns(
 ) -> dict[str, np.ndarray]:
     """Steps measured and in closed form, and whether they count, for the slowest direction and the total."""
     return {
-        "lowest": found[0].numpy(),
-        "total": found[1].numpy(),
-        "theory_lowest": exact[0].numpy(),
-        "theory_total": exact[1].numpy(),
-        "counts_lowest": counts[0].numpy(),
-        "counts_total": counts[1].numpy(),
+        f"{prefix}{quantity}": column.numpy()
+        for prefix, columns in (("", found), ("theory_", exact), ("counts_", counts))
+        for quantity, column in zip(("lowest", "total"), columns, strict=True)
     }
