@@ -8,6 +8,7 @@ import yaml
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Neutral, Strict, options_of
+from precfm.flows.models import base
 from precfm.flows.models.mlp import MLPVelocity
 from precfm.pipeline.components import FILLED_IN, component, plain
 from precfm.pipeline.experiments import load_experiment, merge, read_yaml
@@ -202,8 +203,12 @@ def test_numbers_with_an_exponent_are_numbers_and_text_that_begins_like_one_is_t
 def test_options_are_those_of_the_class():
     options = options_of(MLPVelocity, FILLED_IN["models"])
     assert {"width", "depth"} <= set(options.model_fields)
-    assert not {"dim", "num_classes"} & set(options.model_fields)
+    assert not FILLED_IN["models"] & set(options.model_fields)
     assert options().width == 256
+
+
+def test_the_pipeline_and_the_flows_agree_on_what_is_never_configured():
+    assert FILLED_IN["models"] | FILLED_IN["wrappers"] == base.FILLED_IN
 
 
 def test_a_class_says_whether_its_fit_uses_the_seed():

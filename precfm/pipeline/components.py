@@ -17,8 +17,8 @@ from precfm.core.registry import import_string, load
 NESTED = ("stages", "candidates")  # options that hold components of the same group
 # Arguments that the pipeline fills in from the data or the plan, by the registry's group: never configured.
 FILLED_IN = {
-    "models": frozenset({"dim", "num_classes"}),
-    "wrappers": frozenset({"network", "dim", "num_classes", "path"}),
+    "models": frozenset({"shape", "num_classes"}),  # as in precfm.flows.models.base, which needs torch
+    "wrappers": frozenset({"shape", "num_classes", "network", "path"}),
     "encoders": frozenset({"channels", "image_size"}),
     "extractors": frozenset({"channels", "image_size", "num_classes"}),
     "theory": frozenset({"seed"}),
