@@ -232,8 +232,7 @@ class _Builder:
 
     def _geometry(self, flow: Flow, space: "_Space") -> dict[str, Node]:
         """The decoder's metric, where the objective measures errors in it."""
-        measured = getattr(flow.objective.options, "metric", "") == "decoder"
-        return self._decoder_metric(space) if measured else {}
+        return self._decoder_metric(space) if flow.objective.made().needs_decoder_metric else {}
 
     def _decoder_metric(self, space: "_Space") -> dict[str, Node]:
         parents = {"latents": space.latents, "encoder": space.encoder}

@@ -50,6 +50,11 @@ class Component:
         """An attribute of the class; False if it has none of that name."""
         return getattr(load(self.group, self.name), name, False)
 
+    def made(self) -> Any:
+        """An object with these options; only of a group in which the data fill nothing in."""
+        options = {name: getattr(self.options, name) for name in type(self.options).model_fields}
+        return load(self.group, self.name)(**options)
+
 
 def component(group: str, value: Any) -> Component:
     """A component from its `name` and options, as a configuration gives them.
@@ -68,10 +73,10 @@ def component(group: str, value: Any) -> Component:
         entries = options.get(field, schema.model_fields[field].default)
         if isinstance(entries, list | tuple):
             options[field] = [plain(_nested(group, field, i, entry)) for i, entry in enumerate(entries)]
-    checked = validated(schema, options)
+    found = Component(group, value["name"], validated(schema, options))
     if not filled_in:  # its rules across options
-        target(**{name: getattr(checked, name) for name in schema.model_fields})
-    return Component(group, value["name"], checked)
+        found.made()
+    return found
 
 
 def _nested(group: str, field: str, index: int, value: Any) -> Component:
