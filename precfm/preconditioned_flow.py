@@ -272,7 +272,7 @@ class PreconditionedFlow:
             steps: of the solver.
 
         Returns:
-            Samples, shape (n, *dim), float32.
+            Samples, shape (n, *dim), in the type of the network's weights: float32, if nothing else was given.
 
         Raises:
             PrecfmError: the flow is not fitted, or the labels do not fit.
@@ -300,8 +300,7 @@ class PreconditionedFlow:
         """
         self._require_network()
         require_tensor(noise, "noise", floating=True)
-        if labels is not None:
-            require_tensor(labels, "labels")
+        self._check_asked(labels)
         weights = _weights_of(self.network)
         asked = None if labels is None else labels.to(weights.device)
         start = noise.to(weights) * self.objective.start_scale(self.path)
@@ -333,6 +332,7 @@ class PreconditionedFlow:
         self._require_network()
         # The density at the time T_DATA is that of alpha_t z1 + sigma_t z0, whose noise is small.
         alpha = float(self.path.alpha(torch.tensor(T_DATA, dtype=torch.float64)))
+        self._check_asked(labels)
         labels = _checked_labels(x, labels)
         z1 = self.preconditioner.forward(x, labels).to(_weights_of(self.network).dtype)
         change = self.preconditioner.log_abs_det_jacobian(x, labels) + z1[0:1].numel() * math.log(alpha)
@@ -458,6 +458,13 @@ class PreconditionedFlow:
         for wrapper in chosen.wrappers:
             network = build("wrappers", wrapper, network=network, path=self.path)
         return network
+
+    def _check_asked(self, labels: Tensor | None) -> None:
+        """Refuse classes that would have no effect."""
+        if labels is not None:
+            require_tensor(labels, "labels")
+            if not self._label_counts:
+                raise PrecfmError("labels: got some, but the flow was fitted without classes; None is needed")
 
     def _require_network(self) -> None:
         if not hasattr(self, "network"):

@@ -555,6 +555,10 @@ def test_labels_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(PrecfmError, match=r"^labels: "):
             call()
+    without = small().fit(X)
+    for call in (lambda: without.sample(3, torch.zeros(3).long()), lambda: without.log_prob(X, LABELS)):
+        with pytest.raises(PrecfmError, match=r"^labels: .*without classes"):
+            call()
     with pytest.raises(PrecfmError, match=r"^n: got -1"):
         flow.sample(-1)
     with pytest.raises(PrecfmError, match=r"^steps: got 0"):

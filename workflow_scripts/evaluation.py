@@ -28,19 +28,19 @@ def make(job: Job) -> None:
         for index, artifact in enumerate(job.parents("classifiers"))
     }
     reference = job.parent("features").tensors("features.safetensors")
-    train = job.parent("latents").tensors("train.safetensors")["latents"]
+    train = job.parent("latents").tensors("train.safetensors")["latents"].flatten(1)
     directions = eigen_spectrum(covariance(train)).eigenvectors
     reference["latent-whitened"] = whitened(reference["latent"], train)
 
     options, tables, recovered = job.params["evaluation"], [], []
     last = max(samples, key=step_number)
     for step, latents in samples.items():
-        images = decode(latents)
+        images, vectors = decode(latents), latents.flatten(1)
         generated = {
             name: (extract(network, images), name, key) for name, (network, key) in classifiers.items()
         }
-        generated["latent"] = (latents, "identity", "")
-        generated["latent-whitened"] = (whitened(latents, train), "identity", "")
+        generated["latent"] = (vectors, "identity", "")
+        generated["latent-whitened"] = (whitened(vectors, train), "identity", "")
         full = options["precision_recall"] == "all" or step == last
         number = step_number(step)
         for space, (features, extractor, extractor_hash) in generated.items():
@@ -54,7 +54,7 @@ def make(job: Job) -> None:
                 extractor_hash=extractor_hash,
             )
             tables.append(records(values).assign(step=number, space=space))
-        recovery = eigenvalue_recovery(latents, reference["latent"], directions)
+        recovery = eigenvalue_recovery(vectors, reference["latent"], directions)
         recovered.append(
             pd.DataFrame(
                 {

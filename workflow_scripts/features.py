@@ -12,7 +12,7 @@ def make(job: Job) -> None:
     """Write the held-out features of every classifier, and the held-out latents, one tensor per space."""
     images = job.parent("data").tensors("heldout.safetensors")["images"]
     features: dict[str, torch.Tensor] = {
-        "latent": job.parent("latents").tensors("heldout.safetensors")["latents"]
+        "latent": job.parent("latents").tensors("heldout.safetensors")["latents"].flatten(1)
     }
     for index, classifier in enumerate(job.parents("classifiers")):
         network = load_network(classifier.verified(), job.node.device)

@@ -168,7 +168,7 @@ def options_of(target: Callable[..., Any], without: frozenset[str] = frozenset()
 
     Args:
         target: the class or function.
-        without: arguments that are filled in from the data, such as `dim`, and are never configured.
+        without: arguments that are filled in from the data, such as `shape`, and are never configured.
 
     Returns:
         A pydantic model with one field per option, its default included.

@@ -23,7 +23,7 @@ def new_network(
         group: of the registry, such as `models`.
         spec: `name` and options, as a configuration gives them.
         seed: seed of the initial weights.
-        filled_in: arguments known from the data, such as `dim`; those that the class does not take are an error.
+        filled_in: arguments known from the data, such as `image_size`; those that the class does not take are an error.
 
     Returns:
         The network on the CPU, and its description for `save_network`.

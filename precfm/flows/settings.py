@@ -54,7 +54,7 @@ class FlowSettings(Strict):
     """How a flow is built and trained.
 
     Attributes:
-        model: the velocity network; `dim` and `num_classes` come from the data.
+        model: the velocity network; `shape` and `num_classes` come from the data.
         wrappers: around the network, the innermost first; each is fitted on the data before training.
         path: the probability path.
         objective: what is minimised.

@@ -5,6 +5,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
+from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, Fraction, Natural, Positive, Share, checked
 from precfm.core.seeds import generator_for, seeded_module
 from precfm.flows.compute import flops_per_step
@@ -145,6 +146,13 @@ class LearnedPreconditioner(Preconditioner):
         self.flops_per_fit = self.whitening.flops_per_fit + per_step * result.steps_run
         self._settle(rows, best)
         return self.flops_per_fit
+
+    def _checked(self, x: Tensor, labels: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
+        if self.needs_labels and labels is None:
+            raise PrecfmError(
+                f"labels: are missing; {self._name} depends on the class, unless its option conditional is False"
+            )
+        return super()._checked(x, labels, name)
 
     @property
     def _smallest_std(self) -> float:
