@@ -1,7 +1,8 @@
 """Numbers made of rows: means with intervals, late slopes, training costs, logarithms."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -13,25 +14,29 @@ LATE_CHECKPOINTS = 3  # a late slope rests on at least as many
 
 
 def summarised(
-    values: pd.DataFrame, keys: Sequence[str], logarithmic: Callable[[Mapping[str, object]], bool]
+    values: pd.DataFrame, keys: Sequence[str], logarithmic: "pd.Series[bool] | bool" = False
 ) -> pd.DataFrame:
     """Mean and 95% t interval of the column `value` in each group.
 
     Args:
         values: one value per seed or fit; columns `keys` and value.
         keys: the columns that tell groups apart.
-        logarithmic: whether a group, given as its keys with their values, is averaged on the log scale.
+        logarithmic: which rows are of groups that are averaged on the log scale.
 
     Returns:
         Columns `keys`, value, low, high, n, sorted by the keys.
     """
     rows = []
-    for key, group in values.groupby(list(keys), sort=True):
-        named = dict[str, object](zip(keys, key, strict=True))
-        estimate = (geometric_estimate if logarithmic(named) else t_estimate)(group["value"])
-        numbers = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
-        rows.append({**named, **numbers})
+    for key, group in values.assign(logarithmic=logarithmic).groupby(list(keys), sort=True):
+        estimator = geometric_estimate if group["logarithmic"].iloc[0] else t_estimate
+        rows.append({**dict(zip(keys, key, strict=True)), **asdict(estimator(group["value"]))})
     return pd.DataFrame(rows, columns=[*keys, "value", "low", "high", "n"])
+
+
+def long_form(values: pd.DataFrame, keys: Sequence[str], quantities: Iterable[str]) -> pd.DataFrame:
+    """Those of the quantities that are columns as rows: columns `keys`, quantity, value; without missing numbers."""
+    names = [name for name in quantities if name in values.columns]
+    return values.melt(keys, names, "quantity", "value").dropna(subset="value").astype({"value": float})
 
 
 def with_training_flops(values: pd.DataFrame, budgets: pd.DataFrame) -> pd.DataFrame:
@@ -42,10 +47,8 @@ def with_training_flops(values: pd.DataFrame, budgets: pd.DataFrame) -> pd.DataF
         budgets: the frame of that name; rows without a budget are left out.
     """
     costs = budgets[["dataset", "method", "seed", "fit_flops", "flops_per_step"]]
-    merged = values.merge(costs, on=["dataset", "method", "seed"])
-    flops = merged["fit_flops"].astype(float) + merged["step"].astype(float) * merged[
-        "flops_per_step"
-    ].astype(float)
+    merged = values.merge(costs, on=["dataset", "method", "seed"]).astype({"fit_flops": float, "step": float})
+    flops = merged["fit_flops"] + merged["step"] * merged["flops_per_step"]
     return merged.drop(columns=["fit_flops", "flops_per_step"]).assign(flops=flops)
 
 

@@ -13,9 +13,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullLocator
 
-from precfm.core.statistics import geometric_estimate, t_estimate
 from precfm.report.figures.style import BAND_FROM, FLOOR_LINE, REFERENCE, WIDTH, MethodStyle
 from precfm.report.formatting import seeds_text
+from precfm.report.summaries import summarised
 from precfm.report.vocabulary import FLOOR, in_order, method_label
 
 SPAN_FOR_LOG = 8.0  # a metric that falls by more is drawn on a log axis
@@ -126,10 +126,7 @@ def curve(
 
 def curve_of(rows: pd.DataFrame, *, log: bool = False) -> pd.DataFrame:
     """Mean and t interval over seeds at each x, on the log scale if asked: x, value, low, high, n."""
-    estimator = geometric_estimate if log else t_estimate
-    estimates = [(x, estimator(group["value"])) for x, group in rows.groupby("x", sort=True)]
-    table = [(x, estimate.value, estimate.low, estimate.high, estimate.n) for x, estimate in estimates]
-    return pd.DataFrame(table, columns=["x", "value", "low", "high", "n"])
+    return summarised(rows, ["x"], log)
 
 
 def spread_text(rows: pd.DataFrame) -> str:

@@ -1,14 +1,12 @@
 """The conditioning table: spectra before and after each preconditioner, and its round trip."""
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 
 from precfm.report.frames import Frames
 from precfm.report.reads import LeftOutError, frame, reads
 from precfm.report.rows import ALL, groups, one_per_artifact
-from precfm.report.summaries import summarised
+from precfm.report.summaries import long_form, summarised
 from precfm.report.tables.blocks import Block, Quantity, Table, method_cells, quantity_columns
 from precfm.report.vocabulary import DATA, in_order, method_label
 
@@ -23,6 +21,7 @@ _QUANTITIES = {
     "num_parameters": Quantity("parameters", "count"),
     "flops_per_fit": Quantity("FLOPs to fit", "count"),
 }
+_FIT = ["dataset", "method", "seed"]
 
 
 def tidy(frames: Frames) -> pd.DataFrame:
@@ -36,53 +35,34 @@ def tidy(frames: Frames) -> pd.DataFrame:
         [
             _of_spectra(one_per_artifact(frame(frames, "spectra"))),
             _of_paths(one_per_artifact(frame(frames, "path_conditioning"))),
-            _of_preconditioners(one_per_artifact(frame(frames, "preconditioners"))),
+            long_form(one_per_artifact(frame(frames, "preconditioners")), _FIT, _QUANTITIES),
         ]
     )
     if values.empty:
         raise LeftOutError("this experiment has no rows of spectra, path conditioning or preconditioners")
-    keys = ["dataset", "method", "quantity"]
-    return summarised(values, keys, lambda group: _QUANTITIES[str(group["quantity"])].multiplicative)
-
-
-def _long(rows: Iterable[tuple[object, ...]]) -> pd.DataFrame:
-    return pd.DataFrame(list(rows), columns=["dataset", "method", "seed", "quantity", "value"])
+    ratios = [name for name, quantity in _QUANTITIES.items() if quantity.multiplicative]
+    return summarised(values, ["dataset", "method", "quantity"], values["quantity"].isin(ratios))
 
 
 def _of_spectra(spectra: pd.DataFrame) -> pd.DataFrame:
-    if spectra.empty:
-        return _long([])
     # The data come before any method: one spectrum, whichever method's rows hold it.
     data = spectra[spectra["space"] == "data"].drop_duplicates(["dataset", "scope", "index"])
-    flow = spectra[spectra["space"] == "flow"]
-    both = pd.concat([data.assign(method=DATA, seed=0), flow])
-    ends = both.groupby(["dataset", "method", "seed", "scope"])["eigenvalue"].agg(["min", "max"])
-    kappa = (ends["max"] / ends["min"]).rename("kappa").reset_index()
-    rows = []
-    for (dataset, method, seed), group in kappa.groupby(["dataset", "method", "seed"]):
-        overall, classes = group[group["scope"] == ALL]["kappa"], group[group["scope"] != ALL]["kappa"]
-        rows += [(dataset, method, seed, "condition_number", value) for value in overall]
-        if len(classes):
-            rows.append((dataset, method, seed, "class_low", classes.min()))
-            rows.append((dataset, method, seed, "class_high", classes.max()))
-    return _long(rows)
+    both = pd.concat([data.assign(method=DATA, seed=0), spectra[spectra["space"] == "flow"]])
+    ends = both.astype({"eigenvalue": float}).groupby([*_FIT, "scope"])["eigenvalue"].agg(["min", "max"])
+    kappa = (ends["max"] / ends["min"]).rename("condition_number").reset_index()
+    overall, classes = kappa[kappa["scope"] == ALL], kappa[kappa["scope"] != ALL]
+    of_classes = (
+        classes.groupby(_FIT)["condition_number"].agg(class_low="min", class_high="max").reset_index()
+    )
+    return pd.concat([long_form(part, _FIT, _QUANTITIES) for part in (overall, of_classes)])
 
 
 def _of_paths(paths: pd.DataFrame) -> pd.DataFrame:
-    rows = []
-    overall = paths[paths["scope"] == ALL]
-    for (dataset, method, seed), group in overall.groupby(["dataset", "method", "seed"]):
-        end = group.sort_values("t")["effective_rank"].iloc[-1]
-        rows.append((dataset, method, seed, "effective_rank", end))
-        mean = np.log(group["condition_number"].astype(float)).mean()
-        rows.append((dataset, method, seed, "path_log_condition_number", mean))
-    return _long(rows)
-
-
-def _of_preconditioners(fitted: pd.DataFrame) -> pd.DataFrame:
-    names = [name for name in _QUANTITIES if name in fitted.columns]
-    long = fitted.melt(["dataset", "method", "seed"], names, "quantity", "value").dropna(subset=["value"])
-    return long.assign(value=long["value"].astype(float))[["dataset", "method", "seed", "quantity", "value"]]
+    overall = paths[paths["scope"] == ALL].sort_values("t")
+    logs = np.log(overall["condition_number"].astype(float))
+    grouped = overall.assign(log=logs).groupby(_FIT)
+    found = grouped.agg(effective_rank=("effective_rank", "last"), path_log_condition_number=("log", "mean"))
+    return long_form(found.reset_index(), _FIT, _QUANTITIES)
 
 
 @reads(optional=("spectra", "path_conditioning", "preconditioners"))

@@ -6,7 +6,7 @@ from precfm.report.formatting import seeds_text
 from precfm.report.frames import Frames
 from precfm.report.reads import frame, needed, reads
 from precfm.report.rows import at_final, groups, one_per_artifact, per_seed
-from precfm.report.summaries import summarised
+from precfm.report.summaries import long_form, summarised
 from precfm.report.tables.blocks import Block, Columns, Quantity, Table, method_cells, quantity_columns
 from precfm.report.tables.metrics import protocol_text
 from precfm.report.vocabulary import FLOOR, is_flow, metric_text
@@ -23,7 +23,6 @@ _QUANTITIES = {
     "predicted_steps": Quantity("predicted steps", "size"),
 }
 _METRICS = ("frechet", "eigenvalue_log_error_low")
-_KEYS = ["dataset", "method", "quantity"]
 
 
 def tidy(frames: Frames) -> pd.DataFrame:
@@ -35,16 +34,13 @@ def tidy(frames: Frames) -> pd.DataFrame:
     budgets = needed(frames, "budgets")
     trained = budgets["flops_per_step"].astype(float) * budgets["steps"].astype(float)
     fitted = one_per_artifact(frame(frames, "preconditioners"))
-    records = final_records(frames)
-    parts = [
-        _long(budgets.assign(training_flops=trained)),
-        _long(fitted.drop(columns=_QUANTITIES.keys() & budgets.columns, errors="ignore")),
-        _long(frame(frames, "predictors")[["dataset", "method", "seed", "predicted_steps"]]),
-        records.assign(quantity=records["column"])[[*_KEYS, "value"]],
-    ]
+    fitted = fitted.drop(columns=_QUANTITIES.keys() & budgets.columns, errors="ignore")
+    costs = [budgets.assign(training_flops=trained), fitted, frame(frames, "predictors")]
+    parts = [long_form(rows, ["dataset", "method", "seed"], _QUANTITIES) for rows in costs]
+    parts.append(final_records(frames).rename(columns={"column": "quantity"}))
     values = pd.concat([part for part in parts if not part.empty])
-    ratios = {name for name, quantity in _QUANTITIES.items() if quantity.multiplicative}
-    return summarised(values, _KEYS, lambda group: group["quantity"] in ratios)
+    ratios = [name for name, quantity in _QUANTITIES.items() if quantity.multiplicative]
+    return summarised(values, ["dataset", "method", "quantity"], values["quantity"].isin(ratios))
 
 
 def final_records(frames: Frames) -> pd.DataFrame:
@@ -58,13 +54,6 @@ def final_records(frames: Frames) -> pd.DataFrame:
     extractors = records.groupby(["dataset", "metric", "space"])["extractor"].transform("nunique")
     suffix = (" `" + records["extractor"] + "`").where((extractors > 1).astype(bool), "")
     return records.assign(column=records["metric"] + ", " + records["space"] + suffix)
-
-
-def _long(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per number of the quantities that the frame has."""
-    names = [name for name in _QUANTITIES if name in rows.columns]
-    long = rows.melt(["dataset", "method", "seed"], names, "quantity", "value").dropna(subset=["value"])
-    return long.assign(value=long["value"].astype(float))[[*_KEYS, "value"]]
 
 
 @reads("budgets", optional=("preconditioners", "predictors", "records"))

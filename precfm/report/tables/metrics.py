@@ -26,9 +26,8 @@ def tidy(frames: Frames) -> pd.DataFrame:
 def summarise(values: pd.DataFrame) -> pd.DataFrame:
     """Mean and interval over seeds of one value per seed; ratios are averaged on the log scale."""
     keys = ["dataset", "method", "step", "metric", "space"]
-    found = summarised(
-        values, [*keys, *PROTOCOL], lambda group: metric_text(str(group["metric"])).multiplicative
-    )
+    ratios = values["metric"].map(lambda metric: metric_text(metric).multiplicative)
+    found = summarised(values, [*keys, *PROTOCOL], ratios)
     return found[[*keys, "value", "low", "high", "n", *PROTOCOL]]
 
 

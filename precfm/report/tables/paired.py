@@ -1,5 +1,7 @@
 """The paired table: each method minus the unpreconditioned flow, seed by seed."""
 
+from dataclasses import asdict
+
 import pandas as pd
 
 from precfm.core.statistics import INDICATIVE_BELOW, holm, smallest_resolvable, t_estimate
@@ -48,11 +50,7 @@ def tidy(frames: Frames) -> pd.DataFrame:
                     "method": method,
                     "baseline": BASELINE,
                     "step": int(group["step"].max()),
-                    "value": estimate.value,
-                    "low": estimate.low,
-                    "high": estimate.high,
-                    "n": estimate.n,
-                    "p": estimate.p,
+                    **asdict(estimate),
                     "resolvable": smallest_resolvable(differences),
                     "indicative": estimate.n < INDICATIVE_BELOW,
                 }

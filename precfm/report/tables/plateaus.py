@@ -28,7 +28,7 @@ def tidy(frames: Frames) -> pd.DataFrame:
     if slopes.empty:
         raise LeftOutError(f"no method has {LATE_CHECKPOINTS} checkpoints in the last part of its training")
     about = ["dataset", "method", "metric", "space", "first", "last", "checkpoints"]
-    found = summarised(slopes, [*about, *PROTOCOL], lambda group: False)
+    found = summarised(slopes, [*about, *PROTOCOL])
     return found[[*about, "value", "low", "high", "n", *PROTOCOL]]
 
 

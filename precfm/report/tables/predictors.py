@@ -1,5 +1,7 @@
 """The predictor table: which number, known without training the flow, ranks the methods as their results do?"""
 
+from dataclasses import asdict
+
 import pandas as pd
 
 from precfm.report.correlations import partial_spearman, resampled, spearman
@@ -55,18 +57,9 @@ def tidy(frames: Frames) -> pd.DataFrame:
             plain = resampled(spearman, group[predictor], group["value"])
             partial = resampled(partial_spearman, group[predictor], group["value"], group[control])
             for controlled, found in (("", plain), (control, partial)):
-                rows.append(
-                    {
-                        **dict[str, object](zip(RECORD_KEYS, key, strict=True)),
-                        "predictor": predictor,
-                        "controlled_for": controlled,
-                        "value": found.value,
-                        "low": found.low,
-                        "high": found.high,
-                        "n": found.n,
-                    }
-                )
-    return pd.DataFrame(rows)
+                about = {"predictor": predictor, "controlled_for": controlled}
+                rows.append({**dict(zip(RECORD_KEYS, key, strict=True)), **about, **asdict(found)})
+    return pd.DataFrame(rows).drop(columns="p")
 
 
 @reads("predictors", "records", optional=("preconditioners", "path_conditioning"))

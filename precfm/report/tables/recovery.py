@@ -7,7 +7,7 @@ from precfm.report.formatting import seeds_text
 from precfm.report.frames import Frames
 from precfm.report.reads import needed, reads
 from precfm.report.rows import at_final, groups
-from precfm.report.summaries import lowest_quartile_count, summarised
+from precfm.report.summaries import long_form, lowest_quartile_count, summarised
 from precfm.report.tables.blocks import (
     Block,
     Quantity,
@@ -33,11 +33,9 @@ def tidy(frames: Frames) -> pd.DataFrame:
         Columns dataset, method, step, quantity, value, low, high, n.
     """
     values = per_seed_recovery(at_final(needed(frames, "recovery")))
-    keys = ["dataset", "method", "step"]
-    long = values.melt([*keys, "seed"], list(_QUANTITIES), "quantity", "value")
-    return summarised(
-        long, [*keys, "quantity"], lambda group: _QUANTITIES[str(group["quantity"])].multiplicative
-    )
+    keys = ["dataset", "method", "step", "quantity"]
+    long = long_form(values, [*keys[:-1], "seed"], _QUANTITIES)
+    return summarised(long, keys, long["quantity"] == "low_ratio")
 
 
 def per_seed_recovery(recovery: pd.DataFrame) -> pd.DataFrame:
@@ -50,20 +48,21 @@ def per_seed_recovery(recovery: pd.DataFrame) -> pd.DataFrame:
         Columns dataset, method, seed, step, low_ratio (geometric mean over the lowest quartile),
         low_log_error, log_error, worst_log_error.
     """
+    ascending = recovery.sort_values("index").astype({"ratio": float})
     keys = ["dataset", "method", "seed", "step"]
-    rows = []
-    for key, group in recovery.groupby(keys, sort=True):
-        ascending = group.sort_values("index")["ratio"].to_numpy(dtype=np.float64)
-        logs = np.log(ascending)
-        low = logs[: lowest_quartile_count(len(logs))]
-        quantities = {
-            "low_ratio": np.exp(low.mean()),
-            "low_log_error": np.abs(low).mean(),
-            "log_error": np.abs(logs).mean(),
-            "worst_log_error": np.abs(logs).max(),
-        }
-        rows.append({**dict(zip(keys, key, strict=True)), **quantities})
-    return pd.DataFrame(rows, columns=[*keys, *_QUANTITIES])
+    grouped = ascending.groupby(keys)["ratio"]
+    return pd.DataFrame([{**dict(zip(keys, key, strict=True)), **_errors(ratios)} for key, ratios in grouped])
+
+
+def _errors(ratios: "pd.Series[float]") -> dict[str, float]:
+    logs = np.log(ratios.to_numpy())
+    low = logs[: lowest_quartile_count(len(logs))]
+    return {
+        "low_ratio": np.exp(low.mean()),
+        "low_log_error": np.abs(low).mean(),
+        "log_error": np.abs(logs).mean(),
+        "worst_log_error": np.abs(logs).max(),
+    }
 
 
 @reads("recovery")
