@@ -9,6 +9,7 @@ nothing could be gained there.
 """
 
 import math
+from dataclasses import asdict
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -24,21 +25,13 @@ class StatisticResult(BaseModel):
     """One effect as it stands in `claims.json`; numbers that do not exist are null.
 
     Attributes:
-        statistic: name, with the space it was taken in.
-        dataset: data set; empty for theory.
-        method: the preconditioner.
-        baseline: what it was compared with.
-        value: the effect.
-        low: lower end of its 95% interval.
-        high: upper end.
-        n: seeds (or methods, or cases, as the name says).
-        p: two-sided p-value.
+        statistic, dataset, method, baseline, note: as of the `Effect`.
+        value, low, high, n, p: its estimate, with 95% interval and two-sided p-value.
         p_holm: adjusted over the deciding effects of the claim.
         smallest_effect: the smallest one that matters; null where a range decides.
         direction: the claimed direction, or the supporting range.
         role: decides or reported.
         outcome: what it says about the claim.
-        note: a remark.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,16 +68,14 @@ def result_of(effect: Effect, p_holm: float) -> StatisticResult:
     else:
         direction, smallest = statistic.direction, statistic.smallest_effect
         outcome = _outcome(effect, p_holm if statistic.role == "decides" else estimate.p)
+    numbers = {name: _known(number) for name, number in asdict(estimate).items() if name != "n"}
     return StatisticResult(
         statistic=effect.name,
         dataset=effect.dataset,
         method=effect.method,
         baseline=effect.baseline,
-        value=_known(estimate.value),
-        low=_known(estimate.low),
-        high=_known(estimate.high),
+        **numbers,
         n=estimate.n,
-        p=_known(estimate.p),
         p_holm=_known(p_holm),
         smallest_effect=smallest,
         direction=direction,

@@ -41,14 +41,7 @@ def write_table(name: str, frames: Mapping[str, Any], folder: Path, experiment: 
 def write_figure(name: str, frames: Mapping[str, Any], folder: Path, experiment: str) -> str | None:
     """Draw a registered figure as `<name>.pdf` and `<name>.png`, with its caption in `<name>.md`.
 
-    Args:
-        name: a name of the registry's group `figures`.
-        frames: by name, see `precfm.report.frames.FRAMES`; the figure gets those that it declares.
-        folder: where to write; must exist.
-        experiment: the experiment's name, for the command in the caption.
-
-    Returns:
-        None, or the reason why the figure is left out; the reason then stands in `<name>.md`.
+    Arguments and result are those of `write_table`.
     """
     from precfm.report.figures.style import publication, save
 

@@ -96,18 +96,13 @@ def final_steps(rows: pd.DataFrame) -> pd.Series:
     Returns:
         Steps, indexed by (dataset, method).
     """
-    steps = {}
-    for key, of_method in rows.groupby(["dataset", "method"]):
-        reached = of_method.groupby("step")["seed"].nunique()
-        steps[key] = int(reached[reached == of_method["seed"].nunique()].index.max())
-    index = pd.MultiIndex.from_tuples(list(steps), names=["dataset", "method"])
-    return pd.Series(list(steps.values()), index=index, dtype="int64")
+    seeds = rows.groupby(["dataset", "method"])["seed"].transform("nunique")
+    reached = rows.groupby(["dataset", "method", "step"])["seed"].transform("nunique")
+    return rows[reached == seeds].groupby(["dataset", "method"])["step"].max().astype("int64")
 
 
 def at_final(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of each method's final checkpoint."""
-    if rows.empty:
-        return rows
     final = final_steps(rows).rename("final_step")
     steps = rows.merge(final, left_on=["dataset", "method"], right_index=True, how="left")["final_step"]
     return rows.loc[rows["step"] == steps]

@@ -1,6 +1,6 @@
 """How methods, metrics and spaces are written for a reader, and in which order they appear everywhere."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,18 +9,7 @@ FLOOR = "floor"
 ALONE = "alone:"
 MATCHED = {"-P": "same parameters", "-F": "same training FLOPs"}
 
-# The order of every table and legend: from no preconditioning to the most expressive one.
-_METHOD_ORDER = (
-    DATA,
-    "none",
-    "scalar",
-    "per_channel",
-    "whitening",
-    "class_whitening",
-    "normalizing_flow",
-    "low_capacity_flow",
-    "gaussian_skip",
-)
+# In the order of every table and legend: from no preconditioning to the most expressive one.
 _METHOD_LABELS = {
     DATA: "data, before",
     "none": "none",
@@ -130,7 +119,7 @@ def in_order(methods: Iterable[str]) -> list[str]:
 
     def rank(method: str) -> tuple[bool, bool, int, str, str]:
         base, suffix = split_matched(method.removeprefix(ALONE))
-        place = _METHOD_ORDER.index(base) if base in _METHOD_ORDER else len(_METHOD_ORDER)
+        place = _place(base, _METHOD_LABELS)
         return method == FLOOR, method.startswith(ALONE), place, base, suffix
 
     return sorted(set(methods), key=rank)
@@ -138,11 +127,13 @@ def in_order(methods: Iterable[str]) -> list[str]:
 
 def metrics_in_order(metrics: Iterable[str]) -> list[str]:
     """The metrics without repetition: known ones in the order above, others by name."""
-    known = list(_METRICS)
-    return sorted(set(metrics), key=lambda name: (known.index(name) if name in known else len(known), name))
+    return sorted(set(metrics), key=lambda name: (_place(name, _METRICS), name))
 
 
 def spaces_in_order(spaces: Iterable[str]) -> list[str]:
     """The spaces without repetition: known ones in the order above, others by name."""
-    known = list(_SPACES)
-    return sorted(set(spaces), key=lambda name: (known.index(name) if name in known else len(known), name))
+    return sorted(set(spaces), key=lambda name: (_place(name, _SPACES), name))
+
+
+def _place(name: str, known: Mapping[str, object]) -> int:
+    return list(known).index(name) if name in known else len(known)

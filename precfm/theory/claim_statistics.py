@@ -14,6 +14,7 @@ from precfm.theory import descent_statistics, mixture_statistics, network_statis
 
 COLUMNS = ("claim", "statistic", "value", "low", "high", "n", "note", "frame")
 
+_SCORE = ("score_", "score_preconditioned_")
 STATISTICS: Mapping[str, Mapping[str, Callable[[pd.DataFrame], Iterator[tuple[str, Estimate, str]]]]] = {
     "C1": {"linear_grid.identity": descent_statistics.identity},
     "C2": {
@@ -22,12 +23,12 @@ STATISTICS: Mapping[str, Mapping[str, Callable[[pd.DataFrame], Iterator[tuple[st
         "residual_linear.steps": descent_statistics.residual_bound,
     },
     "C3": {
-        "linear_grid.agreement": partial(descent_statistics.agreement, preconditioned=True),
-        "steps_to_accuracy.steps": partial(descent_statistics.slopes, preconditioned=True),
+        "linear_grid.agreement": partial(descent_statistics.agreement, kinds=["preconditioned_"]),
+        "steps_to_accuracy.steps": partial(descent_statistics.slopes, kinds=["preconditioned_"]),
     },
     "C4": {
-        "linear_grid.agreement": descent_statistics.score_agreement,
-        "steps_to_accuracy.steps": descent_statistics.score_slopes,
+        "linear_grid.agreement": partial(descent_statistics.agreement, kinds=_SCORE),
+        "steps_to_accuracy.steps": partial(descent_statistics.slopes, kinds=_SCORE),
     },
     "C5": {
         "mixture_networks.components": mixture_statistics.worst_component,

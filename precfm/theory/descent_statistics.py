@@ -1,11 +1,11 @@
 """Statistics of descent on linear fields: agreement with the closed forms, slopes of the steps (claims C1 to C4).
 
-Names begin with `score_` for the score target and with `preconditioned_` behind P = Sigma_t^(-1/2). Each function
-takes a table of an experiment and yields names of statistics, estimates, and notes.
+Names begin with their kind: `score_` for the score target, then `preconditioned_` behind P = Sigma_t^(-1/2). Each
+function takes a table of an experiment and yields names of statistics, estimates, and notes.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -21,44 +21,30 @@ def identity(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
     yield _worst("identity_relative_error", table["relative_error"], "difference of two losses on samples")
 
 
-def agreement(
-    table: pd.DataFrame, *, score: bool = False, preconditioned: bool = False
-) -> Iterator[tuple[str, Estimate, str]]:
+def agreement(table: pd.DataFrame, kinds: Sequence[str] = ("",)) -> Iterator[tuple[str, Estimate, str]]:
     """Deviation of gradient descent and coverage of stochastic descent; of `linear_grid.agreement`."""
-    rows, prefix = _of(table, score, preconditioned), _prefix(score, preconditioned)
-    deviations = rows[rows["algorithm"] == "descent"]["worst_deviation"]
-    if len(deviations):
-        note = "excess risk of every direction, seed and step"
-        yield _worst(f"{prefix}descent_relative_error", deviations, note)
-    covered = rows[rows["algorithm"] == "stochastic"]["covered"]
-    if len(covered) and not score:
-        note = "share of 95% intervals over seeds that hold the closed form; cells are the observations"
-        yield f"{prefix}stochastic_interval_coverage", t_estimate(covered), note
+    for kind in kinds:
+        rows = _of(table, kind)
+        deviations = rows[rows["algorithm"] == "descent"]["worst_deviation"]
+        if len(deviations):
+            note = "excess risk of every direction, seed and step"
+            yield _worst(f"{kind}descent_relative_error", deviations, note)
+        covered = rows[rows["algorithm"] == "stochastic"]["covered"]
+        if len(covered) and not kind.startswith("score_"):
+            note = "share of 95% intervals over seeds that hold the closed form; cells are the observations"
+            yield f"{kind}stochastic_interval_coverage", t_estimate(covered), note
 
 
-def slopes(
-    table: pd.DataFrame, *, score: bool = False, preconditioned: bool = False
-) -> Iterator[tuple[str, Estimate, str]]:
+def slopes(table: pd.DataFrame, kinds: Sequence[str] = ("",)) -> Iterator[tuple[str, Estimate, str]]:
     """Mean over seeds of the slopes of ln steps against ln kappa, by path; of `steps_to_accuracy.steps`."""
-    rows, prefix = _of(table, score, preconditioned), _prefix(score, preconditioned)
-    for algorithm in ALGORITHMS:
-        part = rows[rows["algorithm"] == algorithm]
-        yield from _slopes_by_path(part, f"{prefix}{algorithm}_steps_slope", "lowest")
-    if not score and not preconditioned:
-        part = rows[rows["algorithm"] == "descent"]
-        yield from _slopes_by_path(part, "descent_total_steps_slope", "total")
-
-
-def score_agreement(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
-    """`agreement` for the score target, without and with preconditioner."""
-    for preconditioned in (False, True):
-        yield from agreement(table, score=True, preconditioned=preconditioned)
-
-
-def score_slopes(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
-    """`slopes` for the score target, without and with preconditioner."""
-    for preconditioned in (False, True):
-        yield from slopes(table, score=True, preconditioned=preconditioned)
+    for kind in kinds:
+        rows = _of(table, kind)
+        for algorithm in ALGORITHMS:
+            part = rows[rows["algorithm"] == algorithm]
+            yield from _slopes_by_path(part, f"{kind}{algorithm}_steps_slope", "lowest")
+        if not kind:
+            part = rows[rows["algorithm"] == "descent"]
+            yield from _slopes_by_path(part, "descent_total_steps_slope", "total")
 
 
 def residual_bound(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
@@ -117,10 +103,7 @@ def _worst(statistic: str, values: "pd.Series[float]", note: str) -> tuple[str, 
     return statistic, Estimate(worst, worst, worst, len(values)), f"largest of all cases; {note}"
 
 
-def _of(table: pd.DataFrame, score: bool, preconditioned: bool) -> pd.DataFrame:
-    target = "score" if score else "velocity"
-    return table[(table["target"] == target) & (table["preconditioned"].astype(bool) == preconditioned)]
-
-
-def _prefix(score: bool, preconditioned: bool) -> str:
-    return "score_" * score + "preconditioned_" * preconditioned
+def _of(table: pd.DataFrame, kind: str) -> pd.DataFrame:
+    target = "score" if kind.startswith("score_") else "velocity"
+    preconditioned = table["preconditioned"].astype(bool) == kind.endswith("preconditioned_")
+    return table[preconditioned & (table["target"] == target)]

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from precfm.core.options import Count, checked
-from precfm.theory.experiments.trained_factors import Case, Method, Rows, run_case
+from precfm.theory.experiments.trained_factors import Case, Method, run_case, tables
 from precfm.theory.option_types import ConditionNumber, Several
 from precfm.theory.trained_networks import NetworkSetup
 from precfm.training.options import TrainingOptions
@@ -38,7 +38,4 @@ def run(
     """
     training = TrainingOptions(steps=checkpoints[-1], ema_decay=None, checkpoints=tuple(checkpoints))
     case = Case("budget", "base", dim, condition_number, NetworkSetup(width, training))
-    rows = Rows()
-    for method in methods:
-        run_case(case, method, data_size, samples, seed, rows)
-    return rows.frames()
+    return tables([run_case(case, method, data_size, samples, seed) for method in methods])

@@ -1,5 +1,6 @@
 """Experiment: trained networks on Gaussians, one factor at a time, with and without whitening."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -27,6 +28,7 @@ from precfm.theory.trained_networks import (
 from precfm.training.options import TrainingOptions
 
 KAPPA_TIMES = (0.5, 0.9, 1.0)
+_NAME = ["factor", "level", "method", "seed", "step"]
 Factor: TypeAlias = Literal["base", "condition number", "dimension", "axes", "target", "optimizer"]
 Method: TypeAlias = Literal["none", "whitening"]
 
@@ -99,35 +101,20 @@ def run(
         replace(base, factor="target", level="score", setup=replace(setup, target="score")),
         replace(base, factor="optimizer", level="sgd", setup=replace(setup, training=sgd)),
     ]
-    rows = Rows()
-    for case in cases:
-        for method in methods if case.factor in factors else ():
-            run_case(case, method, data_size, samples, seed, rows)
-    return rows.frames()
+    chosen = [case for case in cases if case.factor in factors]
+    return tables([run_case(case, method, data_size, samples, seed) for case in chosen for method in methods])
 
 
-class Rows:
-    """The two tables of a trained experiment, while they grow."""
-
-    def __init__(self) -> None:
-        self._recovery: list[dict[str, Any]] = []
-        self._summary: list[dict[str, Any]] = []
-
-    def add(self, name: dict[str, Any], ratios: Tensor, law: Gaussian, more: dict[str, float]) -> None:
-        """One evaluation: `name` says of what."""
-        values = zip(law.eigenvalues.tolist(), ratios.tolist(), strict=True)
-        self._recovery += [
-            name | {"direction": i, "eigenvalue": value, "ratio": ratio}
-            for i, (value, ratio) in enumerate(values)
-        ]
-        self._summary.append(name | recovery_summary(ratios) | more)
-
-    def frames(self) -> dict[str, pd.DataFrame]:
-        """The tables."""
-        return {"recovery": pd.DataFrame(self._recovery), "summary": pd.DataFrame(self._summary)}
+def tables(evaluations: Sequence[pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The two tables of a trained experiment from what `run_case` found."""
+    rows = pd.concat(evaluations, ignore_index=True)
+    by_direction = ["direction", "eigenvalue", "ratio"]
+    recovery = rows[[*_NAME, *by_direction]].explode(by_direction, ignore_index=True)
+    types = {"direction": int, "eigenvalue": float, "ratio": float}
+    return {"recovery": recovery.astype(types), "summary": rows.drop(columns=by_direction)}
 
 
-def run_case(case: Case, method: Method, data_size: int, samples: int, seed: int, rows: Rows) -> None:
+def run_case(case: Case, method: Method, data_size: int, samples: int, seed: int) -> pd.DataFrame:
     """Train one network, evaluate it at its checkpoints, and the exact field beside it.
 
     Args:
@@ -136,7 +123,9 @@ def run_case(case: Case, method: Method, data_size: int, samples: int, seed: int
         data_size: size of the data set.
         samples: generated samples.
         seed: seed of everything.
-        rows: where the results go.
+
+    Returns:
+        One row per evaluation: the columns of `summary`, and lists of direction, eigenvalue and ratio.
     """
     law = gaussian(case.dim, case.condition_number, rotated=case.rotated, seed=derived_seed(seed, "law"))
     x = law.sample(data_size, derived_seed(seed, "data"))
@@ -160,8 +149,17 @@ def run_case(case: Case, method: Method, data_size: int, samples: int, seed: int
         name=f"{case.factor} {case.level}, {method}",
         on_checkpoint=evaluate,
     )
-    for step, values in ratios.items():
-        rows.add(name | {"step": step}, values, law, more | {"loss": late_loss(losses, step)})
+    rows = [
+        _row(name | {"step": step}, values, law, more | {"loss": late_loss(losses, step)})
+        for step, values in ratios.items()
+    ]
     made = exact_samples(law, method != "none", samples, target=target, seed=evaluation)
     floor = name | {"method": f"exact:{method}", "step": 0}
-    rows.add(floor, variance_ratios(made, law), law, more | {"loss": float("nan")})
+    rows.append(_row(floor, variance_ratios(made, law), law, more | {"loss": float("nan")}))
+    return pd.DataFrame(rows)
+
+
+def _row(name: dict[str, Any], ratios: Tensor, law: Gaussian, more: dict[str, float]) -> dict[str, Any]:
+    """One evaluation: `name` says of what."""
+    of_directions = {"direction": list(range(law.dim)), "eigenvalue": law.eigenvalues.tolist()}
+    return name | recovery_summary(ratios) | more | of_directions | {"ratio": ratios.tolist()}
