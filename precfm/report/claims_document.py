@@ -42,7 +42,8 @@ def write_claims(verdicts: Sequence[Verdict]) -> tuple[str, str]:
         The text of `claims.json` and of `claims.md`.
     """
     experiment = verdicts[0].experiment if verdicts else ""
-    lines = [f"# Verdicts of the experiment {experiment}", _RULE, _summary([_row(v) for v in verdicts])]
+    rows = [verdict.model_dump(include={"claim", "verdict", "text"}) for verdict in verdicts]
+    lines = [f"# Verdicts of the experiment {experiment}", _RULE, _summary(rows)]
     for verdict in verdicts:
         lines += [f"## {verdict.claim}: {verdict.verdict}", verdict.text, verdict.reason]
         if verdict.statistics:
@@ -100,44 +101,37 @@ def _json(payload: Any) -> str:
     return json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _row(verdict: Verdict) -> dict[str, str]:
-    return {"claim": verdict.claim, "verdict": verdict.verdict, "text": verdict.text}
-
-
 def _summary(rows: Sequence[dict[str, str]]) -> str:
-    lines = [{**row, "verdict": f"**{row['verdict']}**"} for row in rows]
-    return markdown_cells(pd.DataFrame(lines), numbers=False)
+    columns = ["claim", "verdict", "experiments", "text"]
+    table = pd.DataFrame([{**row, "verdict": f"**{row['verdict']}**"} for row in rows])
+    return markdown_cells(table[[column for column in columns if column in table]], numbers=False)
 
 
 def _statistics(results: Sequence[StatisticResult]) -> str:
-    rows = []
-    for result in results:
-        compared = (
-            f"{method_label(result.method)} to {method_label(result.baseline)}" if result.method else ""
-        )
-        smallest = "" if result.smallest_effect is None else f" by {number_text(result.smallest_effect)}"
-        rows.append(
-            {
-                "statistic": result.statistic + ("" if result.role == "decides" else " (reported)"),
-                "data": result.dataset,
-                "comparison": compared,
-                "effect": _number(result.value),
-                "95% interval": interval_text(_float(result.low), _float(result.high)),
-                "n": str(result.n),
-                "p (Holm)": p_text(_float(result.p_holm)),
-                "claimed": result.direction.replace("_", " ") + smallest,
-                "outcome": result.outcome,
-                "note": result.note,
-            }
-        )
-    table = pd.DataFrame(rows)
+    frame = pd.DataFrame([result.model_dump() for result in results])
+    reported = frame["role"].map({"decides": "", "reported": " (reported)"})
+    sides = zip(frame["method"], frame["baseline"], strict=True)
+    smallest = _floats(frame["smallest_effect"]).map(
+        lambda size: f" by {number_text(size)}", na_action="ignore"
+    )
+    table = pd.DataFrame(
+        {
+            "statistic": frame["statistic"] + reported,
+            "data": frame["dataset"],
+            "comparison": [f"{method_label(a)} to {method_label(b)}" if a else "" for a, b in sides],
+            "effect": _floats(frame["value"]).map(number_text),
+            "95% interval": list(map(interval_text, _floats(frame["low"]), _floats(frame["high"]))),
+            "n": frame["n"].astype(str),
+            "p (Holm)": _floats(frame["p_holm"]).map(p_text),
+            "claimed": frame["direction"].str.replace("_", " ") + smallest.fillna(""),
+            "outcome": frame["outcome"],
+            "note": frame["note"],
+        }
+    )
     empty = [column for column in ("data", "comparison", "note") if not table[column].any()]
     return markdown_cells(table.drop(columns=empty))
 
 
-def _float(value: float | None) -> float:
-    return float("nan") if value is None else value
-
-
-def _number(value: float | None) -> str:
-    return number_text(_float(value))
+def _floats(values: "pd.Series[Any]") -> "pd.Series[float]":
+    """Numbers; null becomes NaN."""
+    return values.astype("float64")

@@ -1,7 +1,6 @@
 """The time-to-quality table: training FLOPs until a method is as good as the baseline is at its end."""
 
 import math
-from collections.abc import Hashable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -58,45 +57,35 @@ def tidy(frames: Frames) -> pd.DataFrame:
         baseline = baseline_of(group)
         if baseline is None:
             continue
-        ends = at_final(group[group["method"] == baseline])
-        targets = dict(zip(ends["seed"], ends["value"].astype(float), strict=True))
-        times = _times(group, targets)
-        of_baseline = times[times["method"] == baseline].set_index("seed")["flops"]
-        times["ratio"] = times["flops"] / times["seed"].map(of_baseline)
+        times = _times(group, baseline)
         for method, of_method in times.groupby("method"):
-            rows.append(
-                {
-                    **dict[str, object](zip(RECORD_KEYS, key, strict=True)),
-                    "baseline": baseline,
-                    "method": method,
-                    "flops": float(np.median(of_method["flops"])),
-                    "at_most": _is_bound(of_method),
-                    "ratio": float(np.median(of_method["ratio"])),
-                    "reached": int(np.isfinite(of_method["flops"]).sum()),
-                    "n": len(of_method),
-                }
-            )
+            flops = of_method["flops"]
+            # Whether the median would change if seeds that were there at their first checkpoint had been there before.
+            bound = of_method["at_most"] & (flops >= np.quantile(flops, 0.5, method="lower"))
+            about = {**dict(zip(RECORD_KEYS, key, strict=True)), "baseline": baseline, "method": method}
+            medians = {
+                "flops": np.median(flops),
+                "at_most": bound.any(),
+                "ratio": np.median(of_method["ratio"]),
+            }
+            rows.append({**about, **medians, "reached": np.isfinite(flops).sum(), "n": len(of_method)})
     if not rows:
         raise LeftOutError(f"no setting has one of the methods {' and '.join(BASELINES)} to compare with")
     return pd.DataFrame(rows)
 
 
-def _is_bound(times: pd.DataFrame) -> bool:
-    """Whether the median would change if seeds that were there at their first checkpoint had been there before."""
-    middle = np.quantile(times["flops"], 0.5, method="lower")
-    return bool((times["at_most"] & (times["flops"] >= middle)).any())
-
-
-def _times(rows: pd.DataFrame, targets: Mapping[Hashable, float]) -> pd.DataFrame:
-    """Method, seed, flops, at_most for each run whose seed has a target."""
+def _times(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Method, seed, flops, at_most, ratio for each run whose seed the baseline has."""
+    final = at_final(rows[rows["method"] == baseline])
+    ends = dict(zip(final["seed"], final["value"].astype(float), strict=True))
     found = []
-    for (method, seed), run in rows.groupby(["method", "seed"], sort=True):
-        if seed in targets:
-            ordered = run.sort_values("flops")
-            flops, values = ordered["flops"].to_numpy(), ordered["value"].to_numpy()
-            time = time_to(flops, values, targets[seed])
-            found.append((method, seed, time, bool(values[0] <= targets[seed])))
-    return pd.DataFrame(found, columns=["method", "seed", "flops", "at_most"])
+    for (method, seed), run in rows[rows["seed"].isin(list(ends))].groupby(["method", "seed"], sort=True):
+        ordered = run.sort_values("flops")
+        flops, values = ordered["flops"].to_numpy(), ordered["value"].to_numpy()
+        found.append((method, seed, time_to(flops, values, ends[seed]), bool(values[0] <= ends[seed])))
+    times = pd.DataFrame(found, columns=["method", "seed", "flops", "at_most"])
+    of_baseline = times[times["method"] == baseline].set_index("seed")["flops"]
+    return times.assign(ratio=times["flops"] / times["seed"].map(of_baseline))
 
 
 def time_to(flops: np.ndarray, values: np.ndarray, target: float) -> float:

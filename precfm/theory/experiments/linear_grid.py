@@ -100,18 +100,10 @@ def run(
     intervals over seeds as often as they promise. Fields start at random and every seed has its own rotation.
 
     Args:
-        dim: dimension of the data.
-        condition_numbers: condition numbers of the data (spectra of mean one).
-        times: times t, below 1 for the score.
-        targets: what is regressed.
-        paths: probability paths.
-        seeds: how many rotations, starts and data sets for each cell.
         steps: steps of descent without preconditioner.
         preconditioned_steps: steps with it; the contraction no longer depends on kappa, so few suffice.
-        batch_size: samples per step of stochastic descent.
         descent_rate: step size of gradient descent times lambda_max.
         stochastic_rate: the same for stochastic descent.
-        seed: seed of everything.
 
     Returns:
         `curves`: excess risk of some directions at some steps (algorithm, preconditioned, path, target, t,

@@ -35,18 +35,11 @@ def run(
     numbers belongs to `weights` and to `conditioning` and is trained once.
 
     Args:
-        dim: dimension.
-        condition_numbers: of the components, the worst last.
         worst_weights: weights of the last component.
         worst_condition_numbers: further condition numbers of the last component.
         control_condition_number: the larger condition number of case `scale`; None leaves it out.
         methods: without and with per-class whitening.
         separation: radius of the sphere of the means.
-        steps: optimizer steps.
-        width: units of the three hidden layers.
-        data_size: size of the data set.
-        samples: generated samples, of all components in proportion to their weights.
-        seed: seed of law, data, weights and training.
 
     Returns:
         `components`: (ablation, level, method, seed, component, condition_number, smallest_variance, weight,

@@ -42,8 +42,6 @@ def run(
     The mixtures are those of `precfm.theory.mixtures.ablations`.
 
     Args:
-        dim: dimension of the data.
-        condition_numbers: of the components, the worst last.
         worst_weights: weights of the last component in the first ablation.
         worst_condition_numbers: its condition numbers in the second.
         separations: radii of the sphere of the means in the third; 4 elsewhere.
@@ -55,7 +53,6 @@ def run(
         steps: steps of gradient descent.
         rate: step size times the largest eigenvalue of the features' second moment.
         seeds: mixtures for each case.
-        seed: seed of everything.
 
     Returns:
         `components`: (regime, ablation, level, seed, step, component, condition_number, smallest_variance,

@@ -37,6 +37,8 @@ from precfm.training.options import TrainingOptions
 
 REFERENCE_SIZE = 50_000
 Fitted: TypeAlias = Literal["whitening", "class_whitening", "normalizing_flow"]
+Comparison: TypeAlias = tuple[list[dict[str, Any]], dict[str, Any]]
+"""Rows of `components` and the row of `methods`, without their names."""
 
 
 @dataclass(frozen=True)
@@ -93,18 +95,11 @@ def run(
     Class whitening needs labels and is left out of the regime `marginal`.
 
     Args:
-        dim: dimension.
-        condition_numbers: of the components, equally weighted, the worst last.
         separation: radius of the sphere of the means.
         regimes: `labels`: label-conditional networks; `marginal`: unconditional ones.
         preconditioners: which ones.
         baselines: train their matched baselines too.
-        steps: optimizer steps of the flow.
-        width: units of the three hidden layers.
         flow_steps: most steps of the normalizing flow's fit.
-        data_size: size of the data set.
-        samples: generated samples, of all components.
-        seed: seed of law, data, weights and training.
 
     Returns:
         `components`: (regime, method, seed, component, condition_number, ratio_low, log_error_low, log_error,
@@ -117,34 +112,30 @@ def run(
     base = NetworkSetup(width, TrainingOptions(steps=steps, ema_decay=None))
     components: list[dict[str, Any]] = []
     methods: list[dict[str, Any]] = []
-
-    def add(
-        regime: str, method: str, rows: list[dict[str, Any]], facts: dict[str, Any] | None = None
-    ) -> None:
-        name = {"regime": regime, "seed": seed, "method": method}
-        components.extend(name | row for row in rows)
-        if facts is not None:
-            methods.append(name | facts)
-
     for regime in regimes:
         problem = Problem(law, x, labels, regime == "labels", samples, seed)
-        plain = fitted("none", problem)
-        unconditioned = {"none": base}
+        plain, unconditioned = fitted("none", problem), {"none": base}
+        results: dict[str, Comparison] = {}
         for method in preconditioners:
             if method == "class_whitening" and not problem.labelled:
                 continue
             preconditioner = fitted(method, problem, flow_steps)
-            add(regime, method, *train_and_compare(problem, base, preconditioner, method))
+            results[method] = train_and_compare(problem, base, preconditioner, method)
             if baselines:
                 wider, longer = matched_setups(problem, base, preconditioner)
                 unconditioned |= {f"{method}-P": wider, f"{method}-F": longer}
-        trained: dict[NetworkSetup, tuple[list[dict[str, Any]], dict[str, Any]]] = {}
+        trained: dict[NetworkSetup, Comparison] = {}
         for baseline, setup in unconditioned.items():
             if setup not in trained:
                 trained[setup] = train_and_compare(problem, setup, plain, baseline)
-            add(regime, baseline, *trained[setup])
+            results[baseline] = trained[setup]
+        for listed, (rows, facts) in results.items():
+            name = {"regime": regime, "seed": seed, "method": listed}
+            components += [name | row for row in rows]
+            methods.append(name | facts)
         drawn = law.sample(samples, derived_seed(seed, "floor"))
-        add(regime, "floor", compared(problem, *drawn))
+        floor = {"regime": regime, "seed": seed, "method": "floor"}
+        components += [floor | row for row in compared(problem, *drawn)]
     return {"components": pd.DataFrame(components), "methods": pd.DataFrame(methods)}
 
 
@@ -179,7 +170,7 @@ def matched_setups(
 
 def train_and_compare(
     problem: Problem, setup: NetworkSetup, preconditioner: Preconditioner, name: str
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> Comparison:
     """Train one flow, sample it, and compare every component with its law.
 
     Args:
@@ -187,9 +178,6 @@ def train_and_compare(
         setup: how to train.
         preconditioner: a fitted one.
         name: for the progress line.
-
-    Returns:
-        Rows of `components` and the row of `methods`, without their names.
     """
     z = preconditioner.forward(problem.x, problem.asked)
     module, losses = train_network(z, problem.asked, setup, seed=problem.seed, name=name)
@@ -232,17 +220,16 @@ def compared(
         labels = _assigned(law, made)
         reference, _ = law.sample(REFERENCE_SIZE, derived_seed(problem.seed, "reference"))
         exact = _variances(law, reference, _assigned(law, reference))
-    rows = []
-    for k, (variances, wanted) in enumerate(zip(_variances(law, made, labels), exact, strict=True)):
-        row = {
+    return [
+        {
             "component": k,
             "condition_number": law.components[k].condition_number,
             "share": int((labels == k).sum()) / len(made),
             **recovery_summary(variances / wanted),
             "excess": float("nan") if excess is None else float(excess[k]),
         }
-        rows.append(row)
-    return rows
+        for k, (variances, wanted) in enumerate(zip(_variances(law, made, labels), exact, strict=True))
+    ]
 
 
 def _assigned(law: Mixture, x: Tensor) -> Tensor:

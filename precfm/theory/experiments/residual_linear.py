@@ -56,16 +56,10 @@ def run(
     transformed data are divided by one scalar, so that their mean variance is one.
 
     Args:
-        dim: dimension of the data.
-        condition_numbers: condition numbers of the data, whose covariance is rotated.
-        times: times t.
         shrinkages: shares of the mean variance mixed into the covariance before whitening.
         exponents: exponents a of Sigma^(-a/2).
         samples_per_dim: samples from which whitening is estimated, divided by `dim`.
-        fraction: accuracy of the excess risk, relative to the start.
         rate: step size times the largest variance of the inputs.
-        seeds: rotations, starts and data sets for each setting.
-        seed: seed of everything.
 
     Returns:
         `steps`: one row per setting and seed (kind, level, condition_number, t, seed, residual_kappa of the

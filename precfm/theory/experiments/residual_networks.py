@@ -36,14 +36,9 @@ def run(
     """Train a network on every cell of the grid; data have the residual condition number that a map leaves.
 
     Args:
-        dim: dimension.
         residual_kappas: condition numbers of the (rotated) data in the flow's space.
         widths: units of the three hidden layers.
         weight_decays: strengths of Adam's decoupled weight decay.
-        steps: optimizer steps.
-        data_size: size of the data set.
-        samples: generated samples.
-        seed: seed of law, data, weights and training.
 
     Returns:
         `grid`: (residual_kappa, width, weight_decay, seed, ratio_low, log_error_low, log_error, loss).

@@ -57,21 +57,12 @@ def run(
     is set from the largest variance of the inputs.
 
     Args:
-        dim: dimension of the data.
-        condition_numbers: condition numbers of the data (spectra of mean one).
-        times: times t, below 1 for the score.
-        targets: what is regressed.
-        paths: probability paths.
         samples: size of each data set.
-        seeds: number of data sets.
-        fraction: accuracy, relative to the start.
         descent_rate: step size of gradient descent times the inputs' largest variance.
-        batch_size: samples per step of stochastic descent.
         stochastic_rate: the same as `descent_rate`, for stochastic descent.
         preconditioned_stochastic_rate: the same with the preconditioner, where small steps (and so a low
             noise floor) cost little.
         stochastic_limit: largest kappa(Sigma_t) for stochastic descent without preconditioner, which is slow.
-        seed: seed of everything.
 
     Returns:
         `steps`: one row per setting and seed (algorithm, preconditioned, path, target, t, condition_number,

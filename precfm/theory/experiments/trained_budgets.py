@@ -24,14 +24,7 @@ def run(
     """Train once to the longest budget; the rate is constant, so a checkpoint is what a shorter run gives.
 
     Args:
-        dim: dimension.
-        condition_number: condition number of the data, whose covariance is rotated.
-        methods: with which preconditioners.
         checkpoints: steps at which to sample, ascending.
-        width: units of the three hidden layers.
-        data_size: size of the data set.
-        samples: generated samples.
-        seed: seed of law, data, weights and training.
 
     Returns:
         `recovery` and `summary` as of `trained_factors`, with factor `budget`.

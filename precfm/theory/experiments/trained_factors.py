@@ -73,13 +73,7 @@ def run(
         dims: levels of the factor `dimension`.
         factors: which factors to vary: also `axes` (aligned instead of rotated), `target` (score instead of
             velocity), `optimizer` (stochastic gradient descent instead of Adam), and `base`.
-        methods: with which preconditioners.
-        steps: optimizer steps.
-        width: units of the three hidden layers.
         sgd_learning_rate: learning rate of stochastic gradient descent; Adam's is 1e-3.
-        data_size: size of the data set.
-        samples: generated samples.
-        seed: seed of law, data, weights and training.
 
     Returns:
         `recovery`: variance ratios (factor, level, method, seed, step, direction, eigenvalue, ratio);
@@ -116,13 +110,6 @@ def tables(evaluations: Sequence[pd.DataFrame]) -> dict[str, pd.DataFrame]:
 
 def run_case(case: Case, method: Method, data_size: int, samples: int, seed: int) -> pd.DataFrame:
     """Train one network, evaluate it at its checkpoints, and the exact field beside it.
-
-    Args:
-        case: the setting.
-        method: the preconditioner.
-        data_size: size of the data set.
-        samples: generated samples.
-        seed: seed of everything.
 
     Returns:
         One row per evaluation: the columns of `summary`, and lists of direction, eigenvalue and ratio.
