@@ -103,7 +103,7 @@ class Auto(Preconditioner):
         if self.record:  # from a file; in a fit nothing is chosen yet
             position = self.record["chosen"]
             chosen = nested_map("candidates", position, self.candidates[position]).to(self.anchor)
-            chosen.prepare(self.event_shape, self.classes)
+            chosen.allocate(self.event_shape, self.classes)
             self._become(chosen)
 
     def _become(self, chosen: Preconditioner) -> None:

@@ -185,7 +185,7 @@ class Preconditioner(nn.Module, ABC):
         log_det = self._log_abs_det(rows, classes) if len(rows) else rows.new_zeros(0)
         return log_det.to(x.dtype)
 
-    def prepare(self, event_shape: tuple[int, ...], classes: tuple[int, ...]) -> None:
+    def allocate(self, event_shape: tuple[int, ...], classes: tuple[int, ...]) -> None:
         """Allocate what a file or an enclosing preconditioner will fill; users call `fit` or `load`.
 
         Args:

@@ -57,7 +57,7 @@ class Composition(Preconditioner):
     def _allocate(self) -> None:
         for stage in self._maps:
             stage.to(self.anchor)
-            stage.prepare(self.event_shape, self.classes if stage.needs_labels else ())
+            stage.allocate(self.event_shape, self.classes if stage.needs_labels else ())
 
     def _fit(self, data: FitData) -> int:
         rows = data.rows()

@@ -12,7 +12,7 @@ from precfm.flows.compute import flops_per_step
 from precfm.preconditioners.base import Preconditioner
 from precfm.preconditioners.fit_data import FitData, FitRows
 from precfm.preconditioners.whitening import Whitening
-from precfm.training.checkpoints import fingerprint
+from precfm.training.checkpoints import checksum
 from precfm.training.draws import Objective
 from precfm.training.options import TrainingOptions
 from precfm.training.trainer import train
@@ -101,7 +101,7 @@ class LearnedPreconditioner(Preconditioner):
 
     def _allocate(self) -> None:
         self.whitening = Whitening(shrinkage=self.shrinkage).to(self.anchor)
-        self.whitening.prepare((self.features,), ())
+        self.whitening.allocate((self.features,), ())
         self.network = seeded_module(self._build, seed=0).to(self.anchor)
 
     def _fit(self, data: FitData) -> int:
@@ -134,7 +134,7 @@ class LearnedPreconditioner(Preconditioner):
             scratch=rows.scratch,
             facts={
                 "options": self.options,
-                "validation": None if rows.scratch is None else fingerprint(held_out),
+                "validation": None if rows.scratch is None else checksum(held_out),
             },
             name=self._name,
         )

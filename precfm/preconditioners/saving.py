@@ -123,7 +123,7 @@ def rebuild(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pr
             cls: Any = load_class("preconditioners", description["name"], Preconditioner, imported=True)
             preconditioner: Preconditioner = cls(**description["options"])
             preconditioner.record = description.get("record", {})
-            preconditioner.prepare(tuple(description["event_shape"]), tuple(description["classes"]))
+            preconditioner.allocate(tuple(description["event_shape"]), tuple(description["classes"]))
         preconditioner.flops_per_fit = description["flops_per_fit"]
         preconditioner.notes = description["notes"]
         preconditioner.to(getattr(torch, description["dtype"]))

@@ -16,7 +16,7 @@ from precfm.preconditioners.round_trip import round_trip_error, stride, tail_rou
 
 FOLDS = 5  # of the cross-validated eigenvalues
 ROWS_PER_FEATURE = 2  # fewer held-out rows say nothing about the eigenvalues of a class
-TIMES = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000  # fine: kappa(Sigma_t) peaks near t = 1
+MIDPOINTS = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000  # fine: kappa(Sigma_t) peaks near t = 1
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ def _condition_number(eigenvalues: Tensor) -> float:
 
 def _mean_over_path(eigenvalues: Tensor) -> float:
     """Mean over t of `kappa(Sigma_t)` on the linear path, for data with these eigenvalues."""
-    return float(path_condition_numbers(torch.diag(eigenvalues), LinearPath(), TIMES.to(eigenvalues)).mean())
+    times = MIDPOINTS.to(eigenvalues)
+    return float(path_condition_numbers(torch.diag(eigenvalues), LinearPath(), times).mean())
 
 
 def _negative_log_likelihood(

@@ -165,7 +165,7 @@ class Scratch:
                 )
 
 
-def fingerprint(tensors: Mapping[str, Tensor] | tuple[Tensor, ...]) -> str:
+def checksum(tensors: Mapping[str, Tensor] | tuple[Tensor, ...]) -> str:
     """SHA-256 over the shapes, types and bytes of tensors, in their order."""
     named = tensors if isinstance(tensors, Mapping) else {str(i): tensor for i, tensor in enumerate(tensors)}
     digest = hashlib.sha256()

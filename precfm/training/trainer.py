@@ -17,7 +17,7 @@ from tqdm import tqdm
 from precfm.core.errors import PrecfmError
 from precfm.core.seeds import derived_seed
 from precfm.core.tensors import require_tensor
-from precfm.training.checkpoints import Scratch, fingerprint
+from precfm.training.checkpoints import Scratch, checksum
 from precfm.training.draws import Objective, draws_of_steps
 from precfm.training.options import TrainingOptions
 from precfm.training.state import TrainingResult, TrainingState
@@ -174,8 +174,8 @@ def _identity(
     return {
         "seed": seed,
         **{f"options.{field}": value for field, value in options.model_dump().items()},
-        "initial_weights": fingerprint(module.state_dict()),
-        "data": fingerprint(data),
+        "initial_weights": checksum(module.state_dict()),
+        "data": checksum(data),
         "device": data[0].device.type,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
