@@ -16,7 +16,8 @@ from precfm.preconditioners.round_trip import round_trip_error, stride, tail_rou
 
 FOLDS = 5  # of the cross-validated eigenvalues
 ROWS_PER_FEATURE = 2  # fewer held-out rows say nothing about the eigenvalues of a class
-MIDPOINTS = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000  # fine: kappa(Sigma_t) peaks near t = 1
+# Many, since kappa(Sigma_t) peaks near t = 1.
+MIDPOINTS = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
 
 
 @dataclass(frozen=True)
