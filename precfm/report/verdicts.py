@@ -17,17 +17,7 @@ from precfm.report.rulings import Ruling, rule
 
 
 class Verdict(BaseModel):
-    """The verdict on one claim in one experiment.
-
-    Attributes:
-        claim: its id.
-        text: the claim.
-        experiment: the experiment.
-        verdict: the ruling.
-        reason: one sentence.
-        methods: the methods that were compared.
-        statistics: the effects it rests on.
-    """
+    """The verdict on one claim in one experiment, its reason in one sentence, and what it rests on."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -90,13 +80,12 @@ def _of_settings(claim: Claim, frames: Frames) -> Frames:
 def _verdict(
     claim: Claim, experiment: str, ruling: Ruling, reason: str, results: Sequence[StatisticResult]
 ) -> Verdict:
-    methods = tuple(dict.fromkeys(result.method for result in results if result.method))
     return Verdict(
         claim=claim.id,
         text=claim.text,
         experiment=experiment,
         verdict=ruling,
         reason=reason,
-        methods=methods,
+        methods=tuple(dict.fromkeys(result.method for result in results if result.method)),
         statistics=tuple(results),
     )

@@ -1,4 +1,8 @@
-"""Trained networks on data of known law: train, sample, and compare with the exact field and covariance."""
+"""Trained networks on data of known law: train, sample, and compare with the exact field and covariance.
+
+Samples are `n` solutions of the ODE by the midpoint rule, shape (n, dim), float64; `seed` is that of the evaluation,
+which methods that are compared share; `target` is what the network predicts: `velocity`, or `score` (then noise).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,7 +107,7 @@ def generate(
     target: Target = "velocity",
     seed: int = 0,
 ) -> Tensor:
-    """Samples in data space, float64: solve the ODE by the midpoint rule and map back.
+    """Samples in data space: solve the ODE and map back.
 
     Args:
         module: the network, or an exact field.
@@ -111,11 +115,8 @@ def generate(
         n: number of samples.
         dim: dimension.
         labels: classes to ask for, shape (n,), or None.
-        target: what the network predicts: `velocity`, or `score` (then noise).
-        seed: evaluation seed; methods that are compared share it.
-
-    Returns:
-        Samples, shape (n, dim).
+        target: of the network.
+        seed: of the evaluation.
     """
     return preconditioner.inverse(_solved(module, n, dim, labels, target, seed), labels)
 
@@ -123,15 +124,7 @@ def generate(
 def exact_samples(law: Gaussian, whitened: bool, n: int, *, target: Target, seed: int = 0) -> Tensor:
     """What the same solver makes of the exact field: the floor that no network can beat.
 
-    Args:
-        law: the data's law.
-        whitened: solve in the whitened space (exact whitening) and map back.
-        n: number of samples.
-        target: `velocity` or `score`: where the solver starts.
-        seed: evaluation seed.
-
-    Returns:
-        Samples, shape (n, dim), float64.
+    If `whitened`, it is solved in the space of exact whitening and mapped back.
     """
     inner = law
     if whitened:
@@ -164,9 +157,6 @@ def variance_ratios(samples: Tensor, law: Gaussian) -> Tensor:
 def recovery_summary(ratios: Tensor) -> dict[str, float]:
     """Summary of variance ratios in the order of ascending eigenvalues.
 
-    Args:
-        ratios: shape (dim,).
-
     Returns:
         ratio_low: geometric mean over the lowest quartile (at least one direction); log_error_low: mean |log
         ratio| over it; log_error: over all directions.
@@ -185,16 +175,8 @@ def field_excess(
 ) -> Tensor:
     """Mean squared distance of a velocity network to the exact field, by component.
 
-    Times are the midpoints of equal intervals of [0, 1], and the points are drawn from the path.
-
-    Args:
-        module: the network, in data space.
-        law: the data's law.
-        labelled: whether the network is label-conditional; else the exact field is the mixture's marginal
-            one.
-        n: points for each time.
-        times: number of times.
-        seed: evaluation seed.
+    Times are the midpoints of `times` equal intervals of [0, 1], with `n` points of the path at each. The exact field is
+    that of the labels if the network is `labelled`, else the mixture's marginal one.
 
     Returns:
         Excess risk given each component, shape (components,), float64.

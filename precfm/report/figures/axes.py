@@ -109,7 +109,7 @@ def curve(
     Returns:
         The values that should stay in sight: means and single seeds.
     """
-    means = curve_of(rows, log=log)
+    means = summarised(rows, ["x"], log)
     ax.plot(means["x"], means["value"], **style.line(**changes))
     shown: list[float] = means["value"].tolist()
     if means["n"].max() >= BAND_FROM:
@@ -122,11 +122,6 @@ def curve(
             ax.plot(of_seed["x"], of_seed["value"], color=style.colour, linewidth=0.5, alpha=0.45, zorder=1.5)
         shown += rows["value"].tolist()
     return shown
-
-
-def curve_of(rows: pd.DataFrame, *, log: bool = False) -> pd.DataFrame:
-    """Mean and t interval over seeds at each x, on the log scale if asked: x, value, low, high, n."""
-    return summarised(rows, ["x"], log)
 
 
 def spread_text(rows: pd.DataFrame) -> str:

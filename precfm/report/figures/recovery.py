@@ -7,7 +7,6 @@ import pandas as pd
 from precfm.report.figures.axes import (
     FLOOR_ENTRY,
     curve,
-    curve_of,
     fit_to_means,
     legend,
     letter,
@@ -18,7 +17,7 @@ from precfm.report.figures.style import FLOOR_LINE, INK, Drawing, method_styles
 from precfm.report.frames import Frames
 from precfm.report.reads import LeftOutError, needed, reads
 from precfm.report.rows import TRAINED, at_final, groups, of_settings
-from precfm.report.summaries import lowest_quartile_count
+from precfm.report.summaries import lowest_quartile_count, summarised
 from precfm.report.vocabulary import FLOOR, is_flow, method_label
 
 COLUMNS = 4
@@ -36,7 +35,7 @@ def draw(frames: Frames) -> Drawing:
     if flows.empty:
         raise LeftOutError("recovery has no rows of a trained flow")
     by_cell = dict(list(final.groupby(["dataset", "method"])))
-    curves = {key: curve_of(rows, log=True) for key, rows in by_cell.items()}
+    curves = {key: summarised(rows, ["x"], logarithmic=True) for key, rows in by_cell.items()}
     shown, styles, several = [1.0], method_styles(frames), flows["dataset"].nunique() > 1
     cells = [(dataset, method) for (dataset, method), _ in groups(flows, "dataset", "method")]
     columns = min(COLUMNS, len(cells))

@@ -32,6 +32,14 @@ _LOOKS = {
 }
 _SPARE_COLOURS = [_PALETTE[i] for i in (2, 1, 6, 8)]
 _SPARE_MARKS = ["P", "<", "*", ">"]
+_TICKS = {
+    "color": INK,
+    "labelsize": 6.8,
+    "major.width": 0.6,
+    "minor.width": 0.4,
+    "major.size": 2.8,
+    "minor.size": 1.6,
+}
 _DASHES = {"": "-", "-P": (0, (4, 1.5)), "-F": (0, (1, 1.2))}
 
 
@@ -100,18 +108,7 @@ def publication() -> Iterator[None]:
         "axes.edgecolor": INK,
         "axes.labelcolor": INK,
         "text.color": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "xtick.labelsize": 6.8,
-        "ytick.labelsize": 6.8,
-        "xtick.major.width": 0.6,
-        "ytick.major.width": 0.6,
-        "xtick.minor.width": 0.4,
-        "ytick.minor.width": 0.4,
-        "xtick.major.size": 2.8,
-        "ytick.major.size": 2.8,
-        "xtick.minor.size": 1.6,
-        "ytick.minor.size": 1.6,
+        **{f"{axis}tick.{name}": value for axis in "xy" for name, value in _TICKS.items()},
         "legend.fontsize": 6.8,
         "legend.frameon": False,
         "legend.handlelength": 2.2,
