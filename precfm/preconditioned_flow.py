@@ -36,6 +36,7 @@ from precfm.preconditioners.inputs import checked_labels
 from precfm.preconditioners.jacobian import inverse_jacobian
 from precfm.preconditioners.saving import load as load_preconditioner
 from precfm.preconditioners.saving import save as save_preconditioner
+from precfm.training.checkpoints import checksum
 from precfm.training.options import TrainingOptions
 from precfm.training.state import TrainingResult
 from precfm.training.trainer import train
@@ -123,6 +124,7 @@ class PreconditionedFlow:
         self._given = model if isinstance(model, VelocityNetwork) else None
         self._label_counts: tuple[int, ...] = ()  # of the training data, by class
         self._shape: tuple[int, ...] = ()  # of one datum in the flow's space
+        self._facts: dict[str, str] = {}  # what tells a training from others, beside settings and data
 
     @classmethod
     def from_settings(cls, settings: FlowSettings, preconditioner: Preconditioner) -> Self:
@@ -223,6 +225,8 @@ class PreconditionedFlow:
         if self.objective.needs_inverse_jacobian:
             jacobian = inverse_jacobian(self.preconditioner, z1[0].numel(), labels)
         self.objective.prepare(self.path, z1, inverse_jacobian=jacobian, decoder_metric=decoder_metric)
+        needed = decoder_metric if self.objective.needs_decoder_metric else None
+        self._facts = {} if needed is None else {"decoder_metric": checksum((needed,))}
         return self
 
     def train(
@@ -247,7 +251,7 @@ class PreconditionedFlow:
             self.settings.training,
             seed=seed,
             scratch=scratch,
-            facts=self.settings.model_dump(mode="json", exclude={"training"}),
+            facts={**self.settings.model_dump(mode="json", exclude={"training"}), **self._facts},
             on_checkpoint=on_checkpoint,
             name=name,
         )

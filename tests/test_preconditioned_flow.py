@@ -303,6 +303,14 @@ def test_the_scratch_folder_of_another_flow_is_refused(tmp_path: Path, change: d
         small(**change).fit(X, LABELS, scratch=tmp_path)
 
 
+def test_the_scratch_folder_of_another_decoder_metric_is_refused(tmp_path: Path) -> None:
+    objective = {"name": "flow_matching", "metric": "decoder"}
+    for _ in range(2):
+        small(objective=objective).fit(X, decoder_metric=torch.eye(3), scratch=tmp_path)
+    with pytest.raises(PrecfmError, match="another training"):
+        small(objective=objective).fit(X, decoder_metric=2 * torch.eye(3), scratch=tmp_path)
+
+
 # ---- save and load
 
 
