@@ -175,8 +175,8 @@ def field_excess(
 ) -> Tensor:
     """Mean squared distance of a velocity network to the exact field, by component.
 
-    Times are the midpoints of `times` equal intervals of [0, 1], with `n` points of the path at each. The exact field is
-    that of the labels if the network is `labelled`, else the mixture's marginal one.
+    Times are the midpoints of `times` equal intervals of [0, 1], with `n` points of the path at each. The exact field
+    is that of the labels if the network is `labelled`, else the mixture's marginal one.
 
     Returns:
         Excess risk given each component, shape (components,), float64.
