@@ -54,7 +54,7 @@ def make(
         bool, typer.Option("--tiny", help="In 12 steps on little data: the experiment EXPERIMENT-tiny.")
     ] = False,
 ) -> None:
-    """Make artifacts in order, without Snakemake: for machines that have only the library."""
+    """Make artifacts in order, without Snakemake and DVC, in a checkout."""
     from precfm.pipeline.plan import KINDS, load_plan
 
     experiment += "-tiny" if tiny else ""

@@ -215,6 +215,8 @@ class PreconditionedFlow:
         if not self._shape:
             raise PrecfmError(f"x1: got shape {tuple(x1.shape)}; (n, *dim) is needed")
         network = seeded_module(lambda: self._build(len(self._label_counts)), seed)
+        if labels is not None and not self._uses_labels(network):
+            raise PrecfmError("labels: got some, but neither the model nor the preconditioner has classes")
         z1 = z1.to(_weights_of(network).dtype)
         self.network = network.to(z1.device, z1.dtype)
         self.data = (z1,) if labels is None else (z1, labels)
@@ -337,7 +339,7 @@ class PreconditionedFlow:
         # The density at the time T_DATA is that of alpha_t z1 + sigma_t z0, whose noise is small.
         alpha = float(self.path.alpha(torch.tensor(T_DATA, dtype=torch.float64)))
         self._check_asked(labels)
-        labels = _checked_labels(x, labels)
+        labels = _checked_labels(x, labels, "x")
         z1 = self.preconditioner.forward(x, labels).to(_weights_of(self.network).dtype)
         change = self.preconditioner.log_abs_det_jacobian(x, labels) + z1[0:1].numel() * math.log(alpha)
         return change + log_likelihood(
@@ -467,8 +469,11 @@ class PreconditionedFlow:
         """Refuse classes that would have no effect."""
         if labels is not None:
             require_tensor(labels, "labels")
-            if not self._label_counts:
-                raise PrecfmError("labels: got some, but the flow was fitted without classes; None is needed")
+            if not self._label_counts or not self._uses_labels(self.network):
+                raise PrecfmError("labels: got some, but the flow has no classes; None is needed")
+
+    def _uses_labels(self, network: VelocityNetwork) -> bool:
+        return bool(network.num_classes) or self.preconditioner.needs_labels
 
     def _require_network(self) -> None:
         if not hasattr(self, "network"):
@@ -488,12 +493,12 @@ def save_weights(network: nn.Module, file: Path) -> None:
     save_file({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}, file)
 
 
-def _checked_labels(x1: Tensor, labels: Tensor | None) -> Tensor | None:
+def _checked_labels(x: Tensor, labels: Tensor | None, name: str = "x1") -> Tensor | None:
     """Classes from 0 as int64, on the device of the data."""
-    require_tensor(x1, "x1", floating=True)
+    require_tensor(x, name, floating=True)
     if labels is None:
         return None
-    found = checked_labels(labels, len(x1), x1.device)
+    found = checked_labels(labels, len(x), x.device)
     low, high = (int(bound) for bound in found.aminmax()) if len(found) else (0, 0)
     if low < 0 or high >= MOST_CLASSES:
         wrong = low if low < 0 else high

@@ -335,3 +335,22 @@ def test_what_many_methods_inherit_is_one_mistake(folder, change, begins):
 def test_only_known_settings_are_predicted(folder):
     with pytest.raises(PrecfmError, match="predict: got 'nothing'"):
         changed(folder, {"predict": ["nothing"]})
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "said"),
+    [
+        ("preconditioners", "precfm.encoders.conv_vae:ConvVAE", "Preconditioner"),
+        ("models", "torch.nn:Linear", "VelocityNetwork"),
+        ("preconditioners", "precfm.preconditioners.base:Preconditioner", "cannot be made"),
+    ],
+)
+def test_a_class_of_another_kind_or_not_finished_is_refused_at_planning(group, name, said):
+    with pytest.raises(PrecfmError, match=said):
+        component(group, {"name": name})
+
+
+def test_a_class_that_does_not_take_what_the_data_fill_in_is_refused_at_planning(monkeypatch):
+    monkeypatch.setitem(FILLED_IN, "encoders", frozenset({"channels", "image_size", "colours"}))
+    with pytest.raises(PrecfmError, match="does not take colours"):
+        component("encoders", {"name": "conv_vae"})

@@ -172,7 +172,7 @@ def test_checked_functions_take_tensors_defaults_and_positions() -> None:
         scaled([1])  # type: ignore[arg-type]
     with pytest.raises(PrecfmError, match=r"^by: got -1"):
         scaled(torch.ones(1), by=-1)
-    with pytest.raises(TypeError, match="missing"):
+    with pytest.raises(PrecfmError, match="missing"):
         scaled()  # type: ignore[call-arg]
 
 

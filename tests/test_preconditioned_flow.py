@@ -565,8 +565,10 @@ def test_labels_that_do_not_fit_are_refused() -> None:
             call()
     without = small().fit(X)
     for call in (lambda: without.sample(3, torch.zeros(3).long()), lambda: without.log_prob(X, LABELS)):
-        with pytest.raises(PrecfmError, match=r"^labels: .*without classes"):
+        with pytest.raises(PrecfmError, match=r"^labels: .*no classes"):
             call()
+    with pytest.raises(PrecfmError, match=r"^labels: "):  # which neither network nor map would use
+        PreconditionedFlow("none", model=MLPVelocity((3,), 0, width=8)).fit(X, LABELS)
     with pytest.raises(PrecfmError, match=r"^n: got -1"):
         flow.sample(-1)
     with pytest.raises(PrecfmError, match=r"^steps: got 0"):

@@ -10,7 +10,6 @@ from precfm.audit.products import check_copies, check_strays, copies
 from precfm.audit.records import DAMAGED, check_artifact, check_links
 from precfm.audit.report import Report, counted
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.experiments import CONFIG_FOLDER
 from precfm.pipeline.manifest import MANIFEST, differing, entries, read_manifest
 from precfm.pipeline.node import PUBLISHED, RECORD, RESULTS, Node
 from precfm.pipeline.plan import KINDS, Plan, load_plan
@@ -46,7 +45,7 @@ class LocalExperiment:
         try:
             return load_plan(self.name)
         except PrecfmError as error:
-            remedy = f"correct {CONFIG_FOLDER / self.name}.yaml"
+            remedy = "correct the configuration, or delete the folder"
             self.report.error("plan", self.home, f"there is no plan to compare with ({error})", remedy)
             return None
 

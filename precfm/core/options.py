@@ -89,11 +89,13 @@ def validated(
         PrecfmError: something is wrong; the sentence names the field, the value and what would be right.
     """
     try:
-        return schema.model_validate_json(json.dumps(value, allow_nan=False))
+        text = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise PrecfmError(f"got {shortened(value)}, which is no plain data ({error})") from None
+    try:
+        return schema.model_validate_json(text)
     except ValidationError as error:
         raise PrecfmError((in_words or sentence)(error)) from None
-    except (TypeError, ValueError) as error:
-        raise PrecfmError(f"got {value!r}, which is no plain data ({error})") from None
 
 
 def sentence(error: ValidationError) -> str:
@@ -118,10 +120,15 @@ def complaint(mistake: Any) -> str:
         wanted = "no such field; remove it or correct its spelling"
     if mistake["type"] in ("missing", "value_error"):
         return str(wanted)
-    got = repr(mistake["input"])
-    if len(got) > LONGEST_VALUE or "\n" in got:
-        got = f"{' '.join(got.split())[:LONGEST_VALUE]}..."
-    return f"got {got}; {wanted[:1].lower()}{wanted[1:]}"
+    return f"got {shortened(mistake['input'])}; {wanted[:1].lower()}{wanted[1:]}"
+
+
+def shortened(value: Any) -> str:
+    """A wrong value on one line, as a sentence shows it."""
+    shown = repr(value)
+    if len(shown) > LONGEST_VALUE or "\n" in shown:
+        return f"{' '.join(shown.split())[:LONGEST_VALUE]}..."
+    return shown
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -211,7 +218,12 @@ def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
 
     @wraps(function)
     def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        given = signature.bind(*args, **kwargs)
+        try:
+            given = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            owner = function.__qualname__.removesuffix(".__init__")
+            takes = ", ".join(name for name in signature.parameters if name != "self")
+            raise PrecfmError(f"{owner}: {error}; it takes {takes}") from None
         given.apply_defaults()
         model = schema()
         try:

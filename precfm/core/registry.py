@@ -1,7 +1,8 @@
 """The names that a configuration may use, each with the import string of the class or function that it stands for.
 
-A new preconditioner, model, encoder, dataset, metric, table or figure is one new file, one line here and one entry in
-a configuration. The table holds strings: a change to one class does not touch the fingerprint of the others.
+A new preconditioner, network, encoder, data set, table or figure is one new file and one line here;
+docs/architecture.md says what else each needs. The table holds strings: a change to one class does not touch the
+fingerprint of the others.
 
 Another package registers its own through an entry point of the group `precfm.<group>`, as in
 `[project.entry-points."precfm.preconditioners"]`, or a configuration names the class itself, as `my.module:Class`. The
@@ -18,6 +19,17 @@ from typing import Any, TypeVar
 from precfm.core.errors import PrecfmError
 
 Base = TypeVar("Base")
+
+# What the classes of a group derive from.
+BASES = {
+    "preconditioners": "precfm.preconditioners.base:Preconditioner",
+    "models": "precfm.flows.models.base:VelocityNetwork",
+    "wrappers": "precfm.flows.models.base:Wrapper",
+    "paths": "precfm.flows.paths:ProbabilityPath",
+    "objectives": "precfm.flows.objectives:VelocityObjective",
+    "encoders": "precfm.encoders.base:Encoder",
+    "extractors": "torch.nn:Module",
+}
 
 REGISTRY: dict[str, dict[str, str]] = {
     "preconditioners": {
@@ -152,6 +164,13 @@ def load(group: str, name: str, *, imported: bool = False) -> Any:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise PrecfmError(f"{group}: got '{name}', which cannot be imported ({error})") from None
+
+
+def base_of(group: str) -> type[Any]:
+    """The class that everything in a group derives from; `object` where there is none."""
+    module, attribute = BASES.get(group, "builtins:object").split(":")
+    found: type[Any] = getattr(import_module(module), attribute)
+    return found
 
 
 def load_class(group: str, name: str, base: type[Base], *, imported: bool = False) -> type[Base]:

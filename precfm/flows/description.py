@@ -69,6 +69,8 @@ def read_description(folder: Path, files: Collection[str]) -> dict[str, Any]:
     Raises:
         PrecfmError: a file is missing, damaged, or of another save.
     """
+    if not (folder / FILE).is_file():
+        raise PrecfmError(f"{folder / FILE}: no such file; a folder that a flow was saved to is needed")
     try:
         description: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
         checksums = description.pop("sha256")

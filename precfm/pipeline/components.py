@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Neutral, Strict, options_of, validated
-from precfm.core.registry import import_string, load
+from precfm.core.options import Neutral, Strict, options_of, parameters, validated
+from precfm.core.registry import base_of, import_string, load, load_class
 
 NESTED = ("stages", "candidates")  # options that hold components of the same group
 # Arguments that the pipeline fills in from the data or the plan, by the registry's group: never configured.
@@ -23,6 +23,9 @@ FILLED_IN = {
     "extractors": frozenset({"channels", "image_size", "num_classes"}),
     "theory": frozenset({"seed"}),
 }
+
+# Those of them that a class must take, where that is not all.
+NEEDED = {"wrappers": frozenset({"network", "path"})}
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,22 @@ def component(group: str, value: Any) -> Component:
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         raise PrecfmError(f"got {value!r}; a mapping with a 'name' from the registry's {group} is needed")
     options = {key: item for key, item in value.items() if key != "name"}
-    target, filled_in = load(group, value["name"]), FILLED_IN.get(group, frozenset())
+    base, filled_in = base_of(group), FILLED_IN.get(group, frozenset())
+    name = value["name"]
+    target: Any = load(group, name) if base is object else load_class(group, name, base)
+    if lacking := sorted(NEEDED.get(group, filled_in) - parameters(target).keys()):
+        raise PrecfmError(f"'{name}' does not take {', '.join(lacking)}, which the data fill in")
     schema = options_of(target, filled_in)
     for field in set(NESTED) & set(schema.model_fields):
         entries = options.get(field, schema.model_fields[field].default)
         if isinstance(entries, list | tuple):
             options[field] = [plain(_nested(group, field, i, entry)) for i, entry in enumerate(entries)]
-    found = Component(group, value["name"], validated(schema, options))
+    found = Component(group, name, validated(schema, options))
     if not filled_in:  # its rules across options
-        found.made()
+        try:
+            found.made()
+        except TypeError as error:  # as of a class that is still abstract
+            raise PrecfmError(f"'{name}' cannot be made ({error})") from None
     return found
 
 
