@@ -63,21 +63,7 @@ class MLPVelocity(VelocityNetwork):
         self.activation = nn.SiLU()
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The velocity at `x_t`.
-
-        Args:
-            x_t: points on the path, shape (batch, *shape).
-            t: times in [0, 1], shape (batch,).
-            labels: classes, int64, shape (batch,); needed if `num_classes` > 0.
-
-        Returns:
-            The velocity, shape (batch, *shape).
-
-        Raises:
-            PrecfmError: `x_t` has another shape or dtype, or labels are missing, no integers or out of range. While
-                training on an accelerator the range is left to the device's own assertion, since asking would
-                stall it.
-        """
+        """The velocity at `x_t`, as `VelocityNetwork.forward`; it must be of the network's dtype."""
         require_tensor(x_t, "x_t")
         if x_t.shape[1:] != self.shape:
             needed = ", ".join(map(str, self.shape))
