@@ -46,7 +46,7 @@ def edit(folder: Path, **changes: Any) -> None:
         ({"event_shape": [5]}, "no saved preconditioner"),
         ({"dtype": "sofloat"}, "no saved preconditioner"),
         ({"options": {"exponent": 7.0}}, "exponent: got 7.0"),
-        ({"options": {"width": 7}}, "no saved preconditioner"),
+        ({"options": {"width": 7}}, "'width'"),
     ],
 )
 def test_wrong_descriptions_are_refused(folder: Path, changes: dict[str, Any], message: str) -> None:

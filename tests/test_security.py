@@ -72,10 +72,6 @@ ALLOWED = {
     ("precfm/pipeline/experiments.py", "yaml.load"): "with a subclass of SafeLoader, tried below",
     ("precfm/datasets/manifest.py", "yaml.load"): "with CSafeLoader or SafeLoader, tried below",
     ("precfm/pipeline/job.py", "exec_module"): "the scripts of workflow_scripts/, by the plan's own names",
-    (
-        "precfm/audit/archive.py",
-        "extractall",
-    ): "plain files of listed names and sizes, with the filter `data`",
 }
 
 
