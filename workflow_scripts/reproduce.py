@@ -30,7 +30,7 @@ from precfm.pipeline.node import RESULTS
 from precfm.pipeline.plan import KINDS, Plan, load_plan
 from precfm.pipeline.products import are_written
 
-LOCK = Path("dvc.lock")
+LEDGER = Path("dvc.lock")
 DVC_AT_WORK = Path(".dvc/tmp/rwlock")  # DVC's own list of which of its processes reads or writes what
 LOCKS_BEFORE = RESULTS / ".work" / "ledger"  # the ledger as it was, there while DVC records an experiment
 DVC_TRIES, DVC_PAUSE = 5, 3.0  # seconds; for a `dvc` command that somebody runs meanwhile
@@ -166,7 +166,7 @@ def record(plan: Plan, held: int) -> None:
     dvc = [str(BIN / "dvc"), "commit", "--quiet", "--force", *stages]
     before = LOCKS_BEFORE / experiment
     before.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(before, LOCK.read_bytes() if LOCK.is_file() else b"")
+    write_whole(before, LEDGER.read_bytes() if LEDGER.is_file() else b"")
     for attempt in range(DVC_TRIES):
         if attempt:
             time.sleep(DVC_PAUSE)
@@ -193,15 +193,15 @@ def repair_after_killed_dvc(plan: Plan) -> None:
     except ValueError:  # cut: with it DVC does nothing, without it DVC begins a new one
         DVC_AT_WORK.unlink(missing_ok=True)
     for before in sorted(LOCKS_BEFORE.glob("[!.]*")):
-        kept, found = before.read_bytes(), LOCK.read_bytes() if LOCK.is_file() else b""
+        kept, found = before.read_bytes(), LEDGER.read_bytes() if LEDGER.is_file() else b""
         try:
             lost = _entries(kept) - _entries(found)
         except (ValueError, TypeError, AttributeError, yaml.YAMLError):
             lost = {"all"}
         if lost and kept:
-            write_whole(LOCK, kept)
+            write_whole(LEDGER, kept)
         elif lost or not found:  # DVC refuses an empty ledger
-            LOCK.unlink(missing_ok=True)
+            LEDGER.unlink(missing_ok=True)
     if not (LOCKS_BEFORE / plan.experiment).is_file():
         return
     remove_damaged(plan)
