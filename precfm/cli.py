@@ -89,6 +89,32 @@ def make(
         write_products(plan)
 
 
+@app.command()
+def keys(
+    experiments: Annotated[
+        list[str] | None, typer.Argument(help="Experiments; default: those that params.yaml lists.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit code 1 if they differ.")
+    ] = False,
+) -> None:
+    """Write the keys of all artifacts to keys/, which git holds, and say how many a change has touched."""
+    from precfm.pipeline.experiments import read_recorded
+    from precfm.pipeline.key_lists import changed_keys, differences, write_key_lists
+    from precfm.pipeline.plan import load_plan
+
+    plans = [load_plan(name) for name in experiments or read_recorded()["experiments"]]
+    if check:
+        wrong = {plan.experiment: next(iter(files.items())) for plan in plans if (files := differences(plan))}
+        for name, (file, problem) in wrong.items():
+            typer.echo(f"precfm: {file}: {problem}; `precfm keys {name}` writes it", err=True)
+        raise typer.Exit(bool(wrong))
+    for plan in plans:
+        counts = ", ".join(f"{count} {kind}" for kind, count in changed_keys(plan).items())
+        written = write_key_lists(plan)
+        typer.echo(f"{plan.experiment}: {f'{counts or written[0]} changed' if written else 'unchanged'}")
+
+
 @app.command("publish")
 def publish_experiment(experiment: ExperimentName) -> None:
     """Copy what a complete experiment has shown to results/published/, which git holds, with the revision."""
