@@ -53,15 +53,15 @@ def density(x: Tensor, mean: Tensor, cov: Tensor) -> Tensor:
 
 
 @every_path
-@pytest.mark.parametrize("t_data", [0.7, 0.999, 1.0])
+@pytest.mark.parametrize("t_data", [0.7, 1.0])
 def test_an_exact_gaussian_field_has_the_density_of_its_law(path: ProbabilityPath, t_data: float) -> None:
     mean, cov = law_of(4)
     t = torch.tensor(t_data, dtype=torch.float64)
     at = path.alpha(t) * mean, path.cov_t(cov, t)
     z = sample(200, *at)
-    found = log_likelihood(exact_field(mean, cov, path), z, t_data=t_data, steps=200)
-    torch.testing.assert_close(found, density(z, *at), rtol=0, atol=2e-3)
-    single = log_likelihood(exact_field(mean.float(), cov.float(), path), z.float(), t_data=t_data, steps=200)
+    found = log_likelihood(exact_field(mean, cov, path), z, t_data=t_data, steps=100)
+    torch.testing.assert_close(found, density(z, *at), rtol=0, atol=8e-3)
+    single = log_likelihood(exact_field(mean.float(), cov.float(), path), z.float(), t_data=t_data, steps=100)
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), found, rtol=0, atol=1e-2)
 
@@ -69,13 +69,13 @@ def test_an_exact_gaussian_field_has_the_density_of_its_law(path: ProbabilityPat
 def test_an_exact_mixture_field_has_the_density_of_each_class_and_of_all() -> None:
     """The fields bend, so that the divergence changes from point to point; labels stay with their rows."""
     law = mixture(2, [4, 30], [0.3, 0.7], seed=3)
-    z, labels = law.sample(100, 0)
+    z, labels = law.sample(30, 0)
     each = torch.stack(
         [density(z, c.mean, c.basis * c.eigenvalues @ c.basis.T) for c in law.components], dim=1
     )
-    field, options = ExactVelocity(law, LinearPath()), {"t_data": 1.0, "steps": 200}
-    found = log_likelihood(field, z, labels, batch_size=33, **options)
-    torch.testing.assert_close(found, each[torch.arange(100), labels], rtol=0, atol=1e-2)
+    field, options = ExactVelocity(law, LinearPath()), {"t_data": 1.0, "steps": 100}
+    found = log_likelihood(field, z, labels, batch_size=20, **options)
+    torch.testing.assert_close(found, each[torch.arange(30), labels], rtol=0, atol=1e-2)
     marginal = torch.logsumexp(each + law.weights.log(), dim=1)
     torch.testing.assert_close(log_likelihood(field, z, **options), marginal, rtol=0, atol=1e-2)
 
@@ -94,7 +94,7 @@ def test_a_noise_prediction_has_the_density_of_the_field_that_it_stands_for(path
         t_data=1.0,
         t_noise=objective.start,
         noise_scale=objective.start_scale(path),
-        steps=200,
+        steps=100,
     )
     expected = density(z, torch.zeros(2).double(), variance * torch.eye(2).double())
     torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
@@ -106,8 +106,9 @@ def test_the_trace_is_exact_up_to_a_dimension_and_unbiased_above(dim: int) -> No
     z, path = draw(4, 1, dim), LinearPath()
     field = exact_field(mean, cov, path)
     exact = density(z, path.alpha(torch.tensor(0.999)) * mean, path.cov_t(cov, 0.999))
-    estimates = torch.stack([log_likelihood(field, z, seed=seed, steps=20) for seed in range(12)])
-    assert torch.equal(estimates[3], log_likelihood(field, z, seed=3, steps=20))
+    seeds = 2 if dim <= EXACT_UP_TO else 12
+    estimates = torch.stack([log_likelihood(field, z, seed=seed, steps=20) for seed in range(seeds)])
+    assert torch.equal(estimates[1], log_likelihood(field, z, seed=1, steps=20))
     spread = estimates.std(dim=0)
     if dim <= EXACT_UP_TO:
         assert not spread.any()
@@ -169,12 +170,12 @@ class ExactNetwork(VelocityNetwork):
 )
 def test_the_density_of_data_does_not_depend_on_the_map(preconditioner: Any) -> None:
     mean, cov = law_of(3)
-    x = sample(500, mean, cov)
+    x = sample(200, mean, cov)
     fitted = PreconditionedFlow(preconditioner).preconditioner.fit(x)
     forward = torch.linalg.inv(inverse_jacobian(fitted, 3))
     z_mean = fitted.forward(mean[None])[0]
     flow = PreconditionedFlow(fitted, model=ExactNetwork(z_mean, forward @ cov @ forward.T)).prepare(x)
-    torch.testing.assert_close(flow.log_prob(x, steps=200), density(x, mean, cov), rtol=0, atol=0.01)
+    torch.testing.assert_close(flow.log_prob(x, steps=100), density(x, mean, cov), rtol=0, atol=0.01)
 
 
 def test_an_untrained_gaussian_skip_has_the_density_of_gaussian_data() -> None:
