@@ -73,7 +73,7 @@ def _check_strays(report: Report) -> None:
         if not place.is_dir() or place.is_symlink() or hidden:
             report.error("plan", place, "is no experiment", "delete it")
     for place in sorted(PUBLISHED.glob("*")):
-        if place.is_symlink() or not (place.is_dir() or place.name in MERGED):
+        if place.is_symlink() or not (place.is_dir() or place in MERGED):
             report.error("plan", place, "is neither an experiment nor the merged verdicts", "delete it")
 
 

@@ -4,8 +4,11 @@ Nothing but `precfm publish EXPERIMENT` writes there. `results/published/<experi
 the manifest, and the frames that tables, figures and verdicts are made of, so that they can be recomputed from it.
 """
 
+import re
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +17,16 @@ from filelock import FileLock
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.files import remove, write_whole
-from precfm.pipeline.manifest import MANIFEST, manifest_text, read_manifest
+from precfm.pipeline.manifest import MANIFEST, manifest_text, read_manifest, without_label
 from precfm.pipeline.node import PUBLISHED, RESULTS
-from precfm.pipeline.plan import Plan
+from precfm.pipeline.plan import Plan, load_plan
 from precfm.pipeline.products import manifest_of, products
 from precfm.report.claims_document import merge_claims
 
 CODE = ("precfm", "workflow_scripts", "config", "data/sources.yaml")  # what decides the results
 LARGEST_FRAME = 2_000_000  # bytes of a file that goes into git
+README = Path("README.md")
+_BLOCK = re.compile(r"(<!-- published: [^\n]*-->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def publish(plan: Plan) -> list[str]:
@@ -97,7 +102,7 @@ def _git(*arguments: str) -> str:
 
 
 def collect_claims() -> list[str]:
-    """Merge the verdicts of all published experiments into `results/published/claims.json` and `claims.md`.
+    """Merge the verdicts of all published experiments, and say there and in the README which revisions made them.
 
     Returns:
         The experiments whose verdicts were merged.
@@ -105,14 +110,13 @@ def collect_claims() -> list[str]:
     Raises:
         PrecfmError: nothing is published, or a file is damaged.
     """
-    as_json, as_markdown = merged_claims()
-    write_whole(PUBLISHED / "claims.json", as_json.encode())
-    write_whole(PUBLISHED / "claims.md", as_markdown.encode())
+    for file, text in merged_claims().items():
+        write_whole(file, text.encode())
     return [file.parent.name for file in _verdicts()]
 
 
-def merged_claims() -> tuple[str, str]:
-    """The texts of `results/published/claims.json` and `claims.md`: they depend on what is published alone.
+def merged_claims() -> dict[Path, str]:
+    """The texts of `results/published/claims.json` and `claims.md`, and of the README where it has a block for them.
 
     Raises:
         PrecfmError: nothing is published, or a file is damaged.
@@ -120,16 +124,42 @@ def merged_claims() -> tuple[str, str]:
     files = _verdicts()
     if not files:
         raise PrecfmError(f"{PUBLISHED}: holds no verdicts; `precfm publish EXPERIMENT` puts them there")
-    made_by = {file.parent.name: made_by_revision(file.parent) for file in files}
-    return merge_claims([file.read_text(encoding="utf-8") for file in files], made_by)
+    origins = [origin(file.parent) for file in files]
+    made_by = {each.experiment: str(each) for each in origins}
+    as_json, as_markdown = merge_claims([file.read_text(encoding="utf-8") for file in files], made_by)
+    texts = {PUBLISHED / "claims.json": as_json, PUBLISHED / "claims.md": as_markdown}
+    if README.is_file():
+        text = README.read_bytes().decode("utf-8")
+        texts[README] = _BLOCK.sub(lambda found: f"{found[1]}{_table(origins)}{found[2]}", text)
+    return texts
 
 
 def _verdicts() -> list[Path]:
     return sorted(PUBLISHED.glob("*/claims.json"))
 
 
-def made_by_revision(home: Path) -> str:
-    """Which revision made a published experiment, in words.
+def _table(origins: Sequence["Origin"]) -> str:
+    rows = [
+        f"| `{each.experiment}` | {each.revision} | {each.current} of {each.keys} |\n" for each in origins
+    ]
+    return "| experiment | made by revision | keys that are current |\n| --- | --- | --- |\n" + "".join(rows)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which revision made a published experiment, and how many of its keys the present plan still has."""
+
+    experiment: str
+    revision: str
+    current: int
+    keys: int
+
+    def __str__(self) -> str:
+        return f"revision {self.revision}, {self.current} of {self.keys} keys are current"
+
+
+def origin(home: Path) -> Origin:
+    """Where a published experiment comes from; without a valid configuration none of its keys is current.
 
     Raises:
         PrecfmError: its manifest is missing or damaged.
@@ -137,6 +167,15 @@ def made_by_revision(home: Path) -> str:
     manifest = read_manifest(home)
     if manifest is None:
         raise PrecfmError(f"{home / MANIFEST}: missing; `git checkout -- {home / MANIFEST}` brings it back")
-    revision = manifest.get("revision") or {"commit": "unknown", "clean": True}
-    changes = "" if revision["clean"] else ", with changes that were not committed"
-    return f"made by revision {revision['commit'][:12]}{changes}"
+    present: set[str] = set()
+    with suppress(PrecfmError):
+        present = {without_label(node_id) for node_id in load_plan(home.name).nodes}
+    keys = {without_label(node_id) for node_id in manifest["artifacts"]}
+    made_by = manifest.get("revision") or {"commit": "unknown", "clean": True}
+    changes = "" if made_by["clean"] else " with uncommitted changes"
+    return Origin(home.name, f"{made_by['commit'][:12]}{changes}", len(keys & present), len(keys))
+
+
+def without_counts(text: str) -> str:
+    """A merged text, or the README, without how many keys are current: all that other code changes in it."""
+    return re.sub(r"\b\d+ of (?=\d+( keys are current| \|$))", "", text, flags=re.MULTILINE)
