@@ -1,11 +1,13 @@
 # Two commands: `make reproduce` and `make test`. Everything else is a variation of them.
 EXPERIMENT ?= quick
 override EXPERIMENT := $(value EXPERIMENT)
+FROM ?=
+override FROM := $(value FROM)
 CORES ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 PYTHON ?= python3
 BIN := .venv/bin
 export DVC_NO_ANALYTICS = 1
-export EXPERIMENT CORES # the shell gets values as words of its environment, never as text of a command
+export EXPERIMENT CORES FROM # the shell gets values as words of its environment, never as text of a command
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: reproduce pull test test-slow test-faults format benchmarks install clean-results
@@ -14,7 +16,7 @@ reproduce: .venv/installed
 	@$(BIN)/python workflow_scripts/reproduce.py "$$EXPERIMENT" --cores "$$CORES"
 
 pull: .venv/installed
-	@$(BIN)/python workflow_scripts/pull.py "$$EXPERIMENT"
+	@$(BIN)/python workflow_scripts/pull.py "$$EXPERIMENT" $${FROM:+--from="$$FROM"}
 
 install: .venv/installed
 

@@ -156,33 +156,30 @@ def garbage() -> None:
 
 
 @app.command("export")
-def export_results(
-    names: Annotated[list[str], typer.Argument(help="EXPERIMENT, EXPERIMENT/KIND or KIND/LABEL-KEY.")],
-    to: Annotated[Path, typer.Option(help="A new file, such as out.tar.")],
+def export_archive(
+    experiment: ExperimentName,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Only this kind, without products; may be repeated.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="A new file; default: EXPERIMENT-KEY.zip with the plan's key.")
+    ] = None,
 ) -> None:
-    """Write artifacts into one tar file, with the checksums of all their files."""
-    from precfm.audit.archive import export_artifacts, find_artifacts
+    """Write a complete experiment into one file that anyone can verify: artifacts, products, configuration."""
+    from precfm.audit.archive import export_experiment
+    from precfm.pipeline.plan import load_plan
 
-    folders = find_artifacts(names)
-    export_artifacts(folders, to)
-    typer.echo(f"{to}: {len(folders)} artifacts, {to.stat().st_size / 1e6:.1f} MB")
+    file, count = export_experiment(load_plan(experiment), kind or (), to)
+    typer.echo(f"{file}: {count} artifacts, {file.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command("import")
-def import_results(
-    file: Annotated[Path, typer.Argument(help="A file of `precfm export`.")],
-) -> None:
+def import_file(file: Annotated[Path, typer.Argument(help="A file of `precfm export`.")]) -> None:
     """Verify exported artifacts and put them in place; nothing that is there already is changed."""
-    from precfm.audit.archive import import_artifacts
+    from precfm.audit.importing import import_archive
 
-    done = import_artifacts(file)
-    typer.echo(f"{len(done.placed)} artifacts put in place, {len(done.kept)} were there already")
-    for name in done.different:
-        typer.echo(f"{name}: is there with other bytes, and was left as it is")
-    for name in done.refused:
-        typer.echo(f"{name}: refused, since a manifest of this project says otherwise", err=True)
-    if done.refused:
-        raise typer.Exit(1)
+    for line in import_archive(file).lines():
+        typer.echo(line)
 
 
 @app.command()
@@ -210,7 +207,7 @@ def doctor(
 
 @app.command()
 def claims() -> None:
-    """Merge the verdicts of all published experiments into results/published/claims.json and claims.md."""
+    """Merge the published verdicts into results/published/claims.md, and say there and in README.md what is current."""
     from precfm.pipeline.node import PUBLISHED
     from precfm.pipeline.publication import collect_claims
 

@@ -1,4 +1,4 @@
-"""Behind `make pull`: fetch an experiment's recorded artifacts from the DVC remote, and lose nothing that is here.
+"""Behind `make pull`: fetch an experiment's artifacts from a DVC remote or an archive, and lose nothing that is here.
 
 A plain `dvc pull` refuses where an artifact lies that the ledger does not know, and with --force deletes it; so
 whatever differs from the manifest goes to the attic first, and what is damaged is removed. The ledger in git vouches
@@ -7,14 +7,20 @@ for the manifest, and the manifest for every artifact.
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from tempfile import TemporaryDirectory
+from typing import Annotated
 
 import typer
 import yaml
+from dvc.dirs import system_config_dir
 
+from precfm.audit.importing import import_archive
 from precfm.core.errors import PrecfmError, one_sentence
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.attic import to_attic
@@ -25,55 +31,97 @@ from precfm.pipeline.manifest import MANIFEST, agrees, read_manifest
 from precfm.pipeline.node import RECORD, RESULTS
 from precfm.pipeline.plan import KINDS, load_plan
 
-BIN = Path(sys.executable).parent
+DVC = Path(sys.executable).parent / "dvc"
 LEDGER = Path("dvc.lock")
 REFUSED = "refused"
+REMOTE = "precfm-from"  # the name of a remote that is asked once
 
 
 def main(
-    experiment: Annotated[str, typer.Argument(help="A recorded experiment.")] = "quick",
+    experiment: Annotated[str, typer.Argument(help="The experiment.")] = "quick",
     kind: Annotated[str | None, typer.Option(help="Only this kind of artifact.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="An archive, a folder or a URL; default: the remote of DVC's configuration."
+        ),
+    ] = None,
 ) -> None:
-    """Fetch what the ledger holds of an experiment."""
-    held = read_recorded()
-    recorded = held["experiments"]
-    if experiment not in recorded:
-        known = ", ".join(recorded) or "none yet"
-        raise PrecfmError(
-            f"params.yaml: '{experiment}' was never recorded (recorded: {known}); `make reproduce` makes it"
-        )
+    """Fetch what the ledger, or an archive, holds of an experiment."""
     if kind not in (None, *KINDS):
         raise PrecfmError(f"--kind: '{kind}' is no kind of artifact; kinds are {', '.join(KINDS)}")
-    kinds = [kind] if kind else list(KINDS)
-    stages = [f"{name}@{experiment}" for name in kinds]
-    if kind is None:
-        sources = set(load_plan(experiment).sources.values())
-        stages += [f"raw@{name}" for name in sorted(sources & set(held["sources"]))]
-    with alone(experiment) as own, alone("ledger") as ledger:
-        # Products and manifest hold nothing that artifacts do not, so what the ledger has replaces them.
-        pulled = dvc_pull(["--force", f"products@{experiment}"], [own, ledger])
+    if source and "://" not in source and not Path(source).is_dir():
+        if not Path(source).is_file():
+            raise PrecfmError(
+                f"--from: '{source}' is no archive, no folder, and no URL such as s3://BUCKET/PATH"
+            )
+        if kind:
+            raise PrecfmError(
+                "--kind: an archive is imported as a whole; `precfm export --kind` writes a small one"
+            )
+        print("\n".join(import_archive(Path(source), experiment).lines()))
+        return
+    kinds, stages = recorded_stages(experiment, kind)
+    with alone(experiment) as own, alone("ledger") as ledger, remote_at(source) as (options, environment):
+
+        def pull(*arguments: str) -> bool:
+            return dvc(["pull", *options, *arguments], environment, [own, ledger])
+
         wrong: list[Path] = []
+        # Products and manifest hold nothing that artifacts do not, so what the ledger has replaces them.
+        pulled = pull("--force", f"products@{experiment}")
         if pulled:
             check_manifest(experiment)
             if moved := len(set_aside(experiment, kinds)):
                 print(f"{experiment}: {moved} artifacts that the ledger does not know moved to the attic")
-            pulled = dvc_pull(stages, [own, ledger])
-            wrong = refuse_wrong(experiment, kinds)
+            pulled = pull(*stages)
+            wrong = set_aside(experiment, kinds, refuse=True)
     complaints = [refusal(experiment, wrong)] if wrong else []
     if not pulled:
         complaints.append(
-            f"{experiment}: could not pull (see above); a remote that holds it is needed: "
-            "`dvc remote add --default NAME URL`, and it is asked only for what `dvc push` has sent there"
+            f"{experiment}: could not pull (see above); {source or 'a remote'} must hold what `dvc push` sends, "
+            "as `make pull FROM=...` or `dvc remote add --default NAME URL` says where it is"
         )
     if complaints:
         raise PrecfmError("\nprecfm: ".join(complaints))
 
 
-def dvc_pull(arguments: list[str], locks: list[int]) -> bool:
-    """Whether `dvc pull` ended well; it holds the locks as long as it lives."""
-    command = [str(BIN / "dvc"), "pull", *arguments]
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
-    return subprocess.run(command, env=environment, pass_fds=locks).returncode == 0
+def recorded_stages(experiment: str, kind: str | None) -> tuple[list[str], list[str]]:
+    """The kinds that are asked for, and the ledger's stages that hold them."""
+    held = read_recorded()
+    if experiment not in held["experiments"]:
+        known = ", ".join(held["experiments"]) or "none yet"
+        raise PrecfmError(
+            f"params.yaml: '{experiment}' was never recorded (recorded: {known}); `make reproduce` makes it"
+        )
+    kinds = [kind] if kind else list(KINDS)
+    sources = set() if kind else {*load_plan(experiment).sources.values()} & {*held["sources"]}
+    return kinds, [f"{name}@{experiment}" for name in kinds] + [f"raw@{name}" for name in sorted(sources)]
+
+
+@contextmanager
+def remote_at(source: str | None) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Options and environment with which DVC asks a folder or URL instead of the default remote.
+
+    They name a configuration of a temporary folder, in the place of the machine's, so whatever happens nothing stays.
+    """
+    if not source:
+        yield [], {}
+        return
+    with TemporaryDirectory() as folder:
+        if (machine := Path(system_config_dir(), "config")).is_file():
+            shutil.copy(machine, folder)
+        environment = {"DVC_SYSTEM_CONFIG_DIR": folder}
+        place = source if "://" in source else str(Path(source).resolve())
+        if not dvc(["remote", "add", "--quiet", "--force", "--system", REMOTE, place], environment):
+            raise PrecfmError(f"--from: '{source}' is no place that DVC can pull from")
+        yield ["--remote", REMOTE], environment
+
+
+def dvc(arguments: Sequence[str], environment: Mapping[str, str], locks: Sequence[int] = ()) -> bool:
+    """Whether DVC ended well; it holds the locks as long as it lives."""
+    settings = {**os.environ, "DVC_NO_ANALYTICS": "1", **environment}
+    return subprocess.run([DVC, *arguments], env=settings, pass_fds=locks).returncode == 0
 
 
 def check_manifest(experiment: str) -> None:
@@ -93,52 +141,40 @@ def check_manifest(experiment: str) -> None:
         )
 
 
-def set_aside(experiment: str, kinds: list[str]) -> list[Path]:
-    """Move every artifact that is not as the manifest says to the attic, and remove what is damaged."""
-    listed = _listed(experiment)
-    moved = []
-    for kind in kinds:
-        for folder in sorted((RESULTS / experiment / kind).glob("*")):
-            try:
-                artifact = Artifact.open(folder)
-                artifact.verified()
-            except PrecfmError:
-                remove(folder)
-                continue
-            if not _is_listed(artifact, listed) and to_attic(folder, kind):
+def set_aside(experiment: str, kinds: Sequence[str], *, refuse: bool = False) -> list[Path]:
+    """Move every artifact that is not as the manifest says to the attic, and remove what is damaged or incomplete.
+
+    Args:
+        experiment: whose artifacts.
+        kinds: which of them.
+        refuse: move them to a place from where no plan fetches them back, because they came from elsewhere: somebody's
+            forgery, or what somebody made here meanwhile.
+
+    Returns:
+        The folders that were moved, or damaged although they came from elsewhere.
+    """
+    manifest = read_manifest(RESULTS / experiment)
+    if manifest is None:
+        raise PrecfmError(f"{RESULTS / experiment / MANIFEST}: missing; `make pull` fetches it first")
+    listed, moved = manifest["artifacts"], []
+    for folder in sorted(path for kind in kinds for path in (RESULTS / experiment / kind).glob("*")):
+        kind, complete = folder.parent.name, (folder / RECORD).is_file()
+        try:
+            artifact = Artifact.open(folder)
+            artifact.verified()
+        except PrecfmError:
+            remove(folder)
+            if refuse and complete:
                 moved.append(folder)
+            continue
+        entry = listed.get(f"{kind}/{folder.name}")
+        if entry is None or not agrees(artifact.record, entry, f"{kind}/{folder.name}"):
+            to_attic(folder, f"{REFUSED}/{kind}" if refuse else kind)
+            moved.append(folder)
     return moved
 
 
-def refuse_wrong(experiment: str, kinds: list[str]) -> list[Path]:
-    """Let nothing stay in place that came from elsewhere and is not as the manifest says.
-
-    It goes to a place in the attic from where no plan fetches it back: it may be somebody's forgery, or what somebody
-    made here meanwhile. What is damaged or incomplete is removed.
-
-    Returns:
-        The folders that such artifacts were in.
-    """
-    listed = _listed(experiment)
-    wrong = []
-    for kind in kinds:
-        for folder in sorted((RESULTS / experiment / kind).glob("*")):
-            complete = (folder / RECORD).is_file()
-            try:
-                artifact = Artifact.open(folder)
-                artifact.verified()
-            except PrecfmError:
-                remove(folder)
-            else:
-                if _is_listed(artifact, listed):
-                    continue
-                to_attic(folder, f"{REFUSED}/{kind}")
-            if complete:
-                wrong.append(folder)
-    return wrong
-
-
-def refusal(experiment: str, wrong: list[Path]) -> str:
+def refusal(experiment: str, wrong: Sequence[Path]) -> str:
     """What to say of artifacts that were refused."""
     more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
     return (
@@ -146,21 +182,6 @@ def refusal(experiment: str, wrong: list[Path]) -> str:
         f"(see {RESULTS}/.attic/{REFUSED}/); `make reproduce` makes it anew, and after "
         "`dvc remote modify NAME verify true` DVC refuses it, too"
     )
-
-
-def _is_listed(artifact: Artifact, listed: dict[str, Any]) -> bool:
-    node_id = f"{artifact.folder.parent.name}/{artifact.folder.name}"
-    entry = listed.get(node_id)
-    return entry is not None and agrees(artifact.record, entry, node_id)
-
-
-def _listed(experiment: str) -> dict[str, Any]:
-    """What the experiment's manifest says of each artifact."""
-    manifest = read_manifest(RESULTS / experiment)
-    if manifest is None:
-        raise PrecfmError(f"{RESULTS / experiment / MANIFEST}: missing; `make pull` fetches it first")
-    artifacts: dict[str, Any] = manifest["artifacts"]
-    return artifacts
 
 
 if __name__ == "__main__":

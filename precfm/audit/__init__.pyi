@@ -1,4 +1,4 @@
-from precfm.audit.archive import export_artifacts as export_artifacts
-from precfm.audit.archive import import_artifacts as import_artifacts
+from precfm.audit.archive import export_experiment as export_experiment
+from precfm.audit.importing import import_archive as import_archive
 from precfm.audit.integrity import audit as audit
 from precfm.audit.report import Report as Report

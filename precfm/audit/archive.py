@@ -1,107 +1,112 @@
-"""Artifacts in one tar file, for sharing without a DVC remote: `precfm export` and `precfm import`.
+"""An experiment in one file, as a DOI's payload or for readers without a DVC remote: `precfm export`.
 
-The first member is `manifest.json`, with the size of every other one, `<experiment>/<kind>/<label>-<key>/...`; records
-hold the checksums. The bytes depend on nothing but the artifacts. Nothing in an archive is trusted: only the listed
-plain files in their listed sizes are unpacked, into a folder of our own; each artifact is held against its record and
-against the manifests of this project; and all of them must be whole before the first one is moved into place.
+The file is a zip whose bytes depend on nothing but what it holds and the revision: members are stored, sorted, without
+times and owners. It unpacks to an RO-Crate, with configuration, manifest, products and artifacts under their names in a
+checkout; its first member lists the checksum of every other one, for `sha256sum -c`. `precfm.audit.importing` reads it.
 """
 
+import hashlib
 import io
-import os
-import re
 import shutil
-import socket
-import tarfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import stat
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, BinaryIO
 
-from filelock import FileLock
-from pydantic import Field
-
-from precfm.audit.records import KEY, PAYLOAD, check_artifact, parsed
+from precfm.audit.git import asked
+from precfm.audit.importing import ABOUT, CHECKSUMS, METADATA
+from precfm.audit.records import check_artifact
 from precfm.audit.report import Report
+from precfm.audit.ro_crate import archive_metadata
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Natural, Strict
 from precfm.datasets.manifest import file_sha256
-from precfm.pipeline.artifact import Artifact
-from precfm.pipeline.experiments import NAME
-from precfm.pipeline.files import remove
-from precfm.pipeline.manifest import agrees, canonical, published_entries, without_label
-from precfm.pipeline.node import PUBLISHED, RECORD, RESULTS
-from precfm.pipeline.plan import KINDS
+from precfm.datasets.sources import SOURCES
+from precfm.pipeline.experiments import CONFIG_FOLDER, TINY, read_yaml
+from precfm.pipeline.fingerprints import PACKAGE
+from precfm.pipeline.manifest import MANIFEST, manifest_text
+from precfm.pipeline.node import RECORD, RESULTS, Node
+from precfm.pipeline.plan import KINDS, Plan
+from precfm.pipeline.products import manifest_of, products
+from precfm.pipeline.publication import revision
 
-MANIFEST = "manifest.json"
-_FOLDER = rf"{NAME}/[a-z_]+/[A-Za-z0-9][A-Za-z0-9._=+-]*-{KEY}"  # of an artifact, below results/
-_UNREADABLE = (
-    tarfile.TarError,
-    EOFError,
-    ValueError,
-    ArithmeticError,
-    RecursionError,
-    FileExistsError,
-    NotADirectoryError,
-)
-_Member = Annotated[str, Field(pattern=f"^{_FOLDER}/{PAYLOAD}$")]
+Content = Path | bytes  # of a member: a file that is read when it is written, or the bytes themselves
 
 
-class Manifest(Strict):
-    """What an archive holds beside this: the size in bytes of every file, by its name in the archive."""
-
-    format: Literal[2] = 2
-    files: Annotated[dict[_Member, Natural], Field(min_length=1)]
-
-
-def find_artifacts(names: Iterable[str]) -> list[Path]:
-    """The folders of the artifacts in results/ that names stand for.
+def export_experiment(plan: Plan, kinds: Sequence[str] = (), to: Path | None = None) -> tuple[Path, int]:
+    """Write an experiment, or some kinds of its artifacts, into one file.
 
     Args:
-        names: each EXPERIMENT, EXPERIMENT/KIND, or KIND/LABEL-KEY (in whichever experiments hold it).
+        plan: of an experiment whose artifacts, of these kinds, all exist.
+        kinds: which ones, and then no products; none means everything.
+        to: a new file; by default `<experiment>-<plan key>.zip`, with the kinds between both.
+
+    Returns:
+        The file, and the number of artifacts in it.
 
     Raises:
-        PrecfmError: a name fits no complete artifact.
+        PrecfmError: an artifact is missing or damaged, the file exists, or this is no git checkout.
     """
-    places = [file.parent.relative_to(RESULTS) for file in RESULTS.glob(f"[!.]*/*/*/{RECORD}")]
-    found: set[Path] = set()
-    for name in names:
-        chosen = {
-            RESULTS / place
-            for place in places
-            if name in (place.parts[0], place.parent.as_posix(), "/".join(place.parts[1:]))
-            and re.fullmatch(_FOLDER, place.as_posix())
-        }
-        if not chosen:
-            needed = "EXPERIMENT, EXPERIMENT/KIND or KIND/LABEL-KEY, as `precfm ls EXPERIMENT` lists them, is needed"
-            raise PrecfmError(f"{name!r}: no complete artifact in {RESULTS}/ is called that; {needed}")
-        found |= chosen
-    return sorted(found)
-
-
-def export_artifacts(folders: Sequence[Path], to: Path) -> Manifest:
-    """Write artifacts into a tar file.
-
-    Args:
-        folders: `results/<experiment>/<kind>/<label>-<key>`, as `find_artifacts` gives them.
-        to: the file; it must not exist yet.
-
-    Raises:
-        PrecfmError: an artifact is damaged, or the file exists.
-    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise PrecfmError(f"--kind: '{kind}' is no kind of artifact; kinds are {', '.join(KINDS)}")
+    to = to or Path(f"{'-'.join([plan.experiment, *kinds, plan.key])}.zip")
     if to.exists():
         raise PrecfmError(f"--to: '{to}' is there already; the name of a new file is needed")
-    paths = [folder / name for folder in folders for name in _files_of_whole(folder)]
-    manifest = Manifest(files={path.relative_to(RESULTS).as_posix(): path.stat().st_size for path in paths})
-    to.parent.mkdir(parents=True, exist_ok=True)
-    part = to.with_name(f".{to.name}.part")
-    with tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as archive:
-        text = canonical(manifest.model_dump()).encode()
-        archive.addfile(_header(MANIFEST, len(text)), io.BytesIO(text))
-        for name, size in sorted(manifest.files.items()):
-            with (RESULTS / name).open("rb") as content:
-                archive.addfile(_header(name, size), content)
-    part.rename(to)
-    return manifest
+    nodes = [node for node in plan.nodes.values() if not kinds or node.kind in kinds]
+    missing = [node.id for node in nodes if not node.exists]
+    if missing or not nodes:
+        lacking = (
+            f"{len(missing)} of {len(nodes)} artifacts are missing ({missing[0]})"
+            if missing
+            else "no artifacts"
+        )
+        raise PrecfmError(
+            f"{plan.experiment}: {lacking}, and only whole experiments or kinds are exported; "
+            f"`make reproduce EXPERIMENT={plan.experiment}` makes them, `--kind` chooses kinds"
+        )
+    _write(_members(plan, nodes, complete=not kinds), to)
+    return to, len(nodes)
+
+
+def _members(plan: Plan, nodes: Sequence[Node], *, complete: bool) -> dict[str, Content]:
+    """What goes into an archive, by its name there; every artifact is verified."""
+    members: dict[str, Content] = {name: PACKAGE.parent / name for name in ABOUT}
+    members |= {
+        file.as_posix(): file for file in [*_configuration(plan.experiment), SOURCES] if file.is_file()
+    }
+    for node in nodes:
+        members |= {
+            (node.folder / name).as_posix(): node.folder / name for name in _files_of_whole(node.folder)
+        }
+    home, made_by = RESULTS / plan.experiment, _revision()
+    if complete:
+        for file, (artifact, name) in products(plan).items():
+            members[(home / file).as_posix()] = artifact.path(name)
+    members[(home / MANIFEST).as_posix()] = manifest_text({**manifest_of(plan), "revision": made_by})
+    date = (asked("show", "--no-patch", "--format=%cI", made_by["commit"]) or b"").decode().strip()
+    members[METADATA] = archive_metadata(plan, made_by, date, members)
+    return dict(sorted(members.items()))
+
+
+def _configuration(experiment: str) -> Iterator[Path]:
+    """The files that say what an experiment is: its own, those that it extends, and the claims."""
+    name: str | None = experiment
+    if not (CONFIG_FOLDER / f"{name}.yaml").is_file():
+        name = experiment.removesuffix(TINY)
+    while name is not None:
+        yield (file := CONFIG_FOLDER / f"{name}.yaml")
+        name = read_yaml(file).get("extends")
+    yield CONFIG_FOLDER / "claims.yaml"
+
+
+def _revision() -> dict[str, Any]:
+    try:
+        return revision()
+    except PrecfmError:
+        raise PrecfmError(
+            "export: a git checkout with a commit is needed, whose revision the archive names"
+        ) from None
 
 
 def _files_of_whole(folder: Path) -> list[str]:
@@ -113,100 +118,32 @@ def _files_of_whole(folder: Path) -> list[str]:
     return [RECORD, *record["files"]]
 
 
-def _header(name: str, size: int) -> tarfile.TarInfo:
-    """A member's header without times and owners."""
-    member = tarfile.TarInfo(name)
-    member.size = size
-    return member
-
-
-@dataclass(frozen=True)
-class Imported:
-    """What an import did; artifacts by `experiment/kind/label-key`.
-
-    Attributes:
-        placed: came into place.
-        kept: were there already, equal.
-        different: are there with other bytes, and were left as they are.
-        refused: are not what a manifest of this project says of them, and were left out.
-    """
-
-    placed: list[str]
-    kept: list[str]
-    different: list[str]
-    refused: list[str]
-
-
-def import_artifacts(file: Path) -> Imported:
-    """Verify an archive and put its artifacts in place; what is there already stays as it is.
-
-    Raises:
-        PrecfmError: it is no archive of `export_artifacts`, anything in it is missing, damaged or not as listed, or a
-            manifest of this project is damaged; then nothing was put in place.
-    """
-    work = RESULTS / ".work"
-    (work / "locks").mkdir(parents=True, exist_ok=True)
-    with FileLock(work / "locks" / "import.lock"):
-        for left in (work / "parts").glob("import.*"):  # by a killed import: this one holds the lock
-            remove(left)
-        staging = work / "parts" / f"import.part-{socket.gethostname()}-{os.getpid()}"
-        staging.mkdir(parents=True)
-        try:
-            return _put_all(staging, _unpack(file, staging))
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _unpack(file: Path, staging: Path) -> list[str]:
-    """The artifacts of an archive, unpacked into a folder of our own and whole."""
+def _write(members: Mapping[str, Content], to: Path) -> None:
+    """Write a zip file, first the checksums of all members; it has its name only once it is whole."""
+    sums = "".join(f"{_sha256(content)}  {name}\n" for name, content in members.items())
+    to.parent.mkdir(parents=True, exist_ok=True)
+    part = to.with_name(f".{to.name}.part")
     try:
-        with tarfile.open(file, "r:") as archive:
-            first, *members = archive.getmembers()
-            content = archive.extractfile(first) if first.name == MANIFEST else None
-            if content is None:
-                raise PrecfmError(f"its first member is not {MANIFEST}")
-            files = parsed(Manifest, content.read()).files
-            if [member.name for member in members] != sorted(files):
-                raise PrecfmError(f"its members are not those that {MANIFEST} lists")
-            for member in members:
-                if not member.isreg() or member.issparse() or member.size != files[member.name]:
-                    raise PrecfmError(f"{member.name} is no plain file of the listed size")
-            for member in members:  # by hand: tarfile's own safe extraction came with Python 3.11.4
-                source, place = archive.extractfile(member), staging / member.name
-                assert source is not None, "a plain file"
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with place.open("xb") as copy:
-                    shutil.copyfileobj(source, copy)
-        artifacts = sorted({"/".join(name.split("/")[:3]) for name in files})
-        for artifact in artifacts:
-            experiment, kind, _ = artifact.split("/")
-            if kind not in KINDS or experiment == PUBLISHED.name:
-                raise PrecfmError(f"{artifact} is no place of an artifact")
-            _files_of_whole(staging / artifact)
-        return artifacts
-    except _UNREADABLE as error:
-        what = " ".join(str(error).replace(f"{staging}/", "").split()) or type(error).__name__
-        raise PrecfmError(f"{file}: no whole archive of `precfm export` ({what})") from None
+        with zipfile.ZipFile(part, "w") as archive:
+            for name, content in {CHECKSUMS: sums.encode(), **members}.items():
+                with _opened(content) as source, archive.open(_header(name, content), "w") as member:
+                    shutil.copyfileobj(source, member)
+        part.rename(to)
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def _put_all(staging: Path, artifacts: Sequence[str]) -> Imported:
-    """Move what is not there yet into place, each under its lock; published numbers are never made from other bytes."""
-    done = Imported([], [], [], [])
-    published = published_entries(RESULTS)
-    for name in artifacts:
-        source, target, node_id = staging / name, RESULTS / name, name.partition("/")[2]
-        kind, key = without_label(node_id).split("/")
-        record = Artifact.open(source).record
-        with FileLock(RESULTS / ".work" / "locks" / f"{kind}-{key}.lock"):
-            if not all(agrees(record, entry, node_id) for entry in published.get(f"{kind}/{key}", ())):
-                done.refused.append(name)
-            elif not (target / RECORD).is_file():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                remove(target)  # Snakemake's empty folder, or the remains of an incomplete pull
-                source.rename(target)
-                done.placed.append(name)
-            elif file_sha256(target / RECORD) == file_sha256(source / RECORD):
-                done.kept.append(name)
-            else:
-                done.different.append(name)
-    return done
+def _header(name: str, content: Content) -> zipfile.ZipInfo:
+    """A member's header: a plain file, stored, at the earliest time that the format knows."""
+    header = zipfile.ZipInfo(name)
+    header.create_system, header.external_attr = 3, (stat.S_IFREG | 0o644) << 16  # 3: Unix
+    header.file_size = content.stat().st_size if isinstance(content, Path) else len(content)
+    return header
+
+
+def _opened(content: Content) -> BinaryIO:
+    return content.open("rb") if isinstance(content, Path) else io.BytesIO(content)
+
+
+def _sha256(content: Content) -> str:
+    return file_sha256(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()

@@ -1,11 +1,14 @@
-"""A lineage as a Workflow Run RO-Crate: a folder that other programs for provenance can read.
+"""RO-Crates, which other programs for provenance can read: of a lineage, and of an archive.
 
 References:
     Workflow Run Crate, https://w3id.org/ro/wfrun/workflow/0.5: one action for the whole run, and one for each
     artifact on the way, with its code, its parameters and what it used.
+    Process Run Crate, https://w3id.org/ro/wfrun/process/0.5: one action; an archive is one.
 """
 
 import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import date
 from mimetypes import guess_type
@@ -16,9 +19,12 @@ from typing import Any
 from precfm.audit.lineage import Lineage, Step, flat
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.fingerprints import PACKAGE
+from precfm.pipeline.node import RECORD, RESULTS
+from precfm.pipeline.plan import KINDS, Plan
 
+PROCESS_RUN = "https://w3id.org/ro/wfrun/process/0.5"
 PROFILES = {
-    "https://w3id.org/ro/wfrun/process/0.5": "Process Run Crate",
+    PROCESS_RUN: "Process Run Crate",
     "https://w3id.org/ro/wfrun/workflow/0.5": "Workflow Run Crate",
     "https://w3id.org/workflowhub/workflow-ro-crate/1.0": "Workflow RO-Crate",
 }
@@ -37,18 +43,92 @@ def write_crate(traced: Lineage, folder: Path) -> None:
     Raises:
         PrecfmError: the folder holds something, or the library for crates is not installed.
     """
+    rocrate = _new_crate()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise PrecfmError(f"{folder}: is there already; a new folder is needed")
+    with TemporaryDirectory() as temporary:
+        crate = _Crate(rocrate, traced, Path(temporary))
+        crate.fill()
+        crate.rocrate.write(folder)
+
+
+def archive_metadata(plan: Plan, revision: Mapping[str, Any], date: str, files: Iterable[str]) -> bytes:
+    """What `ro-crate-metadata.json` says of an archive; it depends on nothing but the arguments.
+
+    Args:
+        plan: of the experiment that the archive holds.
+        revision: the commit, and whether code and configuration are as in it.
+        date: of the commit, as ISO 8601.
+        files: the members of the archive, beside this one.
+
+    Raises:
+        PrecfmError: the library for crates is not installed.
+    """
+    crate, home = _new_crate(), f"{RESULTS}/{plan.experiment}"
+    made = f"revision {revision['commit']}{'' if revision['clean'] else ', with changes that were not committed'}"
+    command = f"make reproduce EXPERIMENT={plan.experiment}"
+    given, results = _data_of_archive(crate, home, files)
+    code = {"name": "precfm", "softwareVersion": made}
+    action = crate.add_action(
+        _context(crate, "#precfm", "SoftwareApplication", **code),
+        identifier="#run",
+        object=given,
+        result=results,
+        properties={"name": command},
+    )
+    root = crate.root_dataset
+    root["name"] = f"precfm: {plan.experiment}"
+    root["description"] = (
+        f"The experiment {plan.experiment} (plan {plan.key}), made by precfm, {made}. In a checkout of that revision, "
+        f"`precfm import` puts the artifacts of this archive in place, and `{command}` makes what is left."
+    )
+    root["identifier"], root["version"], root["datePublished"] = plan.key, revision["commit"], date
+    root["license"] = _context(crate, LICENSE, "CreativeWork", name="MIT License")
+    root["conformsTo"] = _profile(crate, PROCESS_RUN)
+    root["mentions"] = action
+    return (json.dumps(crate.metadata.generate(), indent=1, sort_keys=True) + "\n").encode()
+
+
+def _data_of_archive(crate: Any, home: str, files: Iterable[str]) -> tuple[list[Any], list[Any]]:
+    """Add what an archive holds, artifacts as one folder for each kind; what it was made from, and what was made."""
+    given: list[Any] = []
+    made: list[Any] = []
+    kinds: Counter[str] = Counter()
+    for file in sorted(files):
+        kind = file.removeprefix(f"{home}/").split("/")[0]
+        if file.startswith(f"{home}/") and kind in KINDS:
+            kinds[kind] += file.endswith(f"/{RECORD}")
+            continue
+        entity = crate.add_file(dest_path=file)
+        if "/" in file:
+            (made if file.startswith(f"{home}/") else given).append(entity)
+    for kind, count in kinds.items():
+        about = {
+            "name": kind,
+            "description": f"artifacts: {count}; the {RECORD} of each says how it was made",
+        }
+        made.append(crate.add_dataset(dest_path=f"{home}/{kind}", properties=about))
+    return given, made
+
+
+def _new_crate() -> Any:
     try:
         from rocrate.rocrate import ROCrate
     except ImportError:
         raise PrecfmError(
             "rocrate is not installed; `pip install precfm[workflow]` or `make install` brings it"
         ) from None
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise PrecfmError(f"{folder}: is there already; a new folder is needed")
-    with TemporaryDirectory() as temporary:
-        crate = _Crate(ROCrate(version="1.1"), traced, Path(temporary))
-        crate.fill()
-        crate.rocrate.write(folder)
+    return ROCrate(version="1.1")
+
+
+def _context(crate: Any, identifier: str, kind: str, **properties: Any) -> Any:
+    from rocrate.model.contextentity import ContextEntity
+
+    return crate.add(ContextEntity(crate, identifier, {"@type": kind, **properties}))
+
+
+def _profile(crate: Any, url: str) -> Any:
+    return _context(crate, url, "CreativeWork", name=PROFILES[url], version=url.rsplit("/", 1)[1])
 
 
 class _Crate:
@@ -65,10 +145,7 @@ class _Crate:
         root["description"] = f"Lineage of {traced.file}, made by the precfm experiment {traced.experiment}."
         root["datePublished"] = date.today().isoformat()
         root["license"] = self._context(LICENSE, "CreativeWork", name="MIT License")
-        root["conformsTo"] = [
-            self._context(url, "CreativeWork", name=name, version=url.rsplit("/", 1)[1])
-            for url, name in PROFILES.items()
-        ]
+        root["conformsTo"] = [_profile(self.rocrate, url) for url in PROFILES]
         self.rocrate.metadata.extra_terms.update(TERMS)
         workflow = self.rocrate.add_workflow(
             SNAKEFILE,
@@ -107,9 +184,7 @@ class _Crate:
         root["mentions"] = actions
 
     def _context(self, identifier: str, kind: str, **properties: Any) -> Any:
-        from rocrate.model.contextentity import ContextEntity
-
-        return self.rocrate.add(ContextEntity(self.rocrate, identifier, {"@type": kind, **properties}))
+        return _context(self.rocrate, identifier, kind, **properties)
 
     def _file(self, place: str, content: Any, **properties: Any) -> Any:
         file = self.temporary / place.replace("/", "--")
