@@ -149,11 +149,8 @@ def test_another_network_is_no_encoder(tmp_path: Path) -> None:
 # ---- the variational autoencoder
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("image_size", 30), ("image_size", 0), ("channels", 2), ("latent_dim", 0), ("width", 0), ("beta", -1.0)],
-)
-def test_impossible_options_are_named(field: str, value: float) -> None:
+@pytest.mark.parametrize(("field", "value"), [("image_size", 30), ("image_size", 0), ("channels", 2)])
+def test_impossible_sizes_are_named(field: str, value: int) -> None:
     with pytest.raises(PrecfmError, match=f"{field}: got {value}"):
         small_vae(**{field: value})
 

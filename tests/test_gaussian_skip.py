@@ -360,6 +360,6 @@ def test_bad_input_is_refused() -> None:
     ]:
         with pytest.raises(PrecfmError, match=f"^{field}"):
             model(x_t, torch.zeros(1), asked)
-    for field, wrong in {"skip": "some", "path": "linear", "network": "mlp", "input_scaling": 1}.items():
+    for field, wrong in {"path": "linear", "network": "mlp"}.items():
         with pytest.raises(PrecfmError, match=f"^{field}: got "):
             GaussianSkip(**{"network": MLPVelocity(DIM), "path": LinearPath(), field: wrong})

@@ -380,11 +380,6 @@ def test_trainings_with_every_option_are_repeatable_and_learn(device: str) -> No
 @pytest.mark.parametrize(
     ("field", "options"),
     [
-        ("time", {"time": "late"}),
-        ("time_std", {"time_std": 0.0}),
-        ("time_std", {"time_std": math.nan}),
-        ("coupling", {"coupling": "sinkhorn"}),
-        ("metric", {"metric": "pixels"}),
         ("inverse_jacobian", {"metric": "latent"}),
         ("inverse_jacobian", {"metric": "latent", "inverse_jacobian": JACOBIAN.T}),
         ("decoder_metric", {"metric": "decoder", "inverse_jacobian": JACOBIAN}),
@@ -412,5 +407,3 @@ def test_use_before_prepare_and_data_that_are_no_tensor_are_refused(kind: Any) -
     for wrong in (spread()[0].numpy(), spread()[1]):
         with pytest.raises(PrecfmError, match=r"^z1: "):
             kind().prepare(LinearPath(), wrong)
-    with pytest.raises(PrecfmError, match=r"^time_std: got -1"):
-        kind(time_std=-1.0)

@@ -1,5 +1,6 @@
-"""Options out of range: the plan refuses them before the first job, in the sentence in which the class does."""
+"""Options of all that is registered: the plan refuses what is out of range before the first job, as the class does."""
 
+import math
 from typing import Any, get_args
 
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 from precfm.core.errors import PrecfmError
 from precfm.core.options import options_of
 from precfm.core.registry import REGISTRY, load
+from precfm.flows.models.mlp import MLPVelocity
+from precfm.flows.paths import LinearPath
 from precfm.pipeline.components import FILLED_IN, component
 
 UNBOUNDED = {("objectives", "time_mean")}  # any finite number is right
@@ -83,38 +86,96 @@ def test_the_plan_and_the_class_say_the_same(
     assert planned(group, name, options) == constructed(group, name, options)
 
 
+# What the pipeline fills in, as a user of the class gives it.
+GIVEN: dict[str, dict[str, Any]] = {
+    "models": {"shape": 4},
+    "wrappers": {"network": MLPVelocity(4), "path": LinearPath()},
+    "encoders": {"channels": 1, "image_size": 12},
+    "theory": {"seed": 0},
+}
+OUT_OF_RANGE: dict[str, dict[str, dict[str, list[Any]]]] = {
+    "preconditioners": {
+        "whitening": {"exponent": [-0.1, 1.5, math.nan, "text", None, [1]], "shrinkage": [1.5], "rows": [1, True]},
+        "class_whitening": {"rows_per_feature": [-1.0]},
+        "normalizing_flow": {
+            "kind": ["planar"], "width": [0], "max_log_scale": [0.0], "validation_share": [1.0], "steps": [0],
+            "learning_rate": [0.0],
+        },
+        "low_capacity_flow": {"tolerance": [0.0], "max_solver_steps": [20], "width": [0], "shrinkage": ["much"]},
+        "decoder_metric": {"floor": [0.0, 1.5]},
+        "projection": {"rank": [0], "explained": [0.0]},
+        "composition": {"stages": [(), ({"exponent": 0.5},), ({"name": "auto"},)]},
+        "auto": {
+            "candidates": [(), ({"exponent": 0.5},), ({"name": "none"}, {"name": "auto"})],
+            "accuracy": [0.0, 1.0], "margin": [-0.1, math.nan], "validation_share": [1.0],
+        },
+    },
+    "models": {"mlp": {"width": [0, 8.0], "depth": [0], "time_features": [3, 0]}},
+    "wrappers": {"gaussian_skip": {"skip": ["some"], "input_scaling": [1]}},
+    "objectives": {
+        "flow_matching": {
+            "time": ["late"], "time_std": [0.0, math.nan], "coupling": ["sinkhorn"], "metric": ["pixels"],
+        },
+        "denoising_score": {"time_std": [-1.0]},
+    },
+    "encoders": {"conv_vae": {"latent_dim": [0], "width": [0], "beta": [-1.0]}},
+    "datasets": {
+        **{name: {"resolution": [30]} for name in ("mnist5k", "mnist", "fashion_mnist")},
+        "imagefolder": {"resolution": [0], "channels": [2]},
+    },
+    "theory": {
+        "linear_grid": {
+            "condition_numbers": [(0.5,)], "times": [()], "paths": [("circular",)], "descent_rate": [1.0],
+        },
+        "steps_to_accuracy": {"fraction": [0.0]},
+        "residual_linear": {"rate": [0.6], "samples_per_dim": [(1.0,)]},
+        "mixture_linear": {"worst_weights": [(1.0,)]},
+        "mixture_ablations": {"control_condition_number": [0.0]},
+        "trained_factors": {"factors": [("depth",)]},
+        "trained_budgets": {"checkpoints": [(0, 4)]},
+        "mixture_networks": {"steps": [0]},
+        "residual_networks": {"weight_decays": [(-1.0,)]},
+    },
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("name", "options", "begins"),
+    ("group", "name", "option", "value"),
     [
-        ("whitening", {"exponent": 1.5}, "exponent: got 1.5"),
-        ("whitening", {"rows": 1}, "rows: got 1"),
-        ("class_whitening", {"rows_per_feature": -1.0}, "rows_per_feature: got -1.0"),
-        ("normalizing_flow", {"learning_rate": 0.0}, "learning_rate: got 0.0"),
-        ("normalizing_flow", {"validate_every": 0}, "patience: got 5"),
-        ("low_capacity_flow", {"solver_steps": 9, "max_solver_steps": 8}, "max_solver_steps: got 8"),
-        ("composition", {"stages": []}, "stages: got "),
-        ("auto", {"candidates": [{"name": "none"}, {"name": "auto"}]}, "candidates: "),
-        (
-            "composition",
-            {"stages": [{"name": "projection", "explained": 0.0}]},
-            "stages.0: explained: got 0.0",
-        ),
-        ("auto", {"candidates": [{"name": "auto", "margin": -1.0}]}, "candidates.0: margin: got -1.0"),
+        (group, name, option, value)
+        for group, classes in OUT_OF_RANGE.items()
+        for name, options in classes.items()
+        for option, values in options.items()
+        for value in values
     ],
 )
-def test_fields_are_named_by_plan_and_class(name: str, options: dict[str, Any], begins: str) -> None:
-    assert planned("preconditioners", name, options).startswith(begins)
+def test_what_is_out_of_range_is_refused_by_field(group: str, name: str, option: str, value: Any) -> None:
+    given = list(value) if isinstance(value, tuple) else value  # as a file has it
+    if not (isinstance(value, float) and math.isnan(value)):  # which is no plain data
+        assert planned(group, name, {option: given}).startswith(option)
+    assert constructed(group, name, {**GIVEN.get(group, {}), option: value}).startswith(option)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "field"),
+    [
+        ("normalizing_flow", {"validate_every": 0}, "patience: got 5"),
+        ("low_capacity_flow", {"solver_steps": 9, "max_solver_steps": 8}, "max_solver_steps: got 8"),
+        ("composition", {"stages": [{"name": "bleaching"}]}, "stages.0: preconditioners: got 'bleaching'"),
+        ("composition", {"stages": [{"name": "whitening", "width": 3}]}, "stages.0: width: got 3"),
+        ("composition", {"stages": [{"name": "projection", "explained": 0.0}]}, "stages.0: explained: got 0.0"),
+        ("composition", {"stages": [{"name": "none"}, {"name": "os:getcwd"}]}, "stages.1: "),
+        ("auto", {"candidates": [{"name": "whitening", "width": 3}]}, "candidates.0: width: got 3"),
+        ("auto", {"candidates": [{"name": "whitening", "exponent": 2.0}]}, "candidates.0: exponent: got 2.0"),
+        ("auto", {"candidates": [{"name": "auto", "margin": -1.0}]}, "candidates.0: margin: got -1.0"),
+    ],
+)  # fmt: skip
+def test_rules_across_options_and_inside_components_name_their_field(
+    name: str, options: dict[str, Any], field: str
+) -> None:
+    assert planned("preconditioners", name, options).startswith(field)
     as_tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    assert constructed("preconditioners", name, as_tuples).startswith(
-        begins.partition(":")[0].partition(".")[0]
-    )
-
-
-@pytest.mark.parametrize("wrong", ["text", None, [1]])
-def test_a_class_refuses_what_is_no_number(wrong: Any) -> None:
-    assert constructed("preconditioners", "whitening", {"exponent": wrong}).startswith(
-        f"exponent: got {wrong!r}; "
-    )
+    assert constructed("preconditioners", name, as_tuples).startswith(field.split(":")[0].split(".")[0])
 
 
 def test_what_is_right_is_kept() -> None:

@@ -60,57 +60,6 @@ def test_the_smallest_std_of_the_test_data_is_small(data: Labelled) -> None:
     assert smallest_std(data[0]) < 0.02
 
 
-@pytest.mark.parametrize(
-    ("name", "field", "options"),
-    [
-        ("whitening", "exponent", {"exponent": -0.1}),
-        ("whitening", "exponent", {"exponent": math.nan}),
-        ("whitening", "shrinkage", {"shrinkage": 1.5}),
-        ("whitening", "rows", {"rows": 1}),
-        ("whitening", "rows", {"rows": True}),
-        ("class_whitening", "rows_per_feature", {"rows_per_feature": -1.0}),
-        ("normalizing_flow", "kind", {"kind": "planar"}),
-        ("normalizing_flow", "width", {"width": 0}),
-        ("normalizing_flow", "max_log_scale", {"max_log_scale": 0.0}),
-        ("normalizing_flow", "validation_share", {"validation_share": 1.0}),
-        ("normalizing_flow", "steps", {"steps": 0}),
-        ("normalizing_flow", "patience", {"validate_every": 0}),
-        ("low_capacity_flow", "tolerance", {"tolerance": 0.0}),
-        ("low_capacity_flow", "max_solver_steps", {"max_solver_steps": 20}),
-        ("low_capacity_flow", "width", {"width": 0}),
-        ("low_capacity_flow", "shrinkage", {"shrinkage": "much"}),
-        ("decoder_metric", "floor", {"floor": 0.0}),
-        ("decoder_metric", "floor", {"floor": 1.5}),
-        ("projection", "rank", {"rank": 0}),
-        ("projection", "explained", {"explained": 0.0}),
-        ("composition", "stages", {"stages": ()}),
-        ("composition", "stages", {"stages": ({"exponent": 0.5},)}),
-        ("composition", "stages", {"stages": ({"name": "auto"},)}),
-        ("composition", "stages.0: .*bleaching", {"stages": ({"name": "bleaching"},)}),
-        ("composition", "stages.0: .*width", {"stages": ({"name": "whitening", "width": 3},)}),
-        ("composition", "stages.0: exponent", {"stages": ({"name": "whitening", "exponent": 3.0},)}),
-        (
-            "composition",
-            "stages.1: .*no Preconditioner",
-            {"stages": ({"name": "none"}, {"name": "os:getcwd"})},
-        ),
-        ("auto", "candidates", {"candidates": ()}),
-        ("auto", "candidates", {"candidates": ({"exponent": 0.5},)}),
-        ("auto", "candidates", {"candidates": ({"name": "none"}, {"name": "auto"})}),
-        ("auto", "candidates.0: .*width", {"candidates": ({"name": "whitening", "width": 3},)}),
-        ("auto", "candidates.0: exponent", {"candidates": ({"name": "whitening", "exponent": 2.0},)}),
-        ("auto", "accuracy", {"accuracy": 0.0}),
-        ("auto", "accuracy", {"accuracy": 1.0}),
-        ("auto", "margin", {"margin": -0.1}),
-        ("auto", "margin", {"margin": math.nan}),
-        ("auto", "validation_share", {"validation_share": 1.0}),
-    ],
-)
-def test_options_out_of_range_are_refused(name: str, field: str, options: dict[str, Any]) -> None:
-    with pytest.raises(PrecfmError, match=f"^{field}"):
-        make((name, options))
-
-
 @pytest.mark.parametrize("name", REGISTRY["preconditioners"])
 def test_options_are_what_the_schema_says(name: str) -> None:
     schema = options_of(registered("preconditioners", name))

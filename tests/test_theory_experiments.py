@@ -43,29 +43,6 @@ def test_every_experiment_is_registered_with_readable_options():
 
 
 @pytest.mark.parametrize(
-    ("name", "option", "value"),
-    [
-        ("linear_grid", "condition_numbers", (0.5,)),
-        ("linear_grid", "times", ()),
-        ("linear_grid", "paths", ("circular",)),
-        ("linear_grid", "descent_rate", 1.0),
-        ("steps_to_accuracy", "fraction", 0.0),
-        ("residual_linear", "rate", 0.6),
-        ("residual_linear", "samples_per_dim", (1.0,)),
-        ("mixture_linear", "worst_weights", (1.0,)),
-        ("mixture_ablations", "control_condition_number", 0.0),
-        ("trained_factors", "factors", ("depth",)),
-        ("trained_budgets", "checkpoints", (0, 4)),
-        ("mixture_networks", "steps", 0),
-        ("residual_networks", "weight_decays", (-1.0,)),
-    ],
-)
-def test_an_option_out_of_its_range_is_refused(name, option, value):
-    with pytest.raises(PrecfmError, match=f"^{option}"):
-        theory_frames.run(name, 0, **{option: value})
-
-
-@pytest.mark.parametrize(
     ("name", "changes", "field"),
     [
         ("linear_grid", {"times": (1.0,), "targets": ("score",)}, "t"),
