@@ -1,93 +1,32 @@
 """From images to latents, and the frozen judges of image quality."""
 
 
-rule classifiers:
+use rule artifact as train_classifier with:
     input:
-        parents("classifiers"),
-    output:
-        update(f"{HOME}/classifiers/{{name}}/artifact.json"),
-    log:
-        f"{RECORDS}/logs/classifiers/{{name}}.log",
-    benchmark:
-        f"{RECORDS}/benchmarks/classifiers/{{name}}.tsv"
-    threads: PLAN.threads
-    resources:
-        gpu=gpus,
-    params:
-        node=node("classifiers"),
-    script:
-        "../workflow_scripts/classifier.py"
+        data=parents("data"),
+    wildcard_constraints:
+        kind="classifiers",
 
 
-rule classifiers_all:
+use rule artifact as train_encoder with:
     input:
-        artifacts("classifiers"),
+        data=parents("data"),
+    wildcard_constraints:
+        kind="encoders",
 
 
-rule encoders:
+use rule artifact as encode with:
     input:
-        parents("encoders"),
-    output:
-        update(f"{HOME}/encoders/{{name}}/artifact.json"),
-    log:
-        f"{RECORDS}/logs/encoders/{{name}}.log",
-    benchmark:
-        f"{RECORDS}/benchmarks/encoders/{{name}}.tsv"
-    threads: PLAN.threads
-    resources:
-        gpu=gpus,
-    params:
-        node=node("encoders"),
-    script:
-        "../workflow_scripts/encoder.py"
+        data=parents("data"),
+        encoder=parents("encoder"),
+    wildcard_constraints:
+        kind="latents",
 
 
-rule encoders_all:
+use rule artifact as extract_features with:
     input:
-        artifacts("encoders"),
-
-
-rule latents:
-    input:
-        parents("latents"),
-    output:
-        update(f"{HOME}/latents/{{name}}/artifact.json"),
-    log:
-        f"{RECORDS}/logs/latents/{{name}}.log",
-    benchmark:
-        f"{RECORDS}/benchmarks/latents/{{name}}.tsv"
-    threads: PLAN.threads
-    resources:
-        gpu=gpus,
-    params:
-        node=node("latents"),
-    script:
-        "../workflow_scripts/latents.py"
-
-
-rule latents_all:
-    input:
-        artifacts("latents"),
-
-
-rule features:
-    input:
-        parents("features"),
-    output:
-        update(f"{HOME}/features/{{name}}/artifact.json"),
-    log:
-        f"{RECORDS}/logs/features/{{name}}.log",
-    benchmark:
-        f"{RECORDS}/benchmarks/features/{{name}}.tsv"
-    threads: PLAN.threads
-    resources:
-        gpu=gpus,
-    params:
-        node=node("features"),
-    script:
-        "../workflow_scripts/features.py"
-
-
-rule features_all:
-    input:
-        artifacts("features"),
+        data=parents("data"),
+        latents=parents("latents"),
+        classifiers=parents("classifiers"),
+    wildcard_constraints:
+        kind="features",

@@ -1,112 +1,51 @@
-"""Matched baselines, recipes, predictions; flow training and sampling."""
+"""Matched baselines, recipes, predictions; the flows themselves."""
+
+BUDGETS = light("budgets")
 
 
-rule budgets:
+use rule artifact as match_budgets with:
     input:
-        parents("budgets"),
+        latents=parents("latents", BUDGETS),
+        preconditioners=parents("preconditioner", BUDGETS),
+        decoder_metric=parents("decoder_metric", BUDGETS),
     output:
-        update(f"{HOME}/budgets/{{name}}/artifact.json"),
+        update(records(BUDGETS)),
     log:
-        f"{RECORDS}/logs/budgets/{{name}}.log",
+        f"{RECORDS}/logs/budgets.log",
     benchmark:
-        f"{RECORDS}/benchmarks/budgets/{{name}}.tsv"
-    threads: PLAN.threads
+        f"{RECORDS}/benchmarks/budgets.tsv"
     params:
-        node=node("budgets"),
-    script:
-        "../workflow_scripts/budget.py"
+        nodes=plain(BUDGETS),
 
 
-rule budgets_all:
+use rule artifact as search_recipe with:
     input:
-        artifacts("budgets"),
+        latents=parents("latents"),
+        preconditioner=parents("preconditioner"),
+        decoder_metric=parents("decoder_metric"),
+        budget=parents("budget"),
+        data=parents("data"),
+        encoder=parents("encoder"),
+        classifiers=parents("classifiers"),
+    wildcard_constraints:
+        kind="recipes",
 
 
-rule recipes:
+use rule artifact as predict_steps with:
     input:
-        parents("recipes"),
-    output:
-        update(f"{HOME}/recipes/{{name}}/artifact.json"),
-    log:
-        f"{RECORDS}/logs/recipes/{{name}}.log",
-    benchmark:
-        f"{RECORDS}/benchmarks/recipes/{{name}}.tsv"
-    threads: PLAN.threads
-    resources:
-        gpu=gpus,
-    params:
-        node=node("recipes"),
-    script:
-        "../workflow_scripts/recipe.py"
+        latents=parents("latents"),
+        preconditioner=parents("preconditioner"),
+        decoder_metric=parents("decoder_metric"),
+    wildcard_constraints:
+        kind="kernels",
 
 
-rule recipes_all:
+use rule artifact as train_flow with:
     input:
-        artifacts("recipes"),
-
-
-rule kernels:
-    input:
-        parents("kernels"),
-    output:
-        update(f"{HOME}/kernels/{{name}}/artifact.json"),
-    log:
-        f"{RECORDS}/logs/kernels/{{name}}.log",
-    benchmark:
-        f"{RECORDS}/benchmarks/kernels/{{name}}.tsv"
-    threads: PLAN.threads
-    params:
-        node=node("kernels"),
-    script:
-        "../workflow_scripts/kernel.py"
-
-
-rule kernels_all:
-    input:
-        artifacts("kernels"),
-
-
-rule flows:
-    input:
-        parents("flows"),
-    output:
-        update(f"{HOME}/flows/{{name}}/artifact.json"),
-    log:
-        f"{RECORDS}/logs/flows/{{name}}.log",
-    benchmark:
-        f"{RECORDS}/benchmarks/flows/{{name}}.tsv"
-    threads: PLAN.threads
-    resources:
-        gpu=gpus,
-    params:
-        node=node("flows"),
-    script:
-        "../workflow_scripts/flow.py"
-
-
-rule flows_all:
-    input:
-        artifacts("flows"),
-
-
-rule samples:
-    input:
-        parents("samples"),
-    output:
-        update(f"{HOME}/samples/{{name}}/artifact.json"),
-    log:
-        f"{RECORDS}/logs/samples/{{name}}.log",
-    benchmark:
-        f"{RECORDS}/benchmarks/samples/{{name}}.tsv"
-    threads: PLAN.threads
-    resources:
-        gpu=gpus,
-    params:
-        node=node("samples"),
-    script:
-        "../workflow_scripts/samples.py"
-
-
-rule samples_all:
-    input:
-        artifacts("samples"),
+        latents=parents("latents"),
+        preconditioner=parents("preconditioner"),
+        decoder_metric=parents("decoder_metric"),
+        budget=parents("budget"),
+        recipe=parents("recipe"),
+    wildcard_constraints:
+        kind="flows",

@@ -1,66 +1,56 @@
 """The invertible maps, and what they do to the geometry."""
 
 
-rule decoder_metrics:
+use rule artifact as measure_decoder with:
     input:
-        parents("decoder_metrics"),
+        latents=parents("latents"),
+        encoder=parents("encoder"),
+    wildcard_constraints:
+        kind="decoder_metrics",
+
+
+use rule artifact as train_preconditioner with:
+    input:
+        latents=parents("latents"),
+        decoder_metric=parents("decoder_metric"),
+    wildcard_constraints:
+        kind="preconditioners",
+
+
+CLOSED_FORMS = light("preconditioners")
+
+
+use rule artifact as fit_preconditioners with:
+    input:
+        latents=parents("latents", CLOSED_FORMS),
+        decoder_metric=parents("decoder_metric", CLOSED_FORMS),
     output:
-        update(f"{HOME}/decoder_metrics/{{name}}/artifact.json"),
+        update(records(CLOSED_FORMS)),
     log:
-        f"{RECORDS}/logs/decoder_metrics/{{name}}.log",
+        f"{RECORDS}/logs/preconditioners.log",
     benchmark:
-        f"{RECORDS}/benchmarks/decoder_metrics/{{name}}.tsv"
-    threads: PLAN.threads
-    params:
-        node=node("decoder_metrics"),
-    script:
-        "../workflow_scripts/decoder_metric.py"
-
-
-rule decoder_metrics_all:
-    input:
-        artifacts("decoder_metrics"),
-
-
-rule preconditioners:
-    input:
-        parents("preconditioners"),
-    output:
-        update(f"{HOME}/preconditioners/{{name}}/artifact.json"),
-    log:
-        f"{RECORDS}/logs/preconditioners/{{name}}.log",
-    benchmark:
-        f"{RECORDS}/benchmarks/preconditioners/{{name}}.tsv"
-    threads: PLAN.threads
+        f"{RECORDS}/benchmarks/preconditioners.tsv"
     resources:
-        gpu=gpus,
+        gpu=gpus("preconditioners"),
     params:
-        node=node("preconditioners"),
-    script:
-        "../workflow_scripts/preconditioner.py"
+        nodes=plain(CLOSED_FORMS),
 
 
-rule preconditioners_all:
+ruleorder: fit_preconditioners > train_preconditioner
+
+
+DIAGNOSTICS = light("diagnostics")
+
+
+use rule artifact as diagnose with:
     input:
-        artifacts("preconditioners"),
-
-
-rule diagnostics:
-    input:
-        parents("diagnostics"),
+        latents=parents("latents", DIAGNOSTICS),
+        preconditioners=parents("preconditioner", DIAGNOSTICS),
     output:
-        update(f"{HOME}/diagnostics/{{name}}/artifact.json"),
+        update(records(DIAGNOSTICS)),
     log:
-        f"{RECORDS}/logs/diagnostics/{{name}}.log",
+        f"{RECORDS}/logs/diagnostics.log",
     benchmark:
-        f"{RECORDS}/benchmarks/diagnostics/{{name}}.tsv"
-    threads: PLAN.threads
+        f"{RECORDS}/benchmarks/diagnostics.tsv"
     params:
-        node=node("diagnostics"),
-    script:
-        "../workflow_scripts/diagnostics.py"
-
-
-rule diagnostics_all:
-    input:
-        artifacts("diagnostics"),
+        nodes=plain(DIAGNOSTICS),

@@ -1,95 +1,63 @@
 """From records to tables, figures and verdicts, and these under plain names."""
 
 
-rule frames:
+use rule artifact as gather with:
     input:
-        parents("frames"),
+        latents=parents("latents"),
+        diagnostics=parents("diagnostics"),
+        budgets=parents("budgets"),
+        kernels=parents("kernels"),
+        flows=parents("flows"),
+        evaluations=parents("evaluations"),
+        theory=parents("theory"),
+    wildcard_constraints:
+        kind="frames",
+
+
+TABLES = light("table_files")
+
+
+use rule artifact as make_tables with:
+    input:
+        frames=parents("frames", TABLES),
     output:
-        update(f"{HOME}/frames/{{name}}/artifact.json"),
+        update(records(TABLES)),
     log:
-        f"{RECORDS}/logs/frames/{{name}}.log",
+        f"{RECORDS}/logs/tables.log",
     benchmark:
-        f"{RECORDS}/benchmarks/frames/{{name}}.tsv"
-    threads: PLAN.threads
+        f"{RECORDS}/benchmarks/tables.tsv"
     params:
-        node=node("frames"),
-    script:
-        "../workflow_scripts/frames.py"
+        nodes=plain(TABLES),
 
 
-rule frames_all:
+FIGURES = light("figure_files")
+
+
+use rule artifact as draw_figures with:
     input:
-        artifacts("frames"),
-
-
-rule table_files:
-    input:
-        parents("table_files"),
+        frames=parents("frames", FIGURES),
     output:
-        update(f"{HOME}/table_files/{{name}}/artifact.json"),
+        update(records(FIGURES)),
     log:
-        f"{RECORDS}/logs/table_files/{{name}}.log",
+        f"{RECORDS}/logs/figures.log",
     benchmark:
-        f"{RECORDS}/benchmarks/table_files/{{name}}.tsv"
-    threads: PLAN.threads
+        f"{RECORDS}/benchmarks/figures.tsv"
     params:
-        node=node("table_files"),
-    script:
-        "../workflow_scripts/table.py"
+        nodes=plain(FIGURES),
 
 
-rule table_files_all:
+use rule artifact as judge_claims with:
     input:
-        artifacts("table_files"),
-
-
-rule figure_files:
-    input:
-        parents("figure_files"),
-    output:
-        update(f"{HOME}/figure_files/{{name}}/artifact.json"),
-    log:
-        f"{RECORDS}/logs/figure_files/{{name}}.log",
-    benchmark:
-        f"{RECORDS}/benchmarks/figure_files/{{name}}.tsv"
-    threads: PLAN.threads
-    params:
-        node=node("figure_files"),
-    script:
-        "../workflow_scripts/figure.py"
-
-
-rule figure_files_all:
-    input:
-        artifacts("figure_files"),
-
-
-rule verdicts:
-    input:
-        parents("verdicts"),
-    output:
-        update(f"{HOME}/verdicts/{{name}}/artifact.json"),
-    log:
-        f"{RECORDS}/logs/verdicts/{{name}}.log",
-    benchmark:
-        f"{RECORDS}/benchmarks/verdicts/{{name}}.tsv"
-    threads: PLAN.threads
-    params:
-        node=node("verdicts"),
-    script:
-        "../workflow_scripts/verdicts.py"
-
-
-rule verdicts_all:
-    input:
-        artifacts("verdicts"),
+        frames=parents("frames"),
+    wildcard_constraints:
+        kind="verdicts",
 
 
 rule products:
     input:
-        []
-        if Path(PRODUCTS_WRITTEN).exists()
-        else [path for kind in PRODUCTS for path in artifacts(kind)],
+        tables=unless_written("table_files"),
+        figures=unless_written("figure_files"),
+        verdicts=unless_written("verdicts"),
     output:
         touch(PRODUCTS_WRITTEN),
         report(

@@ -22,7 +22,7 @@ from precfm.pipeline.build import build
 from precfm.pipeline.fingerprints import SCRIPTS, fingerprint
 from precfm.pipeline.node import RECORD, Node
 
-NODE = Node("flows", "some-label", "0123456789ab", {"steps": 3}, {}, "f" * 16, "mine")
+NODE = Node("flows", "some-label", "0123456789ab", {"steps": 3}, {}, "", "mine")  # made by a test: of no code
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,7 @@ def test_a_killed_job_leaves_nothing_half_made(folder):
             job.write_json("half.json", 1)
             print("started", flush=True)
             time.sleep(60)
-        build(Node("flows", "some-label", "0123456789ab", {"steps": 3}, {}, "f" * 16, "mine"), make)
+        build(Node("flows", "some-label", "0123456789ab", {"steps": 3}, {}, "", "mine"), make)
         """
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
@@ -266,22 +266,22 @@ def test_a_node_travels_as_json():
 
 
 def test_code_that_changed_after_the_plan_makes_nothing():
-    changed = replace(NODE, script="products.py")  # whose fingerprint is not that of the node
+    changed = replace(NODE, fingerprint="f" * 16)
     with pytest.raises(PrecfmError, match="changed after the plan was made"):
         build(changed, make)
     assert not NODE.exists
-    right = replace(changed, fingerprint=fingerprint(SCRIPTS / "products.py"))
+    right = replace(changed, fingerprint=fingerprint(SCRIPTS / NODE.script))
     assert build(right, make) is True
 
 
 @pytest.mark.parametrize("text", ["value = 2", "value ="])
 def test_code_that_changes_in_this_process_makes_nothing(folder, monkeypatch, text):
     """As under `precfm make`, where plan and jobs share what was read of the code."""
-    script = folder / "scripts/job.py"
+    script = folder / "scripts" / NODE.script
     script.parent.mkdir()
     script.write_text("value = 1")
     monkeypatch.setattr("precfm.pipeline.build.SCRIPTS", script.parent)
-    planned = replace(NODE, script="job.py", fingerprint=fingerprint(script))
+    planned = replace(NODE, fingerprint=fingerprint(script))
     assert build(replace(planned, key="abcdef012345"), make) is True
 
     def change(job):

@@ -199,10 +199,10 @@ def environments(folder, name):
 def test_each_job_of_a_cluster_gets_a_gpu_of_its_own(cluster, project):
     folder = project("on_gpu", ON_GPU)
     classifiers = [node for node in load_plan("on_gpu").nodes.values() if node.kind == "classifiers"]
-    process = submit(folder, "on_gpu", "classifiers_all")
+    process = submit(folder, "on_gpu", "all_classifiers")
     seen = []
     while process.poll() is None:
-        seen.append(environments(folder, "classifier"))
+        seen.append(environments(folder, "classifiers"))
         time.sleep(0.05)
     code, said = ended(process, folder)
     assert code == 1, said
@@ -212,7 +212,7 @@ def test_each_job_of_a_cluster_gets_a_gpu_of_its_own(cluster, project):
 
     jobs = run(folder, "scontrol", "--oneliner", "show", "jobs").splitlines()
     asked = {re.search(r"rule_(\w+)_wildcards", job)[1]: re.findall(r"TresPerJob=(\S+)", job) for job in jobs}
-    assert asked == {"data": [], "classifiers": ["gres:gpu:1"]}
+    assert asked == {"split_data": [], "train_classifier": ["gres:gpu:1"]}
     for node in classifiers:
         said = Path(f"results/on_gpu/records/logs/{node.id}.error").read_text()
         needed = "device: 'cuda', but torch finds no GPU here; a GPU, or `device: cpu`, is needed"

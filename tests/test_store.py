@@ -216,7 +216,7 @@ def test_a_change_that_is_not_committed_is_said(complete, project):
     (project / "config/theory.yaml").write_text("changed: true")
     publish(complete)
     assert read_manifest(PUBLISHED / "mine")["revision"]["clean"] is False
-    assert "with changes that were not committed" in (project / PUBLISHED / "claims.md").read_text()
+    assert "uncommitted changes" in (project / PUBLISHED / "claims.md").read_text()
 
 
 def test_only_a_complete_experiment_is_published(complete, project):
@@ -386,12 +386,12 @@ def test_whatever_a_record_says_otherwise_than_the_manifest_is_refused(pulled, p
     """The bytes may be right: what they stand for would be wrong. Neither is it fetched back from the attic."""
     plan, _ = pulled
     flow = plan.of("flows")[0]
-    refuse_wrong = script("pull").refuse_wrong
-    assert refuse_wrong("mine", ["flows"]) == []
+    set_aside = pulled[1]
+    assert set_aside("mine", ["flows"], refuse=True) == []
     record = json.loads((flow.folder / RECORD).read_text())
     (flow.folder / RECORD).write_text(sealed({**record, field: FIELDS[field]}))
     forged = bytes_below(flow.folder)
-    assert refuse_wrong("mine", ["flows"]) == [flow.folder]
+    assert set_aside("mine", ["flows"], refuse=True) == [flow.folder]
     assert bytes_below(project / "results/.attic/refused/flows" / flow.name) == forged
     assert tidy(plan) == ([], [])
     assert not flow.exists
@@ -481,15 +481,13 @@ def test_a_second_run_of_an_experiment_waits_until_the_first_is_recorded(pulled,
     monkeypatch.setattr(reproduce, "run_snakemake", lambda *_: None)
     monkeypatch.setattr(reproduce, "run_group", dvc)
     (project / "results/mine/records").mkdir(exist_ok=True)
-    reproduce.main("mine", "everything", 1)
+    reproduce.main("mine", "all", 1)
     assert len(recorded) == 1
 
 
 def test_an_unknown_target_is_refused_before_anything_is_moved(pulled, project):
     before = bytes_below(project / "results")
-    with pytest.raises(
-        PrecfmError, match=r"--target: 'x;y' is none; it must be one of everything, products, data_all"
-    ):
+    with pytest.raises(PrecfmError, match=r"--target: 'x;y'"):
         script("reproduce").main("mine", "x;y", 1)
     assert bytes_below(project / "results") == before
 
@@ -507,16 +505,32 @@ def test_a_file_that_changed_after_it_was_recorded_is_looked_at_again(pulled, pr
     assert state(plan) != before
 
 
-def test_what_is_damaged_is_removed_and_not_recorded(pulled, project, monkeypatch):
+def test_what_is_damaged_is_made_again_before_it_is_recorded(pulled, project, monkeypatch):
     plan, _ = pulled
-    reproduce = script("reproduce")
+    reproduce, done = script("reproduce"), []
     flow = plan.of("flows")[0]
     (flow.folder / "flows.json").write_text("[]")
     (project / "params.yaml").write_text("experiments: []\nsources: []\n")
+    (project / "results/mine/records").mkdir(exist_ok=True)
+
+    def snakemake(plan, targets, cores, held):
+        done.append(targets)
+        make_all(plan, {"flows"})
+
+    monkeypatch.setattr(reproduce, "run_snakemake", snakemake)
+    monkeypatch.setattr(reproduce, "run_group", lambda command, *_: done.append(command[1]) or 0)
+    reproduce.main("mine", "all", 1)
+    assert done == [["all"], [str(flow.folder / RECORD)], "commit"]
+
+
+def test_an_experiment_that_is_here_in_part_leaves_the_ledger_alone(pulled, project, monkeypatch, capsys):
+    plan, _ = pulled
+    reproduce = script("reproduce")
+    shutil.rmtree(plan.of("flows")[0].folder)
     monkeypatch.setattr(reproduce, "run_group", lambda *_: pytest.fail("recorded"))
-    with pytest.raises(SystemExit, match=rf"{flow.id} was damaged after it was made \(1 in all\)"):
-        reproduce.record(plan, 0)
-    assert [node for node in plan.nodes.values() if not node.exists] == [flow]
+    reproduce.record(plan, 0)
+    assert plan.of("flows")[0].id in capsys.readouterr().out
+    assert not (project / "keys").exists()
 
 
 def test_garbage_that_cannot_be_removed_is_no_freed_space(project, monkeypatch):
@@ -544,7 +558,7 @@ def test_repairing_after_a_killed_dvc_waits_for_one_that_outlived_its_run(pulled
     file = plan.of("flows")[0].folder / "flows.json"
     moved = file.rename(project / "in DVC's hands")
     with alone("ledger"):
-        second = threading.Thread(target=reproduce.main, args=("mine", "flows_all", 1))
+        second = threading.Thread(target=reproduce.main, args=("mine", "flows", 1))
         second.start()
         second.join(0.5)
         assert not snakemake

@@ -6,7 +6,6 @@ from precfm.core.registry import build
 from precfm.datasets.sources import fetch_raw
 from precfm.datasets.splits import make_splits
 from precfm.pipeline.job import Job
-from precfm.pipeline.snakemake_entry import run_rule
 
 
 def make(job: Job) -> None:
@@ -24,7 +23,3 @@ def make(job: Job) -> None:
     shape, classes = list(images.images.shape[1:]), list(images.class_names)
     counts = {split: torch.bincount(images.labels[indices]).tolist() for split, indices in splits.items()}
     job.write_json("about.json", {"image_shape": shape, "class_names": classes, "class_counts": counts})
-
-
-if "snakemake" in globals():
-    run_rule(make, snakemake)

@@ -5,7 +5,6 @@ from precfm.flows.compute import flops_of
 from precfm.geometry.spectra import condition_number, covariance
 from precfm.geometry.summaries import path_frame, spectrum_frame
 from precfm.pipeline.job import Job
-from precfm.pipeline.snakemake_entry import run_rule
 from precfm.preconditioners.round_trip import round_trip_error, tail_round_trip_error
 from precfm.preconditioners.saving import load
 
@@ -37,7 +36,3 @@ def make(job: Job) -> None:
             "notes": " ".join(preconditioner.notes),
         },
     )
-
-
-if "snakemake" in globals():
-    run_rule(make, snakemake)

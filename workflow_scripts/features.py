@@ -5,7 +5,6 @@ import torch
 from precfm.core.serialization import load_network
 from precfm.metrics.extractors.base import extract
 from precfm.pipeline.job import Job
-from precfm.pipeline.snakemake_entry import run_rule
 
 
 def make(job: Job) -> None:
@@ -18,7 +17,3 @@ def make(job: Job) -> None:
         network = load_network(classifier.verified(), job.node.device)
         features[f"classifier-{index}"] = extract(network, images)
     job.write_tensors("features.safetensors", features)
-
-
-if "snakemake" in globals():
-    run_rule(make, snakemake)

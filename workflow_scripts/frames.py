@@ -1,7 +1,6 @@
 """Kind `frames`: what all artifacts of an experiment say, as long tables with one row per number."""
 
 from precfm.pipeline.job import Job
-from precfm.pipeline.snakemake_entry import run_rule
 from precfm.report.frames import GRIDS, STATISTICS, Pairs, first_of_each_method, gathered, theory_tables
 from precfm.theory.claim_statistics import theory_statistics
 
@@ -29,7 +28,3 @@ def make(job: Job) -> None:
             tensors = evaluations[position].tensors("grid.safetensors")
             grids |= {entries[position]["method"]: tensors["images"], "held-out": tensors["held-out"]}
         job.write_tensors(f"{GRIDS}.safetensors", grids)
-
-
-if "snakemake" in globals():
-    run_rule(make, snakemake)

@@ -7,7 +7,6 @@ from precfm.geometry.decoder import decoder_sensitivity
 from precfm.geometry.spectra import covariance, eigen_spectrum
 from precfm.geometry.summaries import spectrum_frame
 from precfm.pipeline.job import Job
-from precfm.pipeline.snakemake_entry import run_rule
 
 SENSITIVITY_SAMPLES = 512
 
@@ -34,7 +33,3 @@ def make(job: Job) -> None:
     sensitivity = decoder_sensitivity(encoder.decode, train[:SENSITIVITY_SAMPLES], vectors, values)
     labels = data.tensors("train.safetensors")["labels"]
     job.write_frame("spectrum.csv", spectrum_frame(train, labels, "data", sensitivity))
-
-
-if "snakemake" in globals():
-    run_rule(make, snakemake)

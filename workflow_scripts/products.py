@@ -9,11 +9,10 @@ from precfm.pipeline.plan import load_plan
 from precfm.pipeline.products import write_products
 from precfm.pipeline.snakemake_entry import messages_to
 
-if "snakemake" in globals():
-    for stamp in (RESULTS / snakemake.params.experiment / "records").glob("products-*"):
-        stamp.unlink()
-    try:
-        with messages_to(Path(snakemake.log[0])):
-            write_products(load_plan(snakemake.params.experiment))
-    except PrecfmError as error:
-        sys.exit(f"precfm: products: {error}")
+for stamp in (RESULTS / snakemake.params.experiment / "records").glob("products-*"):
+    stamp.unlink()
+try:
+    with messages_to(Path(snakemake.log[0])):
+        write_products(load_plan(snakemake.params.experiment))
+except PrecfmError as error:
+    sys.exit(f"precfm: products: {error}")

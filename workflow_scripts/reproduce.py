@@ -1,4 +1,4 @@
-"""Behind `make reproduce`: tidy the results, let Snakemake make what is missing, let DVC record it.
+"""Behind `make reproduce`: tidy the results, let Snakemake make what the products need, let DVC record it.
 
 Snakemake with the plan alone decides what must run; DVC records what is there, if anything has changed. All that it
 writes is this machine's: `precfm publish` publishes.
@@ -25,8 +25,9 @@ from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.attic import tidy
 from precfm.pipeline.experiments import PARAMS, read_recorded
 from precfm.pipeline.files import remove, write_whole
+from precfm.pipeline.key_lists import KEYS, write_key_lists
 from precfm.pipeline.locks import alone
-from precfm.pipeline.node import RESULTS
+from precfm.pipeline.node import RECORD, RESULTS
 from precfm.pipeline.plan import KINDS, Plan, load_plan
 from precfm.pipeline.products import are_written
 
@@ -41,30 +42,37 @@ BIN = Path(sys.executable).parent
 def main(
     experiment: Annotated[str, typer.Argument(help="The name of a file in config/.")] = "quick",
     target: Annotated[
-        str, typer.Option(help="A Snakemake target; other than `everything` records nothing.")
-    ] = "everything",
+        str,
+        typer.Option(
+            help="`all`, `products`, a kind of artifact, or a file; other than `all` records nothing."
+        ),
+    ] = "all",
     cores: Annotated[int, typer.Option(help="Jobs at a time.")] = os.cpu_count() or 1,
 ) -> None:
     """Make an experiment, or one of its kinds, and say where the products are."""
     plan = load_plan(experiment)
-    targets = ["everything", "products", *(f"{kind}_all" for kind in KINDS)]
+    targets = ["all", "products", *KINDS]
     if target not in targets and not target.startswith(f"{RESULTS}/{experiment}/"):
         raise PrecfmError(f"--target: {target!r} is none; it must be one of {', '.join(targets)}, or a file")
+    wanted = [f"all_{target}" if target in KINDS else target]
     with alone(experiment) as held:
         if any(LOCKS_BEFORE.glob("[!.]*")):
             with alone("ledger"):  # DVC may have outlived the run that started it
-                repair_after_killed_dvc(plan)
+                wanted += repair_after_killed_dvc(plan)
         left, returned = tidy(plan)
         if left or returned:
             print(
                 f"{experiment}: {len(left)} artifacts moved to the attic, {len(returned)} fetched back or copied"
             )
         write_products_again_unless_whole(plan)
-        run_snakemake(plan, target, cores, held)
-        if target == "everything":
+        run_snakemake(plan, wanted, cores, held)
+        if target == "all":
             with alone("ledger") as ledger:  # nobody takes what DVC moves for damaged
-                record(plan, ledger)
-    if target == "everything":
+                if not is_recorded(plan):
+                    if damaged := remove_damaged(plan):
+                        run_snakemake(plan, damaged, cores, held)
+                    record(plan, ledger)
+    if target == "all":
         announce(experiment)
 
 
@@ -123,36 +131,40 @@ def run_group(command: list[str], environment: dict[str, str], held: int) -> int
     return code
 
 
-def run_snakemake(plan: Plan, target: str, cores: int, held: int) -> None:
+def run_snakemake(plan: Plan, targets: list[str], cores: int, held: int) -> None:
     """Run Snakemake; if it fails, repeat in one line each what the failed jobs said."""
     records = RESULTS / plan.experiment / "records"
-    for old in records.glob("logs/*/*.error"):
+    for old in records.glob("logs/**/*.error"):
         old.unlink()
     threads = {
         name: str(plan.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     }
     command = [str(BIN / "snakemake"), "--workflow-profile", "profiles/default", "--cores", str(cores)]
-    command += ["--config", f"experiment={plan.experiment}", "--", target]
+    command += ["--config", f"experiment={plan.experiment}", "--", *targets]
     if run_group(command, {**threads, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}, held):
-        said = [file.read_text(encoding="utf-8").strip() for file in sorted(records.glob("logs/*/*.error"))]
+        said = [file.read_text(encoding="utf-8").strip() for file in sorted(records.glob("logs/**/*.error"))]
         sys.exit("\n".join(said) or f"precfm: {plan.experiment}: not finished; the same command goes on")
 
 
-def record(plan: Plan, held: int) -> None:
-    """Let DVC record and store the artifacts, unless nothing has changed since it last did.
+def is_recorded(plan: Plan) -> bool:
+    """Whether nothing has changed since DVC last recorded this experiment."""
+    stamp = RESULTS / plan.experiment / "records" / "ledger"
+    return stamp.is_file() and stamp.read_text(encoding="utf-8") == ledger_state(plan)
 
-    The experiment and its sources are listed in params.yaml first. What is damaged is never recorded: the next run
-    makes it again.
+
+def record(plan: Plan, held: int) -> None:
+    """Let DVC record and store the artifacts, and write their keys; not those of an experiment that is here in part.
+
+    The experiment and its sources are listed in params.yaml first.
     """
     experiment = plan.experiment
-    stamp = RESULTS / experiment / "records" / "ledger"
-    if stamp.is_file() and stamp.read_text(encoding="utf-8") == ledger_state(plan):
-        return
-    if damaged := remove_damaged(plan):
-        sys.exit(
-            f"precfm: {experiment}: {damaged[0]} was damaged after it was made ({len(damaged)} in all), so "
-            "nothing was recorded; the same command makes it again"
+    if absent := [node.id for node in plan.nodes.values() if not node.exists]:
+        print(
+            f"{experiment}: {LEDGER} is left as it was, since {len(absent)} artifacts are not here ({absent[0]}); "
+            f"`make pull EXPERIMENT={experiment}` or `precfm make {experiment}` brings them"
         )
+        return
+    write_key_lists(plan)
     listed = read_recorded()
     sources = set(plan.sources.values())
     wanted = {
@@ -161,7 +173,7 @@ def record(plan: Plan, held: int) -> None:
     }
     if wanted != listed:
         write_whole(PARAMS, (HEADER + yaml.safe_dump(wanted, default_flow_style=None)).encode())
-    stages = [f"{kind}@{experiment}" for kind in (*KINDS, "products")]
+    stages = [f"{stage}@{experiment}" for stage in ("keys", *KINDS, "products")]
     stages += [f"raw@{name}" for name in sorted(sources) if (RAW / name).is_dir()]
     dvc = [str(BIN / "dvc"), "commit", "--quiet", "--force", *stages]
     before = LOCKS_BEFORE / experiment
@@ -178,13 +190,14 @@ def record(plan: Plan, held: int) -> None:
             "the same command tries again"
         )
     before.unlink()
-    write_whole(stamp, ledger_state(plan).encode())
+    write_whole(RESULTS / experiment / "records" / "ledger", ledger_state(plan).encode())
 
 
-def repair_after_killed_dvc(plan: Plan) -> None:
+def repair_after_killed_dvc(plan: Plan) -> list[str]:
     """Undo what a DVC that was killed while it recorded may have left: a cut ledger, files between two places.
 
-    Artifacts whose files are not as their record says are removed, so that this run makes them again.
+    Returns:
+        The records of artifacts that this run has to make again, since their files were not as their record says.
     """
     try:
         json.loads(DVC_AT_WORK.read_text(encoding="utf-8"))
@@ -203,13 +216,14 @@ def repair_after_killed_dvc(plan: Plan) -> None:
         elif lost or not found:  # DVC refuses an empty ledger
             LEDGER.unlink(missing_ok=True)
     if not (LOCKS_BEFORE / plan.experiment).is_file():
-        return
-    remove_damaged(plan)
+        return []
+    damaged = remove_damaged(plan)
     (LOCKS_BEFORE / plan.experiment).unlink()
+    return damaged
 
 
 def remove_damaged(plan: Plan) -> list[str]:
-    """Remove the artifacts whose files are not as their record says; their ids."""
+    """Remove the artifacts whose files are not as their record says; their records, for Snakemake to make again."""
     found = []
     for node in plan.nodes.values():
         try:
@@ -218,7 +232,7 @@ def remove_damaged(plan: Plan) -> list[str]:
         except PrecfmError as error:
             print(f"{node.id}: removed, so that it is made again ({error})")
             remove(node.folder)
-            found.append(node.id)
+            found.append(str(node.folder / RECORD))
     return found
 
 
@@ -231,15 +245,11 @@ def _entries(lock: bytes) -> set[str]:
 def ledger_state(plan: Plan) -> str:
     """A hash of all that DVC would look at: the ledger, the stages' dependencies, and when artifacts changed."""
     home = RESULTS / plan.experiment
-    files = [
-        Path(name) for name in ("params.yaml", "dvc.yaml", "dvc.lock", "requirements.lock", str(SOURCES))
-    ]
-    files += [
-        path for name in ("config", "precfm", "workflow_scripts") for path in Path(name).rglob("*.[py]*")
-    ]
+    files = [Path(name) for name in ("params.yaml", "dvc.yaml", str(LEDGER), str(SOURCES))]
+    files += (KEYS / plan.experiment).glob("*")
     files += [path for name in ("tables", "figures") for path in (home / name).iterdir()]
     files += [home / "manifest.json", home / "claims.json"]
-    contents = [f"{path} {file_sha256(path)}" for path in files if path.is_file() and path.suffix != ".pyc"]
+    contents = [f"{path} {file_sha256(path)}" for path in files if path.is_file()]
     payload = [(file, file.stat()) for node in plan.nodes.values() for file in node.folder.rglob("*")]
     made = [f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in payload if file.is_file()]
     return hashlib.sha256("\n".join(sorted(contents + made)).encode()).hexdigest()

@@ -5,7 +5,6 @@ import torch
 from precfm.core.seeds import derived_seed
 from precfm.flows.sampling import evaluation_labels, evaluation_noise, rows_with_labels
 from precfm.pipeline.job import Job
-from precfm.pipeline.snakemake_entry import run_rule
 from precfm.preconditioned_flow import PreconditionedFlow
 from precfm.preconditioners.saving import load
 
@@ -39,7 +38,3 @@ def from_flow(job: Job, noise: torch.Tensor, labels: torch.Tensor) -> dict[str, 
         for name in sorted(artifact.record["files"])
         if name.startswith("step-")
     }
-
-
-if "snakemake" in globals():
-    run_rule(make, snakemake)

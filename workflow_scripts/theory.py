@@ -2,14 +2,9 @@
 
 from precfm.core.registry import build
 from precfm.pipeline.job import Job
-from precfm.pipeline.snakemake_entry import run_rule
 
 
 def make(job: Job) -> None:
     """Write one CSV per table of the experiment."""
     for name, table in build("theory", job.params["run"], seed=job.params["seed"]).items():
         job.write_frame(f"{name}.csv", table)
-
-
-if "snakemake" in globals():
-    run_rule(make, snakemake)

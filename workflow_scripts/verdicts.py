@@ -1,7 +1,6 @@
 """Kind `verdicts`: what the experiment says about every claim of the paper."""
 
 from precfm.pipeline.job import Job
-from precfm.pipeline.snakemake_entry import run_rule
 from precfm.report.claims import parse_claims
 from precfm.report.claims_document import write_claims
 from precfm.report.frames import read_frames
@@ -15,7 +14,3 @@ def make(job: Job) -> None:
     as_json, as_markdown = write_claims(evaluate_claims(claims, frames, job.params["experiment"]))
     (job.folder / "claims.json").write_text(as_json, encoding="utf-8")
     (job.folder / "claims.md").write_text(as_markdown, encoding="utf-8")
-
-
-if "snakemake" in globals():
-    run_rule(make, snakemake)

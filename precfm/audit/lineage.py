@@ -20,7 +20,7 @@ from precfm.datasets.sources import SOURCES
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.manifest import read_manifest
 from precfm.pipeline.node import PUBLISHED, RECORD, RESULTS
-from precfm.pipeline.plan import KINDS, load_plan
+from precfm.pipeline.plan import load_plan
 from precfm.pipeline.products import PRODUCTS
 from precfm.report.claims import parse_claims
 from precfm.report.effects import frames_of
@@ -193,7 +193,7 @@ def _step(node_id: str, entry: Mapping[str, Any], folder: Path) -> Step:
         params=entry["params"],
         parents={role: tuple(ids) for role, ids in sorted(entry["parents"].items()) if ids},
         fingerprint=entry["fingerprint"],
-        script=KINDS.get(node_id.split("/")[0], ""),
+        script=f"{node_id.split('/')[0]}.py",
         files=entry.get("files") or {},
         made_on=entry.get("made_on"),
         here=(folder / RECORD).is_file(),

@@ -175,7 +175,7 @@ def _on_gpu(node: Node) -> bool:
 
 def _require_planned_code(node: Node) -> None:
     """An artifact never carries the fingerprint of other code than that which made it."""
-    if not node.script:
+    if not node.fingerprint:
         return
     try:
         found = fingerprint(SCRIPTS / node.script, node.targets)

@@ -14,7 +14,7 @@ from typing import Any
 from precfm.pipeline.components import plain
 from precfm.pipeline.fingerprints import SCRIPTS, fingerprint, foreign_modules
 from precfm.pipeline.node import Node
-from precfm.pipeline.plan import KINDS, Plan
+from precfm.pipeline.plan import Plan
 
 
 class KeyedArtifacts:
@@ -36,22 +36,25 @@ class KeyedArtifacts:
         params: Mapping[str, Any],
         parents: Mapping[str, Node | Iterable[Node]] | None = None,
         targets: Iterable[str] = (),
+        *,
+        light: bool = False,
     ) -> Node:
         """Add an artifact, or find the one that is equal to it.
 
         Args:
-            kind: one of `KINDS`.
+            kind: one of `precfm.pipeline.plan.KINDS`.
             label: a readable name.
             params: parts of the configuration, components and plain data.
             parents: the artifacts that it reads, by role.
             targets: import strings `module:name` of what its script loads from the registry.
+            light: whether it costs less than the start of a process.
         """
         families = {
             role: (nodes,) if isinstance(nodes, Node) else tuple(nodes)
             for role, nodes in (parents or {}).items()
         }
         targets = tuple(targets)
-        code = self._fingerprint(SCRIPTS / KINDS[kind], targets)
+        code = self._fingerprint(SCRIPTS / f"{kind}.py", targets)
         content = [
             kind,
             plain(params, for_key=True),
@@ -70,9 +73,9 @@ class KeyedArtifacts:
                 fingerprint=code,
                 experiment=self._plan.experiment,
                 device=self._plan.device,
-                script=KINDS[kind],
                 targets=targets,
                 packages=tuple(sorted(inherited.union(foreign_modules(targets)))),
+                light=light,
             )
             self._plan.nodes[node.id] = self._known[kind, key] = node
         return self._known[kind, key]

@@ -45,10 +45,10 @@ class Node:
         fingerprint: of the code that makes it.
         experiment: the experiment whose folder holds it.
         device: where it is made, `cpu` or `cuda`; not part of the key.
-        script: the file in workflow_scripts/ that makes it.
         targets: import strings of what the script loads from the registry.
         packages: modules of other packages that hold classes which it, or what it reads, is made with; imported
             before it is made, so that a saved object is found by its class's name.
+        light: whether it costs less than the start of a process, so that one job makes all such artifacts of a kind.
     """
 
     kind: str
@@ -59,9 +59,9 @@ class Node:
     fingerprint: str
     experiment: str
     device: str = "cpu"
-    script: str = ""
     targets: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    light: bool = False
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Node":
@@ -79,6 +79,11 @@ class Node:
     def id(self) -> str:
         """Kind and folder name."""
         return f"{self.kind}/{self.name}"
+
+    @property
+    def script(self) -> str:
+        """The file in workflow_scripts/ that makes it."""
+        return f"{self.kind}.py"
 
     @property
     def folder(self) -> Path:

@@ -22,28 +22,28 @@ from precfm.pipeline.experiments import CONFIG_FOLDER
 from precfm.pipeline.files import write_whole
 from precfm.pipeline.node import RESULTS, Node
 
-# Every kind of artifact with the script that makes it, in the order in which they are made.
-KINDS: dict[str, str] = {
-    "data": "data.py",
-    "classifiers": "classifier.py",
-    "encoders": "encoder.py",
-    "latents": "latents.py",
-    "features": "features.py",
-    "decoder_metrics": "decoder_metric.py",
-    "preconditioners": "preconditioner.py",
-    "diagnostics": "diagnostics.py",
-    "budgets": "budget.py",
-    "recipes": "recipe.py",
-    "kernels": "kernel.py",
-    "flows": "flow.py",
-    "samples": "samples.py",
-    "evaluations": "evaluation.py",
-    "theory": "theory.py",
-    "frames": "frames.py",
-    "table_files": "table.py",
-    "figure_files": "figure.py",
-    "verdicts": "verdicts.py",
-}
+# Every kind of artifact, in the order in which they are made; workflow_scripts/<kind>.py makes it.
+KINDS = (
+    "data",
+    "classifiers",
+    "encoders",
+    "latents",
+    "features",
+    "decoder_metrics",
+    "preconditioners",
+    "diagnostics",
+    "budgets",
+    "recipes",
+    "kernels",
+    "flows",
+    "samples",
+    "evaluations",
+    "theory",
+    "frames",
+    "table_files",
+    "figure_files",
+    "verdicts",
+)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where Snakemake hands a job to a script of workflow_scripts/."""
+"""Where Snakemake hands jobs over: each makes the artifacts that it is asked for, parents before children."""
 
 import os
 import signal
@@ -10,8 +10,8 @@ from typing import Any
 
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.build import build
-from precfm.pipeline.job import Make
-from precfm.pipeline.node import Node
+from precfm.pipeline.job import script_of
+from precfm.pipeline.node import WITHOUT_TORCH, Node
 
 
 @contextmanager
@@ -33,24 +33,37 @@ def messages_to(log: Path) -> Iterator[None]:
                 os.close(copy)
 
 
-def run_rule(make: Make, snakemake: Any) -> None:
-    """Entry point of a script under Snakemake: build the node that the rule asks for.
+def run_job(snakemake: Any) -> None:
+    """Make the artifacts of a job, each by its kind's script; those that exist are kept.
 
-    A user's mistake is one line on standard error, and kept beside the log for the end of the run.
+    Where one fails, the others are made all the same. A user's mistake is one line on standard error, and kept beside
+    the log for the end of the run.
     """
-    node = Node.from_json(snakemake.params.node)
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.set_num_threads(snakemake.threads)
+    nodes = [Node.from_json(node) for node in snakemake.params.nodes]
     log = Path(snakemake.log[0])
-    complaint = log.with_suffix(".error")
+    complaints = log.with_suffix(".error")
+    said: list[str] = []
     try:
-        complaint.unlink(missing_ok=True)
+        complaints.unlink(missing_ok=True)
         with messages_to(log):
-            build(node, make)
-    except (PrecfmError, OSError) as error:
-        sentence = f"precfm: {node.id}: {error}"
-        with suppress(OSError):
-            complaint.write_text(sentence + "\n", encoding="utf-8")
-        sys.exit(sentence)
+            if any(node.kind not in WITHOUT_TORCH for node in nodes):
+                _set_threads(snakemake.threads)
+            for node in nodes:
+                try:
+                    build(node, script_of(node))
+                except PrecfmError as error:
+                    said.append(f"precfm: {node.id}: {error}")
+    except OSError as error:  # of the log itself
+        said.append(f"precfm: {log}: {error.strerror or error}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    if said:
+        with suppress(OSError):
+            complaints.write_text("\n".join(said) + "\n", encoding="utf-8")
+        sys.exit("\n".join(said))
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -60,7 +61,7 @@ def fresh_project(folder: Path) -> Path:
     """A copy of this project, uncommitted changes included, in which nothing was made, with both experiments."""
     listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
     for name in listed:
-        recorded = name == "dvc.lock" or name.startswith("results/")
+        recorded = name == "dvc.lock" or name.startswith(("results/", "keys/"))
         if (ROOT / name).is_file() and not recorded:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
@@ -100,7 +101,7 @@ def start(folder: Path, *command: str | Path, log: Path) -> subprocess.Popen:
 
 def outcome(folder: Path) -> dict[str, str]:
     """Checksums of all that a run promises: artifacts, products, verdicts, ledger. Records may differ."""
-    files = [folder / "dvc.lock", folder / "params.yaml"]
+    files = [folder / "dvc.lock", folder / "params.yaml", *sorted((folder / "keys").rglob("*.txt"))]
     files += [
         file
         for file in sorted((folder / "results").rglob("*"))
@@ -153,19 +154,27 @@ def at_work(folder: Path) -> list[psutil.Process]:
 
 
 def role(process: psutil.Process) -> str:
-    """What a process of a run is: `reproduce`, `snakemake`, `dvc`, the name of a job's script, or empty."""
+    """What a process of a run is: `reproduce`, `snakemake`, `dvc`, the kind of artifact that a job makes, or empty."""
     try:
         words = process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return ""
     for word in words[1:3]:
         if "/.snakemake/scripts/" in word:
-            return word.rsplit(".", 2)[1]
+            return kind_at_work(process) or word.rsplit(".", 2)[1]
         if word.endswith(("/bin/snakemake", "/bin/dvc")):
             return Path(word).name
         if word.endswith("reproduce.py"):
             return "reproduce"
     return ""
+
+
+def kind_at_work(process: psutil.Process) -> str:
+    """The kind of artifact whose lock a job holds; empty where it holds none at this moment."""
+    locks = [Path(file.path).name for file in process.open_files() if "/.work/locks/" in file.path]
+    return next(
+        (name.rpartition("-")[0] for name in locks if re.fullmatch(r"[a-z_]+-[0-9a-f]{12}\.lock", name)), ""
+    )
 
 
 @dataclass

@@ -30,7 +30,7 @@ from tests.workflow import BIN, clone
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.xdist_group("faults")]
 
 SMALL = reproduce(SMALL_NAME)
-TWO_JOBS = (*SMALL, "--target", "frames_all")
+TWO_JOBS = (*SMALL, "--target", "frames")
 SNAKEMAKE = (
     BIN / "snakemake",
     "--workflow-profile",

@@ -16,7 +16,6 @@ from precfm.flows.settings import Budget, FlowSettings, Recipe
 from precfm.metrics.extractors.base import extract
 from precfm.metrics.frechet import frechet_distance
 from precfm.pipeline.job import Job
-from precfm.pipeline.snakemake_entry import run_rule
 from precfm.preconditioned_flow import PreconditionedFlow
 from precfm.preconditioners.saving import load
 
@@ -86,7 +85,3 @@ class ValidationScore:
             for network, real in self.classifiers
         ]
         return sum(logs) / len(logs)
-
-
-if "snakemake" in globals():
-    run_rule(make, snakemake)

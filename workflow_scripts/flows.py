@@ -5,7 +5,6 @@ from torch import nn
 from precfm.core.options import validated
 from precfm.flows.settings import Budget, FlowSettings, Recipe
 from precfm.pipeline.job import Job
-from precfm.pipeline.snakemake_entry import run_rule
 from precfm.preconditioned_flow import PreconditionedFlow, save_weights
 from precfm.preconditioners.saving import load
 
@@ -42,7 +41,3 @@ def make(job: Job) -> None:
     job.write_frame("history.csv", result.history)
     job.write_json("flow.json", flow.description())
     job.write_json("cost.json", cost)
-
-
-if "snakemake" in globals():
-    run_rule(make, snakemake)

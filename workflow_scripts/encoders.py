@@ -4,7 +4,6 @@ from precfm.core.options import validated
 from precfm.core.serialization import new_network
 from precfm.encoders.base import save
 from precfm.pipeline.job import Job
-from precfm.pipeline.snakemake_entry import run_rule
 from precfm.training.options import TrainingOptions
 
 
@@ -25,7 +24,3 @@ def make(job: Job) -> None:
     save(encoder, job.folder)
     if history is not None:
         job.write_frame("history.csv", history)
-
-
-if "snakemake" in globals():
-    run_rule(make, snakemake)

@@ -4,7 +4,6 @@ from safetensors.numpy import load_file
 
 from precfm.core.registry import load
 from precfm.pipeline.job import Job
-from precfm.pipeline.snakemake_entry import run_rule
 from precfm.report.frames import GRIDS, read_frames
 from precfm.report.products import write_figure
 from precfm.report.reads import declared
@@ -18,7 +17,3 @@ def make(job: Job) -> None:
     if GRIDS in names and f"{GRIDS}.safetensors" in files:
         frames[GRIDS] = load_file(artifact.path(f"{GRIDS}.safetensors"))
     write_figure(name, frames, job.folder, job.params["experiment"])
-
-
-if "snakemake" in globals():
-    run_rule(make, snakemake)

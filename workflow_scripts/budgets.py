@@ -4,7 +4,6 @@ from precfm.core.options import validated
 from precfm.flows.compute import matched_steps, matched_width
 from precfm.flows.settings import Budget, FlowSettings
 from precfm.pipeline.job import Job
-from precfm.pipeline.snakemake_entry import run_rule
 from precfm.preconditioned_flow import PreconditionedFlow
 from precfm.preconditioners.saving import load
 
@@ -29,7 +28,3 @@ def make(job: Job) -> None:
         matched_steps=matched_steps(steps, per_step, fit),
     )
     job.write_json("budget.json", budget.model_dump())
-
-
-if "snakemake" in globals():
-    run_rule(make, snakemake)

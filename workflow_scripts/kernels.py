@@ -6,7 +6,6 @@ from precfm.core.options import validated
 from precfm.flows.settings import FlowSettings
 from precfm.flows.tangent_kernel import kernel_report
 from precfm.pipeline.job import Job
-from precfm.pipeline.snakemake_entry import run_rule
 from precfm.preconditioned_flow import PreconditionedFlow
 from precfm.preconditioners.saving import load
 
@@ -30,7 +29,3 @@ def make(job: Job) -> None:
         inverse=preconditioner.inverse,
     )
     job.write_frame("predictors.csv", pd.DataFrame([report]))  # not JSON: a number of steps may be infinite
-
-
-if "snakemake" in globals():
-    run_rule(make, snakemake)

@@ -4,7 +4,6 @@ from precfm.core.options import validated
 from precfm.core.serialization import new_network, save_network
 from precfm.metrics.extractors.classifier import ShiftedCrossEntropy, accuracy
 from precfm.pipeline.job import Job
-from precfm.pipeline.snakemake_entry import run_rule
 from precfm.training.options import TrainingOptions
 from precfm.training.trainer import train
 
@@ -33,7 +32,3 @@ def make(job: Job) -> None:
     save_network(model, description, job.folder)
     job.write_json("accuracy.json", {split: accuracy(model, *tensors) for split, tensors in splits.items()})
     job.write_frame("history.csv", result.history)
-
-
-if "snakemake" in globals():
-    run_rule(make, snakemake)

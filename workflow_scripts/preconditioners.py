@@ -3,7 +3,6 @@
 from precfm.core.registry import build
 from precfm.core.seeds import derived_seed
 from precfm.pipeline.job import Job
-from precfm.pipeline.snakemake_entry import run_rule
 from precfm.preconditioners.saving import save
 
 
@@ -21,7 +20,3 @@ def make(job: Job) -> None:
         scratch=job.scratch,
     )
     save(preconditioner, job.folder)
-
-
-if "snakemake" in globals():
-    run_rule(make, snakemake)

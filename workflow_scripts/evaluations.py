@@ -13,7 +13,6 @@ from precfm.metrics.extractors.base import extract
 from precfm.metrics.extractors.identity import whitened
 from precfm.metrics.values import records
 from precfm.pipeline.job import Job
-from precfm.pipeline.snakemake_entry import run_rule
 
 GRID = 40  # decoded samples that are kept to be looked at
 
@@ -95,7 +94,3 @@ def recovery_records(recovery: EigenvalueRecovery, protocol: pd.Series) -> pd.Da
             for name, value in values.items()
         ]
     )
-
-
-if "snakemake" in globals():
-    run_rule(make, snakemake)

@@ -6,7 +6,6 @@ from precfm.core.seeds import generator_for
 from precfm.encoders.base import load
 from precfm.geometry.decoder import pull_back_metric
 from precfm.pipeline.job import Job
-from precfm.pipeline.snakemake_entry import run_rule
 
 
 def make(job: Job) -> None:
@@ -16,7 +15,3 @@ def make(job: Job) -> None:
     encoder = load(job.parent("encoder").verified())
     metric = pull_back_metric(encoder.decode, latents[order[: job.params["points"]]])
     job.write_tensors("metric.safetensors", {"metric": metric})
-
-
-if "snakemake" in globals():
-    run_rule(make, snakemake)

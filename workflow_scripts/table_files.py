@@ -2,7 +2,6 @@
 
 from precfm.core.registry import load
 from precfm.pipeline.job import Job
-from precfm.pipeline.snakemake_entry import run_rule
 from precfm.report.frames import read_frames
 from precfm.report.products import write_table
 from precfm.report.reads import declared
@@ -13,7 +12,3 @@ def make(job: Job) -> None:
     name, artifact = job.params["name"], job.parent("frames")
     frames = read_frames(artifact.frame, artifact.record["files"], declared(load("tables", name)))
     write_table(name, frames, job.folder, job.params["experiment"])
-
-
-if "snakemake" in globals():
-    run_rule(make, snakemake)

@@ -1,0 +1,29 @@
+"""The rule that those of all artifacts are made of, and a target for each kind."""
+
+
+rule artifact:
+    # The others say which kind they make, and from what. One of a job's artifacts: workflow_scripts/<kind>.py.
+    output:
+        update(f"{HOME}/{{kind}}/{{name}}/artifact.json"),
+    log:
+        f"{RECORDS}/logs/{{kind}}/{{name}}.log",
+    benchmark:
+        f"{RECORDS}/benchmarks/{{kind}}/{{name}}.tsv"
+    wildcard_constraints:
+        kind="$^",  # none: nothing is made by this rule itself
+    threads: PLAN.threads
+    resources:
+        gpu=gpus(),
+    params:
+        nodes=plain(),
+    script:
+        "../workflow_scripts/make.py"
+
+
+for kind in KINDS:
+
+    rule:
+        name:
+            f"all_{kind}"
+        input:
+            records(PLAN.of(kind)),
