@@ -2,47 +2,61 @@
 
 import re
 import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from precfm.audit import ledger
 from precfm.audit.ledger import STAGES, check_ledger
 from precfm.audit.report import Report
+from precfm.cli import app
+from precfm.core.errors import PrecfmError
+from precfm.datasets.sources import SOURCES
+from precfm.pipeline.key_lists import key_lists, write_key_lists
 from precfm.pipeline.locks import alone
-from precfm.pipeline.plan import KINDS
-from tests.workflow import ROOT, run
+from precfm.pipeline.node import Node
+from precfm.pipeline.plan import KINDS, Plan
+from tests.workflow import ROOT, git, run
+
+
+def node(kind, label, key):
+    return Node(kind, label, key * 12, params={}, parents={}, fingerprint="", experiment="mine")
+
+
+def planned(nodes):
+    return Plan("mine", nodes={each.id: each for each in nodes})
+
+
+NODES = [node(kind, label, "0") for kind in KINDS for label in "ba"]
+PLAN = planned(NODES)
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A project with an experiment of invented files, recorded by DVC itself as the real stages say."""
+    """A project with an experiment of invented files, recorded by DVC itself as the real stages say; committed."""
     folder = tmp_path_factory.mktemp("ledger") / "project"
-    home = folder / "results/mine"
-    files = [
-        home / f"{kind}/{label}-0/{name}"
-        for kind in KINDS
-        for label in "ab"
-        for name in ("artifact.json", "d/é")
-    ]
+    home = Path("results/mine")
+    files = [each.folder / name for each in NODES for name in ("artifact.json", "d/é")]
     files += [
         home / name for name in ("tables/t.csv", "figures/f.png", "manifest.json", "claims.json", "claims.md")
     ]
-    files += [
-        folder / "data/raw/pictures/cats/1.png",
-        folder / "data/sources.yaml",
-        folder / "requirements.lock",
-    ]
-    files += [folder / name / "x.py" for name in ("config", "precfm/datasets", "workflow_scripts")]
+    files += [Path("data/raw/pictures/cats/1.png"), SOURCES]
     for file in files:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(str(file.relative_to(folder)))
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(str(file))
+    (folder / SOURCES).write_text("pictures: {checksum: '1'}\n")
     (folder / "params.yaml").write_text("experiments: [mine]\nsources: [pictures]\n")
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copyfile(ROOT / name, folder / name)
+    with chdir(folder):
+        write_key_lists(PLAN)
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "commit", "-q", "-f"]):
         run(folder, *command)
+    git(folder, "add", "--all")
+    git(folder, "commit", "-q", "-m", "recorded")
     return folder
 
 
@@ -50,7 +64,14 @@ def recorded(tmp_path_factory):
 def project(recorded, tmp_path, monkeypatch):
     shutil.copytree(recorded, tmp_path / "project")
     monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.setattr(ledger, "load_plan", lambda name: PLAN)
     return tmp_path / "project"
+
+
+@pytest.fixture
+def without_dvc(monkeypatch):
+    """Skip the comparison with the files, which takes a second."""
+    monkeypatch.setattr(ledger, "find_spec", lambda name: None)
 
 
 def checked(absent=()):
@@ -72,22 +93,17 @@ def test_what_dvc_recorded_is_whole_with_and_without_its_cache(project):
         shutil.rmtree(".dvc/cache", ignore_errors=True)
 
 
-@pytest.mark.parametrize(
-    ("change", "place"),
-    [
-        (lambda: Path("results/mine/flows/a-0/d/é").write_text("x"), "results/mine/flows"),
-        (lambda: Path("results/mine/flows/a-0/new").write_text("x"), "results/mine/flows"),
-        (lambda: Path("results/mine/flows/a-0/d/é").unlink(), "results/mine/flows"),
-        (lambda: Path("results/mine/tables/t.csv").write_text("x"), "results/mine/tables"),
-        (lambda: Path("results/mine/manifest.json").write_text("x"), "results/mine/manifest.json"),
-        (lambda: Path("data/raw/pictures/cats/1.png").write_text("x"), "data/raw/pictures"),
-    ],
-)
-def test_every_change_of_a_file_is_an_error(project, change, place):
-    change()
-    assert named() == [place]
-    shutil.rmtree(".dvc/cache")
-    assert named() == [place]
+def test_every_change_of_a_file_is_an_error_with_and_without_a_cache(project):
+    changed = ["results/mine/tables/t.csv", "results/mine/manifest.json", "data/raw/pictures/cats/1.png"]
+    changed += [f"results/mine/{kind}/a-000000000000/d/é" for kind in ("flows", "samples", "latents")]
+    for file in changed:
+        Path(file).write_text("x")
+    Path("results/mine/samples/a-000000000000/d/é").unlink()
+    Path("results/mine/latents/a-000000000000/d/é").rename("results/mine/latents/new")
+    kinds = ("flows", "latents", "manifest.json", "samples", "tables")
+    for _ in range(2):
+        assert named() == ["data/raw/pictures", *(f"results/mine/{kind}" for kind in kinds)]
+        shutil.rmtree(".dvc/cache", ignore_errors=True)
 
 
 def test_a_recorded_checksum_that_is_not_that_of_the_files_is_an_error(project):
@@ -108,7 +124,7 @@ def test_a_recorded_checksum_that_is_not_that_of_the_files_is_an_error(project):
 def test_what_is_not_here_is_no_finding(project):
     for name in ("results/mine/flows", "data/raw/pictures", "results/mine/tables"):
         shutil.rmtree(name)
-    shutil.rmtree("results/mine/samples/a-0")
+    shutil.rmtree("results/mine/samples/a-000000000000")
     report = checked(absent=["samples"])
     assert report.findings == []
     assert ["results/mine/samples" in note for note in report.notes] == [True]
@@ -126,56 +142,137 @@ def damage(**fields):
     Path("dvc.lock").write_text(yaml.safe_dump(content))
 
 
-ENTRY = {"path": "config", "hash": "md5", "md5": "0" * 32, "size": 1}
-
-
 @pytest.mark.parametrize(
-    ("change", "file", "word"),
+    ("change", "file"),
     [
-        (lambda: Path("dvc.lock").unlink(), "dvc.lock", "mine"),
-        (lambda: Path("params.yaml").unlink(), "params.yaml", "no such file"),
-        (lambda: Path("params.yaml").write_text("experiments: [mi"), "params.yaml", "YAML"),
-        (lambda: rewrite("params.yaml", "[mine]", "[]"), "params.yaml", "mine"),
-        (lambda: rewrite("params.yaml", "[mine]", "[mime]"), "dvc.lock", "mime"),
-        (lambda: rewrite("params.yaml", "[mine]", "3"), "params.yaml", "experiments"),
-        (lambda: rewrite("params.yaml", "[pictures]", "[]"), "params.yaml", "pictures"),
-        (lambda: rewrite("dvc.lock", "flows@mine", "flowz@mine"), "dvc.lock", "mine"),
-        (lambda: rewrite("dvc.lock", "products@mine", "x"), "dvc.lock", "mine"),
-        (lambda: Path("dvc.lock").write_text(""), "dvc.lock", ""),
-        (lambda: Path("dvc.lock").write_text(Path("dvc.lock").read_text()[:2000]), "dvc.lock", ""),
-        (lambda: Path("dvc.lock").write_text("stages: ["), "dvc.lock", "YAML"),
-        (lambda: Path("dvc.lock").write_text("[" * 200_000), "dvc.lock", "YAML"),
-        (
-            lambda: Path("dvc.lock").write_text("schema: '2.0'\nstages: {flows@mine: 3}"),
-            "dvc.lock",
-            "flows@mine",
-        ),
-        (lambda: rewrite("dvc.lock", "'2.0'", "'3.0'"), "dvc.lock", "schema"),
-        (lambda: damage(outs="results"), "dvc.lock", "outs"),
-        (lambda: damage(outs=[]), "dvc.lock", "outs"),
-        (lambda: damage(outs=[{**ENTRY, "md5": "0" * 31}]), "dvc.lock", "md5"),
-        (lambda: Path("dvc.yaml").write_text("["), "dvc.lock", "dvc.yaml"),
+        (lambda: Path("dvc.lock").unlink(), "dvc.lock"),
+        (lambda: Path("params.yaml").unlink(), "params.yaml"),
+        (lambda: Path("params.yaml").write_text("experiments: [mi"), "params.yaml"),
+        (lambda: rewrite("params.yaml", "[mine]", "[]"), "params.yaml"),
+        (lambda: rewrite("params.yaml", "[mine]", "[mime]"), "dvc.lock"),
+        (lambda: rewrite("params.yaml", "[mine]", "3"), "params.yaml"),
+        (lambda: rewrite("params.yaml", "[pictures]", "[]"), "params.yaml"),
+        (lambda: rewrite("dvc.lock", "flows@mine", "flowz@mine"), "dvc.lock"),
+        (lambda: rewrite("dvc.lock", "products@mine", "x"), "dvc.lock"),
+        (lambda: Path("dvc.lock").write_text(""), "dvc.lock"),
+        (lambda: Path("dvc.lock").write_text(Path("dvc.lock").read_text()[:2000]), "dvc.lock"),
+        (lambda: Path("dvc.lock").write_text("stages: ["), "dvc.lock"),
+        (lambda: Path("dvc.lock").write_text("[" * 200_000), "dvc.lock"),
+        (lambda: Path("dvc.lock").write_text("schema: '2.0'\nstages: {flows@mine: 3}"), "dvc.lock"),
+        (lambda: damage(outs="results"), "dvc.lock"),
+        (lambda: damage(outs=[]), "dvc.lock"),
+        (lambda: damage(outs=[{"path": "config", "hash": "md5", "md5": "0" * 31}]), "dvc.lock"),
     ],
 )
-def test_what_was_recorded_stays_in_the_ledger(project, change, file, word):
+def test_what_was_recorded_stays_in_the_ledger(project, without_dvc, change, file):
     change()
     problems = [finding for finding in checked().errors if finding.file == file]
-    assert any(word in f"{finding.problem} {finding.names}" for finding in problems)
+    assert problems
     assert all("\n" not in finding.problem for finding in problems)
 
 
-def test_what_was_never_recorded_is_a_warning(project):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: rewrite("dvc.lock", "'2.0'", "'3.0'"),
+        lambda: rewrite("dvc.lock", "outs:", "ours: []\n    outs:"),
+        lambda: Path("dvc.yaml").write_text("["),
+    ],
+)
+def test_what_dvc_does_not_understand_is_one_sentence(project, change):
+    change()
+    (error,) = checked().errors
+    assert (error.file, error.problem.count("\n")) == ("dvc.lock", 0)
+
+
+@pytest.mark.parametrize("field", ["size: ", "nfiles: ", "cmd: "])
+def test_what_decides_nothing_in_the_ledger_is_a_warning_where_it_is_not_as_committed(
+    project, without_dvc, field
+):
+    rewrite("dvc.lock", field, f"{field}9")
+    (finding,) = checked().findings
+    assert (finding.level, finding.names) == ("warning", ("dvc.lock",))
+
+
+def test_what_was_never_recorded_is_a_warning(project, without_dvc):
     Path("dvc.lock").unlink()
     Path("params.yaml").write_text("experiments: []\nsources: []\n")
     assert named() == []
     assert named("warning") == ["dvc.lock"]
 
 
-def test_without_dvc_and_while_a_run_records_nothing_is_compared(project, monkeypatch):
+def test_a_kind_that_was_never_recorded_is_a_warning_and_a_lost_one_an_error(project, without_dvc):
+    rewrite("dvc.lock", "flows@mine", "gone@mine")
+    assert checked().errors[0].names == ("flows@mine",)
+    git(project, "commit", "--quiet", "--all", "--message", "never recorded")
+    assert named() == []
+    assert named("warning") == ["dvc.lock"]
+
+
+def test_without_dvc_the_files_and_while_a_run_records_nothing_is_compared(project, monkeypatch):
     rewrite("dvc.lock", "flows@mine", "flowz@mine")
     with alone("ledger"):
         report = checked()
     assert (report.findings, len(report.notes)) == ([], 1)
     monkeypatch.setattr(ledger, "find_spec", lambda name: None)
     report = checked()
-    assert (report.findings, len(report.notes)) == ([], 1)
+    assert ([finding.file for finding in report.errors], len(report.notes)) == (["dvc.lock"], 1)
+
+
+FLOWS = Path("keys/mine/flows.txt")
+
+
+@pytest.mark.parametrize(
+    ("change", "file", "line"),
+    [
+        (lambda: FLOWS.write_text(FLOWS.read_text().replace("b-0", "b-1")), FLOWS, "line 2 "),
+        (lambda: FLOWS.write_text(FLOWS.read_text()[:20]), FLOWS, "line 2 "),
+        (lambda: FLOWS.write_text(FLOWS.read_text()[:-1]), FLOWS, "line 3 "),
+        (lambda: FLOWS.write_bytes(b"\xff\n"), FLOWS, "line 1 "),
+        (lambda: FLOWS.unlink(), FLOWS, ""),
+        (lambda: shutil.rmtree("keys"), Path("keys/mine/data.txt"), ""),
+        (lambda: Path("keys/mine/flowz.txt").touch(), Path("keys/mine/flowz.txt"), ""),
+    ],
+)
+def test_keys_that_are_not_the_plans_are_one_error_and_are_written_again(
+    project, without_dvc, monkeypatch, change, file, line
+):
+    monkeypatch.setattr("precfm.pipeline.plan.load_plan", lambda name: PLAN)
+    invoke = CliRunner().invoke
+    assert invoke(app, ["keys", "--check"]).exit_code == 0
+    change()
+    (error,) = checked().errors
+    assert (error.file, line in error.problem) == (str(file), True)
+    said = invoke(app, ["keys", "--check"])
+    assert (said.exit_code, said.stderr.count("\n"), str(file) in said.stderr) == (1, 1, True)
+    invoke(app, ["keys"])
+    assert run(project, "git", "status", "--porcelain") == ""
+
+
+def test_a_configuration_that_gives_no_plan_is_an_error(project, without_dvc, monkeypatch):
+    def broken(name):
+        raise PrecfmError("broken")
+
+    monkeypatch.setattr(ledger, "load_plan", broken)
+    assert named() == ["keys/mine"]
+
+
+def test_dvc_sees_a_change_of_code_where_a_key_has_changed(project, monkeypatch):
+    """And the command says how many of which kind."""
+    changed = planned(node(each.kind, each.label, "1" if each.kind == "flows" else "0") for each in NODES)
+    for module in ("precfm.pipeline.plan.load_plan", "precfm.audit.ledger.load_plan"):
+        monkeypatch.setattr(module, lambda name: changed)
+    assert CliRunner().invoke(app, ["keys", "mine"]).stdout == "mine: 2 flows changed\n"
+    assert CliRunner().invoke(app, ["keys", "mine"]).stdout == "mine: unchanged\n"
+    assert checked().findings == []
+    assert '"flows@mine": [{"changed deps": {"keys/mine/flows.txt": "modified"}}]' in run(
+        project, "dvc", "status", "--json"
+    )
+    assert "samples@mine" not in run(project, "dvc", "status", "--json")
+
+
+def test_there_is_a_sorted_list_for_every_kind(project):
+    lists = key_lists(planned(NODES[:2]))
+    assert [file.stem for file in lists] == list(KINDS)
+    assert sorted(map(len, lists.values()))[-2:] == [0, 2 * len("a-000000000000\n")]
+    assert next(iter(lists.values())).startswith("a-")

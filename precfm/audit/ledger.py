@@ -1,4 +1,4 @@
-"""DVC's ledger: params.yaml, dvc.lock and the files, asked of DVC itself.
+"""The ledger: keys/ against the plans; params.yaml, dvc.lock and the files, asked of DVC itself.
 
 DVC trusts its own database and file times where it compares files: flipped bytes are found by the records of artifacts.
 What the ledger adds is that the artifacts are those which were recorded.
@@ -9,96 +9,105 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, Field
+import yaml
 
+from precfm.audit.environment import check_commit
+from precfm.audit.git import committed
 from precfm.audit.report import Report
 from precfm.core.errors import PrecfmError
-from precfm.core.options import validated
 from precfm.pipeline.experiments import PARAMS, read_recorded, read_yaml
+from precfm.pipeline.key_lists import KEYS, differences
 from precfm.pipeline.node import RESULTS
-from precfm.pipeline.plan import KINDS
+from precfm.pipeline.plan import KINDS, load_plan
 
 LEDGER = Path("dvc.lock")
-STAGES = (*KINDS, "products")  # of each experiment; `raw` is of each data source
-
-
-class Recorded(BaseModel):
-    """What the ledger says of a file or folder."""
-
-    path: str
-    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")]
-
-
-class Stage(BaseModel):
-    """A stage of the ledger."""
-
-    deps: list[Recorded] = []
-    outs: Annotated[list[Recorded], Field(min_length=1)]
-
-
-class Ledger(BaseModel):
-    """What is read of dvc.lock."""
-
-    form: Literal["2.0"] = Field(alias="schema")
-    stages: dict[str, Stage]
+STAGES = ("keys", *KINDS, "products")  # of each experiment; `raw` is of each data source
+Outs = dict[str, set[str]]  # by stage, the paths of what it has made
 
 
 def check_ledger(report: Report, experiments: Sequence[str]) -> None:
-    """Hold the ledger against what it speaks of; what is not on this machine is no finding.
+    """Hold keys/ against the plans, and the ledger against what it speaks of; what is not here is no finding.
 
     Args:
         report: gets the findings; that artifacts of a kind are absent it says already.
         experiments: those of which this machine made something.
     """
-    if not find_spec("dvc") or not Path(".dvc").is_dir():
-        report.notes.append(f"{LEDGER}: not compared, since DVC is not installed or not set up here")
-        return
-    if _is_recording():
-        report.notes.append(
-            f"{LEDGER}: not compared, since a run is recording; try again when it is finished"
-        )
+    unfit = {"DVC is not set up here": not Path(".dvc").is_dir(), "a run is recording": _is_recording()}
+    if any(unfit.values()):
+        reasons = " and ".join(reason for reason, is_so in unfit.items() if is_so)
+        report.notes.append(f"{LEDGER}: not compared, since {reasons}")
         return
     try:
         listed = read_recorded()
-        content = read_yaml(LEDGER) if LEDGER.is_file() else {"schema": "2.0", "stages": {}}
-        stages = _fitting(content).stages
+        stages = _outs(read_yaml(LEDGER)) if LEDGER.is_file() else {}
     except PrecfmError as error:
         file, _, problem = str(error).partition(": ")
         report.error("ledger", file, problem, _back(file))
         return
-    in_params, in_ledger = (
-        {*listed["experiments"], *listed["sources"]},
-        {name.partition("@")[2] for name in stages},
-    )
-    for name in sorted(in_params - in_ledger):
+    for name in listed["experiments"]:
+        _check_keys(report, name)
+    _check_stages(report, {*listed["experiments"], *listed["sources"]}, stages, experiments)
+    if not find_spec("dvc"):
+        report.notes.append(f"{LEDGER}: not compared with the files, since DVC is not installed")
+    elif stages:
+        _check_files(report, stages)
+    check_commit(report, LEDGER)
+
+
+def _check_keys(report: Report, name: str) -> None:
+    """The lists of keys that the stages depend on are those of the plan."""
+    try:
+        wrong = differences(load_plan(name))
+    except PrecfmError as error:
+        problem = f"there is no plan to compare with ({error})"
+        report.error("plan", KEYS / name, problem, "correct the configuration")
+        return
+    for file, problem in list(wrong.items())[:1]:
+        more = f" ({len(wrong)} lists differ)" if len(wrong) > 1 else ""
+        report.error("ledger", file, f"{problem}{more}", f"`precfm keys {name}` writes it", map(str, wrong))
+
+
+def _check_stages(report: Report, listed: Set[str], stages: Outs, experiments: Sequence[str]) -> None:
+    """What params.yaml lists, and what was committed of it, is there; what was never recorded is a warning."""
+    there = {stage.partition("@")[2] for stage in stages}
+    for name in sorted(listed - there):
         report.error("ledger", LEDGER, f"{name} is missing, though {PARAMS} lists it", _back(LEDGER))
-    for name in sorted(in_ledger - in_params):
+    for name in sorted(there - listed):
         report.error("ledger", PARAMS, f"{name} is missing, though {LEDGER} has it", _back(PARAMS))
+    lost = [stage for stage, outs in _committed().items() if not outs <= stages.get(stage, set())]
+    if lost := [stage for stage in lost if stage.partition("@")[2] in there & listed]:
+        report.error("ledger", LEDGER, "what was committed of some stages is missing", _back(LEDGER), lost)
     for name in experiments:
-        if lacking := [stage for stage in STAGES if f"{stage}@{name}" not in stages]:
-            if name in in_ledger:
-                report.error("ledger", LEDGER, f"stages of {name} are missing", _back(LEDGER), lacking)
-            elif name not in in_params:
-                remedy = f"`make reproduce EXPERIMENT={name}` records it"
-                report.warn("ledger", LEDGER, f"{name} was never recorded, as after `precfm make`", remedy)
-    if stages:
-        _check_files(report, [out.path for stage in stages.values() for out in stage.outs])
+        new = [stage for kind in STAGES if (stage := f"{kind}@{name}") not in [*stages, *lost]]
+        if new:
+            problem = f"{len(new)} stages of {name} were never recorded, as after `precfm make`"
+            report.warn("ledger", LEDGER, problem, f"`make reproduce EXPERIMENT={name}` records them", new)
+
+
+def _committed() -> Outs:
+    """The stages that the last commit has; none where it has no ledger that can be read."""
+    with suppress(yaml.YAMLError, PrecfmError):
+        return _outs(yaml.safe_load(committed(LEDGER) or b""))
+    return {}
 
 
 def _back(file: Path | str) -> str:
     return f"`git checkout -- {file}` brings back what was committed, `make reproduce` records anew"
 
 
-def _fitting(content: Any) -> Ledger:
+def _outs(content: Any) -> Outs:
+    """What each stage of a ledger has made; DVC itself judges the rest of its form."""
     try:
-        return validated(Ledger, content)
-    except PrecfmError as error:
-        raise PrecfmError(f"{LEDGER}: {error}") from None
+        stages = content["stages"].items()
+        return {stage: {out["path"] for out in fields["outs"]} for stage, fields in stages}
+    except (TypeError, KeyError, AttributeError):
+        raise PrecfmError(f"{LEDGER}: damaged, not as DVC writes it") from None
 
 
 def _is_recording() -> bool:
@@ -114,7 +123,7 @@ def _is_recording() -> bool:
     return False
 
 
-def _check_files(report: Report, outs: Sequence[str]) -> None:
+def _check_files(report: Report, stages: Outs) -> None:
     """What DVC finds changed since it recorded."""
     command = [sys.executable, "-m", "dvc", "data", "status", "--json", "--granular"]
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
@@ -125,10 +134,8 @@ def _check_files(report: Report, outs: Sequence[str]) -> None:
         return
     found: dict[str, list[str]] = json.loads(done.stdout).get("uncommitted", {})
     modified = {name.rstrip("/") for name in found.get("modified", ())}
-    changed = [
-        name for what in ("modified", "added") for name in found.get(what, ()) if not name.endswith("/")
-    ]
-    for path in (path for path in outs if path in modified):
+    changed = [name for what in ("modified", "added") for name in found.get(what, ()) if name[-1] != "/"]
+    for path in sorted(modified & set().union(*stages.values())):
         _, experiment, kind = [*Path(path).parts, "", ""][:3]
         if kind in report.absent.get(experiment, {}):
             report.notes.append(f"{path}: not compared with {LEDGER}, since it is here in part")
