@@ -1,258 +1,421 @@
 """Export and import: what goes out comes back equal, and nothing that was not verified is put in place."""
 
 import gzip
-import io
+import hashlib
 import json
 import shutil
-import tarfile
-from contextlib import suppress
+import stat
+import subprocess
+import tomllib
+import zipfile
+from contextlib import chdir, suppress
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from precfm.audit.archive import MANIFEST, export_artifacts, find_artifacts, import_artifacts
+from precfm.audit.archive import export_experiment
+from precfm.audit.importing import CHECKSUMS, METADATA, import_archive
 from precfm.cli import app
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.artifact import Artifact, record_checksum
+from precfm.pipeline.artifact import record_checksum
 from precfm.pipeline.build import build
 from precfm.pipeline.manifest import canonical, manifest_text
-from precfm.pipeline.node import RECORD, Node
-from tests.workflow import bytes_below
+from precfm.pipeline.node import RECORD
+from precfm.pipeline.plan import KINDS, load_plan
+from precfm.pipeline.products import write_products
+from tests.crates import issues
+from tests.workflow import ROOT, bytes_below, git
 
-FIRST = "mine/frames/label1-000000000001"
-OUT = Path("out.tar")
+EXPERIMENT = {
+    "description": "Little enough to be shared in a test.",
+    "theory": {"one": {"run": {"name": "steps_to_accuracy"}, "seeds": [0, 1]}},
+}
+HOME = Path("results/shared")
+MANIFEST = f"{HOME}/manifest.json"
 
 
-def make(kind, number, payload, experiment="mine"):
-    """An artifact with the given files, made as any other."""
-    node = Node(kind, f"label{number}", f"{number:012x}", {"n": number}, {}, "f" * 16, experiment)
+def fake(job):
+    job.write_json("content.json", {"id": job.node.id})
+    if job.node.kind in ("table_files", "figure_files"):
+        (job.folder / f"{job.node.label}.md").write_text(job.node.key)
+    elif job.node.kind == "verdicts":
+        job.write_json("claims.json", {})
+        (job.folder / "claims.md").write_text("")
+    else:
+        (job.folder / "deep").mkdir()
+        (job.folder / "deep/large.bin").write_bytes(bytes(range(256)) * 700)
+        (job.folder / "deep/empty.csv").write_bytes(b"")
 
-    def write(job):
-        for name, content in payload.items():
-            (job.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (job.folder / name).write_bytes(content)
 
-    build(node, write)
-    return node
+def fabricate(folder):
+    """The experiment `shared`, made of nothing in a moment, where its configuration is."""
+    with chdir(folder):
+        plan = load_plan("shared")
+        for node in plan.nodes.values():
+            build(node, fake)
+        write_products(plan)
+    return plan
+
+
+def checkout(folder):
+    """A folder with the configuration alone."""
+    for name in ("config/claims.yaml", "data/sources.yaml"):
+        (folder / name).parent.mkdir(parents=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    (folder / "config/shared.yaml").write_text(yaml.safe_dump({"extends": "base"}))
+    (folder / "config/base.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A project in which `shared` was made, and exported to out.zip; tests must not change it."""
+    folder = checkout(tmp_path_factory.mktemp("the lab"))
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "first")
+    plan = fabricate(folder)
+    with chdir(folder):
+        export_experiment(plan, to=Path("out.zip"))
+    return folder
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch):
-    """Three artifacts of one experiment; the working folder."""
-    monkeypatch.chdir(tmp_path)
-    make("frames", 1, {"a.csv": b"x\n1\n", "deep/b.csv": b"y\n2\n"})
-    make("frames", 2, {"a.csv": b"x\n3\n", "empty.csv": b""})
-    make("verdicts", 3, {"large.json": bytes(range(256)) * 700})
-    return tmp_path
+def archive(lab):
+    return lab / "out.zip"
 
 
-def move_away():
-    """What a colleague has: nothing."""
-    shutil.move("results", "sent")
+@pytest.fixture
+def colleague(lab, tmp_path, monkeypatch):
+    """Another checkout of the same configuration, with nothing made; the working folder."""
+    folder = checkout(tmp_path / "new comer")
+    shutil.copytree(lab / "results/.work/plans", folder / "results/.work/plans")  # to be quick
+    monkeypatch.chdir(folder)
+    return folder
 
 
-def exported(*names, to=OUT):
-    return export_artifacts(find_artifacts(names or ["mine"]), to)
+@pytest.fixture
+def copy(lab, tmp_path, monkeypatch):
+    """A copy of the lab that may be changed; the working folder."""
+    monkeypatch.chdir(shutil.copytree(lab, tmp_path / "copy"))
+    Path("out.zip").unlink()
+    return load_plan("shared")
 
 
-def test_what_was_exported_comes_back_with_the_same_bytes(mine):
-    exported()
-    move_away()
-    done = import_artifacts(OUT)
-    assert len(done.placed) == 3
-    assert bytes_below(Path("results/mine")) == bytes_below(Path("sent/mine"))
-    assert import_artifacts(OUT).kept == done.placed
+def artifacts(folder):
+    """The bytes of all artifacts; a job's own time stamps in folders left out."""
+    return {
+        name: checksum for name, checksum in bytes_below(folder / HOME).items() if name.split("/")[0] in KINDS
+    }
+
+
+def test_what_was_exported_comes_back_with_the_same_bytes_and_nothing_else_does(lab, archive, colleague):
+    done = import_archive(archive)
+    assert len(done.placed) == len(load_plan("shared").nodes)
+    assert bytes_below(HOME) == artifacts(lab)
+    assert import_archive(archive).kept == done.placed
     assert not list(Path("results/.work/parts").iterdir())
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sizes=st.lists(st.integers(0, 40_000), min_size=1, max_size=6))
-def test_any_sizes_come_back(tmp_path, monkeypatch, sizes):
-    for name in ("results", "sent"):
-        shutil.rmtree(tmp_path / name, ignore_errors=True)
-    monkeypatch.chdir(tmp_path)
-    OUT.unlink(missing_ok=True)
-    for number, size in enumerate(sizes):
-        make("frames", number, {"a.bin": bytes([number]) * size, "b.bin": b"b" * (2 * size)})
-    exported()
-    move_away()
-    import_artifacts(OUT)
-    assert bytes_below(Path("results/mine")) == bytes_below(Path("sent/mine"))
+def test_an_archive_unpacks_to_what_any_reader_can_verify(lab, archive, tmp_path):
+    with zipfile.ZipFile(archive) as opened:
+        first, *others = opened.namelist()
+        opened.extractall(tmp_path)
+    assert first == CHECKSUMS
+    said = subprocess.run(["sha256sum", "-c", CHECKSUMS], cwd=tmp_path, capture_output=True, text=True)
+    assert (said.returncode, said.stdout.count(": OK\n")) == (0, len(others))
+    assert {
+        METADATA, "CITATION.cff", "LICENSE", "config/shared.yaml", "config/base.yaml", "config/claims.yaml",
+        "data/sources.yaml", MANIFEST, f"{HOME}/claims.json", f"{HOME}/tables/theory.md",
+    } <= {*others}  # fmt: skip
+    assert artifacts(tmp_path) == artifacts(lab)
 
 
-@pytest.mark.parametrize("home", ["mine", "other", "published/mine"])
-def test_what_is_other_than_a_manifest_of_this_project_says_is_refused(mine, home):
-    """Under any experiment's name: the key alone would bring it to where it is wanted."""
-    exported("frames/label1-000000000001")
-    move_away()
-    record = json.loads(Path("sent", FIRST, RECORD).read_text())
-    entry = {field: record[field] for field in ("params", "parents", "fingerprint", "files", "made_on")}
-    place = Path("results", home)
-    place.mkdir(parents=True)
-
-    def publish(files):
-        artifacts = {"frames/renamed-000000000001": {**entry, "files": files}}
-        content = {"experiment": place.name, "key": "", "artifacts": artifacts}
-        (place / "manifest.json").write_bytes(manifest_text(content))
-
-    publish({**record["files"], "a.csv": {"bytes": 4, "sha256": "0" * 64}})
-    done = import_artifacts(OUT)
-    assert (done.refused, done.placed) == ([FIRST], [])
-    assert CliRunner().invoke(app, ["import", str(OUT)]).exit_code == 1
-    assert not list(Path("results").rglob("frames/*"))
-    publish(record["files"])
-    assert import_artifacts(OUT).placed == [FIRST]
-    (place / "manifest.json").write_text("{")
-    with pytest.raises(PrecfmError, match=f"{home}/manifest.json: damaged"):
-        import_artifacts(OUT)
+@pytest.mark.parametrize("profile", ["ro-crate-1.1", "process-run-crate"])
+def test_an_archive_is_a_valid_crate(archive, tmp_path, profile):
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(tmp_path)
+    assert issues(tmp_path, profile) == []
+    metadata = json.loads((tmp_path / METADATA).read_text())
+    (action,) = (each for each in metadata["@graph"] if each["@type"] == "CreateAction")
+    assert action["name"] == "make reproduce EXPERIMENT=shared"
+    action.pop("instrument")
+    (tmp_path / METADATA).write_text(json.dumps(metadata))
+    assert bool(issues(tmp_path, profile)) is (profile == "process-run-crate")
 
 
-def test_an_export_depends_on_nothing_but_the_artifacts(mine):
-    exported(to=Path("first/out.tar"))
-    for file in Path("results/mine").rglob("*"):
-        file.touch()
-    Path("results", FIRST, "a.csv").chmod(0o600)
-    exported(to=Path("second/out.tar"))
-    assert bytes_below(Path("first")) == bytes_below(Path("second"))
+def test_the_citation_file_has_the_fields_of_its_format():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["message"]
+    assert [author["name"] for author in citation["authors"]] == ["The precfm authors"]
+    assert citation["license"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"]
+    for work in (citation, *citation["references"]):
+        assert {"type", "title", "authors"} <= work.keys()
+    assert "2603.02337" in citation["references"][0]["url"]
 
 
-def test_names_choose_experiments_kinds_and_artifacts(mine):
-    make("frames", 4, {"a.csv": b"4"}, experiment="other")
-    own = make("frames", 6, {"a.csv": b"6"}, experiment="frames")
-    assert len(find_artifacts(["mine"])) == 3
-    assert len(find_artifacts(["mine/frames", "mine/frames"])) == 2
-    assert find_artifacts(["frames/label4-000000000004"]) == [
-        Path("results/other/frames/label4-000000000004")
-    ]
-    assert (
-        find_artifacts(["frames"]) == find_artifacts(["frames/frames"]) == [Path("results/frames") / own.id]
-    )
-    for name in ("nobody", "frames/*", "frames/../frames/label1-000000000001", "mine/flows", "../mine", ""):
-        with pytest.raises(PrecfmError, match="no complete artifact"):
-            find_artifacts([name])
+def test_an_export_depends_on_nothing_but_its_contents(copy, archive):
+    for file in Path().rglob("*"):
+        if ".git" not in file.parts:
+            file.touch()
+    next(HOME.glob("theory/*/content.json")).chmod(0o600)
+    file, count = export_experiment(copy)
+    assert (file.name, count) == (f"shared-{copy.key}.zip", len(copy.nodes))
+    assert file.read_bytes() == archive.read_bytes()
 
 
-def test_what_is_there_is_never_overwritten(mine):
-    exported()
-    shutil.rmtree("results")
-    own = make("frames", 1, {"a.csv": b"my own\n"})
+def test_a_kind_is_exported_without_the_rest(copy):
+    shutil.rmtree(HOME / "frames")
+    file, count = export_experiment(copy, ["theory"])
+    shutil.rmtree(HOME)
+    placed = import_archive(file).placed
+    assert len(placed) == count == len(copy.of("theory"))
+    with zipfile.ZipFile(file) as opened:
+        assert {name.split("/")[2] for name in opened.namelist() if name.startswith("results/")} == {
+            "theory", "manifest.json",
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "kinds", "words"),
+    [
+        (lambda folder: (folder / "content.json").write_bytes(b"{}"), (), "content.json"),
+        (lambda folder: (folder / "new.csv").write_bytes(b"1"), ("theory",), "new.csv"),
+        (lambda folder: (folder / RECORD).unlink(), (), "missing"),
+        (lambda folder: Path("out.zip").touch(), (), "--to"),
+        (lambda folder: shutil.rmtree(".git"), (), "git"),
+        (lambda folder: None, ("nonsense",), "--kind"),
+        (lambda folder: None, ("flows",), "no artifacts"),
+    ],
+)
+def test_what_is_not_whole_is_not_exported(copy, change, kinds, words):
+    change(next(HOME.glob("theory/*")))
+    before = set(Path().iterdir())
+    with pytest.raises(PrecfmError, match=words):
+        export_experiment(copy, kinds, Path("out.zip"))
+    assert set(Path().iterdir()) == before
+
+
+def test_another_configuration_is_refused_with_the_revision_that_made_it(lab, archive, colleague):
+    change = {"theory": {"one": {"seeds": [0, 2]}}}
+    Path("config/shared.yaml").write_text(yaml.safe_dump({"extends": "base", **change}))
+    commit = git(lab, "rev-parse", "HEAD")[:12]
+    refused(archive, "of its 6 artifacts", "theory/one-s1-", commit)
+    Path("config/shared.yaml").unlink()
+    refused(archive, "config/shared.yaml", commit)
+
+
+def test_of_another_experiment_is_refused_if_one_was_asked_for(archive, colleague):
+    with pytest.raises(PrecfmError, match="'shared'"):
+        import_archive(archive, "quick")
+    assert import_archive(archive, "shared").placed
+
+
+def test_what_is_there_is_never_overwritten(archive, colleague):
+    own, other, *_ = load_plan("shared").of("theory")
+    build(own, lambda job: job.write_json("content.json", "my own"))
     before = bytes_below(own.folder)
-    done = import_artifacts(OUT)
-    assert done.different == [FIRST]
-    assert len(done.placed) == 2
+    other.folder.mkdir(parents=True)
+    (other.folder / "remains.csv").touch()
+    done = import_archive(archive)
+    assert done.different == [own.id]
+    assert other.id in done.placed
     assert bytes_below(own.folder) == before
+    said = CliRunner().invoke(app, ["import", str(archive)])
+    assert (said.exit_code, f"{own.id}: is there with other bytes" in said.stdout) == (0, True)
 
 
-def test_remains_without_a_record_give_way(mine):
-    exported()
-    Path("results", FIRST, RECORD).unlink()
-    assert import_artifacts(OUT).placed == [FIRST]
-    Artifact.open(Path("results", FIRST)).verified()
+def only_theory(members):
+    """Leave out the artifacts of other kinds."""
+    for name in [name for name in members if name.startswith(f"{HOME}/")]:
+        if (kind := name.split("/")[2]) in KINDS and kind != "theory":
+            del members[name]
 
 
-@pytest.mark.parametrize("name", ["a.csv", "new.csv"])
-def test_a_damaged_artifact_is_not_exported(mine, name):
-    Path("results", FIRST, name).write_bytes(b"y\n3\n")
-    with pytest.raises(PrecfmError, match=name):
-        exported()
-    assert not OUT.exists()
+def test_a_method_that_was_renamed_has_its_new_label(archive, colleague):
+    base = {**EXPERIMENT, "theory": {"renamed": EXPERIMENT["theory"]["one"]}}
+    Path("config/base.yaml").write_text(yaml.safe_dump(base))
+    forge(archive, change=only_theory)
+    done = import_archive(Path("forged.zip"))
+    assert {name.rpartition("-")[0] for name in done.placed} == {"theory/renamed-s0", "theory/renamed-s1"}
 
 
-def test_an_export_needs_a_new_file(mine):
-    exported()
-    with pytest.raises(PrecfmError, match="--to"):
-        exported()
+def test_other_bytes_than_the_published_ones_are_noted(lab, archive, colleague):
+    manifest = json.loads((lab / MANIFEST).read_text())
+    published = Path("results/published/shared")
+    published.mkdir(parents=True)
+    for count in (0, 1):
+        (published / "manifest.json").write_bytes(manifest_text(manifest))
+        assert len(import_archive(archive).unlike_published) == count
+        first = next(iter(manifest["artifacts"].values()))
+        first["files"]["content.json"]["sha256"] = "0" * 64
+    (published / "manifest.json").write_text("{")
+    assert import_archive(archive).unlike_published == []
+
+
+# ---- damage
+
+
+def refused(file, *words):
+    """The sentence with which an import ends; it has put nothing in place."""
+    before = set(Path().rglob("*"))
+    with pytest.raises(PrecfmError) as error:
+        import_archive(file)
+    said = str(error.value)
+    assert said.startswith(f"{file}: ")
+    assert "\n" not in said
+    assert ".part-" not in said
+    for word in words:
+        assert word in said
+    new = set(Path().rglob("*")) - before
+    assert all(".work" in path.parts for path in new)
+    assert not list(Path("results/.work/parts").glob("*"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        CHECKSUMS,
+        METADATA,
+        "LICENSE",
+        "config/base.yaml",
+        MANIFEST,
+        f"{HOME}/tables/theory.md",
+        "large.bin",
+        RECORD,
+    ],
+)
+def test_a_flipped_byte_in_any_member_is_found(archive, colleague, name):
+    content = bytearray(archive.read_bytes())
+    with zipfile.ZipFile(archive) as opened:
+        (member, *_) = (each for each in opened.infolist() if each.filename.endswith(name))
+    start = member.header_offset + 30 + len(member.filename)
+    content[start + member.file_size // 2] ^= 1
+    Path("flipped.zip").write_bytes(content)
+    refused(Path("flipped.zip"))
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_one_flipped_bit_anywhere_is_found_or_changes_nothing(mine, data):
-    if not OUT.exists():
-        exported()
-        move_away()
-    right = OUT.read_bytes()
-    place = data.draw(st.integers(0, len(right) - 1))
-    flipped = bytes([right[place] ^ (1 << data.draw(st.integers(0, 7)))])
-    OUT.write_bytes(right[:place] + flipped + right[place + 1 :])
+def test_one_flipped_bit_anywhere_is_found_or_changes_nothing(lab, archive, colleague, data):
+    content = bytearray(archive.read_bytes())
+    directory = content.index(b"PK\1\2")
+    place = data.draw(st.integers(0, 4000) | st.integers(directory, len(content) - 1))
+    content[place] ^= 1 << data.draw(st.integers(0, 7))
+    Path("flipped.zip").write_bytes(content)
     with suppress(PrecfmError):
-        import_artifacts(OUT)
-    if Path("results/mine").exists():  # padding, times and owners in headers mean nothing
-        assert bytes_below(Path("results/mine")) == bytes_below(Path("sent/mine"))
-    OUT.write_bytes(right)
-    shutil.rmtree("results", ignore_errors=True)
+        import_archive(Path("flipped.zip"))
+    if HOME.exists():  # times and owners in headers mean nothing
+        assert bytes_below(HOME) == artifacts(lab)
+        shutil.rmtree(HOME)
 
 
-# ---- attacks: whoever forges an archive forges its manifest, too
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            lambda content, part=part: content[: int(len(content) * part)]
+            for part in (0, 0.001, 0.1, 0.5, 0.9, 0.999)
+        ),
+        lambda content: content[:-1],
+        lambda content: content[2000:],
+        lambda content: bytes(10240),
+        lambda content: b"no archive" * 100,
+        lambda content: b"PK\5\6" + b"\xff" * 18,
+        gzip.compress,
+    ],
+)
+def test_what_is_no_whole_archive_is_refused(archive, colleague, change):
+    Path("out.zip").write_bytes(change(archive.read_bytes()))
+    refused(Path("out.zip"))
 
 
-def forge(change_members=None, change_record=None, change_manifest=None, sealed=True):
-    """An archive of one artifact, changed on purpose, whose checksums are all right."""
-    exported("frames/label1-000000000001")
-    move_away()
-    with tarfile.open(OUT) as archive:
-        members = {member.name: [member, archive.extractfile(member).read()] for member in archive}
-    record = json.loads(members[f"{FIRST}/{RECORD}"][1])
-    if change_record:
-        change_record(record)
-    if sealed:
-        record["checksum"] = record_checksum(record)
-    members[f"{FIRST}/{RECORD}"][1] = canonical(record).encode()
-    if change_members:
-        change_members(members)
-    manifest = json.loads(members.pop(MANIFEST)[1])
-    manifest["files"] = {}
-    for member, content in members.values():
-        if member.isreg():
-            manifest["files"][member.name] = len(content)
-        member.size = len(content) if member.isreg() else 0
-    if change_manifest:
-        change_manifest(manifest)
-    text = json.dumps(manifest).encode()
-    head = tarfile.TarInfo(MANIFEST)
-    head.size = len(text)
-    with tarfile.open(OUT, "w") as archive:
-        for member, content in [(head, text), *sorted(members.values(), key=lambda each: each[0].name)]:
-            archive.addfile(member, io.BytesIO(content))
+# ---- attacks: whoever forges an archive forges its checksums, too
 
 
-def refused():
-    before = set(Path().rglob("*"))
-    with pytest.raises(PrecfmError, match=r"^out\.tar: ") as error:
-        import_artifacts(OUT)
-    assert "\n" not in str(error.value)
-    assert ".part-" not in str(error.value)
-    assert all(".work" in path.parts or path == Path("results") for path in set(Path().rglob("*")) - before)
-    assert not list(Path("results/.work/parts").glob("*"))
+def forge(archive, change=None, headers=None, listing=None):
+    """Write forged.zip: an archive changed on purpose, whose checksums are all right.
+
+    Args:
+        archive: a true one.
+        change: of its members, a mapping from names to bytes.
+        headers: of its list of headers, before the directory is written.
+        listing: of the text that lists the checksums.
+    """
+    with zipfile.ZipFile(archive) as opened:
+        members = {name: opened.read(name) for name in opened.namelist()[1:]}
+    if change:
+        change(members)
+    text = "".join(f"{sha256(content)}  {name}\n" for name, content in members.items())
+    with zipfile.ZipFile("forged.zip", "w") as forged:
+        for name, content in {CHECKSUMS: listing(text) if listing else text, **members}.items():
+            header = zipfile.ZipInfo(name)
+            header.external_attr = (stat.S_IFREG | 0o644) << 16
+            forged.writestr(header, content)
+        if headers:
+            headers(forged.filelist)
 
 
-def test_a_forgery_without_a_change_is_no_attack(mine):
-    forge()
-    assert import_artifacts(OUT).placed == [FIRST]
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def victim(members):
+    """The folder of an artifact, as a name in the archive."""
+    return next(name for name in members if "/theory/" in name and name.endswith(RECORD)).removesuffix(
+        f"/{RECORD}"
+    )
+
+
+def with_record(change, *, sealed=True, listed=True):
+    """Change an artifact's record, and by default what vouches for it."""
+
+    def forged(members):
+        folder = victim(members)
+        record = json.loads(members[f"{folder}/{RECORD}"])
+        change(record)
+        if sealed:
+            record["checksum"] = record_checksum(record)
+        members[f"{folder}/{RECORD}"] = canonical(record).encode()
+        if listed:
+            fields = {name: record.get(name) for name in ("params", "fingerprint", "files", "made_on")}
+            with_manifest(
+                lambda manifest: manifest["artifacts"]["/".join(folder.split("/")[2:])].update(fields)
+            )(members)
+
+    return forged
+
+
+def with_manifest(change, *, sealed=True):
+    """Change the manifest, and by default its checksum."""
+
+    def forged(members):
+        manifest = json.loads(members[MANIFEST])
+        checksum = manifest.pop("checksum")
+        change(manifest)
+        members[MANIFEST] = (
+            manifest_text(manifest) if sealed else canonical({**manifest, "checksum": checksum}).encode()
+        )
+
+    return forged
+
+
+@pytest.mark.parametrize("forged", [None, with_record(lambda record: record.update(made_on={}))])
+def test_a_forgery_of_what_nothing_can_tell_is_no_attack(archive, colleague, forged):
+    forge(archive, forged)
+    assert len(import_archive(Path("forged.zip")).placed) == 6
 
 
 def renamed(name):
     def change(members):
-        members[f"{FIRST}/a.csv"][0].name = name
-
-    return change
-
-
-def as_type(kind, target="../../../../../evil"):
-    def change(members):
-        member = members[f"{FIRST}/a.csv"][0]
-        member.type, member.linkname = kind, target
-
-    return change
-
-
-def extra(name, kind=tarfile.REGTYPE):
-    def change(members):
-        info = tarfile.TarInfo(name)
-        info.type, info.linkname = kind, "/etc/passwd"
-        members[name] = [info, b"evil"]
+        members[name.format(artifact=victim(members), home=HOME)] = members.pop(
+            f"{victim(members)}/content.json"
+        )
 
     return change
 
@@ -260,136 +423,154 @@ def extra(name, kind=tarfile.REGTYPE):
 @pytest.mark.parametrize(
     "change",
     [
-        renamed("../../../evil"),
-        renamed("/tmp/precfm-evil"),
-        renamed(f"{FIRST}/../../../evil"),
-        renamed(f"{FIRST}/deep/b.csv"),
-        renamed(f"{FIRST}/.hidden"),
-        renamed("published/frames/label1-000000000001/a.csv"),
-        renamed(".work/frames/label1-000000000001/a.csv"),
-        renamed("mine/nonsense/label1-000000000001/a.csv"),
-        as_type(tarfile.SYMTYPE),
-        as_type(tarfile.LNKTYPE, f"{FIRST}/{RECORD}"),
-        as_type(tarfile.DIRTYPE),
-        as_type(tarfile.FIFOTYPE),
-        as_type(tarfile.CHRTYPE),
-        extra(f"{FIRST}/evil.csv"),
-        extra("../evil"),
-        extra("evil", tarfile.SYMTYPE),
-        lambda members: members.pop(f"{FIRST}/a.csv"),
-        lambda members: members.pop(f"{FIRST}/{RECORD}"),
-        lambda members: members[f"{FIRST}/a.csv"].__setitem__(1, b"EVIL"),
+        *map(renamed, (
+            "../../../evil", "/tmp/precfm-evil", "{artifact}/../../../evil", "{artifact}/more.json",
+            "{artifact}/.hidden", "{artifact}/content.json/deep", "{home}/theory/evil", "{home}/.work/evil",
+            "results/published/shared/evil", "results/other/theory/evil", "results/evil", "config/evil.py",
+            "config/../evil.yaml", "Makefile", ".git/config", "{artifact}/a\\b", "{artifact}/\u202e",
+            "{artifact}/" + 300 * "long", CHECKSUMS, "",
+        )),
+        lambda members: members.update({f"{victim(members)}/evil.csv": b"evil"}),
+        lambda members: members.update({f"{HOME}/theory/evil-0123456789ab/{RECORD}": b"{}"}),
+        lambda members: members.pop(f"{victim(members)}/{RECORD}"),
+        lambda members: members.update({f"{victim(members)}/content.json": b"EVIL"}),
+        lambda members: members.pop(MANIFEST),
+        lambda members: [members.pop(name) for name in [*members] if name.count("/") > 3],
+        lambda members: members.clear(),
+    ],
+)  # fmt: skip
+def test_members_that_lead_elsewhere_or_are_none_are_refused(archive, colleague, change):
+    forge(archive, change)
+    refused(Path("forged.zip"))
+    assert not list(colleague.parent.glob("evil*"))
+    assert not Path("/tmp/precfm-evil").exists()
+
+
+def last(**fields):
+    def change(headers):
+        for name, value in fields.items():
+            setattr(headers[-1], name, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        *(last(external_attr=(kind | 0o777) << 16) for kind in (stat.S_IFLNK, stat.S_IFDIR, stat.S_IFCHR, 0)),
+        last(compress_type=zipfile.ZIP_DEFLATED), last(compress_type=99), last(flag_bits=1), last(flag_bits=0x40),
+        last(compress_size=3), last(file_size=10**15), last(compress_size=10**15, file_size=10**15),
+        last(header_offset=0), last(header_offset=10**9), last(CRC=0), last(filename="../evil"),
+        lambda headers: headers.append(headers[-1]), lambda headers: headers.pop(), lambda headers: headers.reverse(),
+    ],
+)  # fmt: skip
+def test_headers_that_lie_are_refused(archive, colleague, headers):
+    forge(archive, headers=headers)
+    refused(Path("forged.zip"))
+
+
+def test_members_that_share_their_bytes_are_refused(archive, colleague):
+    """Each of them announces what the file holds, and all together many times as much."""
+    with zipfile.ZipFile("forged.zip", "w") as inner:
+        header = zipfile.ZipInfo(f"{HOME}/tables/0.csv")
+        header.external_attr = (stat.S_IFREG | 0o644) << 16
+        inner.writestr(header, bytes(50_000))
+        size = inner.fp.tell()
+        name = f"{HOME}/tables/1.csv"
+    nested = Path("forged.zip").read_bytes()[:size]
+
+    def overlap(headers):
+        outer = headers[-1]
+        header.header_offset = outer.header_offset + 30 + len(outer.filename)
+        headers.append(header)
+
+    forge(
+        archive,
+        change=lambda members: members.update({name: nested}),
+        headers=overlap,
+        listing=lambda text: f"{text}{sha256(bytes(50_000))}  {header.filename}\n",
+    )
+    refused(Path("forged.zip"), "overlap")
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        lambda text: text + text.splitlines()[-1] + "\n",
+        lambda text: text + "# a remark\n",
+        lambda text: text.replace("  ", " *"),
+        lambda text: text.upper(),
+        lambda text: text.rpartition("\n")[0].rpartition("\n")[0],
+        lambda text: "",
+        lambda text: b"\xff" + text.encode(),
     ],
 )
-def test_members_that_lead_elsewhere_or_are_none_are_refused(mine, change):
-    forge(change_members=change)
-    refused()
-
-
-def test_a_link_that_the_manifest_lists_is_refused(mine):
-    def listed(manifest):
-        manifest["files"][f"{FIRST}/a.csv"] = 0
-
-    forge(change_members=as_type(tarfile.SYMTYPE), change_manifest=listed)
-    refused()
+def test_lists_of_checksums_that_lie_are_refused(archive, colleague, listing):
+    forge(archive, listing=listing)
+    refused(Path("forged.zip"))
 
 
 def named(name):
     def change(record):
-        record["files"][name] = record["files"].pop("a.csv")
+        record["files"][name] = record["files"].pop("content.json")
 
     return change
 
 
+def stamped(**stamp):
+    return lambda record: record["files"]["content.json"].update(stamp)
+
+
 @pytest.mark.parametrize(
-    "change",
+    "forged",
     [
-        *map(named, ("../evil", "a/../../evil", "/etc/evil", "artifact.json", ".hidden", "a/.b/c", "", ".", "a//b",
-                     "a\\b", "a\nb", "C\u202e.csv")),
-        lambda record: record["files"].update({"a.csv/b": record["files"]["a.csv"]}),
-        lambda record: record["files"]["a.csv"].update(bytes=10**12),
-        lambda record: record["files"]["a.csv"].update(bytes=-1),
-        lambda record: record["files"]["a.csv"].update(sha256="0" * 63),
-        lambda record: record.update(kind="flows"),
-        lambda record: record.update(key="000000000002"),
-        lambda record: record.update(key="1"),
-        lambda record: record.update(key=1),
-        lambda record: record.pop("params"),
-        lambda record: record.update(files=[]),
-        lambda record: record.update(more=1),
+        *(with_record(named(name), listed=False) for name in (
+            "../evil", "a/../../evil", "/etc/evil", "artifact.json", ".hidden", "a/.b/c", "", ".", "a//b", "a\\b",
+            "a\nb", "C\u202e.csv",
+        )),
+        *map(with_record, (
+            stamped(bytes=10**12), stamped(bytes=3), stamped(sha256="0" * 64),
+            lambda record: record.update(params={"n": 2}), lambda record: record.update(fingerprint="f" * 16),
+        )),
+        *(with_record(change, listed=False) for change in (
+            stamped(bytes=-1), stamped(sha256="0" * 63), lambda record: record.update(kind="flows"),
+            lambda record: record.update(key="000000000002"), lambda record: record.update(key=1),
+            lambda record: record.update(parents={"data": ["data/0123456789ab"]}), lambda record: record.pop("params"),
+            lambda record: record.update(files=[]), lambda record: record.update(files={}),
+            lambda record: record.update(more=1), lambda record: record.update(made_on={}),
+        )),
+        *(with_record(lambda record, change=change: record.update(change), sealed=False) for change in (
+            {"made_on": {}}, {"checksum": "0" * 64}, {"checksum": None},
+        )),
     ],
 )  # fmt: skip
-def test_records_that_lie_are_refused(mine, change):
-    forge(change_record=change)
-    refused()
+def test_records_that_lie_are_refused(archive, colleague, forged):
+    forge(archive, forged)
+    refused(Path("forged.zip"))
 
 
 @pytest.mark.parametrize(
-    "change", [{"params": {"n": 2}}, {"made_on": {}}, {"checksum": "0" * 64}, {"checksum": None}]
-)
-def test_a_record_that_is_not_what_its_own_checksum_says_is_refused(mine, change):
-    forge(change_record=lambda record: record.update(change), sealed=False)
-    refused()
-
-
-def listed(**sizes):
-    return lambda manifest: manifest["files"].update(
-        {f"{FIRST}/{name}.csv": size for name, size in sizes.items()}
-    )
-
-
-@pytest.mark.parametrize(
-    "change",
+    "forged",
     [
-        listed(a=10**18),
-        listed(a=3),
-        listed(a=-1),
-        listed(a="4"),
-        listed(more=1),
-        lambda manifest: manifest.update(format=1),
-        lambda manifest: manifest.update(files={}),
-        lambda manifest: manifest["files"].update({"../evil": 1}),
-        lambda manifest: manifest.update(run="rm"),
+        *map(with_manifest, (
+            lambda manifest: manifest.update(experiment="other"), lambda manifest: manifest.pop("revision"),
+            lambda manifest: manifest.update(revision={"commit": "main", "clean": True}),
+            lambda manifest: manifest.update(artifacts={}), lambda manifest: manifest.update(run="rm"),
+            lambda manifest: [entry.update(files=None) for entry in manifest["artifacts"].values()],
+            lambda manifest: [entry.update(params={}) for entry in manifest["artifacts"].values()],
+        )),
+        with_manifest(lambda manifest: manifest.update(key=""), sealed=False),
+        lambda members: members.update({MANIFEST: b"{"}),
+        lambda members: members.update({MANIFEST: b"[" * 100_000}),
     ],
-)
-def test_manifests_that_lie_are_refused(mine, change):
-    forge(change_manifest=change)
-    refused()
+)  # fmt: skip
+def test_manifests_that_lie_are_refused(archive, colleague, forged):
+    forge(archive, forged)
+    refused(Path("forged.zip"))
 
 
-def nested_headers(content):
-    """Extended headers that describe one another without end: tarfile follows them by recursion."""
-    info = tarfile.TarInfo("pax")
-    info.type, info.size = tarfile.XHDTYPE, 11
-    return (info.tobuf(tarfile.USTAR_FORMAT) + b"11 path=aa\n".ljust(512, b"\0")) * 3000 + content
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        nested_headers,
-        lambda content: content[:700],
-        lambda content: content[:3000],
-        lambda content: b"",
-        lambda content: bytes(10240),
-        lambda content: b"no tar file" * 100,
-        lambda content: b"\xff" * 2048,
-        gzip.compress,
-    ],
-)
-def test_what_is_no_tar_file_is_refused(mine, change):
-    forge()
-    OUT.write_bytes(change(OUT.read_bytes()))
-    refused()
-
-
-def test_the_command_line_exports_and_imports(mine):
+def test_the_command_line_exports_and_imports(copy):
     invoke = CliRunner().invoke
-    assert "3 artifacts" in invoke(app, ["export", "mine", "--to", "out.tar"]).stdout
-    move_away()
-    assert "3 artifacts put in place, 0 were there" in invoke(app, ["import", "out.tar"]).stdout
-    make("frames", 5, {"a.csv": b"5"})
-    invoke(app, ["export", "frames/label5-000000000005", "--to", "five.tar"])
-    shutil.rmtree("results/mine/frames/label5-000000000005")
-    make("frames", 5, {"a.csv": b"other"})
-    assert "left as it is" in invoke(app, ["import", "five.tar"]).stdout
+    assert "6 artifacts" in invoke(app, ["export", "shared", "--to", "out.zip"]).stdout
+    shutil.rmtree(HOME)
+    assert "6 artifacts put in place, 0 were there" in invoke(app, ["import", "out.zip"]).stdout

@@ -1,6 +1,7 @@
-"""Sharing through a folder, an S3 server on the loopback, and tar files: everything arrives, nothing of yours is lost.
+"""Sharing through a folder, an S3 server on the loopback, and archives: everything arrives, nothing of yours is lost.
 
-The artifacts are fabricated, in a clone of this project with its real ledger; one slow test shares real ones.
+The artifacts are fabricated, in a clone of this project with a real ledger, in a folder whose name has a space; one
+slow test shares real ones.
 """
 
 import hashlib
@@ -12,6 +13,8 @@ import pytest
 import yaml
 
 from precfm.pipeline.plan import KINDS
+from tests.test_archive import EXPERIMENT, artifacts, fabricate
+from tests.test_security import SHELL_WORDS, Stub
 from tests.workflow import BIN, ROOT, bytes_below, clone, git, jobs, reproduce, run, sealed
 
 pytestmark = pytest.mark.xdist_group("sharing")
@@ -23,46 +26,27 @@ KEYS = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-EXPERIMENT = {
-    "description": "Little enough to be shared in a test.",
-    "theory": {"one": {"run": {"name": "steps_to_accuracy"}, "seeds": [0, 1]}},
-}
-FABRICATE = """
-from precfm.pipeline.attic import tidy
-from precfm.pipeline.build import build
-from precfm.pipeline.plan import load_plan
-from precfm.pipeline.products import write_products
-
-def fake(job):
-    job.write_json("content.json", {"id": job.node.id})
-    if job.node.kind in ("table_files", "figure_files"):
-        (job.folder / f"{job.node.label}.md").write_text(job.node.key)
-    if job.node.kind == "verdicts":
-        job.write_json("claims.json", {})
-        (job.folder / "claims.md").write_text("")
-
-plan = load_plan("shared")
-tidy(plan)
-for node in plan.nodes.values():
-    build(node, fake)
-write_products(plan)
-"""
+NOTHING = {"products", "all"}  # rules that copy what is made
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """A clone of this project in which the experiment `shared` was recorded."""
-    folder = tmp_path_factory.mktemp("lab") / "precfm"
+    """A clone of this project in which the experiment `shared` was recorded; no remote is set."""
+    folder = tmp_path_factory.mktemp("the lab") / "precfm"
     listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
     for name in listed:
-        if (ROOT / name).is_file() and not name.startswith(("results/", "tests/", "docs/", "dvc.lock")):
+        left_out = name.startswith(("results/", "tests/", "docs/", "keys/", "dvc.lock"))
+        if (ROOT / name).is_file() and not left_out:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
     (folder / "config/shared.yaml").write_text(yaml.safe_dump(EXPERIMENT))
     (folder / "params.yaml").write_text("experiments: [shared]\nsources: []\n")
-    run(folder, sys.executable, "-c", FABRICATE)
-    run(folder, "git", "init", "--quiet")
-    stages = [f"{kind}@shared" for kind in (*KINDS, "products")]
+    fabricate(folder)
+    run(folder, BIN / "precfm", "keys")
+    git(folder, "init", "--quiet")
+    stages = [f"{stage}@shared" for stage in ("keys", *KINDS, "products")]
+    for kind in KINDS:
+        (folder / "results/shared" / kind).mkdir(exist_ok=True)
     run(folder, BIN / "dvc", "commit", "--quiet", "--force", *stages)
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "recorded")
@@ -70,11 +54,17 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def in_folder(lab, tmp_path_factory):
-    """The lab, after everything was pushed to a folder; the folder."""
-    store = tmp_path_factory.mktemp("store")
-    share(lab, str(store))
-    return store
+def store(lab, tmp_path_factory):
+    """A folder that everything of the lab was pushed to."""
+    folder = tmp_path_factory.mktemp("a store")
+    push(lab, str(folder))
+    return folder
+
+
+@pytest.fixture
+def colleague(lab, tmp_path):
+    """A clone of the lab, with what git has."""
+    return clone(lab, tmp_path / "new comer")
 
 
 @pytest.fixture(scope="module")
@@ -94,65 +84,70 @@ def server():
     running.stop()
 
 
-def share(folder, url, *stages, **settings):
-    """Set the default remote, as docs/sharing.md says, and push these stages; without stages, everything."""
-    run(folder, BIN / "dvc", "remote", "add", "--force", "--default", "lab", url)
+def push(folder, url, *stages, **settings):
+    """Push these stages to a remote that this checkout alone knows; without stages, everything."""
+    run(folder, BIN / "dvc", "remote", "add", "--force", "--local", "--default", "lab", url)
     for name, value in settings.items():
-        run(folder, BIN / "dvc", "remote", "modify", "lab", name, value)
+        run(folder, BIN / "dvc", "remote", "modify", "--local", "lab", name, value)
     run(folder, BIN / "dvc", "push", "--quiet", *stages, **KEYS)
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--allow-empty", "--message", "shared")
 
 
-def pull(folder, *arguments, code=0):
-    return run(folder, sys.executable, "workflow_scripts/pull.py", *arguments, code=code, **KEYS)
+def pull(folder, *arguments, code=0, **environment):
+    return run(
+        folder,
+        sys.executable,
+        "workflow_scripts/pull.py",
+        "shared",
+        *arguments,
+        code=code,
+        **KEYS,
+        **environment,
+    )
 
 
 def missing(folder):
     return run(folder, BIN / "precfm", "ls", "shared", "--missing").splitlines()
 
 
-def artifacts_of(folder):
-    return {
-        name: checksum
-        for name, checksum in bytes_below(folder / "results/shared").items()
-        if name.split("/")[0] in KINDS
-    }
-
-
-def test_a_clone_pulls_everything_from_a_folder_and_has_nothing_to_make(lab, in_folder, tmp_path):
-    colleague = clone(lab, tmp_path / "colleague")
+@pytest.mark.parametrize("way", ["folder", "archive"])
+def test_a_clone_gets_everything_and_has_nothing_to_make(lab, store, colleague, tmp_path, way):
     assert missing(colleague)
-    pull(colleague, "shared")
+    source = store
+    if way == "archive":
+        source = tmp_path / "shared.zip"
+        run(lab, BIN / "precfm", "export", "shared", "--to", source)
+    before = bytes_below(colleague / ".dvc")
+    pull(colleague, f"--from={source}")
     assert missing(colleague) == []
-    assert artifacts_of(colleague) == artifacts_of(lab)
+    assert artifacts(colleague) == artifacts(lab)
+    assert git(colleague, "status", "--porcelain") == ""
+    assert {name for name in bytes_below(colleague / ".dvc") if not name.startswith(("cache", "tmp"))} == {
+        *before
+    }
     dry = ["--workflow-profile", "profiles/default", "--config", "experiment=shared", "--dry-run"]
-    assert set(jobs(run(colleague, BIN / "snakemake", *dry))) <= {"products", "everything"}
+    assert set(jobs(run(colleague, BIN / "snakemake", *dry))) <= NOTHING
 
 
-def test_a_kind_goes_to_an_s3_server_and_arrives(lab, server, tmp_path):
-    share(lab, f"s3://{BUCKET}/shared", "theory@shared", "products@shared", endpointurl=server)
-    colleague = clone(lab, tmp_path / "colleague")
-    pull(colleague, "shared", "--kind", "theory")
+def test_a_kind_goes_to_an_s3_server_and_arrives(lab, server, colleague):
+    url = f"s3://{BUCKET}/shared"
+    push(lab, url, "theory@shared", "products@shared", endpointurl=server)
+    pull(colleague, "--kind", "theory", f"--from={url}", AWS_ENDPOINT_URL=server)
     theory = bytes_below(lab / "results/shared/theory")
     assert theory
     assert bytes_below(colleague / "results/shared/theory") == theory
 
 
-def test_one_artifact_or_one_kind_is_pulled_alone(lab, in_folder, tmp_path):
-    colleague = clone(lab, tmp_path / "colleague")
-    run(colleague, BIN / "dvc", "remote", "add", "--force", "--default", "lab", str(in_folder))
+def test_one_artifact_or_one_kind_is_pulled_alone_from_the_default_remote(lab, store, colleague):
+    run(colleague, BIN / "dvc", "remote", "add", "--default", "lab", str(store))
     first, second = sorted((lab / "results/shared/theory").iterdir())
     run(colleague, BIN / "dvc", "pull", "--quiet", str(first.relative_to(lab)))
-    assert artifacts_of(colleague).keys() == {f"theory/{first.name}/{file}" for file in bytes_below(first)}
-    pull(colleague, "shared", "--kind", "theory")
-    assert {name.split("/")[1] for name in artifacts_of(colleague)} == {first.name, second.name}
+    assert artifacts(colleague).keys() == {f"theory/{first.name}/{file}" for file in bytes_below(first)}
+    pull(colleague, "--kind", "theory")
+    assert {name.split("/")[1] for name in artifacts(colleague)} == {first.name, second.name}
 
 
-def test_a_pull_neither_overwrites_nor_deletes_what_is_yours(lab, in_folder, tmp_path):
+def test_a_pull_neither_overwrites_nor_deletes_what_is_yours(lab, store, colleague):
     """An artifact of one's own, and one under a colleague's key with other bytes: both go to the attic, whole."""
-    colleague = clone(lab, tmp_path / "colleague")
-    run(colleague, BIN / "dvc", "remote", "add", "--force", "--default", "lab", str(in_folder))
     theirs = sorted((lab / "results/shared/theory").iterdir())[0]
     own, same_key = (colleague / "results/shared/theory" / name for name in ("own-0123456789ab", theirs.name))
     for folder in (own, same_key):
@@ -165,14 +160,16 @@ def test_a_pull_neither_overwrites_nor_deletes_what_is_yours(lab, in_folder, tmp
         }  # fmt: skip
         (folder / "artifact.json").write_text(sealed(record))
     before = bytes_below(own), bytes_below(same_key)
-    pull(colleague, "shared", "--kind", "theory")
+    pull(colleague, "--kind", "theory", f"--from={store}")
     attic = colleague / "results/.attic/theory"
     assert (bytes_below(attic / own.name), bytes_below(attic / same_key.name)) == before
     assert bytes_below(colleague / "results/shared/theory") == bytes_below(lab / "results/shared/theory")
 
 
 @pytest.mark.parametrize("forge_record", [False, True])
-def test_what_was_tampered_with_in_the_remote_is_refused_by_name(lab, in_folder, tmp_path, forge_record):
+def test_what_was_tampered_with_in_the_remote_is_refused_by_name(
+    lab, store, colleague, tmp_path, forge_record
+):
     """Also where the record was changed to fit: the manifest, for which the ledger in git vouches, knows better."""
     victim = sorted((lab / "results/shared/frames").iterdir())[0]
     evil = b'{"id": "evil"}\n'
@@ -180,35 +177,64 @@ def test_what_was_tampered_with_in_the_remote_is_refused_by_name(lab, in_folder,
     right = hashlib.sha256((victim / "content.json").read_bytes()).hexdigest()
     forged = sealed(json.loads(record.replace(right, hashlib.sha256(evil).hexdigest()))).encode()
     changes = {"content.json": evil} | ({"artifact.json": forged} if forge_record else {})
-    store = tmp_path / "store"
-    shutil.copytree(in_folder, store)
+    tampered = shutil.copytree(store, tmp_path / "store")
     for name, content in changes.items():
         checksum = hashlib.md5((victim / name).read_bytes()).hexdigest()
-        (kept,) = (path for path in store.rglob(checksum[2:]) if path.parent.name == checksum[:2])
+        (kept,) = (path for path in tampered.rglob(checksum[2:]) if path.parent.name == checksum[:2])
         kept.chmod(0o644)
         kept.write_bytes(content)
-    colleague = clone(lab, tmp_path / "colleague")
-    run(colleague, BIN / "dvc", "remote", "add", "--force", "--default", "lab", str(store))
-    said = pull(colleague, "shared", "--kind", "frames", code=1)
-    assert f"precfm: results/shared/frames/{victim.name}: not what shared's manifest lists" in said
+    said = pull(colleague, "--kind", "frames", f"--from={tampered}", code=1)
+    assert f"precfm: results/shared/frames/{victim.name}: not what" in said
     assert not (colleague / "results/shared/frames" / victim.name).exists()
     assert any(victim.name in line for line in missing(colleague))
 
 
-def test_an_export_brings_a_clone_as_far_as_a_pull(lab, tmp_path):
-    colleague = clone(lab, tmp_path / "colleague")
-    run(lab, BIN / "precfm", "export", "shared", "--to", tmp_path / "shared.tar")
-    run(colleague, BIN / "precfm", "import", tmp_path / "shared.tar")
-    assert missing(colleague) == []
-    assert artifacts_of(colleague) == artifacts_of(lab)
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--from=/no/where"], "--from: '/no/where'"),
+        (["--from=LICENSE"], "LICENSE: no whole archive"),
+        (["--from=LICENSE", "--kind=theory"], "--kind"),
+        (["--kind=nonsense"], "--kind: 'nonsense'"),
+    ],
+)
+def test_a_source_that_is_none_is_one_sentence(colleague, arguments, words):
+    said = pull(colleague, *arguments, code=1)
+    assert said.startswith("precfm: ")
+    assert said.count("\n") == 1
+    assert words in said
+
+
+@pytest.mark.parametrize("url", ["/tmp", "nonsense://x"])
+def test_a_source_that_holds_nothing_ends_with_a_sentence(colleague, tmp_path, url):
+    said = pull(colleague, f"--from={tmp_path if url == '/tmp' else url}", code=1)
+    assert said.splitlines()[-1].startswith("precfm: ")
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("source", [*SHELL_WORDS, "$(shell touch pwned)"])
+def test_make_hands_a_source_on_as_one_word(tmp_path, source):
+    shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
+    for file in ("requirements.lock", "pyproject.toml"):
+        (tmp_path / file).touch()
+    stub = Stub(tmp_path / ".venv/bin", "python")
+    (tmp_path / ".venv/installed").touch()
+    run(tmp_path, "make", "pull", f"FROM={source}")
+    assert stub.calls == [["workflow_scripts/pull.py", "quick", *([f"--from={source}"] if source else [])]]
+    assert not (tmp_path / "pwned").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("workflow")
 def test_real_artifacts_from_an_s3_server_run_nothing_but_publishing(made, server, tmp_path):
-    share(made, f"s3://{BUCKET}/made", endpointurl=server)
+    """With a remote that everybody who clones has, as docs/sharing.md sets it."""
+    run(made, BIN / "dvc", "remote", "add", "--force", "--default", "lab", f"s3://{BUCKET}/made")
+    run(made, BIN / "dvc", "remote", "modify", "lab", "endpointurl", server)
+    run(made, BIN / "dvc", "push", "--quiet", **KEYS)
+    git(made, "add", "--all")
+    git(made, "commit", "--quiet", "--message", "shared")
     colleague = clone(made, tmp_path / "colleague")
-    pull(colleague, "smoke")
-    assert set(jobs(reproduce(colleague))) <= {"products", "everything"}
+    run(colleague, sys.executable, "workflow_scripts/pull.py", "smoke", **KEYS)
+    assert set(jobs(reproduce(colleague))) <= NOTHING
     for kind in KINDS:
         assert bytes_below(colleague / "results/smoke" / kind) == bytes_below(made / "results/smoke" / kind)

@@ -5,6 +5,7 @@ is held against checksum, record, manifest and the plan of this checkout; and al
 moved into place.
 """
 
+import errno
 import json
 import os
 import re
@@ -41,16 +42,8 @@ _PLACE = re.compile(
     + rf"|config/{NAME}\.yaml|results/({NAME})/{PAYLOAD}"
 )
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
-_UNREADABLE = (
-    zipfile.BadZipFile,
-    EOFError,
-    ValueError,
-    RuntimeError,
-    ArithmeticError,
-    struct.error,
-    FileExistsError,
-    NotADirectoryError,
-)
+_UNREADABLE = (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, ArithmeticError, struct.error, OSError)
+_FORGED = (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL)  # other errors are the machine's
 
 
 @dataclass
@@ -98,6 +91,8 @@ def import_archive(file: Path, experiment: str | None = None) -> Imported:
             name = _unpack(file, staging)
             manifest, artifacts = _checked(staging / RESULTS / name)
         except _UNREADABLE as error:
+            if isinstance(error, OSError) and error.errno not in _FORGED:
+                raise
             what = " ".join(str(error).replace(f"{staging}/", "").split()) or type(error).__name__
             raise PrecfmError(f"{file}: no whole archive of `precfm export` ({what})") from None
         if experiment not in (None, name):
@@ -166,7 +161,7 @@ def _checked(home: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     if manifest is None or not manifest.get("revision"):
         raise PrecfmError(f"it holds no whole {home / MANIFEST} with a revision")
     artifacts = {}
-    for folder in sorted(path for kind in KINDS for path in (home / kind).glob("*")):
+    for folder in [path for kind in KINDS for path in sorted((home / kind).glob("*"))]:
         report, node_id = Report(), f"{folder.parent.name}/{folder.name}"
         record = check_artifact(report, folder)
         if record is None or report.findings:
