@@ -5,25 +5,28 @@ import os
 import random
 import shutil
 from collections import Counter
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
-from precfm.audit import integrity, local, published
+from precfm.audit import integrity, local
 from precfm.audit.environment import check_versions
 from precfm.audit.integrity import audit
 from precfm.audit.report import Report
 from precfm.cli import app
 from precfm.core.errors import PrecfmError
+from precfm.pipeline import publication
 from precfm.pipeline.attic import tidy
 from precfm.pipeline.build import build
 from precfm.pipeline.manifest import manifest_text
 from precfm.pipeline.node import PUBLISHED, RECORD
-from precfm.pipeline.plan import load_plan
+from precfm.pipeline.plan import Plan, load_plan
 from precfm.pipeline.products import write_products
 from precfm.pipeline.publication import publish
-from tests.workflow import git, run, sealed
+from tests.workflow import ROOT, git, run, sealed
 
 SMALL = {"seeds": [0]}
 HOME = Path("results/mine")
@@ -59,17 +62,31 @@ def commit(*files):
     git(Path.cwd(), "commit", "-q", "-m", "more")
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A project with a small experiment, made and published, and its plan."""
+    folder = tmp_path_factory.mktemp("audit")
+    (folder / "data").mkdir()
+    shutil.copyfile(ROOT / "data/sources.yaml", folder / "data/sources.yaml")
+    shutil.copytree(ROOT / "config", folder / "config")
+    (folder / "config/mine.yaml").write_text(yaml.safe_dump({"extends": "smoke", **SMALL}))
+    with chdir(folder):
+        plan = load_plan("mine")
+        for node in plan.nodes.values():
+            build(node, make)
+        write_products(plan)
+        commit("config")
+        publish(plan)
+        commit(PUBLISHED)
+    return folder, plan
+
+
 @pytest.fixture
-def results(planned, project, monkeypatch):
-    """A small experiment, made and published; its plan is made once."""
-    plan = planned(SMALL)
-    for node in plan.nodes.values():
-        build(node, make)
-    write_products(plan)
-    commit("config")
-    publish(plan)
-    commit(PUBLISHED)
-    for module in (local, published):
+def results(whole, project, monkeypatch):
+    """A copy of that project, which is the working folder; the plan."""
+    folder, plan = whole
+    shutil.copytree(folder, project, dirs_exist_ok=True)
+    for module in (local, publication):
         monkeypatch.setattr(module, "load_plan", lambda name: plan)
     return plan
 
@@ -100,25 +117,25 @@ def flip(file, position, bit):
 
 
 def test_every_flipped_byte_is_found_and_named(results, monkeypatch):
+    """By the records alone, without a cache of DVC. One in each file at once, but for what others are held against."""
     monkeypatch.setattr(integrity, "check_machine", lambda *_: None)
     old = results.of("theory")[0]
     shutil.copytree(old.folder, Path("results/.attic/theory") / f"{old.label}-{old.key}")
     draw, files = random.Random(0), below_results()
-    found, missed = Counter(), []
-    for file in [
-        *files,
-        *draw.choices(files, k=20),
-        *[HOME / "manifest.json", PUBLISHED / "mine/manifest.json"] * 20,
-    ]:
-        position, bit = draw.randrange(file.stat().st_size), 1 << draw.randrange(8)
-        flip(file, position, bit)
-        named = {finding.file for finding in errors(audit())}
-        flip(file, position, bit)
-        found[file.parent.parent.name if file.name == RECORD else file.name] += file.as_posix() in named
-        if file.as_posix() not in named:
-            missed.append((file.as_posix(), position, bit, sorted(named)))
-    assert missed == []
-    assert found.total() > 150
+    manifests = [file for file in files if file.name == "manifest.json"]
+    tops = [file for file in files if file.name == RECORD or file.parent == PUBLISHED]
+    others = [file for file in files if file not in [*manifests, *tops]]
+    flipped = Counter()
+    for batch in [*[tops, others] * 3, *[[manifest] for manifest in manifests * 15]]:
+        flips = [(file, draw.randrange(file.stat().st_size), 1 << draw.randrange(8)) for file in batch]
+        for change in flips:
+            flip(*change)
+        named = {finding.file for finding in audit().findings}
+        for change in flips:
+            flip(*change)
+        assert [change for change in flips if change[0].as_posix() not in named] == []
+        flipped.update(file.parent.parent.name if file.name == RECORD else file.name for file in batch)
+    assert flipped.total() > 300
     assert {
         "flows",
         "frames",
@@ -127,8 +144,8 @@ def test_every_flipped_byte_is_found_and_named(results, monkeypatch):
         "manifest.json",
         "claims.json",
         "claims.md",
-    } <= set(found)
-    assert errors(audit()) == []
+    } <= flipped.keys()
+    assert audit().findings == []
 
 
 def test_a_wrong_manifest_is_blamed_and_no_artifact(results):
@@ -166,19 +183,38 @@ def test_an_id_in_a_manifest_that_is_none_is_damage(results, role):
     assert file.as_posix() in {finding.file for finding in errors(audit(), "manifest")}
 
 
-def test_what_is_published_needs_nothing_local_and_notes_its_revision(results, monkeypatch):
+def test_what_is_published_needs_nothing_local_and_notes_its_revision(results):
     shutil.rmtree(HOME)
     report = audit()
     assert report.findings == []
     revision = git(Path.cwd(), "rev-parse", "HEAD~1").strip()[:12]
     count = len(results.nodes)
-    assert any(revision in note and f"{count} of its {count} keys" in note for note in report.notes)
+    assert any(revision in note and f"{count} of {count} keys" in note for note in report.notes)
+
+
+def test_other_counts_of_current_keys_are_a_warning_and_other_verdicts_an_error(results, monkeypatch):
+    readme = Path("README.md")
+    readme.write_text("# Ours\n\n<!-- published: as said -->\n<!-- end -->\nMore.\n")
+    assert CliRunner().invoke(app, ["claims"]).exit_code == 0
+    count = len(results.nodes)
+    assert f" | {count} of {count} |\n<!-- end -->\nMore.\n" in readme.read_text()
+    assert audit().findings == []
+    merged = {"README.md", *(f"results/published/claims.{form}" for form in ("json", "md"))}
 
     def other(name):
         raise PrecfmError("no plan")
 
-    monkeypatch.setattr(published, "load_plan", other)
-    assert audit(["mine"]).findings == []
+    for load in (lambda name: Plan(name), other):
+        monkeypatch.setattr(publication, "load_plan", load)
+        assert {(finding.level, finding.file) for finding in audit().findings} == {
+            ("warning", file) for file in merged
+        }
+    assert CliRunner().invoke(app, ["claims"]).exit_code == 0
+    assert f" | 0 of {count} |\n" in readme.read_text()
+    assert {finding.check for finding in audit().findings} == {"commit"}
+    for file in merged:
+        Path(file).write_text(Path(file).read_text().replace("mine", "ours"))
+    assert {finding.file for finding in errors(audit())} == merged
 
 
 @pytest.mark.parametrize(
