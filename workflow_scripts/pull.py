@@ -79,8 +79,8 @@ def main(
     complaints = [refusal(experiment, wrong)] if wrong else []
     if not pulled:
         complaints.append(
-            f"{experiment}: could not pull (see above); {source or 'a remote'} must hold what `dvc push` sends, "
-            "as `make pull FROM=...` or `dvc remote add --default NAME URL` says where it is"
+            f"{experiment}: could not pull (see above); a remote that holds what `dvc push` sends is needed, "
+            "by `make pull FROM=...` or `dvc remote add --default NAME URL`"
         )
     if complaints:
         raise PrecfmError("\nprecfm: ".join(complaints))
