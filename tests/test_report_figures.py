@@ -1,20 +1,18 @@
-"""Figures: drawn from what is there, left out with a reason otherwise, the same bytes every time."""
+"""Figures: what they show, beside the numbers that they are drawn from; what holds for all: test_report_contract."""
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 
 from precfm.core.errors import PrecfmError
-from precfm.core.registry import REGISTRY, load
+from precfm.core.registry import load
 from precfm.report.figures import sample_grids, style
 from precfm.report.figures.axes import curve, legend, panels
 from precfm.report.frames import GRIDS
-from precfm.report.products import write_figure
-from precfm.report.reads import LeftOutError, handed
+from precfm.report.reads import LeftOutError
 from tests import report_frames, theory_frames
 
-FIGURES = sorted(REGISTRY["figures"])
+pytestmark = pytest.mark.xdist_group("theory frames")
 FEW = ("none", "whitening", "ours")
 
 
@@ -22,41 +20,6 @@ FEW = ("none", "whitening", "ours")
 def frames():
     of_data = report_frames.frames(seeds=3, methods=FEW) | {GRIDS: report_frames.images(FEW, n=6)}
     return of_data | theory_frames.frames()
-
-
-@pytest.fixture(scope="module")
-def many():
-    return report_frames.frames(seeds=1)  # methods enough for a rank correlation
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_figures_are_the_same_bytes_whatever_the_users_settings(name, frames, many, tmp_path):
-    contents, frames = [], many if name == "predictors" else frames
-    for folder, size in (("a", 10.0), ("b", 20.0)):
-        (tmp_path / folder).mkdir()
-        with mpl.rc_context({"font.size": size, "savefig.dpi": 40, "lines.linewidth": 5}):
-            assert write_figure(name, frames, tmp_path / folder, "quick") is None
-        contents.append({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()})
-    assert contents[0] == contents[1]
-    assert set(contents[0]) == {f"{name}.pdf", f"{name}.png", f"{name}.md"}
-    assert b"CreationDate" not in contents[0][f"{name}.pdf"]
-    assert b"Matplotlib" not in contents[0][f"{name}.png"]
-    assert "`make reproduce EXPERIMENT=quick`" in contents[0][f"{name}.md"].decode()
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_an_empty_figure_is_left_out_with_its_reason(name, tmp_path):
-    reason = write_figure(name, {}, tmp_path, "theory")
-    assert reason
-    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.md"]
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_drawing_changes_no_global_setting(name, frames, many):
-    before, frames = dict(mpl.rcParams), many if name == "predictors" else frames
-    draw = load("figures", name)
-    draw(handed(draw, frames))
-    assert dict(mpl.rcParams) == before
 
 
 def test_colours_belong_to_methods_not_to_places():

@@ -4,10 +4,8 @@ import pandas as pd
 import pytest
 
 from precfm.core.errors import PrecfmError
-from precfm.core.registry import REGISTRY, load
 from precfm.report.frames import (
     FRAMES,
-    GRIDS,
     STATISTICS,
     available,
     budgets,
@@ -17,51 +15,13 @@ from precfm.report.frames import (
     stacked,
     theory_tables,
 )
-from precfm.report.reads import declared, handed, reads, wanted
-from precfm.theory.claim_statistics import theory_statistics
-from tests import report_frames, theory_frames
-
-REPORTS = [(group, name) for group in ("tables", "figures") for name in sorted(REGISTRY[group])]
+from precfm.report.reads import handed, reads, wanted
+from tests import report_frames
 
 
-class Recording(dict):
-    """Frames that note which of them are read."""
+def test_an_undeclared_frame_is_refused_and_an_absent_one_is_absent():
+    frames = report_frames.frames(seeds=1)
 
-    def __init__(self, frames):
-        super().__init__(frames)
-        self.read = set()
-
-    def __getitem__(self, name):
-        self.read.add(name)
-        return super().__getitem__(name)
-
-    def get(self, name, default=None):
-        self.read.add(name)
-        return super().get(name, default)
-
-
-@pytest.fixture(scope="module")
-def frames():
-    tables = theory_frames.frames()
-    of_data = report_frames.frames(seeds=2) | {GRIDS: report_frames.images(("none", "ours"), n=2)}
-    return of_data | tables | {STATISTICS: theory_statistics(tables)}
-
-
-@pytest.mark.parametrize(("group", "name"), REPORTS)
-def test_tables_and_figures_declare_what_they_read_and_nothing_else(group, name, frames):
-    make = load(group, name)
-    recording = Recording(handed(make, frames))
-    make(recording)
-    assert recording.read == set(declared(make))
-
-
-@pytest.mark.parametrize(("group", "name"), REPORTS)
-def test_every_declared_frame_can_be_traced(group, name):
-    for frame in declared(load(group, name)):
-        assert sources_of(frame).roles
-
-
-def test_an_undeclared_frame_is_refused_and_an_absent_one_is_absent(frames):
     @reads("records", optional=("budgets",))
     def build(given):
         return given

@@ -8,19 +8,15 @@ import pytest
 from scipy import stats
 
 from precfm.core.errors import PrecfmError
-from precfm.core.registry import REGISTRY
 from precfm.core.statistics import Estimate, holm
 from precfm.report.documents import latex_text
 from precfm.report.formatting import estimate_texts
 from precfm.report.frames import FRAMES
-from precfm.report.products import write_table
 from precfm.report.reads import LeftOutError, frame
 from precfm.report.rows import at_final, final_steps, pair, per_seed
 from precfm.report.tables import conditioning, metrics, paired, recovery, theory, training
 from tests import report_frames
 from tests.report_frames import cell
-
-OF_DATA = sorted(set(REGISTRY["tables"]) - {"theory"})
 
 
 @pytest.fixture(scope="module")
@@ -178,31 +174,6 @@ def test_training_table_has_only_metrics_with_a_course(frames):
     assert set(table["step"]) == set(report_frames.STEPS)
     heads = training.build(frames).blocks[0].cells.columns.tolist()
     assert heads == ["method", "500", "1,000", "2,000", "3,500", "5,000"]
-
-
-@pytest.mark.parametrize("name", OF_DATA)
-def test_tables_are_written_in_three_formats_with_the_same_bytes(name, frames, tmp_path):
-    texts = []
-    for attempt in ("a", "b"):
-        folder = tmp_path / attempt
-        folder.mkdir()
-        shuffled = {key: rows.sample(frac=1, random_state=1) for key, rows in frames.items()}
-        assert write_table(name, frames if attempt == "a" else shuffled, folder, "quick") is None
-        texts.append([(folder / f"{name}.{ending}").read_text(encoding="utf-8") for ending in ("md", "tex")])
-        assert not pd.read_csv(folder / f"{name}.csv").empty
-    assert texts[0] == texts[1]
-    markdown, latex = texts[0]
-    assert "make reproduce EXPERIMENT=quick" in markdown
-    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == markdown.count("| --- |")
-    assert latex.isascii()
-
-
-@pytest.mark.parametrize("name", OF_DATA)
-def test_an_empty_table_is_left_out_with_its_reason(name, tmp_path):
-    reason = write_table(name, {}, tmp_path, "theory")
-    assert reason
-    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.md"]
-    assert reason in (tmp_path / f"{name}.md").read_text()
 
 
 def test_missing_columns_are_named(frames):
