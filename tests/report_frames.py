@@ -1,5 +1,7 @@
 """Synthetic frames with known effects, in the shape that an experiment hands to the report."""
 
+from functools import cache
+
 import numpy as np
 import pandas as pd
 
@@ -31,9 +33,11 @@ def gain(method: str) -> float:
     return GAIN.get(method, 0.0)
 
 
+@cache
 def frames(
     seeds: int = 5, methods: tuple[str, ...] = METHODS, dataset: str = "mnist5k-vae"
 ) -> dict[str, pd.DataFrame]:
+    """Made once; not to be changed."""
     rng = np.random.default_rng(7)
     return {
         "records": records(rng, seeds, methods, dataset),

@@ -16,6 +16,7 @@ from precfm.pipeline.experiments import read_recorded
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a"), "precfm: a: No such file or directory"),
         (OSError(errno.ENOSPC, "No space left", "a"), "precfm: a: No space left; free space is needed"),
         (OSError(errno.EROFS, "Read-only", "a"), "precfm: a: Read-only; permission to read and write there is needed"),
+        (OSError("unplugged"), "precfm: unplugged"),
         (ConnectionResetError(), "precfm: ConnectionResetError"),
     ],
 )  # fmt: skip

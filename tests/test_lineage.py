@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from precfm.audit.lineage import lineage
@@ -16,11 +17,12 @@ from precfm.core.errors import PrecfmError
 from precfm.core.registry import load
 from precfm.pipeline.build import build
 from precfm.pipeline.node import PUBLISHED
+from precfm.pipeline.plan import load_plan
 from precfm.pipeline.products import write_products
 from precfm.pipeline.publication import publish
 from precfm.report.frames import FRAMES, sources_of
 from precfm.report.reads import declared
-from tests.workflow import git, run
+from tests.workflow import ROOT, git, run
 
 METRICS = """dataset,method,step,metric,value
 mnist5k-L16,whitening,60,frechet,1.5
@@ -58,14 +60,34 @@ def make(job):
         job.write_json(f"{job.node.kind}-{label}.json", {"key": job.node.key})
 
 
-@pytest.fixture
-def plan(planned):
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    """A project in which everything was made, for tests that change nothing: its folder and its plan."""
+    folder = tmp_path_factory.mktemp("lineage")
     theory = {name: {"run": {"name": name}, "seeds": [7]} for name in ("linear_grid", "steps_to_accuracy")}
-    plan = planned({"seeds": [3, 4], "theory": theory})
-    for node in plan.nodes.values():
-        build(node, make)
-    write_products(plan)
-    return plan
+    for part in ("config", "data"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("raw"))
+    mine = {"extends": "smoke", "seeds": [3, 4], "theory": theory}
+    (folder / "config/mine.yaml").write_text(yaml.safe_dump(mine))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        plan = load_plan("mine")
+        for node in plan.nodes.values():
+            build(node, make)
+        write_products(plan)
+    return folder, plan
+
+
+@pytest.fixture
+def plan(made_once, monkeypatch):
+    monkeypatch.chdir(made_once[0])
+    return made_once[1]
+
+
+@pytest.fixture
+def plan_to_change(made_once, project):
+    shutil.copytree(made_once[0], project, dirs_exist_ok=True)
+    return made_once[1]
 
 
 def ancestors(plan, node_id):
@@ -166,14 +188,14 @@ def test_the_steps_hold_code_parameters_seeds_and_sources(plan):
     assert all(len(sha256) == 64 for sha256 in traced.sources["mnist5k"]["files"].values())
 
 
-def test_a_manifest_alone_says_the_same(plan, project):
+def test_a_manifest_alone_says_the_same(plan_to_change, project):
     target = "results/mine/tables/metrics.csv:1,value"
     before = lineage(target).to_json()
     run(project, "git", "init", "-q")
     git(project, "add", "config")
     git(project, "commit", "-q", "-m", "first")
-    publish(plan)
-    for kind in {node.kind for node in plan.nodes.values()}:
+    publish(plan_to_change)
+    for kind in {node.kind for node in plan_to_change.nodes.values()}:
         shutil.rmtree(Path("results/mine") / kind)
     local = lineage(target).to_json()
     shutil.rmtree("config")
@@ -194,7 +216,7 @@ def test_an_artifact_and_a_file_in_it_can_be_asked_for(plan):
     assert set(lineage(file.as_posix()).steps) == ancestors(plan, node.id)
 
 
-def test_what_other_code_made_is_noted(plan, planned):
+def test_what_other_code_made_is_noted(plan_to_change, planned):
     planned({"seeds": [3, 4], "methods": {"whitening": {"preconditioner": {"exponent": 0.25}}}})
     assert "other code or with other parameters" in lineage("results/mine/tables/metrics.csv").notes[0]
     Path("results/mine/tables/metrics.csv").write_text(METRICS.replace("1.5", "1.4"))
@@ -275,7 +297,7 @@ def test_long_values_and_many_seeds_are_wrapped_and_whole(plan):
         ("results/mine/records/wall_time.csv", "no artifact"),
     ],
 )
-def test_mistakes(plan, target, words):
+def test_mistakes(plan_to_change, target, words):
     for file in ("published/claims.json", "mine/records/wall_time.csv"):
         Path("results", file).parent.mkdir(exist_ok=True)
         Path("results", file).write_text("{}")
@@ -283,7 +305,7 @@ def test_mistakes(plan, target, words):
         lineage(target)
 
 
-def test_a_row_that_no_artifact_stands_for_is_noted(plan):
+def test_a_row_that_no_artifact_stands_for_is_noted(plan_to_change):
     target = Path("results/mine/tables/metrics.csv")
     target.write_text(METRICS + "mnist5k-L16,nobody,60,frechet,1.0\n")
     assert any("no artifact" in note for note in lineage(f"{target}:3,value").notes)

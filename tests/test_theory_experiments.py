@@ -24,6 +24,8 @@ from precfm.theory.trained_networks import (
 from tests import theory_frames
 from tests.theory_frames import TOY
 
+pytestmark = pytest.mark.xdist_group("theory frames")
+
 
 @pytest.fixture(scope="module")
 def frames():

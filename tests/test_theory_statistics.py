@@ -14,6 +14,7 @@ from precfm.theory.claim_statistics import COLUMNS, STATISTICS, TABLE_ONLY, theo
 from precfm.theory.descent_statistics import cells_used, seed_slopes
 from tests import theory_frames
 
+pytestmark = pytest.mark.xdist_group("theory frames")
 SEEDS = range(5)
 
 
