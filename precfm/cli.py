@@ -117,13 +117,15 @@ def keys(
 
 @app.command("publish")
 def publish_experiment(experiment: ExperimentName) -> None:
-    """Copy what a complete experiment has shown to results/published/, which git holds, with the revision."""
+    """Copy what a complete experiment has shown to results/published/, which git holds, with its revision."""
     from precfm.pipeline.node import PUBLISHED
     from precfm.pipeline.plan import load_plan
     from precfm.pipeline.publication import publish
 
     too_large = publish(load_plan(experiment))
-    typer.echo(f"{PUBLISHED / experiment}: tables, figures, verdicts, frames, manifest; commit them")
+    typer.echo(
+        f"{PUBLISHED / experiment}: tables, figures, verdicts, frames, manifest; commit them with README.md"
+    )
     for name in too_large:
         typer.echo(f"{name}: left out, too large for git")
 

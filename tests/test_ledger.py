@@ -154,6 +154,7 @@ def damage(**fields):
         (lambda: rewrite("params.yaml", "[pictures]", "[]"), "params.yaml"),
         (lambda: rewrite("dvc.lock", "flows@mine", "flowz@mine"), "dvc.lock"),
         (lambda: rewrite("dvc.lock", "products@mine", "x"), "dvc.lock"),
+        (lambda: rewrite("dvc.lock", "raw@pictures", "1"), "dvc.lock"),
         (lambda: Path("dvc.lock").write_text(""), "dvc.lock"),
         (lambda: Path("dvc.lock").write_text(Path("dvc.lock").read_text()[:2000]), "dvc.lock"),
         (lambda: Path("dvc.lock").write_text("stages: ["), "dvc.lock"),

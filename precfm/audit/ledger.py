@@ -105,7 +105,7 @@ def _outs(content: Any) -> Outs:
     """What each stage of a ledger has made; DVC itself judges the rest of its form."""
     try:
         stages = content["stages"].items()
-        return {stage: {out["path"] for out in fields["outs"]} for stage, fields in stages}
+        return {str(stage): {out["path"] for out in fields["outs"]} for stage, fields in stages}
     except (TypeError, KeyError, AttributeError):
         raise PrecfmError(f"{LEDGER}: damaged, not as DVC writes it") from None
 
