@@ -11,18 +11,21 @@ import pytest
 import yaml
 
 from precfm.core.registry import REGISTRY
-from precfm.pipeline.experiments import load_experiment
+from precfm.pipeline.experiments import load_experiment, read_recorded
+from precfm.pipeline.key_lists import KEYS, differences
+from precfm.pipeline.plan import load_plan
+from precfm.pipeline.publication import merged_claims
 from tests.workflow import ENVIRONMENT, ROOT, jobs
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-pytestmark = pytest.mark.xdist_group("workflow")
 
 
 def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("workflow")
 def test_every_command_runs_and_a_new_method_reuses_what_exists(made, tmp_path):
     """With EXPERIMENT=smoke, and with `quick` read as `smoke` where a file extends it."""
     folder = tmp_path / "precfm"
@@ -83,3 +86,17 @@ def test_every_folder_and_file_that_is_named_exists():
     ]
     assert names
     assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_readme_and_merged_verdicts_say_how_many_published_keys_are_current(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    stale = [file for file, text in merged_claims().items() if file.read_bytes() != text.encode()]
+    assert stale == [], "run `precfm keys && precfm claims`, and commit what they write"
+
+
+def test_the_listed_keys_are_those_of_the_present_plans(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    recorded = read_recorded()["experiments"]
+    stale = [differences(load_plan(name)) for name in recorded]
+    assert not any(stale), "run `precfm keys && precfm claims`, and commit what they write"
+    assert sorted(folder.name for folder in KEYS.iterdir()) == sorted(recorded)
