@@ -88,25 +88,25 @@ def test_numbers_like_1e_minus_3_are_numbers(folder):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"colour": 3}, ["mine.yaml", "colour", "no such field"]),
-        ({"sampling": {"stepz": 3}}, ["sampling.stepz", "no such field"]),
-        ({"sampling": {"n": "many"}}, ["sampling.n", "'many'", "integer"]),
+        ({"colour": 3}, ["mine.yaml: colour", "3"]),
+        ({"sampling": {"stepz": 3}}, ["sampling.stepz", "3"]),
+        ({"sampling": {"n": "many"}}, ["sampling.n", "'many'"]),
         ({"sampling": {"n": 0}}, ["sampling.n", "got 0"]),
         ({"sampling": {"solver": "magic"}}, ["sampling.solver", "'midpoint'"]),
         ({"methods": {"x": {"preconditioner": {"name": "magic"}}}}, ["methods.x", "'magic'", "whitening"]),
         (
             {"methods": {"x": {"preconditioner": {"name": "whitening", "shrink": 1}}}},
-            ["shrink", "no such field"],
+            ["methods.x", "shrink", "1"],
         ),
-        ({"methods": {"x": {}}}, ["methods.x.preconditioner", "missing"]),
-        ({"methods": {"a b": {"preconditioner": {"name": "none"}}}}, ["'a b'", "letters"]),
+        ({"methods": {"x": {}}}, ["methods.x.preconditioner"]),
+        ({"methods": {"a b": {"preconditioner": {"name": "none"}}}}, ["name 'a b'"]),
         ({"flow": {"training": {"checkpoints": [10, 900]}}}, ["checkpoints", "900", "60"]),
         ({"flow": {"training": {"checkpoints": []}}}, ["training.checkpoints", "[]", "60"]),
-        ({"flow": {"training": {"steps": 90}}}, ["training.checkpoints", "[30, 60]", "90", "extends"]),
+        ({"flow": {"training": {"steps": 90}}}, ["training.checkpoints", "[30, 60]", "90"]),
         ({"flow": {"training": {"learning_rate": -1}}}, ["flow.training.learning_rate", "-1"]),
         (
             {"encoders": {"L16": {"training": {"warmup_steps": 60}}}},
-            ["L16.training: warmup_steps", "60", "fewer"],
+            ["L16.training: warmup_steps", "60"],
         ),
         (
             {"classifiers": {"training": {"batch_size": 0}}},
@@ -122,32 +122,32 @@ def test_numbers_like_1e_minus_3_are_numbers(folder):
         ({"flow": {"wrappers": [{"name": "magic"}]}}, ["flow.wrappers.0", "'magic'", "gaussian_skip"]),
         (
             {"flow": {"wrappers": [{"name": "gaussian_skip", "path": "linear"}]}},
-            ["wrappers.0: path", "no such"],
+            ["wrappers.0: path", "linear"],
         ),
         ({"baseline": {"name": "normalizing_flow", "validate_every": 0}}, ["baseline", "patience", "5"]),
-        ({"methods": ["a"]}, ["mine.yaml: methods", "['a']", "mapping"]),
-        ({"methods": {"x": "text"}}, ["mine.yaml: methods.x", "'text'", "mapping"]),
-        ({"methods": {"x": {**WHITENING, "sweep": None}}}, ["mine.yaml: methods.x.sweep", "None", "mapping"]),
+        ({"methods": ["a"]}, ["mine.yaml: methods", "['a']"]),
+        ({"methods": {"x": "text"}}, ["mine.yaml: methods.x", "'text'"]),
+        ({"methods": {"x": {**WHITENING, "sweep": None}}}, ["mine.yaml: methods.x.sweep", "None"]),
         (
             {"methods": {"x": {**WHITENING, "sweep": {"f": 0.5}}}},
-            ["mine.yaml: methods.x.sweep.f", "0.5", "list"],
+            ["mine.yaml: methods.x.sweep.f", "0.5"],
         ),
         (
             {"methods": {"x": {**WHITENING, "sweep": {"f": []}}}},
-            ["mine.yaml: methods.x.sweep.f", "[]", "list"],
+            ["mine.yaml: methods.x.sweep.f", "[]"],
         ),
         (
             {"methods": {"x": {**WHITENING, "sweep": {1: [2]}}}},
-            ["mine.yaml: methods.x.sweep.1", "[2]", "name"],
+            ["mine.yaml: methods.x.sweep.1", "[2]"],
         ),
-        ({"flow": {"model": {"name": "mlp", "width": 1.5}}}, ["width", "integer"]),
+        ({"flow": {"model": {"name": "mlp", "width": 1.5}}}, ["flow.model: width", "1.5"]),
         ({"seeds": [1, 1]}, ["seeds", "[1, 1]"]),
         ({"evaluation": {"neighbours": 400}}, ["neighbours", "400"]),
         ({"datasets": {"mnist5k": {"train": -5}}}, ["datasets.mnist5k.train", "-5"]),
         ({"datasets": {"mnist5k": {"source": {"name": "imagenet"}}}}, ["imagenet", "mnist5k"]),
         ({"classifiers": None}, ["classifiers"]),
         ({"device": "tpu"}, ["device", "'cpu'"]),
-        ({"extends": "nothing"}, ["nothing.yaml", "no such file", "quick"]),
+        ({"extends": "nothing"}, ["nothing.yaml", "quick"]),
     ],
 )
 def test_a_wrong_configuration_is_refused_in_one_sentence(folder, change, words):
@@ -163,11 +163,11 @@ def test_a_wrong_configuration_is_refused_in_one_sentence(folder, change, words)
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"a: [", r"mine\.yaml: no valid YAML \(line 1: "),
-        (b"- 1", "mapping"),
-        (b"a: \xff", "no valid YAML"),
-        (b"a: 1\nb: 2\na: 3", r"mine\.yaml: no valid YAML \(line 3: the key 'a' stands there a second time"),
-        (b"seeds: [0]\nb: {c: 1, c: 1}", r"line 2: the key 'c'"),
+        (b"a: [", r"mine\.yaml: .*line 1"),
+        (b"- 1", "mine.yaml"),
+        (b"a: \xff", "mine.yaml"),
+        (b"a: 1\nb: 2\na: 3", "mine.yaml: .*line 3.*'a'"),
+        (b"seeds: [0]\nb: {c: 1, c: 1}", "line 2.*'c'"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, words):
@@ -179,7 +179,7 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, words):
 def test_a_circle_of_extensions_is_refused(tmp_path):
     (tmp_path / "a.yaml").write_text("extends: b")
     (tmp_path / "b.yaml").write_text("extends: a")
-    with pytest.raises(PrecfmError, match="circle"):
+    with pytest.raises(PrecfmError, match="extends: 'a'"):
         load_experiment("a", tmp_path)
 
 
@@ -191,7 +191,7 @@ def test_a_missing_file_names_those_that_exist():
 @pytest.mark.parametrize("text", ["seeds: " + "1" * 5000, "[" * 5000])
 def test_yaml_that_python_cannot_hold_is_refused_in_one_sentence(tmp_path, text):
     (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(PrecfmError, match=r"mine\.yaml: no valid YAML"):
+    with pytest.raises(PrecfmError, match=r"mine\.yaml"):
         read_yaml(tmp_path / "mine.yaml")
 
 
@@ -233,9 +233,7 @@ def test_a_neutral_value_leaves_no_trace_in_a_key():
 
 def test_components_inside_a_component_are_judged_too(folder):
     stages = {"name": "composition", "stages": [{"name": "whitening"}, {"name": "whitening", "exponnt": 1}]}
-    with pytest.raises(
-        PrecfmError, match=r"methods\.x\.preconditioner: stages\.1: exponnt: got 1; no such field"
-    ):
+    with pytest.raises(PrecfmError, match=r"methods\.x\.preconditioner: stages\.1: exponnt: got 1"):
         changed(folder, {"methods": {"x": {"preconditioner": stages}}})
 
 
@@ -273,9 +271,7 @@ def test_a_wrong_setting_is_refused(folder, setting, words):
 
 def test_a_score_by_a_network_whose_wrapper_makes_a_velocity_is_refused(folder):
     skip = {"wrappers": [{"name": "gaussian_skip"}], "objective": {"name": "denoising_score"}}
-    with pytest.raises(
-        PrecfmError, match="objective: got 'denoising_score' with the wrapper 'gaussian_skip'"
-    ):
+    with pytest.raises(PrecfmError, match=r"methods.*denoising_score.*gaussian_skip"):
         changed(folder, {"methods": {"skip": {"preconditioner": {"name": "scalar"}, "flow": skip}}})
 
 
@@ -290,46 +286,51 @@ def test_a_sweep_reaches_into_lists(folder):
 
 def test_published_is_no_name_of_an_experiment(folder):
     (folder / "published.yaml").write_text("extends: smoke")
-    with pytest.raises(PrecfmError, match="'published' is taken"):
+    with pytest.raises(PrecfmError, match="published"):
         load_experiment("published", folder)
 
 
 @pytest.mark.parametrize(
-    ("change", "begins"),
+    ("change", "begins", "others"),
     [
         (
             {"flow": {"training": {"learning_rate": -1.0}}},
             "flow.training.learning_rate: got -1.0; ",
+            "",
         ),
         (
             {"flow": {"model": {"widht": 3}, "training": {"stepz": 1}}},
-            "flow.model: widht: got 3; no such field; remove it or correct its spelling "
-            "(and 1 more: flow.training.stepz)",
+            "flow.model: widht: got 3; ",
+            "flow.training.stepz",
         ),
         (
             {"flow": {"model": {"width": 0}}, "sampling": {"n": 0}, "device": "tpu"},
-            "device: got 'tpu'; input should be 'cpu' or 'cuda' (and 2 more: flow.model, sampling.n)",
+            "device: got 'tpu'; ",
+            "flow.model, sampling.n",
         ),
         (
             {"settings": {"a": {"flow": {"model": {"width": 0}}}, "b": {}}},
             "settings.a.flow.model: width: got 0; ",
+            "",
         ),
         (
             {"settings": {"a": {}, "b": {}}, "methods": {"x": {"preconditioner": {"name": "no"}}}},
-            "methods.x.preconditioner: preconditioners: got 'no'; known are ",
+            "methods.x.preconditioner: preconditioners: got 'no'; ",
+            "",
         ),
         (
             {"methods": {"x": {**WHITENING, "flow": {"model": {"width": 0}}}}},
             "methods.x.flow.model: width: got 0; ",
+            "",
         ),
     ],
 )
-def test_what_many_methods_inherit_is_one_mistake(folder, change, begins):
+def test_what_many_methods_inherit_is_one_mistake(folder, change, begins, others):
     with pytest.raises(PrecfmError) as caught:
         changed(folder, change, base="quick")
     said = str(caught.value).removeprefix(f"{folder / 'mine.yaml'}: ")
     assert said.startswith(begins)
-    assert ("more: " in said) == ("more: " in begins)
+    assert said.partition("more: ")[2].rstrip(")") == others
 
 
 def test_only_known_settings_are_predicted(folder):
@@ -342,7 +343,7 @@ def test_only_known_settings_are_predicted(folder):
     [
         ("preconditioners", "precfm.encoders.conv_vae:ConvVAE", "Preconditioner"),
         ("models", "torch.nn:Linear", "VelocityNetwork"),
-        ("preconditioners", "precfm.preconditioners.base:Preconditioner", "cannot be made"),
+        ("preconditioners", "precfm.preconditioners.base:Preconditioner", "Preconditioner"),
     ],
 )
 def test_a_class_of_another_kind_or_not_finished_is_refused_at_planning(group, name, said):
@@ -352,5 +353,5 @@ def test_a_class_of_another_kind_or_not_finished_is_refused_at_planning(group, n
 
 def test_a_class_that_does_not_take_what_the_data_fill_in_is_refused_at_planning(monkeypatch):
     monkeypatch.setitem(FILLED_IN, "encoders", frozenset({"channels", "image_size", "colours"}))
-    with pytest.raises(PrecfmError, match="does not take colours"):
+    with pytest.raises(PrecfmError, match="colours"):
         component("encoders", {"name": "conv_vae"})

@@ -97,9 +97,9 @@ def test_latents_of_more_axes_are_flattened() -> None:
 
 
 def test_impossible_metrics_are_refused() -> None:
-    with pytest.raises(PrecfmError, match="n > 0"):
+    with pytest.raises(PrecfmError, match="latents"):
         pull_back_metric(lambda latents: latents, torch.zeros(0, 3))
-    with pytest.raises(PrecfmError, match="chunk is 0"):
+    with pytest.raises(PrecfmError, match="chunk"):
         pull_back_metric(lambda latents: latents, torch.zeros(2, 3), chunk=0)
     with pytest.raises(PrecfmError, match="not finite"):
         pull_back_metric(lambda latents: latents.sqrt(), torch.zeros(2, 3))
@@ -143,7 +143,7 @@ def test_preconditioners_that_bend_or_differ_between_classes_are_refused() -> No
     own = ClassWhitening().fit(x, labels)
     flow = NormalizingFlow(steps=40, width=16, validate_every=20, conditional=False).fit(x)
     for preconditioner in (own, flow):
-        with pytest.raises(PrecfmError, match="not one affine map"):
+        with pytest.raises(PrecfmError, match=type(preconditioner).__name__):
             inverse_jacobian(preconditioner, DIM)
     only = inverse_jacobian(own, DIM, labels=torch.tensor([1, 1]))
     assert torch.allclose(only @ only.T, covariance(x[labels == 1]), rtol=1e-6, atol=1e-9)

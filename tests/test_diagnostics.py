@@ -75,7 +75,7 @@ def test_class_covariances_are_those_of_the_subsets() -> None:
     assert torch.equal(by_class[6], covariance(x[1::3]))
     with pytest.raises(PrecfmError, match="class 9 has 1 row"):
         class_covariances(x, labels.index_fill(0, torch.tensor([4]), 9))
-    with pytest.raises(PrecfmError, match="one label per row"):
+    with pytest.raises(PrecfmError, match="labels"):
         class_covariances(x, labels[:-1])
 
 
@@ -180,7 +180,7 @@ def test_recovery_refuses_what_has_no_ratio() -> None:
         eigenvalue_recovery(sample(50, 4), reference)
     with pytest.raises(PrecfmError, match="smallest eigenvalue"):
         eigenvalue_recovery(reference, reference @ torch.ones(3, 3).double())
-    with pytest.raises(PrecfmError, match="no variance along eigendirection 0"):
+    with pytest.raises(PrecfmError, match="eigendirection 0"):
         eigenvalue_recovery(torch.ones(50, 3), reference)
 
 

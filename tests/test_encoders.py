@@ -142,7 +142,7 @@ def test_another_network_is_no_encoder(tmp_path: Path) -> None:
     network, description = new_network("extractors", {"name": "digit_classifier"}, 0)
     save_network(network, description, tmp_path)
     assert type(load_network(tmp_path)) is type(network)
-    with pytest.raises(PrecfmError, match="an encoder is needed"):
+    with pytest.raises(PrecfmError, match="DigitClassifier"):
         load(tmp_path)
 
 

@@ -15,7 +15,7 @@ from precfm.pipeline.build import build
 from precfm.pipeline.fingerprints import fingerprint, imports, modules, syntax_hash
 from tests.workflow import ROOT
 
-SCRIPT = ROOT / "workflow_scripts" / "preconditioner.py"
+SCRIPT = ROOT / "workflow_scripts" / "preconditioners.py"
 SOURCE = textwrap.dedent(
     '''
     """A module."""
@@ -272,12 +272,12 @@ def test_a_plan_with_foreign_code_is_not_kept(planned, other_package, project):
 
 
 def test_a_package_that_is_not_installed_is_named():
-    with pytest.raises(PrecfmError, match=r"absent\.maps: got a module that cannot be found"):
+    with pytest.raises(PrecfmError, match=r"absent\.maps"):
         fingerprint(SCRIPT, ("absent.maps:Map",))
 
 
 def test_another_name_out_of_the_same_module_is_another_fingerprint():
-    script = ROOT / "workflow_scripts" / "flow.py"
+    script = ROOT / "workflow_scripts" / "flows.py"
     first, second = (
         fingerprint(script, (f"precfm.flows.objectives:{name}",))
         for name in ("FlowMatching", "DenoisingScore")

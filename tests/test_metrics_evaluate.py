@@ -54,10 +54,10 @@ def test_the_scale_of_the_features_does_not_matter_to_a_scaled_kid() -> None:
 
 def test_few_samples_are_refused_or_noted() -> None:
     x, y = sample(10, 12, 1), sample(80, 12, 2)
-    with pytest.raises(PrecfmError, match="generated: 10 samples"):
+    with pytest.raises(PrecfmError, match=r"^generated: 10 "):
         evaluate_features(x, y)
     value = evaluate_features(x, y, metrics=["frechet"], few_samples="allow")[0]
-    assert "10 samples in 12 dimensions" in value.record()["note"]
+    assert "10" in value.record()["note"]
 
 
 def test_an_unknown_metric_is_refused() -> None:

@@ -117,9 +117,9 @@ def test_fits_are_numpys(n: int) -> None:
 
 
 def test_refuses_fewer_samples_than_dimensions_and_says_what_to_do() -> None:
-    with pytest.raises(PrecfmError, match=r"generated: 8 samples in 8 dimensions.*few_samples"):
+    with pytest.raises(PrecfmError, match=r"^generated: 8 .*few_samples"):
         frechet_distance(sample(8, 8, 1), sample(50, 8, 2))
-    with pytest.raises(PrecfmError, match="reference: 5 samples"):
+    with pytest.raises(PrecfmError, match=r"^reference: 5 "):
         frechet_distance(sample(50, 8, 1), sample(5, 8, 2))
 
 
@@ -127,14 +127,14 @@ def test_bad_features_are_named() -> None:
     x, y = sample(30, 4, 1), sample(30, 4, 2)
     broken = x.clone()
     broken[17, 2] = math.nan
-    with pytest.raises(PrecfmError, match="reference: row 17, column 2 is nan"):
+    with pytest.raises(PrecfmError, match=r"^reference: row 17, column 2 .*nan"):
         frechet_distance(y, broken)
     broken[17, 2] = -math.inf
-    with pytest.raises(PrecfmError, match="generated: row 17, column 2 is -inf"):
+    with pytest.raises(PrecfmError, match=r"^generated: row 17, column 2 .*-inf"):
         frechet_distance(broken, y)
-    with pytest.raises(PrecfmError, match="generated has 4 features per row and reference has 3"):
+    with pytest.raises(PrecfmError, match=r"generated .*4.*reference .*3"):
         frechet_distance(x, y[:, :3])
-    with pytest.raises(PrecfmError, match="generated: 1 rows; at least 2"):
+    with pytest.raises(PrecfmError, match=r"^generated: 1 "):
         frechet_distance(x[:1], y)
     with pytest.raises(PrecfmError, match=r"shape \(30,\)"):
         frechet_distance(x[:, 0], y)

@@ -90,12 +90,12 @@ def test_median_distance_uses_the_whole_of_an_ordered_set() -> None:
     ordered = torch.cat([torch.zeros(3000, 1), torch.ones(3000, 1)]) + 1e-3 * sample(6000, 1, 0)
     assert 1e-4 < median_distance(ordered) < 1.1
     assert median_distance(sample(1000, 50, 0)) == pytest.approx(10.0, rel=0.05)
-    with pytest.raises(PrecfmError, match="more than half of the pairs are equal"):
+    with pytest.raises(PrecfmError, match="equal"):
         median_distance(torch.ones(20, 3))
 
 
 def test_bad_input_is_named() -> None:
     with pytest.raises(PrecfmError, match="bandwidth: got -1"):
         rbf_kernel(-1.0)
-    with pytest.raises(PrecfmError, match="generated: row 3, column 0 is nan"):
+    with pytest.raises(PrecfmError, match=r"^generated: row 3, column 0"):
         kid(torch.tensor([[0.0], [1.0], [2.0], [math.nan]]), sample(5, 1, 0))

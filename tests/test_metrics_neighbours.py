@@ -121,13 +121,13 @@ def test_copies_are_neighbours_at_distance_zero() -> None:
 
 
 def test_too_few_rows_are_refused() -> None:
-    with pytest.raises(PrecfmError, match="generated: 3 rows; k = 3 neighbours need at least 4"):
+    with pytest.raises(PrecfmError, match=r"^generated: 3 .*k = 3"):
         precision_recall(sample(3, 2, 1), sample(9, 2, 2))
     with pytest.raises(PrecfmError, match="k: got 0"):
         precision_recall(sample(9, 2, 1), sample(9, 2, 2), 0)
     bad = sample(9, 2, 2)
     bad[2, 1] = math.inf
-    with pytest.raises(PrecfmError, match="reference: row 2, column 1 is inf"):
+    with pytest.raises(PrecfmError, match=r"^reference: row 2, column 1"):
         precision_recall(sample(9, 2, 1), bad)
 
 

@@ -46,21 +46,21 @@ def test_parents_come_before_children_and_exist(planned):
         (
             "mnist5k",
             (3501, 500, 1000),
-            "train + validation + heldout: got 5001, but 'mnist5k' has 5000 images",
+            "train + validation + heldout: got 5001",
         ),
         ("mnist", (50_000, 10_000, 10_000), ""),
         (
             "mnist",
             (50_001, 10_000, 10_000),
-            "train + validation: got 60001, but 'mnist' has 60000 official training",
+            "train + validation: got 60001",
         ),
         (
             "fashion_mnist",
             (500, 10, 10_001),
-            "heldout: got 10001, but 'fashion_mnist' has 10000 official test images",
+            "heldout: got 10001",
         ),
         ("own", (3, 1, 2), ""),
-        ("own", (3, 2, 2), "train + validation + heldout: got 7, but 'own' has 6 images"),
+        ("own", (3, 2, 2), "train + validation + heldout: got 7"),
         ("zipped", (1000, 1000, 1000), ""),  # how many images it holds, only the job can see
     ],
 )
@@ -203,7 +203,7 @@ def test_a_node_that_does_not_exist_is_refused(planned):
 
 
 def test_every_script_exists():
-    assert all((SCRIPTS / script).is_file() for script in KINDS.values())
+    assert all((SCRIPTS / f"{kind}.py").is_file() for kind in KINDS)
 
 
 ASK = """

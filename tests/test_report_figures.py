@@ -95,7 +95,7 @@ def test_sample_rows_are_the_images_in_order():
 
 
 def test_images_of_a_wrong_type_are_refused():
-    with pytest.raises(PrecfmError, match="images of 'none': float64"):
+    with pytest.raises(PrecfmError, match="'none': float64"):
         sample_grids.draw({GRIDS: {"none": np.zeros((2, 1, 4, 4))}})
     with pytest.raises(LeftOutError):
         sample_grids.draw({GRIDS: {"held-out": np.zeros((2, 1, 4, 4), dtype=np.uint8)}})

@@ -70,7 +70,7 @@ def test_evaluation_seeds_are_averaged_before_training_seeds():
 def test_a_number_that_is_not_finite_is_refused(frames):
     records = frames["records"].copy()
     records.loc[records.index[3], "value"] = math.nan
-    with pytest.raises(PrecfmError, match=r"seed \d+, step \d+ is nan"):
+    with pytest.raises(PrecfmError, match=r"seed \d+, step \d+"):
         metrics.tidy({"records": records})
 
 
@@ -177,7 +177,7 @@ def test_training_table_has_only_metrics_with_a_course(frames):
 
 
 def test_missing_columns_are_named(frames):
-    with pytest.raises(PrecfmError, match="records: column 'space' is missing"):
+    with pytest.raises(PrecfmError, match=r"^records: .*'space'"):
         frame({"records": frames["records"].drop(columns="space")}, "records")
     with pytest.raises(LeftOutError):
         paired.tidy({"records": records_of(frames, method="none")})

@@ -83,11 +83,11 @@ def test_official_split_is_obeyed() -> None:
 @pytest.mark.parametrize(
     ("sizes", "official", "message"),
     [
-        ((10, 5, 6), False, r"splits.train: 10 images are wanted, but only 9 of all images are left"),
-        ((None, 5, 21), False, r"splits.heldout: 21 .* only 20 of all images"),
-        ((None, 1, 11), True, r"splits.heldout: 11 .* only 10 of the official test images"),
-        ((10, 1, 1), True, r"splits.train: 10 .* only 9 of the official training images"),
-        ((None, 20, 0), False, r"splits.train: 0 images hold none of class 0"),
+        ((10, 5, 6), False, r"^splits.train: 10 .*9 "),
+        ((None, 5, 21), False, r"^splits.heldout: 21 .*20 "),
+        ((None, 1, 11), True, r"^splits.heldout: 11 .*10 .*test"),
+        ((10, 1, 1), True, r"^splits.train: 10 .*9 .*training"),
+        ((None, 20, 0), False, r"^splits.train: 0 .*class 0"),
         ((None, -1, 0), False, r"validation: got -1"),
         ((-3, 1, 0), False, r"train: got -3"),
     ],
