@@ -5,10 +5,14 @@ as it found it.
 """
 
 import hashlib
+import itertools
 import json
 import os
+import re
 import shutil
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -52,7 +56,7 @@ def test_publishing_says_which_revision_made_it(made, tmp_path):
     for file in (home / "frames").glob("*.csv"):
         assert frames["files"][file.name]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     merged = (copy / "results/published/claims.md").read_text()
-    assert f"smoke: made by revision {head[:12]}" in merged
+    assert re.search(rf"smoke: revision {head[:12]}, (\d+) of \1 keys", merged)
 
 
 def test_a_second_run_makes_nothing_and_changes_nothing_and_imports_no_torch(made):
@@ -71,12 +75,37 @@ def test_touched_files_make_nothing(made):
     assert jobs(reproduce(made)) == {}
 
 
-def test_a_deleted_artifact_alone_is_made_again_with_the_same_bytes(made):
+def test_a_deleted_artifact_is_made_again_with_the_same_bytes_once_it_is_asked_for(made):
+    """The default target needs what the products need, and they are there."""
     (latents,) = (made / "results/smoke/latents").iterdir()
-    before = bytes_below(latents)
+    before, ledger = bytes_below(latents), (made / "dvc.lock").read_bytes()
     shutil.rmtree(latents)
-    assert jobs(reproduce(made)) == {"latents": 1, "everything": 1}
+    said = reproduce(made)
+    assert jobs(said) == {}
+    assert f"latents/{latents.name}" in said
+    assert (made / "dvc.lock").read_bytes() == ledger
+    assert jobs(reproduce(made, "--target", "latents")) == {"encode": 1, "all_latents": 1}
     assert bytes_below(latents) == before
+
+
+def rulegraph(folder, *config):
+    """The arrows between rules that Snakemake draws."""
+    command = [BIN / "snakemake", "--workflow-profile", "profiles/default", "--rulegraph", "--config"]
+    drawn = run(folder, *command, "experiment=smoke", *config)
+    names = dict(re.findall(r'(\d+)\[label = "(\w+)"', drawn))
+    return {(names[one], names[other]) for one, other in re.findall(r"(\d+) -> (\d+)", drawn)}
+
+
+def test_the_whole_graph_can_be_drawn_where_everything_exists(made):
+    assert rulegraph(made) == {("products", "all")}
+    graph = rulegraph(made, "full_graph=true")
+    steps = ["split_data", "encode", "fit_preconditioners", "train_flow", "sample_and_evaluate", "gather"]
+    steps += ["make_tables", "products", "all"]
+    assert set(itertools.pairwise(steps)) <= graph
+    picture = (ROOT / "docs/rulegraph.svg").read_text()
+    assert {name for arrow in graph for name in arrow} == set(
+        re.findall(r"<text [^>]*>(\w+)</text>", picture)
+    )
 
 
 @pytest.mark.slow
@@ -115,7 +144,7 @@ def test_clone_and_pull_run_nothing_but_products_and_one_parameter_runs_one_meth
     git(made, "commit", "--quiet", "--message", "recorded")
     clone(made, colleague)
     run(colleague, sys.executable, "workflow_scripts/pull.py", "smoke")
-    assert set(jobs(reproduce(colleague))) <= {"products", "everything"}
+    assert set(jobs(reproduce(colleague))) <= {"products", "all"}
 
     config = colleague / "config/smoke.yaml"
     right = config.read_text()
@@ -124,15 +153,17 @@ def test_clone_and_pull_run_nothing_but_products_and_one_parameter_runs_one_meth
     config.write_text(yaml.safe_dump(changed))
     ran = jobs(reproduce(colleague))
     seeds = 2
-    alone = 1
-    assert ran["preconditioners"] == ran["diagnostics"] == 1
-    assert ran["flows"] == seeds
-    assert ran["samples"] == ran["evaluations"] == seeds + alone
-    assert not {"data", "classifiers", "encoders", "latents", "features"} & set(ran)
+    assert ran["fit_preconditioners"] == ran["diagnose"] == ran["evaluate_references"] == 1
+    assert ran["train_flow"] == ran["sample_and_evaluate"] == seeds
+    assert not {"split_data", "train_classifier", "train_encoder", "encode", "extract_features"} & set(ran)
+    kept, new = (set((home / "keys/smoke/flows.txt").read_text().split()) for home in (made, colleague))
+    assert {name.rpartition("-")[0] for name in new - kept} == {
+        f"mnist5k-L16-whitening-s{seed}" for seed in (0, 1)
+    }
 
     config.write_text(right)
-    assert set(jobs(reproduce(colleague))) <= {"products", "everything"}
-    assert run(colleague, BIN / "dvc", "status", "--quiet") == ""
+    assert set(jobs(reproduce(colleague))) <= {"products", "all"}
+    assert stages_changed(colleague) == set()
     assert bytes_below(colleague / "results/smoke/flows") == bytes_below(made / "results/smoke/flows")
 
 
@@ -149,6 +180,55 @@ def test_pulling_keeps_what_only_this_machine_has(made, tmp_path):
     assert bytes_below(colleague / "results/smoke/flows") == bytes_below(made / "results/smoke/flows")
     assert (colleague / "results/.attic/flows/mine-0123456789ab/artifact.json").is_file()
     assert not (colleague / "results/smoke/latents").exists()
+
+
+def stages_changed(folder):
+    """What `dvc status` says has changed, but for the stage that looks at the code each time."""
+    found = json.loads(run(folder, BIN / "dvc", "status", "--json"))
+    assert "always changed" in found.pop("keys@smoke")
+    return {name.partition("@")[0] for name in found}
+
+
+def test_dvc_sees_a_change_of_code_exactly_where_a_key_has_changed(made):
+    ledger = (made / "dvc.lock").read_bytes()
+
+    def changed_by(file):
+        with appended(made / file, "\nCHANGED = 1\n"):
+            run(made, BIN / "precfm", "keys")
+            return stages_changed(made)
+
+    assert changed_by("precfm/cli.py") == set()
+    assert changed_by("precfm/report/verdicts.py") == {"verdicts"}
+    flows = {"flows", "samples", "evaluations", "frames", "table_files", "figure_files", "verdicts"}
+    assert changed_by("precfm/preconditioned_flow.py") == flows | {"recipes", "budgets", "kernels"}
+    assert changed_by("workflow_scripts/flows.py") == flows
+    run(made, BIN / "precfm", "keys")
+    assert stages_changed(made) == set()
+    assert (made / "dvc.lock").read_bytes() == ledger
+
+
+@contextmanager
+def appended(file, text):
+    before = file.read_text()
+    file.write_text(before + text)
+    try:
+        yield
+    finally:
+        file.write_text(before)
+
+
+def test_dvc_repro_makes_what_a_changed_configuration_asks_for(made, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(made, copy, symlinks=True)
+    config = copy / "config/smoke.yaml"
+    changed = yaml.safe_load(config.read_text())
+    changed["evaluation"] = {"neighbours": 4}
+    config.write_text(yaml.safe_dump(changed))
+    said = run(copy, BIN / "dvc", "repro", "evaluations@smoke")
+    ran = set(re.findall(r"Running stage '(\w+)@smoke'", said))
+    assert ran == {"keys", "evaluations"}
+    new = set((copy / "keys/smoke/evaluations.txt").read_text().split())
+    assert new == {path.name for path in (copy / "results/smoke/evaluations").iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -184,12 +264,25 @@ def test_a_corrupt_artifact_stops_the_first_job_that_meets_it_and_nothing_is_los
     kept = bytes_below(victim)
     shutil.rmtree(victim)
     file.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
-    said = reproduce(made, code=1)
+    said = reproduce(made, "--target", "flows", code=1)
     assert f"results/smoke/latents/{latents.name}/train.safetensors: damaged" in said
     assert len(list(flows.iterdir())) >= 5
     file.write_bytes(right)
-    reproduce(made)
+    reproduce(made, "--target", "flows")
     assert bytes_below(victim) == kept
+
+
+def test_jobs_start_where_the_interpreter_s_path_has_a_space(made, tmp_path):
+    """Snakemake hands the path to a shell as it is."""
+    home = tmp_path / "with space"
+    copy = home / "precfm"
+    shutil.copytree(made, copy, symlinks=True)
+    (home / "venv").symlink_to(Path(sys.prefix))
+    shutil.rmtree(copy / "results/smoke/theory")
+    command = [home / "venv/bin/python", "-m", "snakemake", "--workflow-profile", "profiles/default"]
+    said = run(copy, *command, "--config", "experiment=smoke", "--", "all_theory")
+    assert jobs(said) == {"run_theory": 2, "all_theory": 1}
+    assert bytes_below(copy / "results/smoke/theory") == bytes_below(made / "results/smoke/theory")
 
 
 def test_the_lint_of_snakemake_is_clean(made):
