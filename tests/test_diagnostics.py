@@ -68,6 +68,18 @@ def test_covariance_refuses_what_has_none() -> None:
         covariance(x)
 
 
+@pytest.mark.parametrize("convert", [lambda x: x.numpy(), lambda x: x.tolist()])
+def test_what_is_no_tensor_is_refused_by_name(convert):
+    x, labels = sample(5, 2), torch.arange(5) % 2
+    for name, call in {
+        "x": lambda: covariance(convert(x)),
+        "labels": lambda: class_covariances(x, convert(labels)),
+        "cov": lambda: condition_number(convert(x.T @ x)),
+    }.items():
+        with pytest.raises(PrecfmError, match=f"^{name}: got "):
+            call()
+
+
 def test_class_covariances_are_those_of_the_subsets() -> None:
     x, labels = sample(30, 3), torch.arange(30) % 3 + 5
     by_class = class_covariances(x, labels)

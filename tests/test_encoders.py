@@ -130,14 +130,6 @@ def test_a_damaged_folder_is_named(tmp_path: Path, damage) -> None:
         load(tmp_path)
 
 
-def test_a_file_does_not_choose_what_code_runs(tmp_path: Path) -> None:
-    (tmp_path / "model.json").write_text(
-        json.dumps({"group": "encoders", "name": "antigravity:Anything", "options": {}})
-    )
-    with pytest.raises(PrecfmError, match="import antigravity"):
-        load(tmp_path)
-
-
 def test_another_network_is_no_encoder(tmp_path: Path) -> None:
     network, description = new_network("extractors", {"name": "digit_classifier"}, 0)
     save_network(network, description, tmp_path)

@@ -100,3 +100,6 @@ def test_a_saved_network_calls_no_function(tmp_path):
     with pytest.raises(PrecfmError, match="os:system"):
         load_network(tmp_path)
     assert not trace.exists()
+    (tmp_path / "model.json").write_text(json.dumps({**description, "name": "antigravity:Anything"}))
+    with pytest.raises(PrecfmError, match="import antigravity"):
+        load_network(tmp_path)
