@@ -146,10 +146,7 @@ def test_other_bytes_are_refused_and_nothing_is_recorded(scripts, planned, proje
 
 @pytest.mark.parametrize(
     "text",
-    [
-        SCRIPT.replace('"value.json"', '"renamed.json"'),
-        SCRIPT + '    job.write_json("more.json", 1)\n',
-    ],
+    [SCRIPT.replace('"value.json"', '"renamed.json"'), SCRIPT + '    job.write_json("more.json", 1)\n'],
 )
 def test_a_renamed_or_an_additional_file_is_refused(scripts, planned, text):
     make_all(planned())
@@ -196,10 +193,7 @@ def test_without_a_change_there_is_nothing_to_accept(scripts, planned, project):
     assert not (project / "config/equivalences.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("kind", "sample", "field"),
-    [("flow", 1, "kind"), ("flows", 0, "sample")],
-)
+@pytest.mark.parametrize(("kind", "sample", "field"), [("flow", 1, "kind"), ("flows", 0, "sample")])
 def test_mistakes(scripts, planned, kind, sample, field):
     planned()
     with pytest.raises(PrecfmError, match=field):

@@ -293,14 +293,3 @@ def test_the_choice_is_the_smallest_among_the_fast(
     assert steps <= bound
     assert parameters == min(count for other, count, _ in usable if other <= bound)
     assert f"map{chosen}" in reason
-
-
-def test_the_default_candidates() -> None:
-    assert [candidate["name"] for candidate in Auto().candidates] == [
-        "scalar",
-        "whitening",
-        "whitening",
-        "class_whitening",
-        "normalizing_flow",
-        "low_capacity_flow",
-    ]

@@ -104,14 +104,8 @@ def test_numbers_like_1e_minus_3_are_numbers(folder):
         ({"flow": {"training": {"checkpoints": []}}}, ["training.checkpoints", "[]", "60"]),
         ({"flow": {"training": {"steps": 90}}}, ["training.checkpoints", "[30, 60]", "90"]),
         ({"flow": {"training": {"learning_rate": -1}}}, ["flow.training.learning_rate", "-1"]),
-        (
-            {"encoders": {"L16": {"training": {"warmup_steps": 60}}}},
-            ["L16.training: warmup_steps", "60"],
-        ),
-        (
-            {"classifiers": {"training": {"batch_size": 0}}},
-            ["classifiers.training.batch_size", "got 0"],
-        ),
+        ({"encoders": {"L16": {"training": {"warmup_steps": 60}}}}, ["L16.training: warmup_steps", "60"]),
+        ({"classifiers": {"training": {"batch_size": 0}}}, ["classifiers.training.batch_size", "got 0"]),
         (
             {"classifiers": {"training": {"patience": 2}}},
             ["classifiers.training: patience", "2", "validate_every"],
@@ -128,18 +122,9 @@ def test_numbers_like_1e_minus_3_are_numbers(folder):
         ({"methods": ["a"]}, ["mine.yaml: methods", "['a']"]),
         ({"methods": {"x": "text"}}, ["mine.yaml: methods.x", "'text'"]),
         ({"methods": {"x": {**WHITENING, "sweep": None}}}, ["mine.yaml: methods.x.sweep", "None"]),
-        (
-            {"methods": {"x": {**WHITENING, "sweep": {"f": 0.5}}}},
-            ["mine.yaml: methods.x.sweep.f", "0.5"],
-        ),
-        (
-            {"methods": {"x": {**WHITENING, "sweep": {"f": []}}}},
-            ["mine.yaml: methods.x.sweep.f", "[]"],
-        ),
-        (
-            {"methods": {"x": {**WHITENING, "sweep": {1: [2]}}}},
-            ["mine.yaml: methods.x.sweep.1", "[2]"],
-        ),
+        ({"methods": {"x": {**WHITENING, "sweep": {"f": 0.5}}}}, ["mine.yaml: methods.x.sweep.f", "0.5"]),
+        ({"methods": {"x": {**WHITENING, "sweep": {"f": []}}}}, ["mine.yaml: methods.x.sweep.f", "[]"]),
+        ({"methods": {"x": {**WHITENING, "sweep": {1: [2]}}}}, ["mine.yaml: methods.x.sweep.1", "[2]"]),
         ({"flow": {"model": {"name": "mlp", "width": 1.5}}}, ["flow.model: width", "1.5"]),
         ({"seeds": [1, 1]}, ["seeds", "[1, 1]"]),
         ({"evaluation": {"neighbours": 400}}, ["neighbours", "400"]),
@@ -293,11 +278,7 @@ def test_published_is_no_name_of_an_experiment(folder):
 @pytest.mark.parametrize(
     ("change", "begins", "others"),
     [
-        (
-            {"flow": {"training": {"learning_rate": -1.0}}},
-            "flow.training.learning_rate: got -1.0; ",
-            "",
-        ),
+        ({"flow": {"training": {"learning_rate": -1.0}}}, "flow.training.learning_rate: got -1.0; ", ""),
         (
             {"flow": {"model": {"widht": 3}, "training": {"stepz": 1}}},
             "flow.model: widht: got 3; ",

@@ -203,10 +203,7 @@ class Outer(Strict):
         ({"name": "a", "colour": "red"}, "colour: got 'red'; "),
         ({"name": "a", "inner": {"steps": 0}}, "inner.steps: got 0; "),
         ({"name": "a", "inner": {"sizes": [1, 0]}}, "inner.sizes.1: got 0; "),
-        (
-            {"name": "a", "inner": {"steps": 1, "sizes": [1, 2]}},
-            "inner: sizes: got [1, 2]; ",
-        ),
+        ({"name": "a", "inner": {"steps": 1, "sizes": [1, 2]}}, "inner: sizes: got [1, 2]; "),
     ],
 )
 def test_the_first_mistake_is_told_by_its_place(value: dict[str, Any], expected: str) -> None:

@@ -95,10 +95,7 @@ def test_mnist5k_equals_its_table(tmp_path: Path) -> None:
     assert int(padded.images.sum()) == int(data.images.sum())
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["1,2,3\n", "1,256\n", "a,b\n", None],
-)
+@pytest.mark.parametrize("text", ["1,2,3\n", "1,256\n", "a,b\n", None])
 def test_broken_mnist5k_is_refused(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "mnist_5k.csv").write_text(text)

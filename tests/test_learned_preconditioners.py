@@ -54,9 +54,7 @@ def mean_log_likelihood(preconditioner: Preconditioner, x: Tensor, labels: Tenso
     return float((base + preconditioner.log_abs_det_jacobian(x, labels)).mean())
 
 
-def test_the_flow_does_not_depend_on_given_validation_labels_when_unconditional(
-    data: Labelled,
-) -> None:
+def test_the_flow_does_not_depend_on_given_validation_labels_when_unconditional(data: Labelled) -> None:
     x, labels = data
     flow = NormalizingFlow(conditional=False, **TINY_FLOW)
     given_labels = flow.fit(x, labels, validation=(x[:50], labels[:50])).forward(x)
@@ -117,10 +115,7 @@ def test_a_flow_that_diverges_to_finite_weights_is_refused(
     ids=lambda c: c[0],
 )
 def test_a_map_that_does_not_close_is_refused(
-    data: Labelled,
-    case: Case,
-    wrong: float,
-    monkeypatch: pytest.MonkeyPatch,
+    data: Labelled, case: Case, wrong: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cls = type(make(case))
     honest = cls._inverse

@@ -112,8 +112,6 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     refused(tmp_path / "wide.npy", "wide.npy: 4 features per row")
     np.save(tmp_path / "text.npy", np.array(["a", "b"]))
     refused(tmp_path / "text.npy", "text.npy: holds <U1")
-    np.save(tmp_path / "pickled.npy", np.array([{}], dtype=object), allow_pickle=True)
-    refused(tmp_path / "pickled.npy", "pickled.npy: cannot be read")
     (tmp_path / "broken.safetensors").write_bytes(b"1234567890")
     refused(tmp_path / "broken.safetensors", "broken.safetensors: cannot be read")
     save_file({"a": features(9, 3, 1), "b": features(9, 3, 2)}, tmp_path / "two.safetensors")

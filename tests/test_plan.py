@@ -43,22 +43,10 @@ def test_parents_come_before_children_and_exist(planned):
     ("source", "sizes", "sentence"),
     [
         ("mnist5k", (3500, 500, 1000), ""),
-        (
-            "mnist5k",
-            (3501, 500, 1000),
-            "train + validation + heldout: got 5001",
-        ),
+        ("mnist5k", (3501, 500, 1000), "train + validation + heldout: got 5001"),
         ("mnist", (50_000, 10_000, 10_000), ""),
-        (
-            "mnist",
-            (50_001, 10_000, 10_000),
-            "train + validation: got 60001",
-        ),
-        (
-            "fashion_mnist",
-            (500, 10, 10_001),
-            "heldout: got 10001",
-        ),
+        ("mnist", (50_001, 10_000, 10_000), "train + validation: got 60001"),
+        ("fashion_mnist", (500, 10, 10_001), "heldout: got 10001"),
         ("own", (3, 1, 2), ""),
         ("own", (3, 2, 2), "train + validation + heldout: got 7"),
         ("zipped", (1000, 1000, 1000), ""),  # how many images it holds, only the job can see

@@ -21,16 +21,7 @@ from precfm.preconditioners.class_whitening import ClassWhitening
 from precfm.preconditioners.round_trip import round_trip_error, tail_round_trip_error
 from precfm.preconditioners.saving import load, save
 from precfm.preconditioners.whitening import Whitening
-from tests.preconditioner_cases import (
-    CASES,
-    CLASSES,
-    FEATURES,
-    METRIC,
-    SHAPE,
-    case_id,
-    ill_conditioned,
-    make,
-)
+from tests.preconditioner_cases import CASES, CLASSES, FEATURES, METRIC, SHAPE, case_id, ill_conditioned, make
 
 LEARNED = ("normalizing_flow", "low_capacity_flow")
 NOT_WHITE = ("Identity", "Scalar", "PerChannel", "Projection", "DecoderMetric")

@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import io
 import json
 import os
 import pickle
@@ -36,7 +35,7 @@ from precfm.pipeline.experiments import load_experiment, read_yaml
 from precfm.pipeline.manifest import manifest_text
 from precfm.pipeline.node import RECORD, Node
 from precfm.pipeline.plan import load_plan
-from tests.test_sources import CONTENT, sha256, write_sources
+from tests.test_sources import sha256, write_sources
 from tests.workflow import BIN, ROOT, run, sealed
 
 SHELL_WORDS = [
@@ -396,28 +395,11 @@ def test_a_package_is_no_option_of_npm(tmp_path):
 # ---- bytes that are not those that were promised
 
 
-def test_a_tampered_mirror_gives_nothing(project, monkeypatch):
-    write_sources(project / "data", [])
-    mirror = project / "mirror"
-    mirror.mkdir()
-    for name, content in CONTENT.items():
-        (mirror / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    monkeypatch.setenv("PRECFM_MIRROR", str(mirror))
-    refused(["data", "fetch", "toy"], "a.bin, b.bin", "mirror")
-    assert not list((project / "data").rglob("*.bin*"))
-
-
 @pytest.fixture
 def artifact(project):
     node = Node("frames", "mine", "0123456789ab", {}, {}, "", "mine")
     build(node, lambda job: job.write_json("a.json", {"n": 1}))
     return node.folder
-
-
-def test_a_tampered_payload_is_refused_with_its_name(artifact):
-    (artifact / "a.json").write_text('{"n": 2}')
-    with pytest.raises(PrecfmError, match=r"results/mine/frames/mine-0123456789ab/a\.json"):
-        Artifact.open(artifact).json("a.json")
 
 
 @pytest.mark.parametrize("name", ["../../../../config/smoke.yaml", "deep/../../x", "/etc/hostname"])
@@ -450,7 +432,3 @@ def test_before_a_pull_a_malformed_record_is_set_aside(artifact, project):
     spec.loader.exec_module(pull)
     assert pull.set_aside("mine", ["frames"]) == []
     assert not artifact.exists()
-
-
-def test_pictures_of_this_module_are_pictures():
-    assert Image.open(io.BytesIO(png())).size == (8, 8)
