@@ -40,11 +40,11 @@ def test_no_signal_or_exit_is_swallowed():
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        (None, "params.yaml: no such file"),
-        ("experiments: [a]", "params.yaml: sources: got None, but a list of names is needed"),
+        (None, "params.yaml"),
+        ("experiments: [a]", "params.yaml: sources: got None"),
         ("experiments: a\nsources: []", "params.yaml: experiments: got 'a'"),
         ("experiments: [3]\nsources: []", r"params.yaml: experiments: got \[3\]"),
-        ("[", "params.yaml: no valid YAML"),
+        ("[", "params.yaml"),
         ("3", "params.yaml: experiments: got None"),
     ],
 )

@@ -60,7 +60,7 @@ def test_an_exact_gaussian_field_has_the_density_of_its_law(path: ProbabilityPat
     at = path.alpha(t) * mean, path.cov_t(cov, t)
     z = sample(200, *at)
     found = log_likelihood(exact_field(mean, cov, path), z, t_data=t_data, steps=100)
-    torch.testing.assert_close(found, density(z, *at), rtol=0, atol=8e-3)
+    torch.testing.assert_close(found, density(z, *at), rtol=0, atol=4e-3)
     single = log_likelihood(exact_field(mean.float(), cov.float(), path), z.float(), t_data=t_data, steps=100)
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), found, rtol=0, atol=1e-2)

