@@ -14,7 +14,7 @@ from precfm.datasets.mnist5k import MNIST5k
 from precfm.datasets.sources import fetch
 from precfm.datasets.splits import make_splits
 from precfm.encoders import base
-from precfm.encoders.base import Encoder, load, save, squared_error
+from precfm.encoders.base import Encoder, load, save
 from precfm.encoders.conv_vae import ConvVAE, NegativeELBO
 from precfm.training.options import TrainingOptions
 
@@ -206,8 +206,3 @@ def test_training_on_real_digits_beats_the_linear_encoder_of_fewer_dimensions(tm
     _, _, axes = torch.linalg.svd(train_images.double().flatten(1) / 255 - centre, full_matrices=False)
     linear = (centred - centred @ axes[:4].T @ axes[:4]).square().sum(1).mean()
     assert model.reconstruction_errors(heldout, model.encode(heldout)).mean() < linear
-
-
-def test_the_squared_error_is_a_sum_over_pixels() -> None:
-    ones = torch.ones(2, 3, 4, 4)
-    assert torch.equal(squared_error(0.5 * ones, ones), torch.full((2,), 0.25 * 48))
