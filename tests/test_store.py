@@ -523,6 +523,18 @@ def test_what_is_damaged_is_made_again_before_it_is_recorded(pulled, project, mo
     assert done == [["all"], [str(flow.folder / RECORD)], "commit"]
 
 
+@pytest.mark.parametrize("cut", ["stages:\n  a: [", "stages: {a: 3}", "[]"])
+def test_nothing_is_recorded_in_a_ledger_that_was_cut(pulled, project, monkeypatch, cut):
+    plan, _ = pulled
+    reproduce = script("reproduce")
+    (project / "dvc.lock").write_text(cut)
+    monkeypatch.setattr(reproduce, "run_group", lambda *_: pytest.fail("recorded"))
+    with pytest.raises(PrecfmError, match=r"^dvc\.lock: "):
+        reproduce.record(plan, 0)
+    assert (project / "dvc.lock").read_text() == cut
+    assert not (project / "keys").exists()
+
+
 def test_an_experiment_that_is_here_in_part_leaves_the_ledger_alone(pulled, project, monkeypatch, capsys):
     plan, _ = pulled
     reproduce = script("reproduce")

@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
-import yaml
 from dvc.dirs import system_config_dir
 
 from precfm.audit.importing import import_archive
@@ -26,13 +25,13 @@ from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.attic import to_attic
 from precfm.pipeline.experiments import read_recorded
 from precfm.pipeline.files import remove
+from precfm.pipeline.ledger import LEDGER, read_ledger
 from precfm.pipeline.locks import alone
 from precfm.pipeline.manifest import MANIFEST, agrees, read_manifest
 from precfm.pipeline.node import RECORD, RESULTS
 from precfm.pipeline.plan import KINDS, load_plan
 
 DVC = Path(sys.executable).parent / "dvc"
-LEDGER = Path("dvc.lock")
 REFUSED = "refused"
 REMOTE = "precfm-from"  # the name of a remote that is asked once
 
@@ -131,9 +130,7 @@ def check_manifest(experiment: str) -> None:
         PrecfmError: it is another one, or the ledger names none.
     """
     file = RESULTS / experiment / MANIFEST
-    stages = yaml.safe_load(LEDGER.read_text(encoding="utf-8"))["stages"]
-    outs = stages.get(f"products@{experiment}", {}).get("outs", ())
-    named = {out["path"]: out["md5"] for out in outs}.get(str(file))
+    named = read_ledger().get(f"products@{experiment}", {}).get(str(file))
     if not file.is_file() or hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() != named:
         remove(file)
         raise PrecfmError(

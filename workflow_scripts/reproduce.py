@@ -26,12 +26,12 @@ from precfm.pipeline.attic import tidy
 from precfm.pipeline.experiments import PARAMS, read_recorded
 from precfm.pipeline.files import remove, write_whole
 from precfm.pipeline.key_lists import KEYS, write_key_lists
+from precfm.pipeline.ledger import LEDGER, read_ledger
 from precfm.pipeline.locks import alone
 from precfm.pipeline.node import RECORD, RESULTS
 from precfm.pipeline.plan import KINDS, Plan, load_plan
 from precfm.pipeline.products import are_written
 
-LEDGER = Path("dvc.lock")
 DVC_AT_WORK = Path(".dvc/tmp/rwlock")  # DVC's own list of which of its processes reads or writes what
 LOCKS_BEFORE = RESULTS / ".work" / "ledger"  # the ledger as it was, there while DVC records an experiment
 DVC_TRIES, DVC_PAUSE = 5, 3.0  # seconds; for a `dvc` command that somebody runs meanwhile
@@ -164,6 +164,7 @@ def record(plan: Plan, held: int) -> None:
             f"`make pull EXPERIMENT={experiment}` or `precfm make {experiment}` brings them"
         )
         return
+    read_ledger()  # a damaged one is refused in one sentence
     write_key_lists(plan)
     listed = read_recorded()
     sources = set(plan.sources.values())

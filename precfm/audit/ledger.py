@@ -13,22 +13,19 @@ from collections.abc import Sequence, Set
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from precfm.audit.environment import check_commit
-from precfm.audit.git import committed
+from precfm.audit.git import asked, committed
 from precfm.audit.report import Report
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.experiments import PARAMS, read_recorded, read_yaml
+from precfm.pipeline.experiments import PARAMS, read_recorded
 from precfm.pipeline.key_lists import KEYS, differences
+from precfm.pipeline.ledger import LEDGER, Outs, outs_of, read_ledger
 from precfm.pipeline.node import RESULTS
 from precfm.pipeline.plan import KINDS, load_plan
 
-LEDGER = Path("dvc.lock")
 STAGES = ("keys", *KINDS, "products")  # of each experiment; `raw` is of each data source
-Outs = dict[str, set[str]]  # by stage, the paths of what it has made
 
 
 def check_ledger(report: Report, experiments: Sequence[str]) -> None:
@@ -45,10 +42,10 @@ def check_ledger(report: Report, experiments: Sequence[str]) -> None:
         return
     try:
         listed = read_recorded()
-        stages = _outs(read_yaml(LEDGER)) if LEDGER.is_file() else {}
+        stages = read_ledger()
     except PrecfmError as error:
         file, _, problem = str(error).partition(": ")
-        report.error("ledger", file, problem, _back(file))
+        report.error("ledger", file, problem.partition(";")[0], _back(file))
         return
     for name in listed["experiments"]:
         _check_keys(report, name)
@@ -57,7 +54,8 @@ def check_ledger(report: Report, experiments: Sequence[str]) -> None:
         report.notes.append(f"{LEDGER}: not compared with the files, since DVC is not installed")
     elif stages:
         _check_files(report, stages)
-    check_commit(report, LEDGER)
+    if asked("diff", "--name-only", "HEAD", "--", str(LEDGER)):
+        report.notes.append(f"{LEDGER}: not as committed; it holds what this machine made")
 
 
 def _check_keys(report: Report, name: str) -> None:
@@ -80,7 +78,7 @@ def _check_stages(report: Report, listed: Set[str], stages: Outs, experiments: S
         report.error("ledger", LEDGER, f"{name} is missing, though {PARAMS} lists it", _back(LEDGER))
     for name in sorted(there - listed):
         report.error("ledger", PARAMS, f"{name} is missing, though {LEDGER} has it", _back(PARAMS))
-    lost = [stage for stage, outs in _committed().items() if not outs <= stages.get(stage, set())]
+    lost = [stage for stage, outs in _committed().items() if not outs.keys() <= stages.get(stage, {}).keys()]
     if lost := [stage for stage in lost if stage.partition("@")[2] in there & listed]:
         report.error("ledger", LEDGER, "what was committed of some stages is missing", _back(LEDGER), lost)
     for name in experiments:
@@ -93,21 +91,12 @@ def _check_stages(report: Report, listed: Set[str], stages: Outs, experiments: S
 def _committed() -> Outs:
     """The stages that the last commit has; none where it has no ledger that can be read."""
     with suppress(yaml.YAMLError, PrecfmError):
-        return _outs(yaml.safe_load(committed(LEDGER) or b""))
+        return outs_of(yaml.safe_load(committed(LEDGER) or b""))
     return {}
 
 
 def _back(file: Path | str) -> str:
     return f"`git checkout -- {file}` brings back what was committed, `make reproduce` records anew"
-
-
-def _outs(content: Any) -> Outs:
-    """What each stage of a ledger has made; DVC itself judges the rest of its form."""
-    try:
-        stages = content["stages"].items()
-        return {str(stage): {out["path"] for out in fields["outs"]} for stage, fields in stages}
-    except (TypeError, KeyError, AttributeError):
-        raise PrecfmError(f"{LEDGER}: damaged, not as DVC writes it") from None
 
 
 def _is_recording() -> bool:
