@@ -39,7 +39,7 @@ def in_words(error: ValidationError) -> str:
     (_, what), *_ = mistakes
     fields = [_field(inherited, places) for (inherited, _), places in mistakes.items()]
     more = f" (and {len(fields) - 1} more: {', '.join(fields[1:])})" if fields[1:] else ""
-    return f"{fields[0]}: {what}{more}"
+    return f"{fields[0]}: {what}{more}" if fields[0] else what
 
 
 def _inherited(place: Location) -> Location:
@@ -50,12 +50,12 @@ def _inherited(place: Location) -> Location:
 
 
 def _field(inherited: Location, places: list[Location]) -> str:
-    """How to call a field that is wrong in these places."""
+    """How to call a field that is wrong in these places; empty for a rule of the whole, which names its own."""
     if len(places) == 1:
         inherited = places[0]
     elif len(settings := {place[:2] for place in places}) == 1:
         inherited = (*settings.pop(), *inherited)
-    return ".".join(inherited).removeprefix(f"settings.{PLAIN}.") or "the whole file"
+    return ".".join(inherited).removeprefix(f"settings.{PLAIN}.")
 
 
 Training = Annotated[TrainingOptions, AfterValidator(_without_validation)]
@@ -243,13 +243,14 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> "Experiment":
-        names = [*self.datasets, *self.encoders, *self.settings, *self.theory]
-        names += [name for setting in self.settings.values() for name in setting.methods]
-        for name in names:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]*", name) or name == "floor":
-                raise PrecfmError(
-                    f"name '{name}': letters, digits and . _ = + - are needed, and 'floor' is taken"
-                )
+        named = {group: getattr(self, group) for group in ("datasets", "encoders", "settings", "theory")}
+        named["methods"] = [name for setting in self.settings.values() for name in setting.methods]
+        for group, names in named.items():
+            for name in names:
+                if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]*", name) or name == "floor":
+                    raise PrecfmError(
+                        f"{group}: got the name {name!r}; letters, digits and . _ = + - are needed, not 'floor'"
+                    )
         if self.datasets and self.classifiers is None:
             raise PrecfmError("datasets: given without classifiers; a data experiment needs them all")
         if not self.datasets and not self.theory:
