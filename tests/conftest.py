@@ -46,7 +46,7 @@ def made(tmp_path_factory):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
-    for recorded in ("dvc.lock", "results"):
+    for recorded in ("dvc.lock", "keys", "results"):
         target = folder / recorded
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
     (folder / "params.yaml").write_text("experiments: []\nsources: []\n")
