@@ -314,7 +314,7 @@ def test_what_becomes_a_label_has_a_plain_name(planned, name, room):
     if room in ("datasets", "encoders"):
         raw = yaml.safe_load((ROOT / "config/quick.yaml").read_text())
         given = next(iter(raw[room].values()))
-    with pytest.raises(PrecfmError, match=f"name '{re.escape(name)}'"):
+    with pytest.raises(PrecfmError, match=f"{room}: got the name {re.escape(repr(name))}"):
         planned({room: {name: given}})
 
 
@@ -327,7 +327,8 @@ class Stub:
         for name in names:
             program = folder / name
             program.write_text(
-                f"#!{sys.executable}\nimport json, sys\n"
+                # As pip writes programs, since the interpreter's path may have a space.
+                f"#!/bin/sh\n'''exec' \"{sys.executable}\" \"$0\" \"$@\"\n' '''\nimport json, sys\n"
                 f"with open({str(self.log)!r}, 'a') as file:\n    file.write(json.dumps(sys.argv[1:]) + '\\n')\n"
             )
             program.chmod(0o755)
