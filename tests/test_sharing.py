@@ -203,6 +203,37 @@ def test_a_source_that_is_none_is_one_sentence(colleague, arguments, words):
     assert words in said
 
 
+def cut_ledger(folder):
+    """As after an editor or a merge went wrong: still YAML, without the last outputs of the products."""
+    content = yaml.safe_load((folder / "dvc.lock").read_text())
+    content["stages"]["products@shared"]["outs"].pop()
+    (folder / "dvc.lock").write_text(yaml.safe_dump(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments"),
+    [(cut_ledger, []), (lambda folder: None, []), (lambda folder: None, ["--from=config"])],
+)
+def test_a_pull_that_fails_leaves_everything_as_it_was(lab, colleague, change, arguments):
+    shutil.copytree(lab / "results/shared", colleague / "results/shared")
+    before = bytes_below(colleague / "results/shared")
+    change(colleague)
+    said = pull(colleague, *arguments, code=1).splitlines()
+    assert [line for line in said if line.startswith("precfm: ")] == said[-1:]
+    assert bytes_below(colleague / "results/shared") == before
+    shutil.rmtree(colleague / "results/shared")
+    pull(colleague, *arguments, code=1)
+    assert not (colleague / "results/shared").exists()
+
+
+def test_a_remote_that_holds_a_part_takes_nothing_away(lab, colleague, tmp_path):
+    shutil.copytree(lab / "results/shared", colleague / "results/shared")
+    before = bytes_below(colleague / "results/shared")
+    push(lab, str(tmp_path / "part"), "products@shared")
+    pull(colleague, f"--from={tmp_path / 'part'}", code=1)
+    assert bytes_below(colleague / "results/shared") == before
+
+
 @pytest.mark.parametrize("url", ["/tmp", "nonsense://x"])
 def test_a_source_that_holds_nothing_ends_with_a_sentence(colleague, tmp_path, url):
     said = pull(colleague, f"--from={tmp_path if url == '/tmp' else url}", code=1)

@@ -20,7 +20,8 @@ from precfm.pipeline.attic import collect_garbage, tidy, to_attic
 from precfm.pipeline.build import build
 from precfm.pipeline.locks import alone
 from precfm.pipeline.manifest import published_entries, read_manifest
-from precfm.pipeline.node import PUBLISHED, RECORD
+from precfm.pipeline.node import PUBLISHED, RECORD, homes
+from precfm.pipeline.plan import KINDS
 from precfm.pipeline.products import PRODUCTS, are_written, summary, write_products
 from precfm.pipeline.publication import LARGEST_FRAME, publish
 from tests.workflow import ROOT, bytes_below, git, sealed
@@ -337,11 +338,18 @@ def pulled(planned):
 
 @pytest.fixture
 def in_ledger(pulled, project):
-    """The ledger names the experiment and its manifest."""
-    (project / "params.yaml").write_text("experiments: [mine]\nsources: []\n")
+    """The ledger names the experiment, its manifest and its raw data."""
+    (project / "params.yaml").write_text("experiments: [mine]\nsources: [mnist5k]\n")
     content = (project / "results/mine/manifest.json").read_bytes()
-    out = {"path": "results/mine/manifest.json", "md5": hashlib.md5(content).hexdigest()}
-    (project / "dvc.lock").write_text(json.dumps({"stages": {"products@mine": {"outs": [out]}}}))
+    paths = {f"{kind}@mine": [f"results/mine/{kind}"] for kind in KINDS}
+    names = ("tables", "figures", "claims.json", "claims.md", "manifest.json")
+    paths |= {
+        "raw@mnist5k": ["data/raw/mnist5k"],
+        "products@mine": [f"results/mine/{name}" for name in names],
+    }
+    md5 = hashlib.md5(content).hexdigest()
+    stages = {stage: {"outs": [{"path": path, "md5": md5} for path in of]} for stage, of in paths.items()}
+    (project / "dvc.lock").write_text(json.dumps({"stages": stages}))
 
 
 def test_before_a_pull_right_artifacts_stay_and_unknown_ones_go_to_the_attic(pulled, project):
@@ -428,6 +436,7 @@ def test_a_manifest_that_the_ledger_does_not_name_is_refused_before_anything_els
     """Whoever holds the remote could forge the manifest together with the artifacts."""
     pull, asked = script("pull"), []
     manifest = project / "results/mine/manifest.json"
+    before = bytes_below(project / "results/mine")
 
     def forges(command, **how):
         asked.append(command)
@@ -438,8 +447,60 @@ def test_a_manifest_that_the_ledger_does_not_name_is_refused_before_anything_els
     with pytest.raises(PrecfmError, match=r"manifest\.json: not the one that dvc\.lock names"):
         pull.main("mine", "flows")
     assert len(asked) == 1
-    assert not manifest.exists()
-    assert all(node.exists for node in pulled[0].of("flows"))
+    assert bytes_below(project / "results/mine") == before
+
+
+def test_products_are_as_before_where_dvc_has_deleted_them(pulled, in_ledger, project, monkeypatch):
+    """Also those that a pull had deleted when it was killed."""
+    pull, home = script("pull"), project / "results/mine"
+    (home / "claims.md").write_text("old")
+    before = bytes_below(home)
+
+    def fails(command, **how):
+        shutil.rmtree(home / "tables")
+        (home / "claims.md").write_text("new")
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(pull.subprocess, "run", fails)
+    for _ in range(2):
+        with pytest.raises(PrecfmError, match="could not pull"):
+            pull.main("mine", "flows")
+        assert bytes_below(home) == before
+    assert not list((project / "results/.work/parts").glob("*.products"))
+    kept = project / "results/.work/parts/run-mine.products"
+    kept.mkdir(parents=True)
+    (home / "tables").rename(kept / "tables")
+    monkeypatch.setattr(
+        pull.subprocess, "run", lambda command, **how: subprocess.CompletedProcess(command, 1)
+    )
+    with pytest.raises(PrecfmError, match="could not pull"):
+        pull.main("mine", "flows")
+    assert bytes_below(home) == before
+
+
+def test_raw_data_that_no_remote_holds_come_from_their_source(in_ledger, project, monkeypatch, capsys):
+    pull, asked = script("pull"), []
+
+    def dvc(command, **how):
+        asked.append(command[-1])
+        return subprocess.CompletedProcess(command, int("raw@mnist5k" in command))
+
+    monkeypatch.setattr(pull.subprocess, "run", dvc)
+    pull.main("mine", None, None)
+    assert asked[-1] == "raw@mnist5k"
+    assert "note: data/raw/mnist5k" in capsys.readouterr().out
+    (project / "data/raw/mnist5k").mkdir(parents=True)
+    (project / "data/raw/mnist5k/mine.csv").touch()
+    asked.clear()
+    pull.main("mine", None, None)
+    assert "raw@mnist5k" not in asked
+
+
+def test_a_folder_without_a_file_is_no_experiment(project):
+    (project / "results/mine/tables").mkdir(parents=True)
+    assert homes() == []
+    (project / "results/mine/tables/t.csv").touch()
+    assert homes() == [Path("results/mine")]
 
 
 @pytest.mark.parametrize("lock", ["mine", "ledger"])
@@ -533,6 +594,19 @@ def test_nothing_is_recorded_in_a_ledger_that_was_cut(pulled, project, monkeypat
         reproduce.record(plan, 0)
     assert (project / "dvc.lock").read_text() == cut
     assert not (project / "keys").exists()
+
+
+def test_what_dvc_repro_is_about_to_record_is_made_again_where_it_is_damaged(pulled, project, monkeypatch):
+    plan, _ = pulled
+    reproduce, asked = script("reproduce"), []
+    flow, latents = plan.of("flows")[0], plan.of("latents")[0]
+    (flow.folder / "flows.json").write_text("[]")
+    (latents.folder / RECORD).write_text("{}")
+    monkeypatch.setattr(reproduce, "run_snakemake", lambda plan, targets, *_: asked.append(targets))
+    reproduce.main("mine", "flows", 1)
+    assert asked == [["all_flows", str(flow.folder / RECORD)]]
+    reproduce.main("mine", "products", 1)
+    assert asked[1:] == [["products", str(latents.folder / RECORD)]]
 
 
 def test_an_experiment_that_is_here_in_part_leaves_the_ledger_alone(pulled, project, monkeypatch, capsys):

@@ -1,8 +1,9 @@
 """Behind `make pull`: fetch an experiment's artifacts from a DVC remote or an archive, and lose nothing that is here.
 
-A plain `dvc pull` refuses where an artifact lies that the ledger does not know, and with --force deletes it; so
-whatever differs from the manifest goes to the attic first, and what is damaged is removed. The ledger in git vouches
-for the manifest, and the manifest for every artifact.
+A plain `dvc pull` refuses where an artifact lies that the ledger does not know, and with --force deletes it, even if
+it then fetches nothing. So whatever differs from the manifest goes to the attic first, what is damaged is removed, and
+products come back where theirs could not be pulled. The ledger in git vouches for the manifest, and the manifest for
+every artifact.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,16 +22,19 @@ from dvc.dirs import system_config_dir
 
 from precfm.audit.importing import import_archive
 from precfm.core.errors import PrecfmError, one_sentence
+from precfm.datasets.sources import RAW
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.attic import to_attic
-from precfm.pipeline.experiments import read_recorded
+from precfm.pipeline.experiments import PARAMS, read_recorded
 from precfm.pipeline.files import remove
 from precfm.pipeline.ledger import LEDGER, read_ledger
 from precfm.pipeline.locks import alone
 from precfm.pipeline.manifest import MANIFEST, agrees, read_manifest
-from precfm.pipeline.node import RECORD, RESULTS
+from precfm.pipeline.node import RECORD, RESULTS, holds_files
 from precfm.pipeline.plan import KINDS, load_plan
+from precfm.pipeline.products import PRODUCTS
 
+PRODUCT_NAMES = (*filter(None, PRODUCTS.values()), "claims.json", "claims.md", MANIFEST)
 DVC = Path(sys.executable).parent / "dvc"
 REFUSED = "refused"
 REMOTE = "precfm-from"  # the name of a remote that is asked once
@@ -60,21 +64,25 @@ def main(
             )
         print("\n".join(import_archive(Path(source), experiment).lines()))
         return
-    kinds, stages = recorded_stages(experiment, kind)
+    kinds, sources = recorded(experiment, kind)
     with alone(experiment) as own, alone("ledger") as ledger, remote_at(source) as (options, environment):
 
         def pull(*arguments: str) -> bool:
             return dvc(["pull", *options, *arguments], environment, [own, ledger])
 
         wrong: list[Path] = []
-        # Products and manifest hold nothing that artifacts do not, so what the ledger has replaces them.
-        pulled = pull("--force", f"products@{experiment}")
+        require_in_ledger(experiment, kinds, sources)
+        pulled = pull_products(experiment, pull)
         if pulled:
-            check_manifest(experiment)
             if moved := len(set_aside(experiment, kinds)):
                 print(f"{experiment}: {moved} artifacts that the ledger does not know moved to the attic")
-            pulled = pull(*stages)
+            pulled = pull(*(f"{name}@{experiment}" for name in kinds))
             wrong = set_aside(experiment, kinds, refuse=True)
+            for name in sources:
+                if not pull(f"raw@{name}"):
+                    print(f"note: {RAW / name}: not pulled; it comes from its source when it is needed")
+                    remove_empty(RAW / name)
+        remove_empty(RESULTS / experiment)
     complaints = [refusal(experiment, wrong)] if wrong else []
     if not pulled:
         complaints.append(
@@ -85,8 +93,8 @@ def main(
         raise PrecfmError("\nprecfm: ".join(complaints))
 
 
-def recorded_stages(experiment: str, kind: str | None) -> tuple[list[str], list[str]]:
-    """The kinds that are asked for, and the ledger's stages that hold them."""
+def recorded(experiment: str, kind: str | None) -> tuple[list[str], list[str]]:
+    """The kinds that are asked for, and the data sources in the ledger that are not here."""
     held = read_recorded()
     if experiment not in held["experiments"]:
         known = ", ".join(held["experiments"]) or "none yet"
@@ -95,7 +103,77 @@ def recorded_stages(experiment: str, kind: str | None) -> tuple[list[str], list[
         )
     kinds = [kind] if kind else list(KINDS)
     sources = set() if kind else {*load_plan(experiment).sources.values()} & {*held["sources"]}
-    return kinds, [f"{name}@{experiment}" for name in kinds] + [f"raw@{name}" for name in sorted(sources)]
+    return kinds, sorted(name for name in sources if not holds_files(RAW / name))
+
+
+def require_in_ledger(experiment: str, kinds: Sequence[str], sources: Sequence[str]) -> None:
+    """Refuse a ledger that was cut: DVC deletes what it finds no checksum of.
+
+    Raises:
+        PrecfmError: a stage that would be pulled is not there with all its outputs.
+    """
+    home, held = RESULTS / experiment, read_ledger()
+    wanted = {f"products@{experiment}": {str(home / name) for name in PRODUCT_NAMES}}
+    wanted |= {f"{kind}@{experiment}": {str(home / kind)} for kind in kinds}
+    wanted |= {f"raw@{name}": {str(RAW / name)} for name in sources}
+    for stage, outs in wanted.items():
+        if not outs <= held.get(stage, {}).keys():
+            raise PrecfmError(
+                f"{LEDGER}: does not hold all of {stage}, though {PARAMS} lists it, so nothing was pulled; "
+                f"`git checkout -- {LEDGER}` brings back what was committed"
+            )
+
+
+def pull_products(experiment: str, pull: Callable[..., bool]) -> bool:
+    """Whether the products could be pulled; otherwise they are, byte for byte, as they were.
+
+    They hold nothing that artifacts do not, so what the ledger has replaces them. A pull that was killed leaves a copy,
+    from which the next one takes what is missing.
+
+    Raises:
+        PrecfmError: their manifest is not the one which the ledger names.
+    """
+    home = RESULTS / experiment
+    kept = RESULTS / ".work" / "parts" / f"run-{experiment}.products"  # `precfm gc` spares it during a pull
+    part, done = kept.with_suffix(".part"), False
+    for path in (home / name for name in PRODUCT_NAMES):
+        if not path.exists():
+            copy(kept / path.name, path)
+    for path in (kept, part):
+        remove(path)
+    part.mkdir(parents=True)
+    for name in PRODUCT_NAMES:
+        copy(home / name, part / name)
+    part.rename(kept)
+    try:
+        if pull("--force", f"products@{experiment}"):
+            check_manifest(experiment)
+            done = True
+    finally:
+        for name in PRODUCT_NAMES if not done else ():
+            remove(home / name)
+            copy(kept / name, home / name)
+        remove_empty(home)
+        kept.rename(part)  # in one step, so that no half of a copy is taken for one
+        remove(part)
+    return done
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, a folder, or nothing."""
+    if not source.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder in which there is no file."""
+    if not holds_files(folder):
+        remove(folder)
 
 
 @contextmanager
@@ -132,7 +210,6 @@ def check_manifest(experiment: str) -> None:
     file = RESULTS / experiment / MANIFEST
     named = read_ledger().get(f"products@{experiment}", {}).get(str(file))
     if not file.is_file() or hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() != named:
-        remove(file)
         raise PrecfmError(
             f"{file}: not the one that {LEDGER} names, so nothing was pulled; `make reproduce` makes it anew"
         )

@@ -29,7 +29,12 @@ WITHOUT_TORCH = frozenset({"frames", "table_files", "figure_files", "verdicts"})
 
 def homes() -> list[Path]:
     """The folders of the experiments that this machine has something of."""
-    return [path for path in sorted(RESULTS.glob("[!.]*")) if path.is_dir() and path != PUBLISHED]
+    return [path for path in sorted(RESULTS.glob("[!.]*")) if path != PUBLISHED and holds_files(path)]
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether a folder is there and, at whatever depth, holds anything but folders."""
+    return folder.is_dir() and any(not path.is_dir() or path.is_symlink() for path in folder.rglob("*"))
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ class Node:
         targets: import strings of what the script loads from the registry.
         packages: modules of other packages that hold classes which it, or what it reads, is made with; imported
             before it is made, so that a saved object is found by its class's name.
-        light: whether it costs less than the start of a process, so that one job makes all such artifacts of a kind.
+        batch: one job makes all artifacts of a kind and a batch, which cost less than the start of a process; empty
+            for a job of its own.
     """
 
     kind: str
@@ -61,7 +67,7 @@ class Node:
     device: str = "cpu"
     targets: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
-    light: bool = False
+    batch: str = ""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Node":
