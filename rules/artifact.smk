@@ -2,7 +2,8 @@
 
 
 rule artifact:
-    # The others say which kind they make, and from what. One of a job's artifacts: workflow_scripts/<kind>.py.
+    # make.py hands each artifact of a job to workflow_scripts/<kind>.py; the rules made of this one say which kind, and
+    # from what.
     output:
         update(f"{HOME}/{{kind}}/{{name}}/artifact.json"),
     log:
@@ -13,9 +14,9 @@ rule artifact:
         kind="$^",  # none: nothing is made by this rule itself
     threads: PLAN.threads
     resources:
-        gpu=gpus(),
+        gpu=gpus,
     params:
-        nodes=plain(),
+        nodes=plain,
     script:
         "../workflow_scripts/make.py"
 

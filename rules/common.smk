@@ -1,10 +1,11 @@
-"""The plan of the experiment, and the functions by which rules ask it."""
+"""The plan of the experiment (precfm/pipeline/builder.py makes it), and the functions by which rules ask it."""
 
 import sys
 
 sys.path.insert(0, workflow.basedir)
 
 import shlex
+from collections import defaultdict
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -13,9 +14,10 @@ from precfm.core.errors import PrecfmError
 from precfm.pipeline.node import ON_DEVICE
 from precfm.pipeline.plan import KINDS, load_plan
 
-sys.executable = shlex.quote(sys.executable)  # Snakemake hands it to a shell as it is
+# Snakemake hands it to a shell as it is; the directory that it also takes from it is looked for in vain, without harm.
+sys.executable = shlex.quote(sys.executable)
 
-EXPERIMENT = config.get("experiment", "quick")
+EXPERIMENT = str(config.get("experiment", "quick"))
 # `--config full_graph=true`: as if nothing existed, for --dag and --rulegraph.
 FULL_GRAPH = config.get("full_graph", False)
 
@@ -29,69 +31,66 @@ RECORDS = f"{HOME}/records"
 PRODUCTS_WRITTEN = f"{RECORDS}/products-{PLAN.key}"
 
 
+BATCHES = defaultdict(list)
+for node in PLAN.nodes.values():
+    if node.batch:
+        BATCHES[node.kind, node.batch].append(node)
+
+
+def wanted(node):
+    """Whether an artifact is to be made: it is not there, or the whole graph is asked for."""
+    return FULL_GRAPH or not node.exists
+
+
+def together(node):
+    """What one job makes: an artifact, the others of its batch, and before evaluations their samples."""
+    made = []
+    for each in filter(wanted, BATCHES[node.kind, node.batch] if node.batch else [node]):
+        if each.kind == "evaluations":
+            made += filter(wanted, map(PLAN.node, each.parents["samples"]))
+        made.append(each)
+    return made
+
+
 def records(nodes):
-    """The record of each artifact: it is written last, so where it is, the artifact is whole."""
-    return [f"{node.folder}/artifact.json" for node in nodes]
+    """The files that Snakemake has to ask for, so that these artifacts are there.
+
+    An artifact's record is written last, so where it is, the artifact is whole. For a batch the record of its last
+    artifact stands that is not there yet.
+    """
+    asked = [together(node)[-1] if wanted(node) else node for node in nodes]
+    return sorted({f"{node.folder}/artifact.json" for node in asked})
 
 
-def light(kind):
-    """The artifacts of a kind that cost less than the start of a process: one job makes them all."""
-    return [node for node in PLAN.of(kind) if node.light]
+def made(wildcards):
+    """What the job of these wildcards makes."""
+    return together(PLAN.node(f"{wildcards.kind}/{wildcards.name}"))
 
 
-def with_samples(evaluations):
-    """Evaluations, each behind the samples that it is of: one job makes both."""
-    return [
-        node
-        for evaluation in evaluations
-        for node in (PLAN.node(*evaluation.parents["samples"]), evaluation)
-    ]
-
-
-def missing(of=None):
-    """What a job has to make: the artifact that its wildcards name, or those of a list, unless they exist."""
-
-    def nodes(wildcards):
-        wanted = of
-        if of is None:
-            wanted = [PLAN.node(f"{wildcards.kind}/{wildcards.name}")]
-            if wildcards.kind == "evaluations":
-                wanted = with_samples(wanted)
-        return [node for node in wanted if FULL_GRAPH or not node.exists]
-
-    return nodes
-
-
-def parents(role, of=None):
-    """What stands in a role of the artifacts that a job has to make.
+def parents(role):
+    """What stands in a role of the artifacts that a job makes.
 
     Nothing once they exist, so that no file time can make them again.
     """
 
     def inputs(wildcards):
-        made = missing(of)(wildcards)
-        ids = {parent for node in made for parent in node.parents.get(role, ())}
+        nodes = made(wildcards)
+        ids = {parent for node in nodes for parent in node.parents.get(role, ())}
         return records(
-            PLAN.node(parent) for parent in sorted(ids - {node.id for node in made})
+            PLAN.node(parent) for parent in ids - {node.id for node in nodes}
         )
 
     return inputs
 
 
-def plain(of=None):
+def plain(wildcards):
     """What a job needs to know of the artifacts that it makes, as plain data."""
-    return lambda wildcards: [node.to_json() for node in missing(of)(wildcards)]
+    return [node.to_json() for node in made(wildcards)]
 
 
-def gpus(kind=None):
+def gpus(wildcards):
     """How many GPUs a job asks for."""
-
-    def number(wildcards):
-        return int(
-            PLAN.device == "cuda" and (kind or wildcards.get("kind")) in ON_DEVICE
-        )
-
-    return number
+    return int(PLAN.device == "cuda" and wildcards.kind in ON_DEVICE)
 
 
 def unless_written(kind):

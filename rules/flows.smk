@@ -1,21 +1,13 @@
 """Matched baselines, recipes, predictions; the flows themselves."""
 
-BUDGETS = light("budgets")
 
-
-use rule artifact as match_budgets with:
+use rule artifact as match_budget with:
     input:
-        latents=parents("latents", BUDGETS),
-        preconditioners=parents("preconditioner", BUDGETS),
-        decoder_metric=parents("decoder_metric", BUDGETS),
-    output:
-        update(records(BUDGETS)),
-    log:
-        f"{RECORDS}/logs/budgets.log",
-    benchmark:
-        f"{RECORDS}/benchmarks/budgets.tsv"
-    params:
-        nodes=plain(BUDGETS),
+        latents=parents("latents"),
+        preconditioner=parents("preconditioner"),
+        decoder_metric=parents("decoder_metric"),
+    wildcard_constraints:
+        kind="budgets",
 
 
 use rule artifact as search_recipe with:

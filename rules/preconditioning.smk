@@ -9,7 +9,8 @@ use rule artifact as measure_decoder with:
         kind="decoder_metrics",
 
 
-use rule artifact as train_preconditioner with:
+use rule artifact as fit_preconditioner with:
+    # Those in closed form of one latent space share a job.
     input:
         latents=parents("latents"),
         decoder_metric=parents("decoder_metric"),
@@ -17,40 +18,10 @@ use rule artifact as train_preconditioner with:
         kind="preconditioners",
 
 
-CLOSED_FORMS = light("preconditioners")
-
-
-use rule artifact as fit_preconditioners with:
-    input:
-        latents=parents("latents", CLOSED_FORMS),
-        decoder_metric=parents("decoder_metric", CLOSED_FORMS),
-    output:
-        update(records(CLOSED_FORMS)),
-    log:
-        f"{RECORDS}/logs/preconditioners.log",
-    benchmark:
-        f"{RECORDS}/benchmarks/preconditioners.tsv"
-    resources:
-        gpu=gpus("preconditioners"),
-    params:
-        nodes=plain(CLOSED_FORMS),
-
-
-ruleorder: fit_preconditioners > train_preconditioner
-
-
-DIAGNOSTICS = light("diagnostics")
-
-
 use rule artifact as diagnose with:
+    # All maps of one setting share a job.
     input:
-        latents=parents("latents", DIAGNOSTICS),
-        preconditioners=parents("preconditioner", DIAGNOSTICS),
-    output:
-        update(records(DIAGNOSTICS)),
-    log:
-        f"{RECORDS}/logs/diagnostics.log",
-    benchmark:
-        f"{RECORDS}/benchmarks/diagnostics.tsv"
-    params:
-        nodes=plain(DIAGNOSTICS),
+        latents=parents("latents"),
+        preconditioner=parents("preconditioner"),
+    wildcard_constraints:
+        kind="diagnostics",

@@ -14,36 +14,18 @@ use rule artifact as gather with:
         kind="frames",
 
 
-TABLES = light("table_files")
-
-
 use rule artifact as make_tables with:
     input:
-        frames=parents("frames", TABLES),
-    output:
-        update(records(TABLES)),
-    log:
-        f"{RECORDS}/logs/tables.log",
-    benchmark:
-        f"{RECORDS}/benchmarks/tables.tsv"
-    params:
-        nodes=plain(TABLES),
-
-
-FIGURES = light("figure_files")
+        frames=parents("frames"),
+    wildcard_constraints:
+        kind="table_files",
 
 
 use rule artifact as draw_figures with:
     input:
-        frames=parents("frames", FIGURES),
-    output:
-        update(records(FIGURES)),
-    log:
-        f"{RECORDS}/logs/figures.log",
-    benchmark:
-        f"{RECORDS}/benchmarks/figures.tsv"
-    params:
-        nodes=plain(FIGURES),
+        frames=parents("frames"),
+    wildcard_constraints:
+        kind="figure_files",
 
 
 use rule artifact as judge_claims with:

@@ -12,6 +12,8 @@ use rule artifact as sample with:
 
 
 use rule artifact as sample_and_evaluate with:
+    # Makes the samples, too. What all flows of one setting are compared with (the floor, maps in closed form without a
+    # flow) shares a job.
     input:
         flow=parents("flow"),
         preconditioner=parents("preconditioner"),
@@ -22,30 +24,3 @@ use rule artifact as sample_and_evaluate with:
         features=parents("features"),
     wildcard_constraints:
         kind="evaluations",
-
-
-# What every flow is compared with: the floor, and each preconditioner without a flow.
-REFERENCES = with_samples(light("evaluations"))
-
-
-use rule artifact as evaluate_references with:
-    input:
-        preconditioners=parents("preconditioner", REFERENCES),
-        latents=parents("latents", REFERENCES),
-        data=parents("data", REFERENCES),
-        encoder=parents("encoder", REFERENCES),
-        classifiers=parents("classifiers", REFERENCES),
-        features=parents("features", REFERENCES),
-    output:
-        update(records(light("evaluations"))),
-    log:
-        f"{RECORDS}/logs/references.log",
-    benchmark:
-        f"{RECORDS}/benchmarks/references.tsv"
-    resources:
-        gpu=gpus("evaluations"),
-    params:
-        nodes=plain(REFERENCES),
-
-
-ruleorder: evaluate_references > sample_and_evaluate

@@ -46,8 +46,13 @@ def test_every_command_runs_and_a_new_method_reuses_what_exists(made, tmp_path):
         said = done.stdout + done.stderr
         assert done.returncode == 0, said[-3000:]
     ran = jobs(said)
-    assert ran["preconditioners"] == 1
-    assert not {"data", "classifiers", "encoders", "latents", "features"} & set(ran)
+    seeds, alone = 2, 1
+    assert (ran["fit_preconditioner"], ran["train_flow"], ran["sample_and_evaluate"]) == (
+        1,
+        seeds,
+        seeds + alone,
+    )
+    assert not {"split_data", "train_classifier", "train_encoder", "encode", "extract_features"} & set(ran)
     assert (folder / "results/mine/tables/metrics.md").is_file()
 
 

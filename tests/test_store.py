@@ -19,7 +19,7 @@ from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.attic import collect_garbage, tidy, to_attic
 from precfm.pipeline.build import build
 from precfm.pipeline.locks import alone
-from precfm.pipeline.manifest import published_entries, read_manifest
+from precfm.pipeline.manifest import read_manifest
 from precfm.pipeline.node import PUBLISHED, RECORD, homes
 from precfm.pipeline.plan import KINDS
 from precfm.pipeline.products import PRODUCTS, are_written, summary, write_products
@@ -213,8 +213,9 @@ def test_publishing_writes_products_frames_and_the_revision(complete, project):
     assert bytes_below(home) == before
 
 
-def test_a_change_that_is_not_committed_is_said(complete, project):
-    (project / "config/theory.yaml").write_text("changed: true")
+@pytest.mark.parametrize("name", ["config/theory.yaml", "config/new.yaml"])
+def test_a_change_that_is_not_committed_is_said(complete, project, name):
+    (project / name).write_text("changed: true")
     publish(complete)
     assert read_manifest(PUBLISHED / "mine")["revision"]["clean"] is False
     assert "uncommitted changes" in (project / PUBLISHED / "claims.md").read_text()
@@ -232,13 +233,6 @@ def test_without_git_nothing_is_published(complete, project):
     with pytest.raises(PrecfmError, match="a git checkout"):
         publish(complete)
     assert not (project / PUBLISHED).exists()
-
-
-def test_manifests_of_both_places_are_read(complete):
-    write_products(complete)
-    publish(complete)
-    flow = complete.of("flows")[0]
-    assert len(published_entries(Path("results"))[f"flows/{flow.key}"]) == 2
 
 
 def test_the_summary_counts_what_exists(planned):

@@ -15,4 +15,6 @@ try:
     with messages_to(Path(snakemake.log[0])):
         write_products(load_plan(snakemake.params.experiment))
 except PrecfmError as error:
-    sys.exit(f"precfm: products: {error}")
+    sentence = f"precfm: products: {error}"
+    Path(snakemake.log[0]).with_suffix(".error").write_text(sentence + "\n", encoding="utf-8")
+    sys.exit(sentence)

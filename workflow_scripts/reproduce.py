@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,11 +29,12 @@ from precfm.pipeline.files import remove, write_whole
 from precfm.pipeline.key_lists import KEYS, write_key_lists
 from precfm.pipeline.ledger import LEDGER, read_ledger
 from precfm.pipeline.locks import alone
-from precfm.pipeline.node import RECORD, RESULTS
+from precfm.pipeline.node import RECORD, RESULTS, Node
 from precfm.pipeline.plan import KINDS, Plan, load_plan
 from precfm.pipeline.products import are_written
 
 DVC_AT_WORK = Path(".dvc/tmp/rwlock")  # DVC's own list of which of its processes reads or writes what
+CACHE = Path(".dvc/cache/files")
 LOCKS_BEFORE = RESULTS / ".work" / "ledger"  # the ledger as it was, there while DVC records an experiment
 DVC_TRIES, DVC_PAUSE = 5, 3.0  # seconds; for a `dvc` command that somebody runs meanwhile
 HEADER = "# What the ledger holds; `make reproduce EXPERIMENT=x` adds x when it is first recorded.\n"
@@ -44,7 +46,7 @@ def main(
     target: Annotated[
         str,
         typer.Option(
-            help="`all`, `products`, a kind of artifact, or a file; other than `all` records nothing."
+            help="`all`, `products`, a kind, or an artifact's record; other than `all` records nothing."
         ),
     ] = "all",
     cores: Annotated[int, typer.Option(help="Jobs at a time.")] = os.cpu_count() or 1,
@@ -52,8 +54,10 @@ def main(
     """Make an experiment, or one of its kinds, and say where the products are."""
     plan = load_plan(experiment)
     targets = ["all", "products", *KINDS]
-    if target not in targets and not target.startswith(f"{RESULTS}/{experiment}/"):
-        raise PrecfmError(f"--target: {target!r} is none; it must be one of {', '.join(targets)}, or a file")
+    if target not in (*targets, *(str(node.folder / RECORD) for node in plan.nodes.values())):
+        raise PrecfmError(
+            f"--target: {target!r} is none; it must be one of {', '.join(targets)}, or an artifact's {RECORD}"
+        )
     wanted = [f"all_{target}" if target in KINDS else target]
     with alone(experiment) as held:
         if any(LOCKS_BEFORE.glob("[!.]*")):
@@ -64,12 +68,16 @@ def main(
             print(
                 f"{experiment}: {len(left)} artifacts moved to the attic, {len(returned)} fetched back or copied"
             )
+        # What DVC is about to record is looked at byte by byte; of the rest the records, which products are copied by.
+        wanted += remove_damaged(
+            plan.of(target) if target in KINDS else plan.nodes.values(), deep=target in KINDS
+        )
         write_products_again_unless_whole(plan)
         run_snakemake(plan, wanted, cores, held)
         if target == "all":
             with alone("ledger") as ledger:  # nobody takes what DVC moves for damaged
                 if not is_recorded(plan):
-                    if damaged := remove_damaged(plan):
+                    if damaged := remove_damaged(plan.nodes.values()):
                         run_snakemake(plan, damaged, cores, held)
                     record(plan, ledger)
     if target == "all":
@@ -218,20 +226,22 @@ def repair_after_killed_dvc(plan: Plan) -> list[str]:
             LEDGER.unlink(missing_ok=True)
     if not (LOCKS_BEFORE / plan.experiment).is_file():
         return []
-    damaged = remove_damaged(plan)
+    damaged = remove_damaged(plan.nodes.values())
     (LOCKS_BEFORE / plan.experiment).unlink()
     return damaged
 
 
-def remove_damaged(plan: Plan) -> list[str]:
-    """Remove the artifacts whose files are not as their record says; their records, for Snakemake to make again."""
+def remove_damaged(nodes: Iterable[Node], *, deep: bool = True) -> list[str]:
+    """Remove the artifacts whose record, or whose files if `deep`, are damaged; what Snakemake has to make again."""
     found = []
-    for node in plan.nodes.values():
+    for node in nodes:
         try:
             if node.exists:
-                Artifact.open(node.folder).verified()
+                artifact = Artifact.open(node.folder)
+                if deep:
+                    artifact.verified()
         except PrecfmError as error:
-            print(f"{node.id}: removed, so that it is made again ({error})")
+            print(f"{node.id}: removed, and made again ({str(error).partition(';')[0]})")
             remove(node.folder)
             found.append(str(node.folder / RECORD))
     return found
@@ -244,7 +254,7 @@ def _entries(lock: bytes) -> set[str]:
 
 
 def ledger_state(plan: Plan) -> str:
-    """A hash of all that DVC would look at: the ledger, the stages' dependencies, and when artifacts changed."""
+    """A hash of all that DVC would look at: ledger, dependencies of stages, when artifacts changed, its cache."""
     home = RESULTS / plan.experiment
     files = [Path(name) for name in ("params.yaml", "dvc.yaml", str(LEDGER), str(SOURCES))]
     files += (KEYS / plan.experiment).glob("*")
@@ -253,6 +263,7 @@ def ledger_state(plan: Plan) -> str:
     contents = [f"{path} {file_sha256(path)}" for path in files if path.is_file()]
     payload = [(file, file.stat()) for node in plan.nodes.values() for file in node.folder.rglob("*")]
     made = [f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in payload if file.is_file()]
+    made.append(f"cache {CACHE.is_dir()}")
     return hashlib.sha256("\n".join(sorted(contents + made)).encode()).hexdigest()
 
 

@@ -126,7 +126,9 @@ class _Builder:
     def _setting(self, label: str, setting: Setting, space: "_Space") -> None:
         """All methods of one comparison, and the floor: the train split against the held-out one."""
         floor = {"source": "train", "sampling": setting.sampling, "seed": setting.seeds[0]}
-        self._evaluate(label, "floor", setting.seeds[0], floor, {"latents": space.latents}, space, light=True)
+        self._evaluate(
+            label, "floor", setting.seeds[0], floor, {"latents": space.latents}, space, batch=label
+        )
         for name, method in setting.methods.items():
             for seed in setting.seeds:
                 self._method(label, name, method, seed, setting, space)
@@ -144,14 +146,14 @@ class _Builder:
             {"path": method.flow.path},
             ends,
             method.flow.path.targets,
-            light=True,
+            batch=label,
         )
         self._report("diagnostics", diagnostics, dataset=label, method=name, seed=seed)
         self._flow(label, name, method.flow, seed, preconditioner, setting, space)
         if component.name != "none" and (label, preconditioner.id) not in self.alone:
             self.alone.add((label, preconditioner.id))
             drawn = {"source": "preconditioner", "sampling": setting.sampling, "seed": seed}
-            self._evaluate(label, f"alone:{name}", seed, drawn, ends, space, light=True)
+            self._evaluate(label, f"alone:{name}", seed, drawn, ends, space, batch="" if seeded else label)
         if self.setting in self.experiment.predict and first and method.flow.is_plain:
             self._kernel(label, name, method.flow, seed, preconditioner, space)
         wanted = name in setting.matched if setting.matched is not None else seeded
@@ -162,7 +164,6 @@ class _Builder:
                 {"flow": method.flow},
                 {**ends, **self._geometry(method.flow, space)},
                 method.flow.targets,
-                light=True,
             )
             self._report("budgets", budget, dataset=label, method=name, seed=seed)
             bare = self._preconditioner(label, "baseline", self.experiment.baseline, seed, space)
@@ -181,7 +182,7 @@ class _Builder:
             {"preconditioner": component, "seed": seed if seeded else 0},
             {"latents": space.latents, **metric},
             component.targets,
-            light=not seeded,  # in closed form
+            batch="" if seeded else label,  # in closed form
         )
 
     def _flow(
@@ -253,10 +254,10 @@ class _Builder:
         space: "_Space",
         targets: Iterable[str] = (),
         *,
-        light: bool = False,
+        batch: str = "",
     ) -> None:
         title = f"{label}-{method.replace(':', '-')}-s{seed}"
-        samples = self.add("samples", title, drawn, parents, targets, light=light)
+        samples = self.add("samples", title, drawn, parents, targets)
         evaluation = self.add(
             "evaluations",
             title,
@@ -269,7 +270,7 @@ class _Builder:
                 "classifiers": space.classifiers,
                 "features": space.features,
             },
-            light=light,
+            batch=batch,
         )
         self._report("evaluations", evaluation, dataset=label, method=method, seed=seed)
 
@@ -289,7 +290,7 @@ class _Builder:
             functions = {name: load(group, name) for name in REGISTRY[group]}
             for name in wanted(functions, available(self.about)):
                 target = import_string(group, name)
-                self.add(kind, name, {"name": name, **named}, {"frames": frames}, [target], light=True)
+                self.add(kind, name, {"name": name, **named}, {"frames": frames}, [target], batch=kind)
         claims = read_yaml(CLAIMS)
         parse_claims(claims)  # refused before the first job, not by the last one
         self.add("verdicts", "claims", {"claims": claims, **named}, {"frames": frames})

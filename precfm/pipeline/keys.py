@@ -37,7 +37,7 @@ class KeyedArtifacts:
         parents: Mapping[str, Node | Iterable[Node]] | None = None,
         targets: Iterable[str] = (),
         *,
-        light: bool = False,
+        batch: str = "",
     ) -> Node:
         """Add an artifact, or find the one that is equal to it.
 
@@ -47,7 +47,7 @@ class KeyedArtifacts:
             params: parts of the configuration, components and plain data.
             parents: the artifacts that it reads, by role.
             targets: import strings `module:name` of what its script loads from the registry.
-            light: whether it costs less than the start of a process.
+            batch: with which others of its kind a job makes it.
         """
         families = {
             role: (nodes,) if isinstance(nodes, Node) else tuple(nodes)
@@ -75,7 +75,7 @@ class KeyedArtifacts:
                 device=self._plan.device,
                 targets=targets,
                 packages=tuple(sorted(inherited.union(foreign_modules(targets)))),
-                light=light,
+                batch=batch,
             )
             self._plan.nodes[node.id] = self._known[kind, key] = node
         return self._known[kind, key]

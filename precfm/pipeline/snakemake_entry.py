@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,8 +37,8 @@ def messages_to(log: Path) -> Iterator[None]:
 def run_job(snakemake: Any) -> None:
     """Make the artifacts of a job, each by its kind's script; those that exist are kept.
 
-    Where one fails, the others are made all the same. A user's mistake is one line on standard error, and kept beside
-    the log for the end of the run.
+    Where one fails, the others are made all the same. What went wrong is one line each on standard error, and kept
+    beside the log for the end of the run; what is no user's mistake leaves its traceback in the log.
     """
     nodes = [Node.from_json(node) for node in snakemake.params.nodes]
     log = Path(snakemake.log[0])
@@ -53,6 +54,11 @@ def run_job(snakemake: Any) -> None:
                     build(node, script_of(node))
                 except PrecfmError as error:
                     said.append(f"precfm: {node.id}: {error}")
+                except Exception as error:
+                    traceback.print_exc()
+                    said.append(
+                        f"precfm: {node.id}: {type(error).__name__}: {' '.join(str(error).split())}; see {log}"
+                    )
     except OSError as error:  # of the log itself
         said.append(f"precfm: {log}: {error.strerror or error}")
     except KeyboardInterrupt:
