@@ -6,6 +6,7 @@ import json
 import shutil
 import stat
 import subprocess
+import threading
 import tomllib
 import zipfile
 from contextlib import chdir, suppress
@@ -23,6 +24,7 @@ from precfm.cli import app
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.artifact import record_checksum
 from precfm.pipeline.build import build
+from precfm.pipeline.locks import alone
 from precfm.pipeline.manifest import canonical, manifest_text
 from precfm.pipeline.node import RECORD
 from precfm.pipeline.plan import KINDS, load_plan
@@ -230,10 +232,41 @@ def test_what_is_there_is_never_overwritten(archive, colleague):
     assert (said.exit_code, f"{own.id}: is there with other bytes" in said.stdout) == (0, True)
 
 
+def test_what_is_there_but_damaged_is_replaced(lab, archive, colleague):
+    import_archive(archive)
+    payload, record, *_ = load_plan("shared").of("theory")
+    (payload.folder / "content.json").write_text("cut")
+    (record.folder / RECORD).write_text("{")
+    done = import_archive(archive)
+    assert sorted(done.replaced) == sorted([payload.id, record.id])
+    assert len(done.kept) == 4
+    assert bytes_below(HOME) == artifacts(lab)
+    assert sum("damaged" in line for line in done.lines()) == 2
+
+
+@pytest.mark.parametrize("held", ["shared", "ledger"])
+def test_an_import_waits_for_a_run(archive, colleague, held):
+    with alone(held):
+        waiting = threading.Thread(target=import_archive, args=(archive,))
+        waiting.start()
+        waiting.join(0.5)
+        assert not HOME.exists()
+    waiting.join()
+    assert len(artifacts(Path())) > 0
+
+
+def test_another_text_of_the_same_plan_is_noted(archive, colleague):
+    assert import_archive(archive).unlike_here == []
+    Path("config/base.yaml").write_text("# mine\n" + Path("config/base.yaml").read_text())
+    done = import_archive(archive)
+    assert done.unlike_here == ["config/base.yaml"]
+    assert any("config/base.yaml" in line for line in done.lines())
+
+
 def only_theory(members):
-    """Leave out the artifacts of other kinds."""
-    for name in [name for name in members if name.startswith(f"{HOME}/")]:
-        if (kind := name.split("/")[2]) in KINDS and kind != "theory":
+    """Leave out the artifacts of other kinds, and the products."""
+    for name in [name for name in members if name.startswith(f"{HOME}/") and name != MANIFEST]:
+        if name.split("/")[2] != "theory":
             del members[name]
 
 
@@ -405,7 +438,13 @@ def with_manifest(change, *, sealed=True):
     return forged
 
 
-@pytest.mark.parametrize("forged", [None, with_record(lambda record: record.update(made_on={}))])
+def other_configuration(members):
+    members["config/more.yaml"] = members["config/base.yaml"] = b"forged: true"
+
+
+@pytest.mark.parametrize(
+    "forged", [None, with_record(lambda record: record.update(made_on={})), other_configuration]
+)
 def test_a_forgery_of_what_nothing_can_tell_is_no_attack(archive, colleague, forged):
     forge(archive, forged)
     assert len(import_archive(Path("forged.zip")).placed) == 6
@@ -428,12 +467,16 @@ def renamed(name):
             "{artifact}/.hidden", "{artifact}/content.json/deep", "{home}/theory/evil", "{home}/.work/evil",
             "results/published/shared/evil", "results/other/theory/evil", "results/evil", "config/evil.py",
             "config/../evil.yaml", "Makefile", ".git/config", "{artifact}/a\\b", "{artifact}/\u202e",
+            "{home}/evil/thing", "{home}/tables/evil.csv", "{home}/evil.md", "{home}/records/evil",
             "{artifact}/" + 300 * "long", CHECKSUMS, "",
         )),
         lambda members: members.update({f"{victim(members)}/evil.csv": b"evil"}),
         lambda members: members.update({f"{HOME}/theory/evil-0123456789ab/{RECORD}": b"{}"}),
         lambda members: members.pop(f"{victim(members)}/{RECORD}"),
         lambda members: members.update({f"{victim(members)}/content.json": b"EVIL"}),
+        *(lambda members, name=name: members.update({f"{HOME}/{name}": b"EVIL"}) for name in (
+            "tables/theory.md", "figures/evil.png", "claims.md", "claims.json",
+        )),
         lambda members: members.pop(MANIFEST),
         lambda members: [members.pop(name) for name in [*members] if name.count("/") > 3],
         lambda members: members.clear(),

@@ -75,7 +75,7 @@ def whole(tmp_path_factory):
         for node in plan.nodes.values():
             build(node, make)
         write_products(plan)
-        commit("config")
+        commit("config", "data")
         publish(plan)
         commit(PUBLISHED)
     return folder, plan

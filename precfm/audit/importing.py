@@ -1,12 +1,11 @@
 """An archive of `precfm.audit.archive`, verified and put in place: `precfm import`.
 
 Nothing in it is trusted: only listed plain files in safe places are unpacked, into a folder of our own; each artifact
-is held against checksum, record, manifest and the plan of this checkout; and all must be right before the first one is
-moved into place.
+is held against checksum, record, manifest and the plan of this checkout, and each product against its artifact; and all
+must be right before the first artifact is moved into place. Nothing else of an archive is used.
 """
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -17,22 +16,25 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from precfm.audit.records import PAYLOAD, check_artifact
+from precfm.audit.products import check_copies, copies
+from precfm.audit.records import PAYLOAD, as_recorded, below, check_artifact
 from precfm.audit.report import Report
 from precfm.core.errors import PrecfmError
 from precfm.datasets.manifest import file_sha256
 from precfm.datasets.sources import SOURCES
 from precfm.pipeline.experiments import NAME
 from precfm.pipeline.files import remove
-from precfm.pipeline.locks import lock
+from precfm.pipeline.locks import alone, lock
 from precfm.pipeline.manifest import MANIFEST, agrees, differing, entries, read_manifest, without_label
 from precfm.pipeline.node import PUBLISHED, RECORD, RESULTS, Node
 from precfm.pipeline.plan import KINDS, load_plan
+from precfm.pipeline.products import PRODUCTS
 
 CHECKSUMS = "manifest-sha256.txt"
 METADATA = "ro-crate-metadata.json"
@@ -53,30 +55,41 @@ class Imported:
     Attributes:
         experiment: whose artifacts they are.
         placed: ids of those that came into place.
+        replaced: of those of them that were there already, but damaged.
         kept: of those that were there already, equal.
         different: of those that are there with other bytes, and were left as they are.
         unlike_published: of those whose bytes are not the published ones.
+        unlike_here: configuration and sources in the archive whose text is another one than in this checkout.
     """
 
     experiment: str
     placed: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
     unlike_published: list[str] = field(default_factory=list)
+    unlike_here: list[str] = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
         """The same for people."""
-        there = len(self.kept) + len(self.different)
-        yield f"{self.experiment}: {len(self.placed)} artifacts put in place, {there} were there already"
+        new, there = len(self.placed) + len(self.replaced), len(self.kept) + len(self.different)
+        yield f"{self.experiment}: {new} artifacts put in place, {there} were there already"
+        for node_id in self.replaced:
+            yield f"{node_id}: was there, but damaged, and was replaced"
         for node_id in self.different:
             yield f"{node_id}: is there with other bytes, and was left as it is"
         if self.unlike_published:
             count = len(self.unlike_published)
             yield f"note: {count} have other bytes than the published ones, as they have on another machine"
+        if self.unlike_here:
+            names = ", ".join(self.unlike_here)
+            yield f"note: other text than in this checkout, though of the same plan, and not used: {names}"
 
 
 def import_archive(file: Path, experiment: str | None = None) -> Imported:
-    """Verify an archive and put its artifacts in place; what is there already stays as it is.
+    """Verify an archive and put its artifacts in place; what is whole and there already stays as it is.
+
+    It waits for a run that works on the experiment, or that records.
 
     Args:
         file: of `export_experiment`.
@@ -97,8 +110,11 @@ def import_archive(file: Path, experiment: str | None = None) -> Imported:
             raise PrecfmError(f"{file}: no whole archive of `precfm export` ({what})") from None
         if experiment not in (None, name):
             raise PrecfmError(f"{file}: holds the experiment '{name}', but '{experiment}' was asked for")
-        nodes = _planned(file, name, manifest["revision"], artifacts)
-        return _put_all(staging / RESULTS / name, artifacts, nodes)
+        with alone(name), alone("ledger"):
+            nodes = _planned(file, name, manifest["revision"], artifacts)
+            done = _put_all(staging / RESULTS / name, artifacts, nodes)
+        done.unlike_here = _unlike_here(staging)
+        return done
 
 
 @contextmanager
@@ -172,7 +188,28 @@ def _checked(home: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         artifacts[node_id] = record
     if not artifacts:
         raise PrecfmError("it holds no artifact")
+    _check_products(home, artifacts)
     return manifest, artifacts
+
+
+def _check_products(home: Path, artifacts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Whatever is no artifact is a product, as its artifact holds it, or the manifest."""
+    products, report = copies(home, artifacts, PRODUCTS), Report()
+    check_copies(report, products, "")
+    if report.findings:
+        raise PrecfmError(f"{report.findings[0].file} is not what its artifact holds")
+    for file in (path for path in below(home) if not path.is_dir()):
+        place = file.relative_to(home)
+        in_artifact = place.parts[0] in KINDS and "/".join(place.parts[:2]) in artifacts
+        if not (in_artifact or file in products or file == home / MANIFEST):
+            raise PrecfmError(f"{file} is neither an artifact nor a product of one")
+
+
+def _unlike_here(staging: Path) -> list[str]:
+    """The files of configuration and sources that this checkout has with another text, or not at all."""
+    files = [*sorted(staging.glob("config/*.yaml")), staging / SOURCES]
+    names = [file.relative_to(staging) for file in files if file.is_file()]
+    return [str(name) for name in names if not name.is_file() or not cmp(staging / name, name, shallow=False)]
 
 
 def _planned(
@@ -191,13 +228,10 @@ def _planned(
         raise PrecfmError(
             f"{file}: {experiment} has no plan in this checkout ({error}); {of_revision}"
         ) from None
-    planned = {
-        key: json.loads(json.dumps(node.to_json())) for key, node in nodes.items()
-    }  # as records have it
     foreign = [
         node_id
         for node_id, record in artifacts.items()
-        if (key := without_label(node_id)) not in nodes or differing(record, planned[key])
+        if (key := without_label(node_id)) not in nodes or differing(record, as_recorded(nodes[key]))
     ]
     if foreign:
         raise PrecfmError(
@@ -208,7 +242,7 @@ def _planned(
 
 
 def _put_all(source: Path, artifacts: Mapping[str, Mapping[str, Any]], nodes: Mapping[str, Node]) -> Imported:
-    """Move what is not there yet into place, each under its lock and the label that the plan has for it."""
+    """Move what is not there yet, or damaged, into place, each under its lock and the plan's label for it."""
     done = Imported(source.name)
     published: dict[str, dict[str, Any]] = {}
     with suppress(OSError, PrecfmError):  # it is damaged, which `precfm audit` names
@@ -222,11 +256,14 @@ def _put_all(source: Path, artifacts: Mapping[str, Mapping[str, Any]], nodes: Ma
         ):
             done.unlike_published.append(node.id)
         with lock(node):
-            if not node.exists:
+            there, damaged = node.exists, Report()
+            if there:
+                check_artifact(damaged, node.folder)
+            if not there or damaged.findings:
                 node.folder.parent.mkdir(parents=True, exist_ok=True)
                 remove(node.folder)  # Snakemake's empty folder, or the remains of an incomplete pull
                 folder.rename(node.folder)
-                done.placed.append(node.id)
+                (done.replaced if there else done.placed).append(node.id)
             elif file_sha256(node.folder / RECORD) == file_sha256(folder / RECORD):
                 done.kept.append(node.id)
             else:

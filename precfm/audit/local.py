@@ -1,13 +1,12 @@
 """What this machine made of one experiment: artifacts, products and manifest against one another and the plan."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from precfm.audit.products import check_copies, check_strays, copies
-from precfm.audit.records import DAMAGED, check_artifact, check_links
+from precfm.audit.records import DAMAGED, as_recorded, check_artifact, check_links
 from precfm.audit.report import Report, counted
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.manifest import MANIFEST, differing, entries, read_manifest
@@ -66,7 +65,7 @@ class LocalExperiment:
             problem = f"is of the plan {manifest['key']}, and configuration and code now give {self.plan.key}"
             self.report.error("manifest", file, problem, self.again)
         for node_id in nodes.keys() & listed.keys():
-            if fields := differing(listed[node_id], _planned(nodes[node_id])):
+            if fields := differing(listed[node_id], as_recorded(nodes[node_id])):
                 problem = f"damaged: {' and '.join(fields)} of {node_id} is not the plan's"
                 self.report.error("manifest", file, problem, self.again)
         return listed
@@ -92,7 +91,7 @@ class LocalExperiment:
     def _check_origin(self, node_id: str, record: Mapping[str, Any]) -> None:
         """An artifact against plan and manifest."""
         node = self.plan.nodes.get(node_id) if self.plan is not None else None
-        if node is not None and (fields := differing(record, _planned(node))):
+        if node is not None and (fields := differing(record, as_recorded(node))):
             check = "code" if "fingerprint" in fields else "record"
             problem = f"damaged: {' and '.join(fields)} is not the plan's"
             self.report.error(check, self.home / node_id / RECORD, problem, DAMAGED)
@@ -143,11 +142,6 @@ class LocalExperiment:
                 self._stray(file)
 
 
-def _planned(node: Node) -> dict[str, Any]:
-    """What the plan says of an artifact, as it would be read from a record."""
-    return dict(json.loads(json.dumps(node.to_json())))
-
-
 def _reason(node: Node | None, record: Mapping[str, Any]) -> str:
     """Why an artifact is not in the plan, given the plan's artifact of the same name."""
     if node is None:
@@ -157,7 +151,7 @@ def _reason(node: Node | None, record: Mapping[str, Any]) -> str:
         "params": "were made with other parameters",
         "parents": "were made from other inputs",
     }
-    fields = differing(record, _planned(node))
+    fields = differing(record, as_recorded(node))
     return next(
         (reasons[field] for field in fields if field in reasons), "have another key than their content"
     )

@@ -14,7 +14,7 @@ from precfm.core.options import Strict, sentence
 from precfm.datasets.manifest import file_sha256
 from precfm.pipeline.artifact import record_checksum
 from precfm.pipeline.manifest import Stamp, canonical
-from precfm.pipeline.node import RECORD
+from precfm.pipeline.node import RECORD, Node
 
 _PART = r"[A-Za-z0-9_=+:,@ -][A-Za-z0-9._=+:,@ -]*"  # nothing hidden, nothing that leads elsewhere
 PAYLOAD = rf"{_PART}(/{_PART})*"
@@ -47,6 +47,11 @@ def parsed(schema: type[Model], text: bytes) -> Model:
         return schema.model_validate_json(text)
     except ValidationError as error:
         raise PrecfmError(sentence(error)) from None
+
+
+def as_recorded(node: Node) -> dict[str, Any]:
+    """What the plan says of an artifact, as it would be read from a record."""
+    return dict(json.loads(json.dumps(node.to_json())))
 
 
 def check_artifact(report: Report, folder: Path) -> dict[str, Any] | None:

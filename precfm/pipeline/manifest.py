@@ -102,19 +102,6 @@ def entries(home: Path) -> dict[str, dict[str, Any]]:
     return dict(manifest["artifacts"]) if manifest is not None else {}
 
 
-def published_entries(results: Path) -> dict[str, list[dict[str, Any]]]:
-    """What the manifests of all experiments, local and published, say of each artifact, by `kind/key`.
-
-    Raises:
-        PrecfmError: a manifest is damaged.
-    """
-    found: dict[str, list[dict[str, Any]]] = {}
-    for home in sorted([*results.glob("[!.]*"), *results.glob(f"{PUBLISHED.name}/[!.]*")]):
-        for node_id, entry in entries(home).items() if home.is_dir() else ():
-            found.setdefault(without_label(node_id), []).append(entry)
-    return found
-
-
 def agrees(record: Mapping[str, Any], entry: Mapping[str, Any], node_id: str) -> bool:
     """Whether an artifact is the one that was published.
 

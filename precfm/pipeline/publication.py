@@ -82,12 +82,12 @@ def about_frames(experiment: str, too_large: Sequence[str]) -> str:
 
 
 def revision() -> dict[str, Any]:
-    """The commit of this checkout, and whether code, configurations and sources are as in it.
+    """The commit of this checkout, and whether code, configurations and sources are as in it, new files counted.
 
     Raises:
         PrecfmError: this is no git checkout.
     """
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
+    changed = _git("status", "--porcelain", "--untracked-files=all", "--", *CODE)
     return {"commit": _git("rev-parse", "HEAD"), "clean": not changed}
 
 
