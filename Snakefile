@@ -13,3 +13,5 @@ rule all:
     default_target: True
     input:
         PRODUCTS_WRITTEN,
+    message:
+        "{rule}"

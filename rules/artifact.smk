@@ -17,6 +17,8 @@ rule artifact:
         gpu=gpus,
     params:
         nodes=plain,
+    message:
+        "{rule} {wildcards.name}"
     script:
         "../workflow_scripts/make.py"
 
@@ -28,3 +30,5 @@ for kind in KINDS:
             f"all_{kind}"
         input:
             records(PLAN.of(kind)),
+        message:
+            "{rule}"

@@ -45,7 +45,9 @@ def wanted(node):
 def together(node):
     """What one job makes: an artifact, the others of its batch, and before evaluations their samples."""
     made = []
-    for each in filter(wanted, BATCHES[node.kind, node.batch] if node.batch else [node]):
+    for each in filter(
+        wanted, BATCHES[node.kind, node.batch] if node.batch else [node]
+    ):
         if each.kind == "evaluations":
             made += filter(wanted, map(PLAN.node, each.parents["samples"]))
         made.append(each)

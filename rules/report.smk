@@ -59,5 +59,7 @@ rule products:
     localrule: True
     params:
         experiment=EXPERIMENT,
+    message:
+        "{rule} of {params.experiment}"
     script:
         "../workflow_scripts/products.py"

@@ -192,7 +192,7 @@ def test_dvc_killed_while_it_records(folder, small, capsys):
             recording = wait_for(process, "dvc")
         except AssertionError:
             break  # recorded before it could be killed
-        time.sleep(draw.uniform(0.3, 3))
+        time.sleep(draw.uniform(0.2, 1.5))
         kills += process.poll() is None
         for member in reversed(family(process)):
             member.kill()
