@@ -99,20 +99,40 @@ def keys(
     ] = False,
 ) -> None:
     """Write the keys of all artifacts to keys/, which git holds, and say how many a change has touched."""
-    from precfm.pipeline.experiments import read_recorded
-    from precfm.pipeline.key_lists import changed_keys, differences, write_key_lists
+    from precfm.pipeline.experiments import PARAMS, read_recorded
+    from precfm.pipeline.key_lists import changed_keys, differences, strays, write_key_lists
     from precfm.pipeline.plan import load_plan
 
-    plans = [load_plan(name) for name in experiments or read_recorded()["experiments"]]
-    if check:
-        wrong = {plan.experiment: next(iter(files.items())) for plan in plans if (files := differences(plan))}
-        for name, (file, problem) in wrong.items():
-            typer.echo(f"precfm: {file}: {problem}; `precfm keys {name}` writes it", err=True)
-        raise typer.Exit(bool(wrong))
-    for plan in plans:
+    wrong = []
+    names = experiments or read_recorded()["experiments"]
+    for name in names:
+        try:
+            plan = load_plan(name)
+        except PrecfmError as error:  # the others are looked at all the same
+            wrong.append(str(error))
+            continue
+        if check:
+            for file, problem in list(differences(plan).items())[:1]:
+                wrong.append(f"{file}: {problem}; `precfm keys {name}` writes it")
+            continue
         counts = ", ".join(f"{count} {kind}" for kind, count in changed_keys(plan).items())
         written = write_key_lists(plan)
-        typer.echo(f"{plan.experiment}: {f'{counts or written[0]} changed' if written else 'unchanged'}")
+        typer.echo(f"{name}: {f'{counts or written[0]} changed' if written else 'unchanged'}")
+    if check and not experiments:
+        wrong += [f"{file}: is the list of no experiment in {PARAMS}; delete it" for file in strays(names)]
+    for sentence in wrong:
+        typer.echo(f"precfm: {sentence}", err=True)
+    if wrong:
+        raise typer.Exit(1)
+
+
+@app.command("forget")
+def forget_experiment(experiment: ExperimentName) -> None:
+    """Take an experiment out of the ledger: params.yaml, dvc.lock, keys/; configuration and results stay."""
+    from precfm.pipeline.ledger import forget
+
+    count = len(forget(experiment))
+    typer.echo(f"{experiment}: {count} stages removed; commit dvc.lock, params.yaml and keys/")
 
 
 @app.command("publish")

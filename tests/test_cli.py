@@ -101,6 +101,17 @@ def test_a_mistake_is_one_sentence(project, monkeypatch, arguments, words):
     assert all(word in said for word in words)
 
 
+def test_garbage_is_kept_where_a_plan_that_might_want_it_cannot_be_read(project, monkeypatch):
+    (project / "config/broken.yaml").write_text("methods: 3")
+    kept = project / "results/.attic/flows/x"
+    kept.mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["precfm", "gc"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert str(stopped.value.code).startswith("precfm: config/broken.yaml: ")
+    assert kept.is_dir()
+
+
 def test_a_mistake_ends_the_process_with_one_line_and_1(project):
     done = subprocess.run(
         [sys.executable, "-c", "from precfm.cli import main; main()", "ls", "nothing"],

@@ -1,5 +1,6 @@
 """What DVC itself has recorded is found whole, and what was changed in it, or in what it speaks of, is found."""
 
+import json
 import re
 import shutil
 from contextlib import chdir
@@ -16,6 +17,7 @@ from precfm.cli import app
 from precfm.core.errors import PrecfmError
 from precfm.datasets.sources import SOURCES
 from precfm.pipeline.key_lists import key_lists, write_key_lists
+from precfm.pipeline.ledger import forget
 from precfm.pipeline.locks import alone
 from precfm.pipeline.node import Node
 from precfm.pipeline.plan import KINDS, Plan
@@ -74,14 +76,18 @@ def without_dvc(monkeypatch):
     monkeypatch.setattr(ledger, "find_spec", lambda name: None)
 
 
-def checked(absent=()):
+def checked(absent=(), blamed=(), **options):
+    """What the ledger's check finds after others, which have blamed some files or artifacts."""
     report = Report(absent={"mine": dict.fromkeys(absent, 1)})
-    check_ledger(report, ["mine"])
+    for file, names in blamed:
+        report.error("payload", f"results/mine{file}", "wrong", "none", names)
+    check_ledger(report, ["mine"], **options)
+    report.findings = [finding for finding in report.findings if finding.check != "payload"]
     return report
 
 
-def named(level="error"):
-    return [finding.file for finding in checked().findings if finding.level == level]
+def named(level="error", **options):
+    return [finding.file for finding in checked(**options).findings if finding.level == level]
 
 
 def test_what_dvc_recorded_is_whole_with_and_without_its_cache(project):
@@ -93,17 +99,31 @@ def test_what_dvc_recorded_is_whole_with_and_without_its_cache(project):
         shutil.rmtree(".dvc/cache", ignore_errors=True)
 
 
-def test_every_change_of_a_file_is_an_error_with_and_without_a_cache(project):
+def test_every_change_of_a_file_is_found_with_and_without_a_cache(project):
+    """An error where something else is wrong in the folder, too; else another machine's bytes."""
     changed = ["results/mine/tables/t.csv", "results/mine/manifest.json", "data/raw/pictures/cats/1.png"]
     changed += [f"results/mine/{kind}/a-000000000000/d/é" for kind in ("flows", "samples", "latents")]
     for file in changed:
         Path(file).write_text("x")
     Path("results/mine/samples/a-000000000000/d/é").unlink()
     Path("results/mine/latents/a-000000000000/d/é").rename("results/mine/latents/new")
-    kinds = ("flows", "latents", "manifest.json", "samples", "tables")
+    kinds = [f"results/mine/{kind}" for kind in ("flows", "latents", "manifest.json", "samples", "tables")]
     for _ in range(2):
-        assert named() == ["data/raw/pictures", *(f"results/mine/{kind}" for kind in kinds)]
+        report = checked()
+        assert [finding.file for finding in report.errors] == ["data/raw/pictures"]
+        (other,) = [finding for finding in report.findings if finding.level == "warning"]
+        assert (other.file, list(other.names)) == ("results/mine", kinds)
+        blamed = [("/flows/a-000000000000/d/é", ()), ("", ["samples/a-000000000000"])]
+        assert named(blamed=blamed) == ["data/raw/pictures", "results/mine/flows", "results/mine/samples"]
+        assert named(blamed=[("/manifest.json", ())]) == ["data/raw/pictures", *kinds]
         shutil.rmtree(".dvc/cache", ignore_errors=True)
+
+
+def test_without_git_the_files_are_not_compared(project):
+    shutil.rmtree(".git")
+    report = checked()
+    assert report.findings == []
+    assert any("no git repository" in note for note in report.notes)
 
 
 def test_a_recorded_checksum_that_is_not_that_of_the_files_is_an_error(project):
@@ -118,7 +138,7 @@ def test_a_recorded_checksum_that_is_not_that_of_the_files_is_an_error(project):
         lines[number][:place] + ("0" if lines[number][place] != "0" else "1") + lines[number][place + 1 :]
     )
     file.write_text("".join(lines))
-    assert "results/mine/flows" in named()
+    assert "results/mine/flows" in named(blamed=[("/flows/a-000000000000", ())])
 
 
 def test_what_is_not_here_is_no_finding(project):
@@ -197,6 +217,7 @@ def test_a_ledger_that_is_not_as_committed_is_a_note(project, without_dvc, field
 
 
 def test_what_was_never_recorded_is_a_warning(project, without_dvc):
+    shutil.rmtree("keys")
     Path("dvc.lock").unlink()
     Path("params.yaml").write_text("experiments: []\nsources: []\n")
     assert named() == []
@@ -258,6 +279,71 @@ def test_a_configuration_that_gives_no_plan_is_an_error(project, without_dvc, mo
 
     monkeypatch.setattr(ledger, "load_plan", broken)
     assert named() == ["keys/mine"]
+    assert named(named=["other"]) == []
+
+
+def test_a_broken_configuration_leaves_the_keys_of_others_alone(project, monkeypatch):
+    def plan(name):
+        if name == "mine":
+            return PLAN
+        raise PrecfmError(f"config/{name}.yaml: broken")
+
+    monkeypatch.setattr("precfm.pipeline.plan.load_plan", plan)
+    Path("params.yaml").write_text("experiments: [broken, mine]\nsources: []\n")
+    FLOWS.unlink()
+    for arguments in (["--check"], []):
+        said = CliRunner().invoke(app, ["keys", *arguments])
+        assert (said.exit_code, "config/broken.yaml" in said.stderr) == (1, True)
+        assert (str(FLOWS) in said.stderr) is bool(arguments)
+    assert FLOWS.is_file()
+
+
+@pytest.mark.parametrize("name", ["keys/gone", "keys/stray.txt"])
+def test_keys_of_no_recorded_experiment_are_a_warning(project, without_dvc, monkeypatch, name):
+    monkeypatch.setattr("precfm.pipeline.plan.load_plan", lambda name: PLAN)
+    shutil.copytree("keys/mine", name) if name == "keys/gone" else Path(name).touch()
+    assert (named(), named("warning")) == ([], [name])
+    said = CliRunner().invoke(app, ["keys", "--check"])
+    assert (said.exit_code, name in said.stderr) == (1, True)
+
+
+def test_an_experiment_that_is_forgotten_leaves_the_ledger_alone(project, monkeypatch):
+    """With what no other one uses; DVC goes on with the rest, and the audit has nothing to say."""
+    sources = {"mine": "pictures", "other": "films"}
+    monkeypatch.setattr(
+        "precfm.pipeline.ledger.load_plan", lambda name: Plan(name, sources={"": sources[name]})
+    )
+    for old, new in (
+        ("results/mine", "results/other"),
+        ("data/raw/pictures", "data/raw/films"),
+        ("keys/mine", "keys/other"),
+    ):
+        shutil.copytree(old, new)
+    Path(SOURCES).write_text("pictures: {checksum: '1'}\nfilms: {checksum: '2'}\n")
+    before = Path("dvc.lock").read_bytes()
+    Path("params.yaml").write_text("experiments: [mine, other]\nsources: [films, pictures]\n")
+    run(project, "dvc", "commit", "-q", "-f")
+    assert CliRunner().invoke(app, ["forget", "other"]).exit_code == 0
+    stages = yaml.safe_load(before)["stages"]
+    assert yaml.safe_load(Path("dvc.lock").read_text())["stages"] == stages
+    assert yaml.safe_load(Path("params.yaml").read_text()) == {
+        "experiments": ["mine"],
+        "sources": ["pictures"],
+    }
+    assert not Path("keys/other").exists()
+    assert Path("results/other/manifest.json").is_file()
+    assert [*json.loads(run(project, "dvc", "status", "--json"))] == ["keys@mine"]
+    assert checked().findings == []
+    with pytest.raises(PrecfmError, match="'other' was never recorded"):
+        forget("other")
+    forget("mine")
+    assert json.loads(run(project, "dvc", "status", "--json")) == {}
+
+
+def test_an_experiment_that_only_the_ledger_has_is_told_with_the_way_out(project, without_dvc):
+    rewrite("params.yaml", "[mine]", "[]")
+    (error,) = [finding for finding in checked().errors if finding.file == "params.yaml"]
+    assert "precfm forget mine" in error.remedy
 
 
 def test_dvc_sees_a_change_of_code_where_a_key_has_changed(project, monkeypatch):
@@ -267,7 +353,8 @@ def test_dvc_sees_a_change_of_code_where_a_key_has_changed(project, monkeypatch)
         monkeypatch.setattr(module, lambda name: changed)
     assert CliRunner().invoke(app, ["keys", "mine"]).stdout == "mine: 2 flows changed\n"
     assert CliRunner().invoke(app, ["keys", "mine"]).stdout == "mine: unchanged\n"
-    assert checked().findings == []
+    (finding,) = checked().findings
+    assert (finding.level, finding.file, finding.names) == ("warning", "keys/mine", ("flows",))
     assert '"flows@mine": [{"changed deps": {"keys/mine/flows.txt": "modified"}}]' in run(
         project, "dvc", "status", "--json"
     )

@@ -61,7 +61,7 @@ def audit(experiments: Sequence[str] = (), against: str | None = None) -> Report
     check_versions(report)
     for experiment in made:
         check_machine(report, experiment.home, experiment.records)
-    check_ledger(report, [experiment.name for experiment in made])
+    check_ledger(report, [experiment.name for experiment in made], experiments)
     check_commit(report, PUBLISHED)
     return report
 

@@ -19,7 +19,7 @@ from precfm.pipeline.node import RECORD, Node
 _PART = r"[A-Za-z0-9_=+:,@ -][A-Za-z0-9._=+:,@ -]*"  # nothing hidden, nothing that leads elsewhere
 PAYLOAD = rf"{_PART}(/{_PART})*"
 KEY = r"[0-9a-f]{12}"
-DAMAGED = "delete this artifact's folder, then `make pull` or `make reproduce` brings it back"
+DAMAGED = "delete its folder, then `precfm make EXPERIMENT KIND/LABEL-KEY` or `make pull` brings it back"
 
 Model = TypeVar("Model", bound=BaseModel)
 

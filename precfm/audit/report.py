@@ -92,7 +92,8 @@ class Report:
         yield from (f"compared: {comparison}" for comparison in self.comparisons)
         for name, kinds in self.absent.items():
             counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-            yield f"not on this machine: {counts}; `make pull EXPERIMENT={name}` fetches them"
+            remedy = f"`make pull EXPERIMENT={name}` fetches, `precfm make {name}` makes them"
+            yield f"not on this machine: {counts}; {remedy}"
         yield from (f"note: {note}" for note in self.notes)
         yield (
             f"{', '.join(self.experiments)}: {self.files} files ({self.size / 1e6:.1f} MB), "

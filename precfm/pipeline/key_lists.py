@@ -4,6 +4,7 @@ DVC's stages depend on these lists and not on code. So `dvc status` sees a chang
 a key has changed, and a pull request shows which artifacts it touches.
 """
 
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -29,6 +30,11 @@ def differences(plan: Plan) -> dict[Path, str]:
     wrong = {file: _difference(_read(file), text) for file, text in lists.items() if _read(file) != text}
     others = sorted(path for path in (KEYS / plan.experiment).glob("*") if path not in lists)
     return wrong | dict.fromkeys(others, "is the list of no kind")
+
+
+def strays(recorded: Sequence[str]) -> list[Path]:
+    """What lies in keys/ and belongs to no experiment that params.yaml lists."""
+    return sorted(path for path in KEYS.glob("*") if not (path.is_dir() and path.name in recorded))
 
 
 def changed_keys(plan: Plan) -> dict[str, int]:
