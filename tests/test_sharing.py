@@ -12,8 +12,9 @@ import sys
 import pytest
 import yaml
 
+from precfm.pipeline.files import remove
 from precfm.pipeline.plan import KINDS
-from tests.test_archive import EXPERIMENT, artifacts, fabricate
+from tests.test_archive import EXPERIMENT, artifacts, fabricate, fake
 from tests.test_security import SHELL_WORDS, Stub
 from tests.workflow import BIN, ROOT, bytes_below, clone, git, jobs, reproduce, run, sealed
 
@@ -232,6 +233,26 @@ def test_a_remote_that_holds_a_part_takes_nothing_away(lab, colleague, tmp_path)
     push(lab, str(tmp_path / "part"), "products@shared")
     pull(colleague, f"--from={tmp_path / 'part'}", code=1)
     assert bytes_below(colleague / "results/shared") == before
+
+
+def test_other_bytes_than_recorded_are_an_error_only_where_they_are_damaged(lab, colleague):
+    """As after `precfm make` on another machine, or an import of what it made."""
+
+    def other(job):
+        fake(job)
+        if job.node.kind != "verdicts":
+            job.write_json("content.json", {"machine": "another"})
+
+    audit = (BIN / "precfm", "audit", "shared")
+    fabricate(colleague, other)
+    assert "other bytes than dvc.lock holds: " in run(colleague, *audit)
+    for product in [path for path in (colleague / "results/shared").iterdir() if path.name not in KINDS]:
+        remove(product)
+    assert "other bytes than dvc.lock holds: " in run(colleague, *audit)
+    next(colleague.glob("results/shared/theory/*/content.json")).write_text("{}")
+    said = run(colleague, *audit, code=1)
+    assert "error: results/shared/theory: is not what dvc.lock holds" in said
+    assert "error: results/shared/frames: " not in said
 
 
 @pytest.mark.parametrize("url", ["/tmp", "nonsense://x"])
