@@ -468,7 +468,6 @@ def renamed(name):
             "{artifact}/.hidden", "{artifact}/content.json/deep", "{home}/theory/evil", "{home}/.work/evil",
             "results/published/shared/evil", "results/other/theory/evil", "results/evil", "config/evil.py",
             "config/../evil.yaml", "Makefile", ".git/config", "{artifact}/a\\b", "{artifact}/\u202e",
-            "{home}/evil/thing", "{home}/tables/evil.csv", "{home}/evil.md", "{home}/records/evil",
             "{artifact}/" + 300 * "long", CHECKSUMS, "",
         )),
         lambda members: members.update({f"{victim(members)}/evil.csv": b"evil"}),
@@ -476,7 +475,7 @@ def renamed(name):
         lambda members: members.pop(f"{victim(members)}/{RECORD}"),
         lambda members: members.update({f"{victim(members)}/content.json": b"EVIL"}),
         *(lambda members, name=name: members.update({f"{HOME}/{name}": b"EVIL"}) for name in (
-            "tables/theory.md", "figures/evil.png", "claims.md", "claims.json",
+            "tables/theory.md", "claims.md", "claims.json", "tables/evil.csv", "evil/thing", "evil.md", "records/evil",
         )),
         lambda members: members.pop(MANIFEST),
         lambda members: [members.pop(name) for name in [*members] if name.count("/") > 3],
