@@ -43,11 +43,10 @@ def wanted(node):
 
 
 def together(node):
-    """What one job makes: an artifact, the others of its batch, and before evaluations their samples."""
+    """What one job makes: an artifact, what else of its batch is wanted, and before evaluations their samples."""
+    batch = BATCHES[node.kind, node.batch] if node.batch else [node]
     made = []
-    for each in filter(
-        wanted, BATCHES[node.kind, node.batch] if node.batch else [node]
-    ):
+    for each in filter(wanted, batch if wanted(node) else []):
         if each.kind == "evaluations":
             made += filter(wanted, map(PLAN.node, each.parents["samples"]))
         made.append(each)

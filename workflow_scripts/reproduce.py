@@ -24,10 +24,10 @@ from precfm.datasets.manifest import file_sha256
 from precfm.datasets.sources import RAW, SOURCES
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.attic import tidy
-from precfm.pipeline.experiments import PARAMS, read_recorded
+from precfm.pipeline.experiments import read_recorded
 from precfm.pipeline.files import remove, write_whole
 from precfm.pipeline.key_lists import KEYS, write_key_lists
-from precfm.pipeline.ledger import LEDGER, read_ledger
+from precfm.pipeline.ledger import LEDGER, read_ledger, write_recorded
 from precfm.pipeline.locks import alone
 from precfm.pipeline.node import RECORD, RESULTS, Node
 from precfm.pipeline.plan import KINDS, Plan, load_plan
@@ -37,7 +37,6 @@ DVC_AT_WORK = Path(".dvc/tmp/rwlock")  # DVC's own list of which of its processe
 CACHE = Path(".dvc/cache/files")
 LOCKS_BEFORE = RESULTS / ".work" / "ledger"  # the ledger as it was, there while DVC records an experiment
 DVC_TRIES, DVC_PAUSE = 5, 3.0  # seconds; for a `dvc` command that somebody runs meanwhile
-HEADER = "# What the ledger holds; `make reproduce EXPERIMENT=x` adds x when it is first recorded.\n"
 BIN = Path(sys.executable).parent
 
 
@@ -68,10 +67,9 @@ def main(
             print(
                 f"{experiment}: {len(left)} artifacts moved to the attic, {len(returned)} fetched back or copied"
             )
-        # What DVC is about to record is looked at byte by byte; of the rest the records, which products are copied by.
-        wanted += remove_damaged(
-            plan.of(target) if target in KINDS else plan.nodes.values(), deep=target in KINDS
-        )
+        wanted += remove_damaged(plan.nodes.values(), deep=False)
+        if target in KINDS:  # `dvc repro` asks, and records whatever it finds
+            wanted += remove_damaged(plan.of(target))
         write_products_again_unless_whole(plan)
         run_snakemake(plan, wanted, cores, held)
         if target == "all":
@@ -181,7 +179,7 @@ def record(plan: Plan, held: int) -> None:
         "sources": sorted({*listed["sources"], *(name for name in sources if (RAW / name).is_dir())}),
     }
     if wanted != listed:
-        write_whole(PARAMS, (HEADER + yaml.safe_dump(wanted, default_flow_style=None)).encode())
+        write_recorded(wanted)
     stages = [f"{stage}@{experiment}" for stage in ("keys", *KINDS, "products")]
     stages += [f"raw@{name}" for name in sorted(sources) if (RAW / name).is_dir()]
     dvc = [str(BIN / "dvc"), "commit", "--quiet", "--force", *stages]
