@@ -38,8 +38,9 @@ def list_artifacts(
     """List the artifacts of a plan: + exists, - is still to be made."""
     from precfm.pipeline.plan import load_plan
 
-    for node in load_plan(experiment).nodes.values():
-        if kind in (None, node.kind) and not (missing and node.exists):
+    plan = load_plan(experiment)
+    for node in plan.nodes.values() if kind is None else plan.required(kind):
+        if not (missing and node.exists):
             typer.echo(f"{'+' if node.exists else '-'} {node.id}")
 
 
@@ -60,8 +61,7 @@ def make(
     experiment += "-tiny" if tiny else ""
     plan = load_plan(experiment)
     for name in ids or []:
-        if name not in KINDS:
-            plan.node(name)
+        _ = plan.required(name) if name in KINDS else plan.node(name)  # refuses what is not in the plan
     asked = {node.id for node in plan.nodes.values() if not ids or node.kind in ids or node.id in ids}
     wanted = plan.with_missing_parents(asked)
     os.environ.setdefault("OMP_NUM_THREADS", str(plan.threads))

@@ -190,6 +190,12 @@ def test_a_node_that_does_not_exist_is_refused(planned):
         planned().node("flows/nobody-123")
 
 
+def test_a_kind_that_the_plan_has_none_of_is_refused(planned):
+    assert planned().required("flows") == planned().of("flows")
+    with pytest.raises(PrecfmError, match="norms: "):
+        planned().required("norms")
+
+
 def test_every_script_exists():
     assert all((SCRIPTS / f"{kind}.py").is_file() for kind in KINDS)
 

@@ -68,6 +68,17 @@ class Plan:
         """All artifacts of a kind."""
         return [node for node in self.nodes.values() if node.kind == kind]
 
+    def required(self, kind: str) -> list[Node]:
+        """All artifacts of a kind that the plan must have.
+
+        Raises:
+            PrecfmError: it has none.
+        """
+        if not (nodes := self.of(kind)):
+            kinds = ", ".join(dict.fromkeys(node.kind for node in self.nodes.values()))
+            raise PrecfmError(f"{kind}: no artifact of {self.experiment} is of this kind; it has {kinds}")
+        return nodes
+
     def node(self, node_id: str) -> Node:
         """The artifact with an id.
 
