@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from precfm.core.seeds import seeded_module
-from precfm.encoders.conv_vae import NegativeELBO
 from precfm.flows.models.mlp import MLPVelocity
 from precfm.flows.objectives import DenoisingScore, FlowMatching
 from precfm.flows.paths import LinearPath, VariancePreservingPath
@@ -17,6 +16,7 @@ from precfm.preconditioners.low_capacity_flow import LowCapacityFlow
 from precfm.preconditioners.normalizing_flow import NormalizingFlow
 from precfm.training import draws
 from precfm.training.draws import NotRandom, Objective, draws_of_steps
+from precfm.training.negative_elbo import NegativeELBO
 from precfm.training.options import TrainingOptions
 from precfm.training.trainer import train
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from precfm.core.errors import PrecfmError
 from precfm.metrics.extractors import imagenet, inception
 from precfm.metrics.extractors.base import Extractor, extract, weights_hash
-from precfm.metrics.extractors.classifier import DigitClassifier, ShiftedCrossEntropy, accuracy
+from precfm.metrics.extractors.classifier import DigitClassifier, accuracy
 from precfm.metrics.extractors.identity import Identity, whitened
 from precfm.metrics.extractors.weights import Weights, find_weights, load_state
 from precfm.training.options import TrainingOptions
+from precfm.training.shifted_cross_entropy import ShiftedCrossEntropy
 from precfm.training.trainer import train
 
 

@@ -2,9 +2,10 @@
 
 from precfm.core.options import validated
 from precfm.core.serialization import new_network, save_network
-from precfm.metrics.extractors.classifier import ShiftedCrossEntropy, accuracy
+from precfm.metrics.extractors.classifier import accuracy
 from precfm.pipeline.job import Job
 from precfm.training.options import TrainingOptions
+from precfm.training.shifted_cross_entropy import ShiftedCrossEntropy
 from precfm.training.trainer import train
 
 

@@ -1,6 +1,5 @@
 """A small convolutional variational autoencoder, trained here: images to latents and back."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,10 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from precfm.core.options import Count, NotNegative, checked
-from precfm.core.seeds import generator_for
-from precfm.encoders.base import BATCH, Encoder, squared_error, unit_range
+from precfm.encoders.base import Encoder
+from precfm.training.negative_elbo import NegativeELBO, train_autoencoder
 from precfm.training.options import TrainingOptions
-from precfm.training.trainer import train
 
 
 class ConvVAE(Encoder):
@@ -102,29 +100,15 @@ class ConvVAE(Encoder):
         validation: Tensor | None,
         scratch: Path | None,
     ) -> pd.DataFrame:
-        objective = NegativeELBO(self.latent_dim, self.beta)
-
-        def validation_loss(module: nn.Module) -> float:
-            assert validation is not None
-            noise = torch.randn(len(validation), self.latent_dim, generator=generator_for(seed, "validation"))
-            total = 0.0
-            for others, drawn in zip(torch.split(validation, BATCH), torch.split(noise, BATCH), strict=True):
-                batch, draws = (others.to(self.anchor.device),), (drawn.to(self.anchor.device),)
-                total += float(objective.loss(module, batch, draws)) * len(others)
-            return total / len(validation)
-
-        result = train(
+        return train_autoencoder(
             self,
-            objective,
-            (images.to(self.anchor.device),),
+            NegativeELBO(self.latent_dim, self.beta),
+            images.to(self.anchor.device),
             TrainingOptions() if training is None else training,
             seed=seed,
-            validation_loss=None if validation is None else validation_loss,
+            validation=validation,
             scratch=scratch,
-            facts={"beta": self.beta},
-            name="encoder",
         )
-        return result.history
 
     def _encode(self, images: Tensor, noise: Tensor | None) -> Tensor:
         mean, log_variance = self.posterior(images)
@@ -133,37 +117,3 @@ class ConvVAE(Encoder):
     def _decode(self, latents: Tensor) -> Tensor:
         images: Tensor = self.decoder(latents)
         return images
-
-
-@dataclass(frozen=True)
-class NegativeELBO:
-    """Reconstruction and regularisation: SSE + beta KL(posterior || N(0, I)), one posterior sample per image.
-
-    The squared error is summed over an image's pixels and channels, the divergence over its latents, and both are
-    averaged over the batch.
-
-    Attributes:
-        latent_dim: dimension of the latents.
-        beta: weight of the divergence.
-
-    References:
-        Higgins et al., "beta-VAE", ICLR 2017, equation 4.
-    """
-
-    latent_dim: int
-    beta: float
-
-    def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """The noise of the posterior samples, (batch, latent_dim)."""
-        return (torch.randn(batch_size, self.latent_dim, generator=generator),)
-
-    def loss(self, module: nn.Module, batch: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> Tensor:
-        """The loss of a `ConvVAE` on images, (batch, channels, height, width), uint8."""
-        assert isinstance(module, ConvVAE)
-        (images,), (noise,) = batch, draws
-        originals = unit_range(images)
-        mean, log_variance = module.posterior(originals)
-        latents = mean + torch.exp(0.5 * log_variance) * noise
-        error = squared_error(module.decoder(latents), originals).mean()
-        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1).mean()
-        return error + self.beta * divergence

@@ -7,8 +7,6 @@ from torch.nn import functional
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, checked
 
-SHIFT = 2  # pixels
-
 
 class DigitClassifier(nn.Module):
     """Three convolutions and two linear layers; `features` is what stands before the last one.
@@ -57,22 +55,6 @@ class DigitClassifier(nn.Module):
         """Logits, shape (batch, num_classes), of images in [0, 1], shape (batch, channels, size, size)."""
         logits: Tensor = self.head(self.features(images))
         return logits
-
-
-class ShiftedCrossEntropy:
-    """Cross entropy of a mini-batch that is moved by up to two pixels: exact positions must not matter."""
-
-    def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """How far down and to the right the mini-batch moves, int64, shape (2,)."""
-        return (torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator),)
-
-    def loss(self, module: nn.Module, batch: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> Tensor:
-        """The loss of images in [0, 1], (batch, channels, size, size), and int64 labels, (batch,); a scalar."""
-        images, labels = batch
-        # As `torch.roll`, by numbers that stay on the device.
-        height, width = (torch.arange(size, device=images.device) for size in images.shape[-2:])
-        rows, columns = (height - draws[0][0]) % len(height), (width - draws[0][1]) % len(width)
-        return functional.cross_entropy(module(images[..., rows, :][..., columns]), labels)
 
 
 @torch.no_grad()
