@@ -2,12 +2,17 @@
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from precfm.core.errors import PrecfmError, one_sentence
+
+if TYPE_CHECKING:
+    from precfm.pipeline.node import Node
+    from precfm.pipeline.plan import Plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -64,6 +69,15 @@ def make(
         _ = plan.required(name) if name in KINDS else plan.node(name)  # refuses what is not in the plan
     asked = {node.id for node in plan.nodes.values() if not ids or node.kind in ids or node.id in ids}
     wanted = plan.with_missing_parents(asked)
+    _make(plan, wanted)
+    if not ids:
+        from precfm.pipeline.products import write_products
+
+        write_products(plan)
+
+
+def _make(plan: "Plan", wanted: "Sequence[Node]") -> None:
+    """Make artifacts in order, and say which."""
     os.environ.setdefault("OMP_NUM_THREADS", str(plan.threads))
     import torch
 
@@ -83,10 +97,27 @@ def make(
             typer.echo("precfm: stopped; what is finished is kept; the same command goes on", err=True)
             raise typer.Exit(128 + signal.SIGINT) from None
         typer.echo(f"[{count}/{len(wanted)}] {'made' if made else 'kept'} {node.id}")
-    if not ids:
-        from precfm.pipeline.products import write_products
 
-        write_products(plan)
+
+@app.command("pin")
+def pin_models(
+    experiment: Annotated[str, typer.Argument(help="Whose trained encoders and classifiers.")] = "models",
+) -> None:
+    """Train encoders and classifiers and pin them: weights and records in data/models/, which git holds."""
+    from precfm.pipeline.pinned import MODELS
+    from precfm.pipeline.pinning import pin, rename_in_configurations, trained_models
+    from precfm.pipeline.plan import load_plan
+
+    plan = load_plan(experiment)
+    nodes = trained_models(plan)
+    _make(plan, plan.with_missing_parents(node.id for node in nodes))
+    references = pin(nodes)
+    for reference in references:
+        typer.echo(reference)
+    for file in rename_in_configurations(references):
+        typer.echo(f"{file}: names them now")
+    size = sum(file.stat().st_size for file in MODELS.iterdir()) / 1e6
+    typer.echo(f"{MODELS}: {size:.1f} MB; commit it with config/")
 
 
 @app.command()

@@ -11,7 +11,6 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.node import ON_DEVICE
 from precfm.pipeline.plan import KINDS, load_plan
 
 # Snakemake hands it to a shell as it is; the directory that it also takes from it is looked for in vain, without harm.
@@ -91,7 +90,7 @@ def plain(wildcards):
 
 def gpus(wildcards):
     """How many GPUs a job asks for."""
-    return int(PLAN.device == "cuda" and wildcards.kind in ON_DEVICE)
+    return int(PLAN.device == "cuda" and any(node.on_device for node in made(wildcards)))
 
 
 def unless_written(kind):

@@ -18,7 +18,7 @@ use rule artifact as search_recipe with:
         budget=parents("budget"),
         data=parents("data"),
         encoder=parents("encoder"),
-        classifiers=parents("classifiers"),
+        classifier=parents("classifier"),
     wildcard_constraints:
         kind="recipes",
 

@@ -15,12 +15,13 @@ settings.load_profile("precfm")
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """An empty project: the configurations and the list of sources, nothing made yet; the working folder."""
+    """An empty project: configurations, list of sources, pinned models, nothing made yet; the working folder."""
     for folder in ("config", "data"):
         (tmp_path / folder).mkdir()
     for file in ROOT.glob("config/*.yaml"):
         (tmp_path / "config" / file.name).write_text(file.read_text())
     (tmp_path / "data/sources.yaml").write_text((ROOT / "data/sources.yaml").read_text())
+    (tmp_path / "data/models").symlink_to(ROOT / "data/models")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -49,7 +49,7 @@ class NotFiniteError(PrecfmError):
 
 
 class ValidationScore:
-    """Mean over the classifiers of ln Frechet distance between a flow's samples and the validation split."""
+    """ln Frechet distance between a flow's samples and the validation split, by a classifier that reports nothing."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.device = job, job.node.device
@@ -58,8 +58,8 @@ class ValidationScore:
         self.x1, self.labels = split["latents"].to(self.device), split["labels"].to(self.device)
         images = job.parent("data").tensors("validation.safetensors")["images"]
         self.encoder = load_encoder(job.parent("encoder").verified(), self.device)
-        networks = [load_network(artifact.verified(), self.device) for artifact in job.parents("classifiers")]
-        self.classifiers = [(network, extract(network, images)) for network in networks]
+        self.classifier = load_network(job.parent("classifier").verified(), self.device)
+        self.reference = extract(self.classifier, images)
 
     def __call__(self, settings: FlowSettings, name: str) -> float:
         """The score of one recipe: lower is better."""
@@ -79,9 +79,5 @@ class ValidationScore:
 
     def distance(self, latents: Tensor) -> float:
         """The score of generated latents, (n, *dim)."""
-        images = self.encoder.decode(latents)
-        logs = [
-            math.log(max(float(frechet_distance(extract(network, images), real)), 1e-12))
-            for network, real in self.classifiers
-        ]
-        return sum(logs) / len(logs)
+        features = extract(self.classifier, self.encoder.decode(latents))
+        return math.log(max(float(frechet_distance(features, self.reference)), 1e-12))

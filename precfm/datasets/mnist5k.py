@@ -22,9 +22,11 @@ class MNIST5k:
 
     Attributes:
         counts: the number of images.
+        channels: grey.
     """
 
     counts: tuple[int, ...] = (5_000,)
+    channels = 1
 
     @checked
     def __init__(self, *, resolution: Literal[28, 32] = 28) -> None:

@@ -25,7 +25,7 @@ from precfm.pipeline.gpus import one_gpu
 from precfm.pipeline.job import Job, Make
 from precfm.pipeline.locks import lock
 from precfm.pipeline.manifest import canonical, without_label
-from precfm.pipeline.node import ON_DEVICE, RECORD, RESULTS, WITHOUT_TORCH, Node, homes
+from precfm.pipeline.node import RECORD, RESULTS, WITHOUT_TORCH, Node, homes
 
 
 def build(node: Node, make: Make) -> bool:
@@ -170,7 +170,7 @@ def made_on(node: Node) -> dict[str, Any]:
 
 
 def _on_gpu(node: Node) -> bool:
-    return node.device == "cuda" and node.kind in ON_DEVICE
+    return node.device == "cuda" and node.on_device
 
 
 def _require_planned_code(node: Node) -> None:

@@ -3,19 +3,19 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from precfm.core.errors import PrecfmError
 from precfm.core.registry import REGISTRY, import_string, load
-from precfm.datasets.image_names import image_names
-from precfm.datasets.manifest import SourceManifest, source_manifest
+from precfm.datasets.manifest import source_manifest
 from precfm.datasets.sources import SOURCES
-from precfm.pipeline.components import Component
+from precfm.pipeline.components import Component, component
 from precfm.pipeline.experiments import load_experiment, read_yaml
+from precfm.pipeline.images import check_counts, check_encoder, check_pinned
 from precfm.pipeline.keys import KeyedArtifacts
 from precfm.pipeline.node import Node
+from precfm.pipeline.pinned import pinned_model
 from precfm.pipeline.plan import Plan
-from precfm.pipeline.schema import PLAIN, Dataset, Experiment, Flow, Method, Setting
+from precfm.pipeline.schema import PLAIN, Dataset, Experiment, Flow, Method, Setting, source_name
 from precfm.report.claims import parse_claims
 from precfm.report.frames import available
 from precfm.report.reads import wanted
@@ -46,6 +46,7 @@ class _Space:
     encoder: Node
     latents: Node
     classifiers: tuple[Node, ...]
+    selecting: Node
     features: Node
 
 
@@ -78,50 +79,84 @@ class _Builder:
         self.about.setdefault(role, []).append(about)
 
     def _dataset(self, name: str) -> None:
-        spec, classifiers = self.experiment.datasets[name], self.experiment.classifiers
-        assert classifiers is not None, "checked by the configuration"
+        spec = self.experiment.datasets[name]
         manifest = source_manifest(spec.source_name, SOURCES)
-        _check_counts(name, spec, manifest)
-        data = self.add(
-            "data",
-            name,
-            {"dataset": spec, "source": spec.source_name, "checksum": manifest.checksum},
-            targets=spec.source.targets,
-        )
-        judges = [
-            self.add(
-                "classifiers",
-                f"{name}-s{seed}",
-                {"model": classifiers.model, "training": classifiers.training, "seed": seed},
-                {"data": data},
-                classifiers.model.targets,
-            )
-            for seed in classifiers.seeds
-        ]
-        for space in self.experiment.encoders:
+        check_counts(name, spec, manifest)
+        params = {"dataset": spec, "source": spec.source_name, "checksum": manifest.checksum}
+        if spec.without:
+            others = [source_name(source) for source in spec.without]
+            params["without"] = {other: source_manifest(other, SOURCES).checksum for other in others}
+        targets = [target for source in (spec.source, *spec.without) for target in source.targets]
+        # A pinned classifier changes no image.
+        params["dataset"] = spec.model_copy(update={"classifiers": None})
+        data = self.add("data", name, params, targets=targets)
+        reporting, selecting = self._classifiers(name, spec, data)
+        for space, encoder in self.experiment.encoders.items():
+            if encoder.datasets is not None and name not in encoder.datasets:
+                continue
             settings = {
                 setting: spec for setting, spec in self.experiment.settings.items() if space in spec.encoders
             }
-            if settings:
-                shared = self._space(name, space, data, judges)
-                for setting, of_setting in settings.items():
-                    self.setting = setting
-                    label = f"{name}-{space}" + (f"-{setting}" if setting != PLAIN else "")
-                    self._setting(label, of_setting, shared)
+            if self.experiment.settings and not settings:
+                continue
+            check_encoder(f"encoders.{space}", encoder, name, spec)
+            shared = self._space(name, space, data, reporting, selecting)
+            for setting, of_setting in settings.items():
+                self.setting = setting
+                alone = setting == PLAIN or len(settings) == 1
+                self._setting(shared.label if alone else f"{shared.label}-{setting}", of_setting, shared)
 
-    def _space(self, dataset: str, space: str, data: Node, judges: list[Node]) -> "_Space":
+    def _classifiers(self, name: str, spec: Dataset, data: Node) -> tuple[list[Node], Node]:
+        """Those that report, and the one that selects."""
+        pinned, trained = spec.classifiers, self.experiment.classifiers
+        if pinned is not None:
+            field = f"datasets.{name}.classifiers"
+            *reporting, selecting = [
+                self._pinned("classifiers", reference, field, name, spec, data)
+                for reference in (*pinned.report, pinned.select)
+            ]
+            return reporting, selecting
+        assert trained is not None, "checked by the configuration"
+        *reporting, selecting = [
+            self.add(
+                "classifiers",
+                f"{name}-classifier-s{seed}",
+                {"model": trained.model, "training": trained.training, "seed": seed},
+                {"data": data},
+                trained.model.targets,
+            )
+            for seed in (*trained.seeds, trained.selection_seed)
+        ]
+        return reporting, selecting
+
+    def _pinned(self, kind: str, reference: str, field: str, dataset: str, spec: Dataset, data: Node) -> Node:
+        """An encoder or a classifier that comes trained."""
+        group: Literal["encoders", "extractors"] = "encoders" if kind == "encoders" else "extractors"
+        name, record = reference.partition("@")[0], pinned_model(reference, group)
+        check_pinned(field, name, record, dataset, spec)
+        content = {"name": name, "sha256": record.sha256, "network": record.network}
+        targets = component(group, record.model).targets
+        return self.add(kind, name, {"pinned": content}, {"data": data}, targets, batch=dataset)
+
+    def _space(
+        self, dataset: str, space: str, data: Node, classifiers: list[Node], selecting: Node
+    ) -> "_Space":
         """One dataset in the latent space of one encoder."""
         label = f"{dataset}-{space}"
         spec = self.experiment.encoders[space]
-        fitted = {name: getattr(spec, name) for name in ("model", "training", "seed")}
-        encoder = self.add("encoders", label, fitted, {"data": data}, spec.model.targets)
+        if spec.pinned is not None:
+            dataset_spec, field = self.experiment.datasets[dataset], f"encoders.{space}.pinned"
+            encoder = self._pinned("encoders", spec.pinned, field, dataset, dataset_spec, data)
+        else:
+            fitted = {name: getattr(spec, name) for name in ("model", "training", "seed")}
+            batch = "" if spec.training else dataset  # in closed form
+            encoder = self.add("encoders", label, fitted, {"data": data}, spec.network.targets, batch=batch)
         encoded = {"encode": spec.encode, "seed": spec.seed}
         latents = self.add("latents", label, encoded, {"data": data, "encoder": encoder})
-        features = self.add(
-            "features", label, {}, {"data": data, "classifiers": tuple(judges), "latents": latents}
-        )
+        judged: dict[str, Any] = {"data": data, "classifiers": tuple(classifiers), "latents": latents}
+        features = self.add("features", label, {}, judged)
         self._report("latents", latents, dataset=label)
-        return _Space(label, data, encoder, latents, tuple(judges), features)
+        return _Space(label, data, encoder, latents, tuple(classifiers), selecting, features)
 
     def _setting(self, label: str, setting: Setting, space: "_Space") -> None:
         """All methods of one comparison, and the floor: the train split against the held-out one."""
@@ -204,7 +239,7 @@ class _Builder:
             spec["match"], parents["budget"] = match
         if setting.recipe == "tuned":
             search = {"search": self.experiment.search, "solver": "midpoint", "solver_steps": SEARCH_STEPS}
-            judged = {"data": space.data, "encoder": space.encoder, "classifiers": space.classifiers}
+            judged = {"data": space.data, "encoder": space.encoder, "classifier": space.selecting}
             parents["recipe"] = self._searched(
                 f"{label}-{name}", {**spec, **search}, {**parents, **judged}, flow.targets
             )
@@ -284,6 +319,8 @@ class _Builder:
 
     def _reports(self) -> None:
         experiment = self.experiment
+        if not self.reported:  # classifiers alone
+            return
         frames = self.add("frames", experiment.name, {"about": self.about}, self.reported)
         named = {"experiment": experiment.name}
         for group, kind in (("tables", "table_files"), ("figures", "figure_files")):
@@ -294,21 +331,3 @@ class _Builder:
         claims = read_yaml(CLAIMS)
         parse_claims(claims)  # refused before the first job, not by the last one
         self.add("verdicts", "claims", {"claims": claims, **named}, {"frames": frames})
-
-
-def _check_counts(name: str, spec: Dataset, manifest: SourceManifest) -> None:
-    """Refuse splits that are larger than the source, where its size is known without reading it."""
-    listed = len(image_names(file.name for file in manifest.files))  # 0 where they are inside a zip file
-    images = spec.source.constant("counts") or ((listed,) if listed else ())
-    pools: list[tuple[tuple[str, ...], str]] = [(("train", "validation", "heldout"), "images")]
-    if len(images) > 1:
-        pools = [
-            (("train", "validation"), "official training images"),
-            (("heldout",), "official test images"),
-        ]
-    for (splits, what), there in zip(pools, images, strict=False):
-        wanted = sum(getattr(spec, split) for split in splits)
-        if wanted > there:
-            raise PrecfmError(
-                f"datasets.{name}: {' + '.join(splits)}: got {wanted}, but '{manifest.name}' has {there} {what}"
-            )

@@ -190,8 +190,13 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
     shared, methods = raw.pop("flow", {}), _mapping("methods", raw.pop("methods", None) or {})
     common = {name: raw.pop(name, None) for name in ("seeds", "sampling")}
     settings = _mapping("settings", raw.pop("settings", None) or {PLAIN: {}})
-    given = {**common, "encoders": raw.get("encoders"), "classifiers": raw.get("classifiers")}
-    missing = [name for name, value in {**given, "methods": methods}.items() if not value]
+    if not methods and not any(common.values()):
+        return raw  # an experiment that trains models, or one of theory
+    missing = [
+        name
+        for name, value in {**common, "encoders": raw.get("encoders"), "methods": methods}.items()
+        if not value
+    ]
     if raw.get("datasets") and missing:
         raise PrecfmError(
             f"datasets: given without {', '.join(sorted(missing))}; a data experiment needs them all"

@@ -19,6 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Strict, sentence
+from precfm.pipeline.node import PINNED
 from precfm.pipeline.syntax import once_per_state, syntax_hash
 
 PACKAGE = Path(__file__).parents[1]
@@ -38,6 +39,10 @@ WITHOUT_EFFECT = (
     "precfm.datasets.origins",
     "precfm.datasets.sources",
 )
+
+# By script, what has no effect on what it makes although a module that it loads by name imports it: weights that come
+# trained do not depend on the code that trains.
+WITHOUT_EFFECT_ON = {PINNED: ("precfm.training",)}
 
 
 def fingerprint(script: Path, targets: tuple[str, ...] = ()) -> str:
@@ -74,18 +79,19 @@ def modules(script: Path, targets: tuple[str, ...] = ()) -> list[str]:
     pending = [*imports(script), *(target.split(":")[0] for target in targets if is_own(target))]
     for name in foreign_modules(targets):
         pending += _imports_of_package(name)
+    without = (*WITHOUT_EFFECT, *WITHOUT_EFFECT_ON.get(script.name, ()))
     needed: set[str] = set()
     while pending:
         module = pending.pop()
-        if module not in needed and has_effect(module):
+        if module not in needed and has_effect(module, without):
             needed.add(module)
             pending += imports(module_file(module))
     return sorted(needed)
 
 
-def has_effect(module: str) -> bool:
-    """Whether a module of precfm may change what is in an artifact."""
-    return not any(module == name or module.startswith(f"{name}.") for name in WITHOUT_EFFECT)
+def has_effect(module: str, without: tuple[str, ...] = WITHOUT_EFFECT) -> bool:
+    """Whether a module of precfm may change what is in an artifact: it is none of these, and in none of them."""
+    return not any(module == name or module.startswith(f"{name}.") for name in without)
 
 
 def is_own(target: str) -> bool:

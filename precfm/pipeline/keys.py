@@ -13,7 +13,7 @@ from typing import Any
 
 from precfm.pipeline.components import plain
 from precfm.pipeline.fingerprints import SCRIPTS, fingerprint, foreign_modules
-from precfm.pipeline.node import Node
+from precfm.pipeline.node import Node, script_name
 from precfm.pipeline.plan import Plan
 
 
@@ -54,7 +54,7 @@ class KeyedArtifacts:
             for role, nodes in (parents or {}).items()
         }
         targets = tuple(targets)
-        code = self._fingerprint(SCRIPTS / f"{kind}.py", targets)
+        code = self._fingerprint(SCRIPTS / script_name(kind, params), targets)
         content = [
             kind,
             plain(params, for_key=True),

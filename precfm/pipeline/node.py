@@ -27,6 +27,14 @@ ON_DEVICE = frozenset(
 WITHOUT_TORCH = frozenset({"frames", "table_files", "figure_files", "verdicts"})
 
 
+PINNED = "pinned.py"  # the script of all encoders and classifiers that come trained
+
+
+def script_name(kind: str, params: Mapping[str, Any]) -> str:
+    """The file in workflow_scripts/ that makes an artifact of a kind with these parameters."""
+    return PINNED if "pinned" in params else f"{kind}.py"
+
+
 def homes() -> list[Path]:
     """The folders of the experiments that this machine has something of."""
     return [path for path in sorted(RESULTS.glob("[!.]*")) if path != PUBLISHED and holds_files(path)]
@@ -89,7 +97,12 @@ class Node:
     @property
     def script(self) -> str:
         """The file in workflow_scripts/ that makes it."""
-        return f"{self.kind}.py"
+        return script_name(self.kind, self.params)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether its job computes on the configured device."""
+        return self.kind in ON_DEVICE and self.script != PINNED
 
     @property
     def folder(self) -> Path:

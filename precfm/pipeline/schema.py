@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, PlainValidator, ValidationError, mod
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, Strict, complaint
 from precfm.pipeline.components import Component, component
+from precfm.pipeline.pinned import pinned_model
 from precfm.training.options import TrainingOptions
 
 PLAIN = "plain"  # the setting that has no name in labels: the one setting of a file that lists none
@@ -63,37 +64,93 @@ Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
 Preconditioner = Annotated[Component, PlainValidator(partial(component, "preconditioners"))]
 
 
-class Dataset(Strict):
-    """Where the images come from, and how many go into each split."""
+def _pinned(group: Literal["encoders", "extractors"], reference: str) -> str:
+    """A reference to a pinned model, once the model is found to be the one that it names."""
+    pinned_model(reference, group)
+    return reference
 
-    source: Annotated[Component, PlainValidator(partial(component, "datasets"))]
+
+PinnedEncoder = Annotated[str, AfterValidator(partial(_pinned, "encoders"))]
+PinnedClassifier = Annotated[str, AfterValidator(partial(_pinned, "extractors"))]
+Source = Annotated[Component, PlainValidator(partial(component, "datasets"))]
+
+
+def source_name(source: Component) -> str:
+    """The entry in data/sources.yaml: your own images say it themselves, published sets are called like it."""
+    return str(getattr(source.options, "source", source.name))
+
+
+class PinnedClassifiers(Strict):
+    """The classifiers of a data set, from data/models/: those that report, and another one for all selection."""
+
+    report: Annotated[tuple[PinnedClassifier, ...], Field(min_length=1)]
+    select: PinnedClassifier
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PinnedClassifiers":
+        if self.select in self.report or len(set(self.report)) != len(self.report):
+            raise PrecfmError(
+                f"select: got '{self.select}' beside report: {', '.join(self.report)}; each classifier may stand there "
+                "once, since the one that selects may not report"
+            )
+        return self
+
+
+class Dataset(Strict):
+    """Where the images come from, and how many go into each split.
+
+    `without` names sources of which no image may be in the train split, so that what is trained here may serve them;
+    `classifiers` are pinned ones instead of those that the experiment trains.
+    """
+
+    source: Source
     train: Count
     validation: Count
     heldout: Count
     seed: int = 0
+    without: tuple[Source, ...] = ()
+    classifiers: PinnedClassifiers | None = None
 
     @property
     def source_name(self) -> str:
-        """The entry in data/sources.yaml: your own images say it themselves, published sets are called like it."""
-        return str(getattr(self.source.options, "source", self.source.name))
+        """The entry in data/sources.yaml."""
+        return source_name(self.source)
 
 
 class Encoder(Strict):
-    """The map from images to latents; fitted once, the same for all methods and seeds."""
+    """The map from images to latents; fitted once, the same for all methods and seeds, or pinned in data/models/.
 
-    model: Annotated[Component, PlainValidator(partial(component, "encoders"))]
+    `datasets` says for which data sets it is; for all of them where it is left out. The seed is that of the training,
+    and of the posterior samples with `encode: sample`.
+    """
+
+    model: Annotated[Component, PlainValidator(partial(component, "encoders"))] | None = None
+    pinned: PinnedEncoder | None = None
     encode: Literal["mean", "sample"] = "mean"
     training: Training | None = None
     seed: int = 0
+    datasets: tuple[str, ...] | None = None
+
+    @property
+    def network(self) -> Component:
+        """The class with its options, which a pinned encoder says itself."""
+        if self.model is not None:
+            return self.model
+        assert self.pinned is not None
+        return component("encoders", pinned_model(self.pinned, "encoders").model)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Encoder":
-        name, trained = self.model.name, self.model.constant("trained")
+        if (self.model is None) == (self.pinned is None):
+            raise PrecfmError("model, pinned: one of the two is needed, and not both")
+        name, trained = self.network.name, self.network.constant("trained") and self.pinned is None
         if trained and self.training is None:
             raise PrecfmError(f"training: missing; how to train '{name}' is needed")
         if self.training is not None and not trained:
-            raise PrecfmError(f"training: got one, but '{name}' is fitted without; none is needed")
-        if self.encode == "sample" and not self.model.constant("has_posterior"):
+            raise PrecfmError(
+                f"training: got one, but '{self.pinned or name}' is fitted without; none is needed"
+            )
+        if self.encode == "sample" and not self.network.constant("has_posterior"):
             raise PrecfmError(
                 f"encode: got 'sample'; 'mean' is needed, since '{name}' gives one latent per image"
             )
@@ -101,11 +158,24 @@ class Encoder(Strict):
 
 
 class Classifiers(Strict):
-    """The frozen judges: one independently trained feature extractor per seed."""
+    """The frozen judges that this experiment trains: one independently trained feature extractor per seed.
+
+    Those of `seeds` report; the one of `selection_seed` chooses recipes and reports nothing.
+    """
 
     model: Annotated[Component, PlainValidator(partial(component, "extractors"))]
     training: Training
     seeds: Seeds
+    selection_seed: int = 1000
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Classifiers":
+        if self.selection_seed in self.seeds:
+            raise PrecfmError(
+                f"selection_seed: got {self.selection_seed}, one of seeds; another is needed, since the classifier "
+                "that selects may not report"
+            )
+        return self
 
 
 class Flow(Strict):
@@ -174,7 +244,7 @@ class Evaluation(Strict):
 class Search(Strict):
     """The tuned recipe: every method tries every combination, in short trainings judged on the validation split.
 
-    The judges are the classifiers that report the results, on validation images; one training for each combination.
+    The judge is a classifier that reports nothing, on validation images; one training for each combination.
     """
 
     time: Annotated[tuple[Literal["uniform", "logit_normal", "kappa_directed"], ...], Field(min_length=1)] = (
@@ -251,8 +321,16 @@ class Experiment(Strict):
                     raise PrecfmError(
                         f"{group}: got the name {name!r}; letters, digits and . _ = + - are needed, not 'floor'"
                     )
-        if self.datasets and self.classifiers is None:
-            raise PrecfmError("datasets: given without classifiers; a data experiment needs them all")
+        for name, of_dataset in self.datasets.items():
+            if self.classifiers is None and of_dataset.classifiers is None:
+                raise PrecfmError(
+                    f"datasets.{name}: given without classifiers; its own, pinned, or those of the experiment, which "
+                    "trains them, are needed"
+                )
+        for name, encoder in self.encoders.items():
+            if unknown := set(encoder.datasets or ()) - self.datasets.keys():
+                known = ", ".join(self.datasets)
+                raise PrecfmError(f"encoders.{name}.datasets: got '{sorted(unknown)[0]}'; known are {known}")
         if not self.datasets and not self.theory:
             raise PrecfmError("datasets, theory: both are empty, so there is nothing to make")
         for name in self.predict:

@@ -1,0 +1,98 @@
+"""What a plan knows of a data set's images before the first job; it refuses splits and models that do not fit them.
+
+Whether a pinned model has seen an image of a split that evaluates can be told here where the raw files are on this
+machine; its job (`workflow_scripts/pinned.py`) looks in any case.
+"""
+
+import json
+import os
+from functools import lru_cache
+
+from torch import Tensor
+
+from precfm.core.errors import PrecfmError
+from precfm.core.registry import build
+from precfm.datasets.image_names import image_names
+from precfm.datasets.manifest import SourceManifest, source_manifest
+from precfm.datasets.sources import MIRROR, RAW, SOURCES, fetch_raw
+from precfm.datasets.splits import make_splits
+from precfm.pipeline.components import plain
+from precfm.pipeline.pinned import PinnedModel, refuse_overlap
+from precfm.pipeline.schema import Dataset, Encoder
+
+
+def check_counts(name: str, spec: Dataset, manifest: SourceManifest) -> None:
+    """Refuse splits that are larger than the source, where its size is known without reading it."""
+    listed = len(image_names(file.name for file in manifest.files))  # 0 where they are inside a zip file
+    images = spec.source.constant("counts") or ((listed,) if listed else ())
+    pools: list[tuple[tuple[str, ...], str]] = [(("train", "validation", "heldout"), "images")]
+    if len(images) > 1:
+        pools = [
+            (("train", "validation"), "official training images"),
+            (("heldout",), "official test images"),
+        ]
+    for (splits, what), there in zip(pools, images, strict=False):
+        wanted = sum(getattr(spec, split) for split in splits)
+        if wanted > there:
+            raise PrecfmError(
+                f"datasets.{name}: {' + '.join(splits)}: got {wanted}, but '{manifest.name}' has {there} {what}"
+            )
+
+
+def image_shape(spec: Dataset) -> tuple[int, int] | None:
+    """Channels, and height and width, of a data set's images; None where its class does not say."""
+    made = spec.source.made()
+    resolution = getattr(made, "resolution", None)
+    return None if resolution is None else (made.channels, resolution)
+
+
+def check_encoder(field: str, encoder: Encoder, dataset: str, spec: Dataset) -> None:
+    """Refuse an encoder that cannot take a data set's images, or cannot be fitted to so few.
+
+    Raises:
+        PrecfmError: names the field and the data set.
+    """
+    shape = image_shape(spec)
+    if shape is None or encoder.pinned is not None:
+        return
+    channels, image_size = shape
+    try:
+        made = build("encoders", plain(encoder.network), channels=channels, image_size=image_size)
+        made.check_rows(spec.train)
+    except PrecfmError as error:
+        raise PrecfmError(f"{field}: {error} (data set {dataset})") from None
+
+
+def check_pinned(field: str, name: str, record: PinnedModel, dataset: str, spec: Dataset) -> None:
+    """Refuse a pinned model for other images, or one that has seen images of the splits that evaluate.
+
+    Raises:
+        PrecfmError: names the field, the model and the data set.
+    """
+    shape = image_shape(spec)
+    if shape is not None and shape != record.image_shape:
+        wanted, found = (
+            f"{size} x {size}, {channels} channels" for channels, size in (record.image_shape, shape)
+        )
+        raise PrecfmError(f"{field}: '{name}' takes images of {wanted}; those of {dataset} have {found}")
+    try:
+        refuse_overlap(name, record, _evaluating(json.dumps(plain(spec))).items())
+    except PrecfmError as error:
+        raise PrecfmError(f"{field}: {dataset}, {error}") from None
+
+
+@lru_cache(maxsize=4)  # the same for all models of a data set
+def _evaluating(text: str) -> dict[str, Tensor]:
+    """The validation and held-out images of a data set; none where its files cannot be had without a network."""
+    spec = Dataset.model_validate_json(text)
+    manifest = source_manifest(spec.source_name, SOURCES)
+    fetched = all((RAW / manifest.name / file.name).is_file() for file in manifest.files)
+    if not (fetched or MIRROR in os.environ or any(origin.kind == "python" for origin in manifest.origins)):
+        return {}
+    try:
+        images = build("datasets", plain(spec.source)).load(fetch_raw(manifest.name)[0])
+        sizes = {split: getattr(spec, split) for split in ("train", "validation", "heldout")}
+        splits = make_splits(images.labels, **sizes, seed=spec.seed, official_split=images.official_split)
+    except PrecfmError:  # what is wrong with the files, the job that splits them says
+        return {}
+    return {split: images.images[splits[split]] for split in ("validation", "heldout")}
