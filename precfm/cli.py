@@ -4,9 +4,10 @@ import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from precfm.core.errors import PrecfmError, one_sentence
 
@@ -24,6 +25,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Raw data: fetch it, or regist
 app.add_typer(data_app, name="data")
 
 FEW_FILES = 10  # so many are named one by one
+MISUSE = 3  # exit code of `compare`, whose 1 and 2 are results
 
 ExperimentName = Annotated[str, typer.Argument(help="An experiment: the name of a file in config/.")]
 
@@ -307,9 +309,6 @@ def audit(
         list[str] | None, typer.Argument(help="Experiments; default: all, local and published.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-    against: Annotated[
-        str | None, typer.Option(help="git:REVISION or a folder whose numbers are compared, too.")
-    ] = None,
 ) -> None:
     """Check results/ against checksums, plan, ledger and machine; exit code 1 with errors, 2 if misused."""
     import json
@@ -317,13 +316,62 @@ def audit(
     from precfm.audit.integrity import audit as audit_results
 
     try:
-        report = audit_results(experiments or (), against)
+        report = audit_results(experiments or ())
     except PrecfmError as error:
         typer.echo(f"precfm: {error}", err=True)
         raise typer.Exit(2) from None
     typer.echo(json.dumps(report.to_json(), indent=1) if as_json else "\n".join(report.lines()))
     if report.errors:
         raise typer.Exit(1)
+
+
+class _MisuseIsNoResult(TyperCommand):
+    """A command whose exit codes 1 and 2 are results: wrong options end it with another one, too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if getattr(error, "exit_code", 0) == 2:  # --help, too, leaves by an exception
+                vars(error)["exit_code"] = MISUSE
+            raise
+
+
+@app.command("compare", cls=_MisuseIsNoResult)
+def compare_numbers(
+    place: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[REV|FOLDER]",
+            help="What to compare with: a revision, for what was published there, or a folder: a checkout, its "
+            "results, its results/published, one experiment's. Default: what this machine made with what is published.",
+        ),
+    ] = None,
+    experiment: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this one; may be repeated. Default: all that are in both places."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every difference, as JSON.")] = False,
+) -> None:
+    """Say whether the numbers of this run are those of another, the published one above all.
+
+    Exit code 0: all agree to rounding; 2: they differ by no more than training seeds do, or two seeds cannot tell; 1:
+    by more, or verdicts, rows, columns or files differ; 3: nothing was compared (wrong arguments, no such place).
+    """
+    import json
+
+    from precfm.audit.agreement import agreements, worst
+
+    try:
+        found = agreements(place, experiment or ())
+    except (PrecfmError, OSError) as error:
+        typer.echo(f"precfm: {error}", err=True)
+        raise typer.Exit(MISUSE) from None
+    if as_json:
+        typer.echo(json.dumps([each.to_json() for each in found], indent=1))
+    else:
+        typer.echo("\n\n".join("\n".join(each.lines()) for each in found))
+    raise typer.Exit(worst(found))
 
 
 @app.command()

@@ -1,51 +1,76 @@
-"""Numbers of two runs, compared with the tolerance for other machines: `precfm audit --against`.
+"""Numbers of two runs, compared: which agree to rounding, which only within the scatter of seeds, which do not.
 
-One machine makes equal bytes. Another processor, GPU, thread count or torch rounds differently; training amplifies
-that, so its numbers agree only as far as training itself is reproducible. Two numbers agree
+A number agrees to rounding as far as `precfm.audit.tolerances` declares for its statistic; interval and p-value may
+move as far as the rounding of single seeds explains.
 
-- if they differ by at most `RELATIVE` of the larger one, or by at most `ABSOLUTE` and a factor of `SMALL_FACTOR`:
-  small errors of theory are rounding, so they may differ by that factor, and in any way below `ROUNDING`;
-- or if both rows state an interval over `MIN_SEEDS` seeds or more that holds their own value, and the numbers differ by
-  at most `HALF_WIDTHS` times the shorter of the two distances from a value to its bound on the other's side. Of two
-  honest runs whose seeds scatter alike, 5% of the numbers with 3 seeds are still beyond that, 3% with 5, 2% with 10.
+What differs by more is held against the scatter of training seeds. Two values are within it if both rows state an
+interval over `MIN_SEEDS` seeds or more that holds their own value, and they differ by at most `HALF_WIDTHS` times the
+shorter of the two distances from a value to its bound on the other's side. Of two honest runs whose seeds scatter
+alike, 5% of the numbers with 3 seeds are still beyond that, 3% with 5, 2% with 10. Intervals of two seeds are so wide
+that nearly all numbers pass: what passes by them alone cannot be told. Where values differ, the trainings were others:
+interval and p-value then count as their value does.
 
-Intervals of two seeds are so wide that nearly all numbers pass; those that pass by them alone are counted as not
-judged. Verdicts and counts must be equal; files, rows and columns that only one run has are differences. Bounds and
-p-values follow from the values of single seeds: they are compared, with `RELATIVE`, where all values of a file agree to
-rounding, and not otherwise. Notes and reasons are not compared.
+Verdicts, outcomes and counts must be equal; files, rows and columns that only one run has are differences. Notes and
+reasons are not compared.
 """
 
-import io
-import json
+import csv
 import math
-import os
-import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal, TypeAlias, TypeGuard
 
-from precfm.audit.git import asked
-from precfm.core.errors import PrecfmError
-from precfm.pipeline.node import RESULTS
+from precfm.audit.number_tables import (
+    FROM_SEEDS,
+    VERDICT,
+    Cell,
+    Row,
+    SideBySide,
+    number,
+    read_table,
+    side_by_side,
+)
+from precfm.audit.tolerances import RELATIVE, Tolerance, tolerance_of
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-PUBLISHED = RESULTS / "published"
-RELATIVE = 0.05
-ABSOLUTE = 1e-6
-SMALL_FACTOR = 5.0
-ROUNDING = 1e-14  # some dozens of units in the last place of 1
 MIN_SEEDS = 3
 HALF_WIDTHS = 2.0
-_FROM_SEEDS = {"low", "high", "p", "p_holm", "resolvable"}
-_OUTCOMES = {"outcome", "indicative"}  # texts that are results
-_NOT_COMPARED = {"note", "reason", "text", "smallest_effect"}
-_NAMES = {"step", "seed", "n_real", "n_generated"}  # numbers that say what a row is about
+_T_QUANTILES = (
+    12.71,
+    4.31,
+    3.19,
+    2.78,
+    2.58,
+)  # 97.5% of t, for 2, 3, ... seeds; for more than six it is less
+_METRICS = "tables/metrics.csv"
+_UNREADABLE = (csv.Error, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
-Judgement = Literal["equal", "near", "interval", "unjudged", "beyond"]
-Row = Mapping[str, Any]
+Judgement = Literal["rounding", "declared", "scatter", "unjudged", "beyond"]
+AGREES: tuple[Judgement, ...] = ("rounding", "declared")
+Sizes: TypeAlias = Mapping[tuple[object, ...], float]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One cell that does not agree to rounding.
+
+    Attributes:
+        where: its row and column.
+        here: what stands in the one run.
+        there: what stands in the other.
+        size: relative difference; infinite for what is no number.
+        judgement: `scatter`, `unjudged` or `beyond`.
+    """
+
+    where: str
+    here: str
+    there: str
+    size: float
+    judgement: Judgement
+
+    def __str__(self) -> str:
+        return f"{self.here} here, {self.there} there: {self.where}"
 
 
 @dataclass(frozen=True)
@@ -54,216 +79,256 @@ class Comparison:
 
     Attributes:
         file: its path below the experiment.
-        rows: how many rows both have.
-        largest: the largest relative difference between numbers, those aside that differ as small ones may.
+        counts: how many numbers agree within `RELATIVE` (`rounding`) or by a tolerance of their own (`declared`), agree
+            within the `scatter` of seeds, cannot be told since there are two seeds (`unjudged`), or are `beyond`.
+        largest: the largest relative difference between numbers, those aside that have a tolerance of their own.
         at: its row and column.
-        apart: how many numbers differ by more than `RELATIVE`, and by more than small ones may.
-        by_intervals: how many of these agree through their intervals alone.
-        unjudged: how many of these agree through the intervals of two seeds alone, which say nothing.
-        beyond: what differs by more than the tolerance, or is only in one of the runs.
+        differences: every cell that does not agree to rounding, outcomes among them.
+        only: files, rows and columns that one of the runs has alone.
+        verdicts: how many claims' verdicts are equal, and how many both runs have.
     """
 
     file: str
-    rows: int = 0
+    counts: Mapping[Judgement, int] = field(default_factory=dict)
     largest: float = 0.0
     at: str = ""
-    apart: int = 0
-    by_intervals: int = 0
-    unjudged: int = 0
-    beyond: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        parts = [f"{self.file}: {self.rows} rows, {len(self.beyond)} differences beyond the tolerance"]
-        if self.largest:
-            parts.append(f"largest relative difference {self.largest:.2g} at {self.at}")
-        if self.apart:
-            parts.append(
-                f"{self.apart} numbers differ by more than {RELATIVE:.0%}: {self.by_intervals} of them agree only "
-                f"through intervals, {self.unjudged} cannot be judged"
-            )
-        return "; ".join(parts)
-
-
-def numbers_in(home: Path) -> dict[str, bytes]:
-    """The contents of an experiment's tables and verdicts, by path below its folder."""
-    files = [*sorted(home.glob("tables/*.csv")), home / "claims.json"]
-    return {file.relative_to(home).as_posix(): file.read_bytes() for file in files if file.is_file()}
-
-
-def numbers_here(experiment: str) -> dict[str, bytes]:
-    """The numbers that this machine made, or else the published ones."""
-    return numbers_in(RESULTS / experiment) or numbers_in(PUBLISHED / experiment)
-
-
-def numbers_there(place: str, experiment: str) -> dict[str, bytes]:
-    """The numbers of another run.
-
-    Args:
-        place: `git:REVISION`, for what was published there, or a folder: another checkout, or its `results` or
-            `results/published`.
-        experiment: its name.
-
-    Raises:
-        PrecfmError: there is no such revision or folder, or it is this run itself.
-    """
-    if place.startswith("git:"):
-        return _numbers_of(place.removeprefix("git:"), PUBLISHED / experiment)
-    folder = Path(place)
-    if not place or not folder.is_dir():
-        raise PrecfmError(f"against: {place!r} is no folder; a folder or git:REVISION is needed")
-    if folder.resolve() in (Path.cwd(), RESULTS.resolve()):
-        raise PrecfmError(f"against: {place!r} is this run itself; another folder or git:REVISION is needed")
-    homes = (folder / RESULTS / experiment, folder / PUBLISHED / experiment, folder / experiment)
-    return next((found for home in homes if (found := numbers_in(home))), {})
-
-
-def _numbers_of(name: str, home: Path) -> dict[str, bytes]:
-    found = asked("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
-    if found is None:
-        raise PrecfmError(f"against: {name!r} is no revision of this repository")
-    revision = found.decode().strip()
-    listed = os.fsdecode(asked("ls-tree", "-r", "-z", "--name-only", revision, "--", f"./{home}/") or b"")
-    wanted = re.compile(rf"{re.escape(home.as_posix())}/(tables/[^/]+\.csv|claims\.json)")
-    contents = {}
-    for path in filter(wanted.fullmatch, listed.split("\0")):
-        content = asked("cat-file", "blob", f"{revision}:./{path}")
-        if content is None:
-            raise PrecfmError(f"against: {name!r} lists {path}, but this repository does not hold it")
-        contents[Path(path).relative_to(home).as_posix()] = content
-    return contents
+    differences: tuple[Difference, ...] = ()
+    only: tuple[str, ...] = ()
+    verdicts: tuple[int, int] = (0, 0)
 
 
 def compare(here: Mapping[str, bytes], there: Mapping[str, bytes]) -> list[Comparison]:
-    """Compare the numbers of two runs of an experiment: contents by file, one comparison per file that either has."""
-    found = []
+    """Compare the numbers of two runs of an experiment.
+
+    Args:
+        here: the contents of the one run's tables (`tables/*.csv`) and verdicts (`claims.json`), by path.
+        there: the same of the other run.
+
+    Returns:
+        One comparison per file that either has.
+    """
+    sizes, found = sizes_in(here), []
     for file in sorted(here.keys() | there.keys()):
         if file not in here or file not in there:
             only = "here" if file in here else "there"
-            found.append(Comparison(file, beyond=(f"it is only {only}",)))
+            found.append(Comparison(file, only=(f"the file is only {only}",)))
             continue
         try:
-            found.append(_compared(file, _frame(file, here[file]), _frame(file, there[file])))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            found.append(Comparison(file, beyond=(f"it cannot be read ({' '.join(str(error).split())})",)))
+            tables = side_by_side(read_table(file, here[file]), read_table(file, there[file]))
+            found.append(_compared(file, tables, sizes))
+        except _UNREADABLE as error:
+            found.append(Comparison(file, only=(f"it cannot be read ({' '.join(str(error).split())})",)))
     return found
 
 
-def _frame(file: str, content: bytes) -> "pd.DataFrame":
-    """A table, or the statistics of all verdicts as one."""
-    import pandas as pd
-
-    text = content.decode("utf-8")
-    if not file.endswith(".json"):
-        return pd.read_csv(io.StringIO(text))
-    rows: list[dict[str, Any]] = []
-    for verdict in json.loads(text)["claims"]:
-        rows.append({"claim": verdict["claim"], "statistic": "verdict", "outcome": verdict["verdict"]})
-        rows += [{"claim": verdict["claim"], **statistic} for statistic in verdict["statistics"]]
-    return pd.DataFrame(rows)
+def sizes_in(numbers: Mapping[str, bytes]) -> Sizes:
+    """How large the metrics are that `paired` subtracts from one another; nothing where that cannot be read."""
+    try:
+        rows = read_table(_METRICS, numbers[_METRICS]).rows
+        return {_key(row, row["method"]): abs(row["value"]) for row in rows if row["value"] is not None}
+    except _UNREADABLE:
+        return {}
 
 
-def _compared(file: str, here: "pd.DataFrame", there: "pd.DataFrame") -> Comparison:
-    shared = [name for name in here.columns if name in there.columns]
-    numbers = {name for name in shared if _holds_numbers(name, here, there)}
-    about = [name for name in shared if name not in numbers | _FROM_SEEDS | _OUTCOMES | _NOT_COMPARED]
-    mine, other = (_rows(frame, about, numbers) for frame in (here, there))
-    both = [row for row in mine if row in other]
-    compared = [name for name in shared if name in (numbers | _OUTCOMES) - _FROM_SEEDS]
-    cells = [(row, name, *judge(name, mine[row], other[row])) for row in both for name in compared]
-    differences = [(size, f"{row}, {name}") for row, name, size, _ in cells if name in numbers and size]
-    largest, at = max(differences, key=lambda each: each[0], default=(0.0, ""))
-    if not differences:  # the same trainings: what was computed from them is the same, too
-        bounds = [name for name in shared if name in _FROM_SEEDS]
-        cells += [(row, name, *judge(name, mine[row], other[row])) for row in both for name in bounds]
-    counts = [judgement for *_, judgement in cells]
-    beyond = [
-        f"{row}, {name}: {mine[row][name]} here, {other[row][name]} there"
-        for row, name, _, judgement in cells
-        if judgement == "beyond"
+def size_of(row: Row, table: str, sizes: Sizes) -> float:
+    """How large the numbers are whose difference a row of `paired` states; 0 for other tables."""
+    if table != "paired":
+        return 0.0
+    return max(sizes.get(_key(row, row.get(name)), 0.0) for name in ("method", "baseline"))
+
+
+def _key(row: Row, method: object) -> tuple[object, ...]:
+    return (row.get("dataset"), method, row.get("metric"), row.get("space"))
+
+
+def _compared(file: str, tables: SideBySide, sizes: Sizes) -> Comparison:
+    table = Path(file).stem
+    judged = [
+        _Row(name, mine, other, _judged(mine, other, tables.numbers, table, size_of(mine, table, sizes)))
+        for name, mine, other in tables.rows
     ]
-    for only, rows, others, frame, another in (
-        ("here", mine, other, here, there),
-        ("there", other, mine, there, here),
-    ):
-        beyond += [f"the row {row or '(without a name)'} is only {only}" for row in rows if row not in others]
-        beyond += [
-            f"the column {name} is only {only}" for name in frame.columns if name not in another.columns
-        ]
+    trained_apart = any(row.of_value not in AGREES for row in judged)
+    jumped = any(_has_jumped(row.mine, row.other, table) for row in judged)
+    for row in judged:
+        for column in FROM_SEEDS & row.cells.keys():
+            size, judgement = row.cells[column]
+            if judgement not in AGREES and row.of_value not in AGREES:
+                row.cells[column] = size, row.of_value
+            elif judgement not in AGREES and trained_apart:
+                row.cells[column] = (
+                    size,
+                    "scatter" if _seeds(row.mine, row.other) >= MIN_SEEDS else "unjudged",
+                )
+            elif judgement not in AGREES and jumped and column == "p_holm":  # adjusted over all rows
+                row.cells[column] = size, "declared"
+    cells = [
+        Difference(f"{row.name}, {column}", _shown(row.mine[column]), _shown(row.other[column]), *cell)
+        for row in judged
+        for column, cell in row.cells.items()
+    ]
+    outcomes = [
+        Difference(
+            f"{row.name}, {column}", _shown(row.mine[column]), _shown(row.other[column]), math.inf, "beyond"
+        )
+        for row in judged
+        for column in tables.outcomes
+        if row.mine[column] != row.other[column]
+    ]
+    shown = [cell for cell in cells if cell.judgement != "declared" and math.isfinite(cell.size)]
+    largest = max(shown, key=lambda cell: cell.size, default=None)
+    verdicts = [row for row in judged if row.mine.get("statistic") == VERDICT]
     return Comparison(
-        file=file,
-        rows=len(both),
-        largest=largest,
-        at=at,
-        apart=sum(size > RELATIVE for size, _ in differences),
-        by_intervals=counts.count("interval"),
-        unjudged=counts.count("unjudged"),
-        beyond=tuple(beyond),
+        file,
+        counts=Counter(cell.judgement for cell in cells),
+        largest=largest.size if largest else 0.0,
+        at=largest.where if largest and largest.size else "",
+        differences=(*outcomes, *(cell for cell in cells if cell.judgement not in AGREES)),
+        only=tables.only,
+        verdicts=(sum(row.mine["outcome"] == row.other["outcome"] for row in verdicts), len(verdicts)),
     )
 
 
-def _holds_numbers(name: str, *frames: "pd.DataFrame") -> bool:
-    """Whether a column is one of results: numbers in either run, and no names of rows."""
-    import pandas as pd
+@dataclass(frozen=True)
+class _Row:
+    """A row of both runs, and for each column of numbers the relative difference and the judgement."""
 
-    numeric = any(pd.api.types.is_numeric_dtype(frame[name]) and len(frame) for frame in frames)
-    return numeric and name not in _NAMES | _NOT_COMPARED | _OUTCOMES
+    name: str
+    mine: Row
+    other: Row
+    cells: dict[str, tuple[float, Judgement]]
 
-
-def _rows(frame: "pd.DataFrame", about: Sequence[str], numbers: set[str]) -> dict[str, Row]:
-    """Rows by what they are about; of equal ones the second is called `#2`."""
-    rows: dict[str, Row] = {}
-    for row in frame.to_dict("records"):
-        named: Row = {str(name): _number(cell) if name in numbers else cell for name, cell in row.items()}
-        # A classifier is named without its key.
-        name = base = " ".join(
-            "" if cell is None or cell != cell else re.sub(r"@[0-9a-f]{12}$", "", str(cell))
-            for cell in (named[column] for column in about)
-        )
-        count = 1
-        while name in rows:
-            count += 1
-            name = f"{base} #{count}"
-        rows[name] = named
-    return rows
+    @property
+    def of_value(self) -> Judgement:
+        return self.cells.get("value", (0.0, "rounding"))[1]
 
 
-def _number(cell: Any) -> Any:
-    """A cell of a column of numbers: one cell of text makes pandas read all of them as text."""
-    try:
-        return float(cell)
-    except (TypeError, ValueError):
-        return cell
+def _judged(
+    mine: Row, other: Row, columns: Sequence[str], table: str, size: float
+) -> dict[str, tuple[float, Judgement]]:
+    held = [column for column in columns if not (mine[column] is None and other[column] is None)]
+    return {column: judge(column, mine, other, table=table, size=size) for column in held}
 
 
-def judge(column: str, mine: Row, other: Row) -> tuple[float, Judgement]:
+def _shown(cell: Cell) -> str:
+    return f"{cell:.7g}" if isinstance(cell, float) else cell or "nothing"
+
+
+def judge(
+    column: str, mine: Row, other: Row, *, table: str = "", size: float = 0.0
+) -> tuple[float, Judgement]:
     """Hold one cell of a row against that of another run.
 
     Args:
-        column: which one; only `value` has an interval, and `n` must be equal.
-        mine: this run's row: `column`, and where there is an interval `low`, `high` and `n`.
+        column: which one.
+        mine: this run's row, cells by column: numbers or their texts.
         other: the other run's.
+        table: the name of the table, as `paired`; it may have tolerances of its own.
+        size: of the numbers whose difference the row states, see `size_of`.
 
     Returns:
-        The relative difference (0 where numbers differ as small ones may, infinite for what is no number), and whether
-        they are `equal`, `near` (within the tolerance), agree through an `interval` alone, cannot be told apart by the
-        intervals of two seeds (`unjudged`), or are `beyond` the tolerance.
+        The relative difference (infinite for what is no number), and whether the cells agree within `RELATIVE`
+        (`rounding`), by a tolerance of their own (`declared`), within the `scatter` of seeds, cannot be told apart by
+        the intervals of two seeds (`unjudged`), or are `beyond` all that.
     """
-    a, b = mine[column], other[column]
-    if a == b or (a != a and b != b):
-        return 0.0, "equal"
-    if not all(isinstance(value, float | int) and math.isfinite(value) for value in (a, b)):
-        return math.inf, "beyond"
-    smaller, larger = sorted((abs(a), abs(b)))
-    if abs(a - b) <= ABSOLUTE and (larger <= ROUNDING or larger <= SMALL_FACTOR * smaller):
-        return 0.0, "near"
-    difference = abs(a - b) / larger
-    if column != "n" and difference <= RELATIVE:
-        return difference, "near"
+    a, b = number(mine[column]), number(other[column])
+    if a == b:
+        return 0.0, "rounding"
+    tolerance = tolerance_of(column, mine, table)
+    if not (_is_finite(a) and _is_finite(b)):
+        excused = column in FROM_SEEDS and None in (a, b) and _has_jumped(mine, other, table)
+        return math.inf, "declared" if excused else "beyond"
+    apart, larger = abs(a - b), max(abs(a), abs(b))
+    if apart <= min(tolerance.relative, RELATIVE) * larger:
+        return apart / larger, "rounding"
+    rounding = _rounding(a, b, tolerance, size)
+    if column in FROM_SEEDS:
+        rounding = max(
+            RELATIVE * larger, _follows(column, mine, other, tolerance_of("value", mine, table), size)
+        )
+    if apart <= max(rounding, tolerance.jump if column == "value" else 0.0):
+        return apart / larger, "declared"
     if column != "value" or not _within_intervals(mine, other):
-        return difference, "beyond"
-    return difference, "interval" if min(
-        row.get("n", 0) for row in (mine, other)
-    ) >= MIN_SEEDS else "unjudged"
+        return apart / larger, "beyond"
+    return apart / larger, "scatter" if _seeds(mine, other) >= MIN_SEEDS else "unjudged"
+
+
+def _rounding(a: float, b: float, tolerance: Tolerance, size: float = 0.0) -> float:
+    """How far rounding may move a value."""
+    return max(tolerance.relative * max(abs(a), abs(b)), RELATIVE * size, tolerance.absolute)
+
+
+def _has_jumped(mine: Row, other: Row, table: str) -> bool:
+    """Whether the values of two rows differ by a jump that their statistic may make."""
+    a, b = number(mine.get("value")), number(other.get("value"))
+    tolerance = tolerance_of("value", mine, table)
+    return _is_finite(a) and _is_finite(b) and _rounding(a, b, tolerance) < abs(a - b) <= tolerance.jump
+
+
+def _follows(column: str, mine: Row, other: Row, tolerance: Tolerance, size: float) -> float:
+    """How far what is computed from the values of single seeds may move, if each of these is moved by rounding.
+
+    A mean of n values, each moved by at most d, moves by at most d, and half of its t interval by at most
+    t / sqrt(n - 1) d. A p-value, 2 P(T > t), moves relatively by at most n - 1 times the relative move of t.
+
+    Args:
+        column: one of `FROM_SEEDS`.
+        mine: a row with a value.
+        other: the other run's.
+        tolerance: of the value.
+        size: as of `judge`.
+
+    Returns:
+        The largest move; 0 where the row has no two seeds, or its values differ by more than rounding.
+    """
+    a, b = number(mine.get("value")), number(other.get("value"))
+    n = _seeds(mine, other)
+    if not (_is_finite(a) and _is_finite(b)) or n < 2:
+        return 0.0
+    if tolerance.multiplicative and min(a, b) > 0:
+        moved, apart, scale = tolerance.relative, abs(math.log(a / b)), _largest(column, mine, other)
+    else:
+        moved, apart, scale = _rounding(a, b, tolerance, size), abs(a - b), 1.0
+    if apart > moved:
+        if apart > tolerance.jump:
+            return 0.0
+        moved = n * apart  # one seed may have made all of the jump
+    of_half = _T_QUANTILES[min(n - 2, len(_T_QUANTILES) - 1)] / math.sqrt(n - 1) * moved
+    if column in ("low", "high"):
+        return (moved + of_half) * scale
+    if column == "resolvable":  # about 1.3 times half the interval
+        return 1.5 * of_half
+    half = min(_half(mine), _half(other))
+    from_null = min(abs(value - _null(mine)) for value in (a, b))
+    if half == 0.0 or from_null == 0.0:
+        return 1.0
+    return _largest(column, mine, other) * (n - 1) * (moved / from_null + of_half / half)
+
+
+def _half(row: Row) -> float:
+    """Half the width of a row's interval; 0 if it has none."""
+    low, high = number(row.get("low")), number(row.get("high"))
+    return (high - low) / 2 if _is_finite(low) and _is_finite(high) else 0.0
+
+
+def _null(row: Row) -> float:
+    """What the p-value of a row is against: no effect, or the margin of a claim that nothing gets worse."""
+    margin = number(row.get("smallest_effect"))
+    sign = {"no_increase": 1.0, "no_decrease": -1.0}.get(str(row.get("direction")), 0.0)
+    return sign * margin if isinstance(margin, float) else 0.0
+
+
+def _largest(column: str, mine: Row, other: Row) -> float:
+    cells = [number(row[column]) for row in (mine, other)]
+    return max((abs(cell) for cell in cells if isinstance(cell, float)), default=0.0)
+
+
+def _seeds(mine: Row, other: Row) -> int:
+    cells = [number(row.get("n")) for row in (mine, other)]
+    return int(min(cell if isinstance(cell, float) else 0.0 for cell in cells))
+
+
+def _is_finite(cell: Cell) -> TypeGuard[float]:
+    return isinstance(cell, float) and math.isfinite(cell)
 
 
 def _within_intervals(mine: Row, other: Row) -> bool:
@@ -271,12 +336,11 @@ def _within_intervals(mine: Row, other: Row) -> bool:
 
     The shorter distance counts, so that no row can make itself agree with everything by stating a wide interval.
     """
-    lower, upper = sorted((mine, other), key=lambda row: float(row["value"]))
-    for row in (lower, upper):
-        bounds = [row.get("low"), row.get("high")]
-        if not all(isinstance(bound, int | float) and math.isfinite(bound) for bound in bounds):
+    found: list[tuple[float, float, float]] = []
+    for row in (mine, other):
+        value, low, high = (number(row.get(name)) for name in ("value", "low", "high"))
+        if not (_is_finite(value) and _is_finite(low) and _is_finite(high) and low <= value <= high):
             return False
-        if not row["low"] <= row["value"] <= row["high"]:
-            return False
-    shorter = min(lower["high"] - lower["value"], upper["value"] - upper["low"])
-    return bool(upper["value"] - lower["value"] <= HALF_WIDTHS * shorter)
+        found.append((value, low, high))
+    (lower, _, top), (upper, bottom, _) = sorted(found)
+    return upper - lower <= HALF_WIDTHS * min(top - lower, upper - bottom)

@@ -1,5 +1,6 @@
-"""The audit: does everything in results/ agree with its checksums, the plan, the ledger and this machine?
+"""The audit: is everything in results/ what its checksums, the plan, the ledger and this machine say?
 
+Whether its numbers agree with those of another run is asked of `precfm.audit.agreement`.
 Errors make it fail; warnings say what may change the last digits of a rebuild, or is not committed yet. Logs, benchmark
 files and stamps in `results/<experiment>/records/` change from run to run and are left out.
 """
@@ -7,7 +8,6 @@ files and stamps in `results/<experiment>/records/` change from run to run and a
 import re
 from collections.abc import Sequence
 
-from precfm.audit.comparison import MIN_SEEDS, RELATIVE, compare, numbers_here, numbers_there
 from precfm.audit.environment import check_commit, check_machine, check_versions
 from precfm.audit.equivalences import check_equivalences
 from precfm.audit.ledger import check_ledger
@@ -20,18 +20,17 @@ from precfm.pipeline.experiments import NAME
 from precfm.pipeline.node import PUBLISHED, RECORD, RESULTS, homes
 
 
-def audit(experiments: Sequence[str] = (), against: str | None = None) -> Report:
+def audit(experiments: Sequence[str] = ()) -> Report:
     """Check results/: what this machine made, what is published, the plan, the ledger, the machine.
 
     Args:
         experiments: which ones; none means all that this machine made something of, or that are published.
-        against: compare the numbers with those of `git:REVISION` or of another folder, too.
 
     Returns:
         The report.
 
     Raises:
-        PrecfmError: an experiment has no results, or there is nothing to compare with.
+        PrecfmError: an experiment has no results.
     """
     local = {home.name for home in homes()}
     published = {home.name for home in PUBLISHED.glob("*") if home.is_dir()}
@@ -46,8 +45,6 @@ def audit(experiments: Sequence[str] = (), against: str | None = None) -> Report
     if not chosen:
         raise PrecfmError(f"{RESULTS}: holds no experiment; run `make reproduce` or `make pull` first")
     report = Report(chosen)
-    if against is not None:
-        _check_against(report, against, named=bool(experiments))
     made = [LocalExperiment(report, name) for name in chosen if name in local]
     for name in chosen:
         if name in published:
@@ -75,27 +72,3 @@ def _check_strays(report: Report) -> None:
     for place in sorted(PUBLISHED.glob("*")):
         if place.is_symlink() or not (place.is_dir() or place in MERGED):
             report.error("plan", place, "is neither an experiment nor the merged verdicts", "delete it")
-
-
-def _check_against(report: Report, place: str, *, named: bool) -> None:
-    """Numbers against those of another run, which must have all experiments that are named, or any."""
-    others = {name: numbers_there(place, name) for name in report.experiments}
-    for name, there in others.items():
-        if not there and (named or not any(others.values())):
-            raise PrecfmError(f"against: {place} holds no numbers of {name}")
-        if not there:
-            report.notes.append(f"{name}: {place} holds no numbers of it")
-            continue
-        for comparison in compare(numbers_here(name), there):
-            report.comparisons.append(comparison)
-            file = f"{name}/{comparison.file}"
-            if comparison.beyond:
-                problem = f"{len(comparison.beyond)} differences to {place} beyond the tolerance"
-                remedy = "compare parameters, code and machine of both; `precfm why` names them"
-                report.error("against", file, problem, remedy, comparison.beyond)
-            if comparison.unjudged:
-                problem = (
-                    f"{comparison.unjudged} numbers cannot be judged: they differ from {place} by more than "
-                    f"{RELATIVE:.0%} and agree only through intervals of fewer than {MIN_SEEDS} seeds"
-                )
-                report.warn("against", file, problem, "more seeds in both runs would say more")

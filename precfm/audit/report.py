@@ -1,12 +1,10 @@
-"""What an audit has to say: findings, notes, comparisons, and the report of them."""
+"""What an audit has to say: findings, notes, and the report of them."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-from precfm.audit.comparison import Comparison
 
 _SHOWN = 3  # names in one sentence; --json lists all
 
@@ -45,7 +43,6 @@ class Report:
         findings: errors and warnings.
         notes: what is worth knowing and no finding, such as what could not be checked.
         absent: for each experiment and kind, how many artifacts of the plan are not on this machine.
-        comparisons: with another revision or folder, see `precfm.audit.comparison`.
         files: the number of files that were read.
         size: of these files, in bytes.
     """
@@ -54,7 +51,6 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     absent: dict[str, dict[str, int]] = field(default_factory=dict)
-    comparisons: list[Comparison] = field(default_factory=list)
     files: int = 0
     size: int = 0
 
@@ -89,7 +85,6 @@ class Report:
         """The report for people: what was found, one sentence each, and a summary."""
         for level in ("error", "warning"):
             yield from (f"{level}: {finding}" for finding in self.findings if finding.level == level)
-        yield from (f"compared: {comparison}" for comparison in self.comparisons)
         for name, kinds in self.absent.items():
             counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
             remedy = f"`make pull EXPERIMENT={name}` fetches, `precfm make {name}` makes them"
