@@ -25,7 +25,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Raw data: fetch it, or regist
 app.add_typer(data_app, name="data")
 
 FEW_FILES = 10  # so many are named one by one
-MISUSE = 3  # exit code of `compare`, whose 1 and 2 are results
+MISUSE = 3  # exit code of `compare` and `challenge`, whose 1 and 2 are results
 
 ExperimentName = Annotated[str, typer.Argument(help="An experiment: the name of a file in config/.")]
 
@@ -106,7 +106,7 @@ def pin_models(
     experiment: Annotated[str, typer.Argument(help="Whose trained encoders and classifiers.")] = "models",
 ) -> None:
     """Train encoders and classifiers and pin them: weights and records in data/models/, which git holds."""
-    from precfm.pipeline.pinned import MODELS
+    from precfm.pipeline.node import MODELS
     from precfm.pipeline.pinning import pin, rename_in_configurations, trained_models
     from precfm.pipeline.plan import load_plan
 
@@ -372,6 +372,67 @@ def compare_numbers(
     else:
         typer.echo("\n\n".join("\n".join(each.lines()) for each in found))
     raise typer.Exit(worst(found))
+
+
+@app.command(cls=_MisuseIsNoResult)
+def challenge(
+    count: Annotated[int, typer.Argument(metavar="[N]", help="How many numbers to draw.")] = 3,
+    experiment: Annotated[
+        str | None,
+        typer.Option(help="Only this one. Default: all published ones that this checkout would make."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the draw. Default: a fresh one, which is printed.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what is drawn and its cost only.")
+    ] = False,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where to make them: a folder that is kept, so that the same command goes on there."
+        ),
+    ] = None,
+) -> None:
+    """Draw published numbers, make them again from sources and pinned models in an empty folder, and compare.
+
+    Exit code 0: all agree to rounding; 2: they differ by no more than training seeds do, or two seeds cannot tell; 1:
+    by more; 3: nothing was compared (wrong arguments, a source that cannot be had, nothing to challenge).
+    """
+    import secrets
+    import traceback
+
+    from precfm.audit.challenge import Challenge, exit_code, lines
+    from precfm.audit.drawn_cells import challengeable, draw
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        tables, left_out = challengeable(experiment)
+        for reason in left_out:
+            typer.echo(f"left out: {reason}")
+        seed = secrets.randbelow(2**32) if seed is None else seed
+        drawn = draw(tables, count, seed)
+        typer.echo(f"drawn with --seed {seed}:")
+        for cell in drawn:
+            typer.echo(f"  {cell}")
+        challenged = Challenge.of(drawn)
+        for line in challenged.cost():
+            typer.echo(line)
+        if dry_run:
+            return
+        outcomes = challenged.outcomes(scratch, typer.echo)
+    except (PrecfmError, OSError) as error:
+        typer.echo(f"precfm: {error}", err=True)
+        raise typer.Exit(MISUSE) from None
+    except KeyboardInterrupt:
+        typer.echo("precfm: stopped", err=True)
+        raise typer.Exit(128 + signal.SIGINT) from None
+    except Exception:  # a defect: no number was compared
+        traceback.print_exc()
+        raise typer.Exit(MISUSE) from None
+    for line in lines(outcomes):
+        typer.echo(line)
+    raise typer.Exit(exit_code(outcomes))
 
 
 @app.command()

@@ -10,19 +10,21 @@ from precfm.pipeline.fingerprints import fingerprint, own_fingerprint
 from precfm.pipeline.plan import load_plan
 from tests.workflow import ROOT
 
-TRAINED = {"classifiers", "encoders", "flows", "preconditioners"}
 # By file, the kinds of artifact of `quick` whose own code changes with it; what is made from them follows.
 CHANGES = {
-    "precfm/core/serialization.py": {"classifiers", "encoders", "evaluations", "features", "latents"},
+    "precfm/core/serialization.py": {"encoders", "evaluations", "features", "latents"},
     "precfm/core/errors.py": set(),
     "precfm/geometry/recovery.py": {"diagnostics", "evaluations", "preconditioners"},
-    "precfm/training/trainer.py": {*TRAINED, "samples"},
+    "precfm/training/trainer.py": {"flows", "preconditioners", "samples"},
+    "precfm/training/negative_elbo.py": set(),
     "precfm/flows/sampling.py": {"evaluations", "flows", "preconditioners", "samples"},
     "precfm/flows/models/mlp.py": {"flows", "preconditioners", "samples"},
     "precfm/preconditioners/base.py": {"diagnostics", "flows", "preconditioners", "samples"},
     "precfm/preconditioners/scalar.py": {"preconditioners"},
     "precfm/preconditioned_flow.py": {"flows", "samples"},
     "precfm/encoders/conv_vae.py": {"encoders"},
+    "precfm/encoders/pca.py": {"encoders"},
+    "precfm/metrics/extractors/classifier.py": {"classifiers"},
     "precfm/datasets/splits.py": {"data"},
     "precfm/datasets/sources.py": set(),
     "precfm/metrics/frechet.py": {"evaluations"},
@@ -36,16 +38,35 @@ CHANGES = {
     "precfm/__init__.py": set(),
     "precfm/flows/__init__.py": set(),
     "workflow_scripts/latents.py": {"latents"},
+    "workflow_scripts/pinned.py": {"classifiers", "encoders"},
 }
+# Of `smoke`, which trains its encoder and its classifiers; those of `quick` are pinned.
+CHANGES_WHERE_TRAINED = {
+    "precfm/training/trainer.py": set(
+        "budgets classifiers encoders flows kernels preconditioners recipes samples".split()
+    ),
+    "precfm/training/negative_elbo.py": {"encoders"},
+    "precfm/training/shifted_cross_entropy.py": {"classifiers"},
+    "workflow_scripts/pinned.py": set(),
+}
+
+
+def makers_of(experiment):
+    """By kind, what makes the artifacts of an experiment: script and targets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        nodes = load_plan(experiment).nodes.values()
+    return {(node.kind, node.script, node.targets) for node in nodes}
 
 
 @pytest.fixture(scope="module")
 def makers():
-    """By kind, what makes the artifacts of `quick`: script and targets."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        nodes = load_plan("quick").nodes.values()
-    return {(node.kind, node.script, node.targets) for node in nodes}
+    return makers_of("quick")
+
+
+@pytest.fixture(scope="module")
+def makers_that_train():
+    return makers_of("smoke")
 
 
 @pytest.fixture
@@ -73,6 +94,12 @@ def changed_by(tree, makers, file):
 @pytest.mark.parametrize("file", CHANGES)
 def test_a_changed_line_changes_exactly_these_kinds(tree, makers, file):
     assert {kind for kind, _, _ in changed_by(tree, makers, file)} == CHANGES[file]
+
+
+@pytest.mark.parametrize("file", CHANGES_WHERE_TRAINED)
+def test_code_that_trains_changes_what_is_trained(tree, makers_that_train, file):
+    changed = changed_by(tree, makers_that_train, file)
+    assert {kind for kind, _, _ in changed} == CHANGES_WHERE_TRAINED[file]
 
 
 def test_a_changed_preconditioner_leaves_the_others_alone(tree, makers):

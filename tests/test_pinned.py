@@ -19,7 +19,8 @@ from precfm.datasets.splits import make_splits
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.build import build
 from precfm.pipeline.job import script_of
-from precfm.pipeline.pinned import MODELS, PinnedModel, as_text, pinned_model, read_record
+from precfm.pipeline.node import MODELS
+from precfm.pipeline.pinned import PinnedModel, as_text, pinned_model, read_record
 from precfm.pipeline.pinning import pin, rename_in_configurations, trained_models
 from precfm.pipeline.plan import load_plan
 from tests.workflow import git
@@ -71,12 +72,12 @@ def place(project, splits):
 
 def experiment(report, select, encoder=None):
     """`smoke` with pinned classifiers, and a pinned encoder."""
-    encoders = {"L16": None, "dct": None, "tiny": {"pinned": encoder}} if encoder else {"dct": None}
+    encoders = {"L16": None, "tiny": {"pinned": encoder}} if encoder else {}
     name = "tiny" if encoder else "L16"
     return {
         "datasets": {"mnist5k": {"classifiers": {"report": report, "select": select}}},
         "encoders": encoders,
-        "settings": {"dct": None, "plain": {"encoders": [name]}, "tuned": {"encoders": [name]}},
+        "settings": {"plain": {"encoders": [name]}, "tuned": {"encoders": [name]}},
         "classifiers": None,
     }
 

@@ -46,7 +46,7 @@ class _Space:
     encoder: Node
     latents: Node
     classifiers: tuple[Node, ...]
-    selecting: Node
+    selecting: tuple[Node, ...]
     features: Node
 
 
@@ -90,7 +90,7 @@ class _Builder:
         # A pinned classifier changes no image.
         params["dataset"] = spec.model_copy(update={"classifiers": None})
         data = self.add("data", name, params, targets=targets)
-        reporting, selecting = self._classifiers(name, spec, data)
+        classifiers = self._classifiers(name, spec, data)
         for space, encoder in self.experiment.encoders.items():
             if encoder.datasets is not None and name not in encoder.datasets:
                 continue
@@ -100,34 +100,40 @@ class _Builder:
             if self.experiment.settings and not settings:
                 continue
             check_encoder(f"encoders.{space}", encoder, name, spec)
-            shared = self._space(name, space, data, reporting, selecting)
+            made = self._latents(name, space, data)
+            if not settings:  # the experiment shows latents, or trains models
+                continue
+            shared = self._space(f"{name}-{space}", data, *made, *classifiers)
             for setting, of_setting in settings.items():
                 self.setting = setting
                 alone = setting == PLAIN or len(settings) == 1
                 self._setting(shared.label if alone else f"{shared.label}-{setting}", of_setting, shared)
 
-    def _classifiers(self, name: str, spec: Dataset, data: Node) -> tuple[list[Node], Node]:
-        """Those that report, and the one that selects."""
-        pinned, trained = spec.classifiers, self.experiment.classifiers
+    def _classifiers(self, name: str, spec: Dataset, data: Node) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+        """Those that report, and the one that selects where something is selected."""
+        pinned, trained, settings = spec.classifiers, self.experiment.classifiers, self.experiment.settings
+        selects = not settings or any(setting.recipe == "tuned" for setting in settings.values())
+        made: list[Node] = []
+        count = 0
         if pinned is not None:
-            field = f"datasets.{name}.classifiers"
-            *reporting, selecting = [
-                self._pinned("classifiers", reference, field, name, spec, data)
-                for reference in (*pinned.report, pinned.select)
+            field, count = f"datasets.{name}.classifiers", len(pinned.report)
+            references = (*pinned.report, *([pinned.select] if selects else []))
+            made = [
+                self._pinned("classifiers", reference, field, name, spec, data) for reference in references
             ]
-            return reporting, selecting
-        assert trained is not None, "checked by the configuration"
-        *reporting, selecting = [
-            self.add(
-                "classifiers",
-                f"{name}-classifier-s{seed}",
-                {"model": trained.model, "training": trained.training, "seed": seed},
-                {"data": data},
-                trained.model.targets,
-            )
-            for seed in (*trained.seeds, trained.selection_seed)
-        ]
-        return reporting, selecting
+        elif trained is not None:
+            count = len(trained.seeds)
+            made = [
+                self.add(
+                    "classifiers",
+                    f"{name}-classifier-s{seed}",
+                    {"model": trained.model, "training": trained.training, "seed": seed},
+                    {"data": data},
+                    trained.model.targets,
+                )
+                for seed in (*trained.seeds, *([trained.selection_seed] if selects else []))
+            ]
+        return tuple(made[:count]), tuple(made[count:])
 
     def _pinned(self, kind: str, reference: str, field: str, dataset: str, spec: Dataset, data: Node) -> Node:
         """An encoder or a classifier that comes trained."""
@@ -138,10 +144,8 @@ class _Builder:
         targets = component(group, record.model).targets
         return self.add(kind, name, {"pinned": content}, {"data": data}, targets, batch=dataset)
 
-    def _space(
-        self, dataset: str, space: str, data: Node, classifiers: list[Node], selecting: Node
-    ) -> "_Space":
-        """One dataset in the latent space of one encoder."""
+    def _latents(self, dataset: str, space: str, data: Node) -> tuple[Node, Node]:
+        """The encoder, and the latents of a data set."""
         label = f"{dataset}-{space}"
         spec = self.experiment.encoders[space]
         if spec.pinned is not None:
@@ -153,10 +157,22 @@ class _Builder:
             encoder = self.add("encoders", label, fitted, {"data": data}, spec.network.targets, batch=batch)
         encoded = {"encode": spec.encode, "seed": spec.seed}
         latents = self.add("latents", label, encoded, {"data": data, "encoder": encoder})
-        judged: dict[str, Any] = {"data": data, "classifiers": tuple(classifiers), "latents": latents}
-        features = self.add("features", label, {}, judged)
         self._report("latents", latents, dataset=label)
-        return _Space(label, data, encoder, latents, tuple(classifiers), selecting, features)
+        return encoder, latents
+
+    def _space(
+        self,
+        label: str,
+        data: Node,
+        encoder: Node,
+        latents: Node,
+        reporting: tuple[Node, ...],
+        selecting: tuple[Node, ...],
+    ) -> "_Space":
+        """One dataset in the latent space of one encoder, with the features of its held-out images."""
+        judged: dict[str, Any] = {"data": data, "classifiers": reporting, "latents": latents}
+        features = self.add("features", label, {}, judged)
+        return _Space(label, data, encoder, latents, reporting, selecting, features)
 
     def _setting(self, label: str, setting: Setting, space: "_Space") -> None:
         """All methods of one comparison, and the floor: the train split against the held-out one."""

@@ -86,7 +86,7 @@ _TINY: dict[str, Callable[[Any], Any]] = {
     "data_size": _at_most(500),
     "seeds": _few(1),
     "encoders": lambda value: value[:1] if isinstance(value, list) else tiny(value),
-    "datasets": lambda value: tiny(dict([*value.items()][:1])),
+    "datasets": lambda value: tiny(dict([*value.items()][:1])) if isinstance(value, Mapping) else value,
     "condition_numbers": _gentle,
     "worst_condition_numbers": _gentle,
     "learning_rate": lambda value: value[:1] if isinstance(value, list) else value,

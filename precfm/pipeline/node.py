@@ -8,6 +8,7 @@ from typing import Any
 RESULTS = Path("results")
 # What the project stands for, in git; all else in results/ is what this machine made.
 PUBLISHED = RESULTS / "published"
+MODELS = Path("data/models")  # pinned models, in git
 RECORD = "artifact.json"
 
 # Kinds whose jobs compute on the configured device; all others use the processor, and reports no torch at all.

@@ -20,11 +20,11 @@ from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, Strict, sentence
 from precfm.datasets.image_hashes import Hashes, image_hashes
 from precfm.datasets.manifest import file_sha256
+from precfm.pipeline.node import MODELS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MODELS = Path("data/models")
 SHOWN = 12  # digits of a checksum that a configuration gives
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

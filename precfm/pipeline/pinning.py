@@ -13,9 +13,8 @@ from precfm.datasets.image_hashes import image_hashes
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.experiments import CONFIG_FOLDER
 from precfm.pipeline.files import write_whole
-from precfm.pipeline.node import RESULTS, Node
+from precfm.pipeline.node import MODELS, RESULTS, Node
 from precfm.pipeline.pinned import (
-    MODELS,
     SHOWN,
     Network,
     PinnedModel,

@@ -20,7 +20,7 @@ from precfm.datasets.sources import SOURCES
 from precfm.pipeline import fingerprints as code
 from precfm.pipeline.experiments import CONFIG_FOLDER
 from precfm.pipeline.files import write_whole
-from precfm.pipeline.node import RESULTS, Node
+from precfm.pipeline.node import MODELS, RESULTS, Node
 
 # Every kind of artifact, in the order in which they are made; workflow_scripts/<kind>.py makes it.
 KINDS = (
@@ -148,7 +148,7 @@ def _keep(plan: Plan, file: Path) -> None:
 
 
 def _state() -> str:
-    """A hash of all that a plan depends on: code, configurations, data sources, Python and pydantic."""
+    """A hash of all that a plan depends on: code, configurations, sources, pinned models, Python and pydantic."""
     digest = hashlib.sha256(f"{platform.python_version()} {pydantic.VERSION}".encode())
     for file in _depends_on():
         digest.update(f"\0{file}\0".encode() + file.read_bytes())
@@ -160,3 +160,4 @@ def _depends_on() -> Iterator[Path]:
         yield from sorted(folder.rglob("*.py"))
     yield from (file for file in (code.EQUIVALENCES, SOURCES) if file.is_file())
     yield from sorted(CONFIG_FOLDER.glob("*.yaml"))
+    yield from sorted(MODELS.glob("*"))

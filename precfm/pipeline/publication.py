@@ -1,7 +1,8 @@
 """What the project stands for: results/published/, in git, with the revision that made it.
 
 Nothing but `precfm publish EXPERIMENT` writes there. `results/published/<experiment>/` holds tables, figures, verdicts,
-the manifest, and the frames that tables, figures and verdicts are made of, so that they can be recomputed from it.
+the manifest, the frames that tables, figures and verdicts are made of, so that they can be recomputed from it, and what
+the run took (`precfm.pipeline.costs`).
 """
 
 import re
@@ -16,6 +17,7 @@ from filelock import FileLock
 
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.artifact import Artifact
+from precfm.pipeline.costs import COSTS, costs_text, measured_costs
 from precfm.pipeline.files import remove, write_whole
 from precfm.pipeline.manifest import MANIFEST, manifest_text, read_manifest, without_label
 from precfm.pipeline.node import PUBLISHED, RESULTS
@@ -57,6 +59,8 @@ def publish(plan: Plan) -> list[str]:
     content |= {home / "frames" / name: frames.path(name) for name in tables if name not in too_large}
     written = {file: source.read_bytes() for file, source in content.items()}
     written[home / "frames" / "README.md"] = about_frames(plan.experiment, too_large).encode()
+    if costs := measured_costs(plan):
+        written[home / COSTS] = costs_text(costs)
     written[home / MANIFEST] = manifest_text({**manifest_of(plan), "revision": made_by})
     locks = RESULTS / ".work" / "locks"
     locks.mkdir(parents=True, exist_ok=True)

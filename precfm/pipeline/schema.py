@@ -322,7 +322,7 @@ class Experiment(Strict):
                         f"{group}: got the name {name!r}; letters, digits and . _ = + - are needed, not 'floor'"
                     )
         for name, of_dataset in self.datasets.items():
-            if self.classifiers is None and of_dataset.classifiers is None:
+            if self.settings and self.classifiers is None and of_dataset.classifiers is None:
                 raise PrecfmError(
                     f"datasets.{name}: given without classifiers; its own, pinned, or those of the experiment, which "
                     "trains them, are needed"
