@@ -1,21 +1,17 @@
 """From an experiment to its plan: which artifacts there are, and what each is made from."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from precfm.core.registry import REGISTRY, import_string, load
-from precfm.datasets.manifest import source_manifest
-from precfm.datasets.sources import SOURCES
-from precfm.pipeline.components import Component, component
+from precfm.pipeline.components import Component
 from precfm.pipeline.experiments import load_experiment, read_yaml
-from precfm.pipeline.images import check_counts, check_encoder, check_pinned
 from precfm.pipeline.keys import KeyedArtifacts
 from precfm.pipeline.node import Node
-from precfm.pipeline.pinned import pinned_model
 from precfm.pipeline.plan import Plan
-from precfm.pipeline.schema import PLAIN, Dataset, Experiment, Flow, Method, Setting, source_name
+from precfm.pipeline.schema import PLAIN, Experiment, Flow, Method, Setting
+from precfm.pipeline.spaces import Space, sources_of, spaces
 from precfm.report.claims import parse_claims
 from precfm.report.frames import available
 from precfm.report.reads import wanted
@@ -37,26 +33,14 @@ def build_plan(name: str) -> Plan:
     return _Builder(load_experiment(name)).build()
 
 
-@dataclass(frozen=True)
-class _Space:
-    """One dataset in the latent space of one encoder, with what all methods share there."""
-
-    label: str
-    data: Node
-    encoder: Node
-    latents: Node
-    classifiers: tuple[Node, ...]
-    selecting: tuple[Node, ...]
-    features: Node
-
-
 class _Builder:
     """Walks through an experiment and adds its artifacts to a plan."""
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
-        sources = {name: spec.source_name for name, spec in experiment.datasets.items()}
-        self.plan = Plan(experiment.name, experiment.device, experiment.threads, sources)
+        self.plan = Plan(
+            experiment.name, experiment.device, experiment.threads, sources_of(experiment.datasets)
+        )
         self.add = KeyedArtifacts(self.plan).add
         # What the reports need to know about the artifacts: which method, seed and dataset each one stands for.
         self.about: dict[str, list[dict[str, Any]]] = {}
@@ -66,8 +50,12 @@ class _Builder:
         self.alone: set[tuple[str, str]] = set()
 
     def build(self) -> Plan:
-        for dataset in self.experiment.datasets:
-            self._dataset(dataset)
+        for space in spaces(self.experiment, self.add):
+            self._report("latents", space.latents, dataset=space.label)
+            for name, setting in space.settings.items():
+                self.setting = name
+                alone = name == PLAIN or len(space.settings) == 1
+                self._setting(space.label if alone else f"{space.label}-{name}", setting, space)
         self._theory()
         self._reports()
         return self.plan
@@ -78,103 +66,7 @@ class _Builder:
         self.reported.setdefault(role, []).append(node)
         self.about.setdefault(role, []).append(about)
 
-    def _dataset(self, name: str) -> None:
-        spec = self.experiment.datasets[name]
-        manifest = source_manifest(spec.source_name, SOURCES)
-        check_counts(name, spec, manifest)
-        params = {"dataset": spec, "source": spec.source_name, "checksum": manifest.checksum}
-        if spec.without:
-            others = [source_name(source) for source in spec.without]
-            params["without"] = {other: source_manifest(other, SOURCES).checksum for other in others}
-        targets = [target for source in (spec.source, *spec.without) for target in source.targets]
-        # A pinned classifier changes no image.
-        params["dataset"] = spec.model_copy(update={"classifiers": None})
-        data = self.add("data", name, params, targets=targets)
-        classifiers = self._classifiers(name, spec, data)
-        for space, encoder in self.experiment.encoders.items():
-            if encoder.datasets is not None and name not in encoder.datasets:
-                continue
-            settings = {
-                setting: spec for setting, spec in self.experiment.settings.items() if space in spec.encoders
-            }
-            if self.experiment.settings and not settings:
-                continue
-            check_encoder(f"encoders.{space}", encoder, name, spec)
-            made = self._latents(name, space, data)
-            if not settings:  # the experiment shows latents, or trains models
-                continue
-            shared = self._space(f"{name}-{space}", data, *made, *classifiers)
-            for setting, of_setting in settings.items():
-                self.setting = setting
-                alone = setting == PLAIN or len(settings) == 1
-                self._setting(shared.label if alone else f"{shared.label}-{setting}", of_setting, shared)
-
-    def _classifiers(self, name: str, spec: Dataset, data: Node) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
-        """Those that report, and the one that selects where something is selected."""
-        pinned, trained, settings = spec.classifiers, self.experiment.classifiers, self.experiment.settings
-        selects = not settings or any(setting.recipe == "tuned" for setting in settings.values())
-        made: list[Node] = []
-        count = 0
-        if pinned is not None:
-            field, count = f"datasets.{name}.classifiers", len(pinned.report)
-            references = (*pinned.report, *([pinned.select] if selects else []))
-            made = [
-                self._pinned("classifiers", reference, field, name, spec, data) for reference in references
-            ]
-        elif trained is not None:
-            count = len(trained.seeds)
-            made = [
-                self.add(
-                    "classifiers",
-                    f"{name}-classifier-s{seed}",
-                    {"model": trained.model, "training": trained.training, "seed": seed},
-                    {"data": data},
-                    trained.model.targets,
-                )
-                for seed in (*trained.seeds, *([trained.selection_seed] if selects else []))
-            ]
-        return tuple(made[:count]), tuple(made[count:])
-
-    def _pinned(self, kind: str, reference: str, field: str, dataset: str, spec: Dataset, data: Node) -> Node:
-        """An encoder or a classifier that comes trained."""
-        group: Literal["encoders", "extractors"] = "encoders" if kind == "encoders" else "extractors"
-        name, record = reference.partition("@")[0], pinned_model(reference, group)
-        check_pinned(field, name, record, dataset, spec)
-        content = {"name": name, "sha256": record.sha256, "network": record.network}
-        targets = component(group, record.model).targets
-        return self.add(kind, name, {"pinned": content}, {"data": data}, targets, batch=dataset)
-
-    def _latents(self, dataset: str, space: str, data: Node) -> tuple[Node, Node]:
-        """The encoder, and the latents of a data set."""
-        label = f"{dataset}-{space}"
-        spec = self.experiment.encoders[space]
-        if spec.pinned is not None:
-            dataset_spec, field = self.experiment.datasets[dataset], f"encoders.{space}.pinned"
-            encoder = self._pinned("encoders", spec.pinned, field, dataset, dataset_spec, data)
-        else:
-            fitted = {name: getattr(spec, name) for name in ("model", "training", "seed")}
-            batch = "" if spec.training else dataset  # in closed form
-            encoder = self.add("encoders", label, fitted, {"data": data}, spec.network.targets, batch=batch)
-        encoded = {"encode": spec.encode, "seed": spec.seed}
-        latents = self.add("latents", label, encoded, {"data": data, "encoder": encoder})
-        self._report("latents", latents, dataset=label)
-        return encoder, latents
-
-    def _space(
-        self,
-        label: str,
-        data: Node,
-        encoder: Node,
-        latents: Node,
-        reporting: tuple[Node, ...],
-        selecting: tuple[Node, ...],
-    ) -> "_Space":
-        """One dataset in the latent space of one encoder, with the features of its held-out images."""
-        judged: dict[str, Any] = {"data": data, "classifiers": reporting, "latents": latents}
-        features = self.add("features", label, {}, judged)
-        return _Space(label, data, encoder, latents, reporting, selecting, features)
-
-    def _setting(self, label: str, setting: Setting, space: "_Space") -> None:
+    def _setting(self, label: str, setting: Setting, space: Space) -> None:
         """All methods of one comparison, and the floor: the train split against the held-out one."""
         floor = {"source": "train", "sampling": setting.sampling, "seed": setting.seeds[0]}
         self._evaluate(
@@ -185,7 +77,7 @@ class _Builder:
                 self._method(label, name, method, seed, setting, space)
 
     def _method(
-        self, label: str, name: str, method: Method, seed: int, setting: Setting, space: "_Space"
+        self, label: str, name: str, method: Method, seed: int, setting: Setting, space: Space
     ) -> None:
         component, first = method.preconditioner, seed == setting.seeds[0]
         seeded = component.constant("uses_seed")
@@ -221,9 +113,7 @@ class _Builder:
             for match in MATCHES:
                 self._flow(label, f"{name}-{match}", method.flow, seed, bare, setting, space, (match, budget))
 
-    def _preconditioner(
-        self, label: str, name: str, component: Component, seed: int, space: "_Space"
-    ) -> Node:
+    def _preconditioner(self, label: str, name: str, component: Component, seed: int, space: Space) -> Node:
         """The fitted map; a fit without randomness is one for all seeds."""
         seeded = component.constant("uses_seed")
         metric = self._decoder_metric(space) if component.constant("needs_metric") else {}
@@ -244,7 +134,7 @@ class _Builder:
         seed: int,
         preconditioner: Node,
         setting: Setting,
-        space: "_Space",
+        space: Space,
         match: tuple[str, Node] | None = None,
     ) -> None:
         """Train, sample and evaluate one flow: under the plain recipe, or under one that a search has chosen."""
@@ -273,7 +163,7 @@ class _Builder:
         return self.searched[label]
 
     def _kernel(
-        self, label: str, name: str, flow: Flow, seed: int, preconditioner: Node, space: "_Space"
+        self, label: str, name: str, flow: Flow, seed: int, preconditioner: Node, space: Space
     ) -> None:
         """What the tangent kernel predicts, for the first seed."""
         kernel = self.add(
@@ -285,11 +175,11 @@ class _Builder:
         )
         self._report("kernels", kernel, dataset=label, method=name, seed=seed)
 
-    def _geometry(self, flow: Flow, space: "_Space") -> dict[str, Node]:
+    def _geometry(self, flow: Flow, space: Space) -> dict[str, Node]:
         """The decoder's metric, where the objective measures errors in it."""
         return self._decoder_metric(space) if flow.objective.made().needs_decoder_metric else {}
 
-    def _decoder_metric(self, space: "_Space") -> dict[str, Node]:
+    def _decoder_metric(self, space: Space) -> dict[str, Node]:
         parents = {"latents": space.latents, "encoder": space.encoder}
         return {
             "decoder_metric": self.add("decoder_metrics", space.label, {"points": METRIC_POINTS}, parents)
@@ -302,7 +192,7 @@ class _Builder:
         seed: int,
         drawn: Mapping[str, Any],
         parents: Mapping[str, Node],
-        space: "_Space",
+        space: Space,
         targets: Iterable[str] = (),
         *,
         batch: str = "",
@@ -313,14 +203,7 @@ class _Builder:
             "evaluations",
             title,
             {"evaluation": self.experiment.evaluation},
-            {
-                "samples": samples,
-                "data": space.data,
-                "latents": space.latents,
-                "encoder": space.encoder,
-                "classifiers": space.classifiers,
-                "features": space.features,
-            },
+            {"samples": samples, **space.judged},
             batch=batch,
         )
         self._report("evaluations", evaluation, dataset=label, method=method, seed=seed)

@@ -1,0 +1,157 @@
+"""The latent spaces of an experiment: data sets, classifiers and encoders, which all methods share."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from precfm.datasets.manifest import source_manifest
+from precfm.datasets.sources import SOURCES
+from precfm.pipeline.components import component
+from precfm.pipeline.images import check_counts, check_encoder, check_pinned
+from precfm.pipeline.node import Node
+from precfm.pipeline.pinned import pinned_model
+from precfm.pipeline.schema import Dataset, Encoder, Experiment, Setting, source_name
+
+
+class Add(Protocol):
+    """`precfm.pipeline.keys.KeyedArtifacts.add`."""
+
+    def __call__(
+        self,
+        kind: str,
+        label: str,
+        params: Mapping[str, Any],
+        parents: Mapping[str, Node | Iterable[Node]] | None = None,
+        targets: Iterable[str] = (),
+        *,
+        batch: str = "",
+    ) -> Node:
+        """Add an artifact to the plan."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """One data set in the latent space of one encoder.
+
+    Attributes:
+        label: of the data set and the encoder.
+        data: the splits.
+        encoder: the encoder.
+        latents: of all splits.
+        settings: the comparisons that are made here; none where an experiment trains models or shows latents alone.
+        judged: by role, what samples are compared with.
+        selecting: the classifier that chooses recipes; empty where none is chosen.
+    """
+
+    label: str
+    data: Node
+    encoder: Node
+    latents: Node
+    settings: Mapping[str, Setting]
+    judged: Mapping[str, Node | tuple[Node, ...]]
+    selecting: tuple[Node, ...]
+
+
+def spaces(experiment: Experiment, add: Add) -> Iterator[Space]:
+    """The latent spaces of an experiment, each with its artifacts, which are added to the plan.
+
+    Raises:
+        PrecfmError: a split, an encoder or a pinned model does not fit the data set.
+    """
+    for name in experiment.datasets:
+        yield from _DatasetSpaces(experiment, name, add).spaces()
+
+
+def sources_of(datasets: Mapping[str, Dataset]) -> dict[str, str]:
+    """The entries of data/sources.yaml that data sets read, by data set; what one leaves out, by its own name."""
+    left_out = [source_name(source) for spec in datasets.values() for source in spec.without]
+    return {name: name for name in left_out} | {name: spec.source_name for name, spec in datasets.items()}
+
+
+class _DatasetSpaces:
+    """Adds one data set, its classifiers and the latents of all its encoders to a plan."""
+
+    def __init__(self, experiment: Experiment, name: str, add: Add) -> None:
+        self.experiment, self.name, self.add = experiment, name, add
+        self.spec = experiment.datasets[name]
+        self.data = self._data()
+
+    def spaces(self) -> Iterator[Space]:
+        """One space for each encoder that is for this data set and that a setting uses."""
+        classifiers, selecting = self._classifiers()
+        for name, encoder in self.experiment.encoders.items():
+            settings = {
+                setting: spec for setting, spec in self.experiment.settings.items() if name in spec.encoders
+            }
+            elsewhere = encoder.datasets is not None and self.name not in encoder.datasets
+            if elsewhere or (self.experiment.settings and not settings):
+                continue
+            check_encoder(f"encoders.{name}", encoder, self.name, self.spec)
+            label = f"{self.name}-{name}"
+            made = self._encoder(name, encoder, label)
+            encoded = {"encode": encoder.encode, "seed": encoder.seed}
+            latents = self.add("latents", label, encoded, {"data": self.data, "encoder": made})
+            judged: dict[str, Any] = {"data": self.data, "latents": latents, "classifiers": classifiers}
+            if settings:
+                judged |= {"features": self.add("features", label, {}, judged), "encoder": made}
+            yield Space(label, self.data, made, latents, settings, judged, selecting)
+
+    def _data(self) -> Node:
+        spec, manifest = self.spec, source_manifest(self.spec.source_name, SOURCES)
+        check_counts(self.name, spec, manifest)
+        params: dict[str, Any] = {
+            "dataset": spec.model_copy(update={"classifiers": None}),  # which change no image
+            "source": spec.source_name,
+            "checksum": manifest.checksum,
+        }
+        if spec.without:
+            others = [source_name(source) for source in spec.without]
+            params["without"] = {other: source_manifest(other, SOURCES).checksum for other in others}
+        targets = [target for source in (spec.source, *spec.without) for target in source.targets]
+        return self.add("data", self.name, params, targets=targets)
+
+    def _classifiers(self) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+        """Those that report, and the one that selects where something is selected."""
+        pinned, trained, settings = (
+            self.spec.classifiers,
+            self.experiment.classifiers,
+            self.experiment.settings,
+        )
+        selects = not settings or any(setting.recipe == "tuned" for setting in settings.values())
+        made: list[Node] = []
+        reporting = 0
+        if pinned is not None:
+            field, reporting = f"datasets.{self.name}.classifiers", len(pinned.report)
+            references = (*pinned.report, *([pinned.select] if selects else []))
+            made = [self._pinned("classifiers", reference, field) for reference in references]
+        elif trained is not None:
+            reporting = len(trained.seeds)
+            made = [
+                self.add(
+                    "classifiers",
+                    f"{self.name}-classifier-s{seed}",
+                    {"model": trained.model, "training": trained.training, "seed": seed},
+                    {"data": self.data},
+                    trained.model.targets,
+                )
+                for seed in (*trained.seeds, *([trained.selection_seed] if selects else []))
+            ]
+        return tuple(made[:reporting]), tuple(made[reporting:])
+
+    def _encoder(self, name: str, encoder: Encoder, label: str) -> Node:
+        if encoder.pinned is not None:
+            return self._pinned("encoders", encoder.pinned, f"encoders.{name}.pinned")
+        fitted = {field: getattr(encoder, field) for field in ("model", "training", "seed")}
+        batch = (
+            "" if encoder.training else self.name
+        )  # without training it costs less than the start of a job
+        return self.add("encoders", label, fitted, {"data": self.data}, encoder.network.targets, batch=batch)
+
+    def _pinned(self, kind: Literal["encoders", "classifiers"], reference: str, field: str) -> Node:
+        """An encoder or a classifier that comes trained."""
+        group: Literal["encoders", "extractors"] = "encoders" if kind == "encoders" else "extractors"
+        name, record = reference.partition("@")[0], pinned_model(reference, group)
+        check_pinned(field, name, record, self.name, self.spec)
+        content = {"name": name, "sha256": record.sha256, "network": record.network}
+        targets = component(group, record.model).targets
+        return self.add(kind, name, {"pinned": content}, {"data": self.data}, targets, batch=self.name)
