@@ -1,5 +1,7 @@
 """Kind `latents`: encode every split, and describe how ill-conditioned the latents are."""
 
+import pandas as pd
+
 from precfm.core.errors import PrecfmError
 from precfm.core.seeds import derived_seed
 from precfm.encoders.base import load
@@ -12,10 +14,10 @@ SENSITIVITY_SAMPLES = 512
 
 
 def make(job: Job) -> None:
-    """Write latents and labels per split, the reconstruction error, and the spectrum with decoder sensitivity."""
+    """Write latents and labels per split, how well they decode, and the spectrum with decoder sensitivity."""
     data, device = job.parent("data"), job.node.device
     encoder = load(job.parent("encoder").verified(), device)
-    errors, latents = {}, {}
+    latents, decoded = {}, []
     for split in ("train", "validation", "heldout"):
         tensors = data.tensors(f"{split}.safetensors")
         seed = derived_seed(job.params["seed"], "encode", split) if job.params["encode"] == "sample" else None
@@ -25,9 +27,16 @@ def make(job: Job) -> None:
             raise PrecfmError(
                 f"{split} latents: row {int(bad[0])} is not finite; train the encoder differently"
             )
-        errors[split] = encoder.reconstruction_errors(tensors["images"], latents[split]).mean().item()
+        decoded.append(
+            {
+                "split": split,
+                "rows": len(latents[split]),
+                "squared_error": encoder.reconstruction_errors(tensors["images"], latents[split]).mean().item(),
+                "clamped_share": encoder.clamped_shares(latents[split]).mean().item(),
+            }
+        )
         job.write_tensors(f"{split}.safetensors", {"latents": latents[split], "labels": tensors["labels"]})
-    job.write_json("reconstruction.json", {"sum_of_squares_per_image": errors})
+    job.write_frame("reconstruction.csv", pd.DataFrame(decoded))
     train = latents["train"]
     values, vectors = eigen_spectrum(covariance(train))
     sensitivity = decoder_sensitivity(encoder.decode, train[:SENSITIVITY_SAMPLES], vectors, values)

@@ -61,6 +61,8 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "encoders": {
         "conv_vae": "precfm.encoders.conv_vae:ConvVAE",
+        "pca": "precfm.encoders.pca:PCA",
+        "block_dct": "precfm.encoders.block_dct:BlockDCT",
     },
     "extractors": {
         "digit_classifier": "precfm.metrics.extractors.classifier:DigitClassifier",
@@ -108,6 +110,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     "tables": {
         "metrics": "precfm.report.tables.metrics:build",
         "paired": "precfm.report.tables.paired:build",
+        "latents": "precfm.report.tables.latents:build",
         "conditioning": "precfm.report.tables.conditioning:build",
         "recovery": "precfm.report.tables.recovery:build",
         "training": "precfm.report.tables.training:build",

@@ -1,6 +1,8 @@
 """What every encoder offers: fit to images, encode them to latents, decode latents to images, one format on disk."""
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,14 +20,18 @@ from precfm.training.options import TrainingOptions
 if TYPE_CHECKING:
     import pandas as pd
 
-BATCH = 500  # images or latents at once: the memory is BATCH x pixels x the width of a network
+# Images or latents at once, and of large images as many as have this many numbers: the memory is that times the width
+# of a network.
+BATCH, NUMBERS = 500, 2**23
+GREY_LEVEL = 1 / 255
 
 
 class Encoder(nn.Module, ABC):
     """A map from images to latents and back.
 
     A subclass stores each argument of its `__init__` in an attribute of the same name, allocates its buffers and
-    modules there (so that `load` can fill them), and implements `_fit`, `_encode` and `_decode`.
+    modules there (so that `load` can fill them), and implements `_fit`, `_encode` and `_decode`. One that cannot be
+    fitted to few images overrides `check_rows`.
 
     Args:
         channels: 1 for grey images, 3 for colour.
@@ -74,7 +80,8 @@ class Encoder(nn.Module, ABC):
             The history of the training, one row per step; None where nothing is trained.
 
         Raises:
-            PrecfmError: the images are of another shape or type, or training options meet an encoder without training.
+            PrecfmError: the images are of another shape or type or too few, or training options meet an encoder without
+                training.
             DivergenceError: the loss is no longer finite.
         """
         if training is not None and not self.trained:
@@ -84,9 +91,20 @@ class Encoder(nn.Module, ABC):
         self._check_images(images, "images")
         if validation is not None:
             self._check_images(validation, "validation")
+        self.check_rows(len(images))
         history = self._fit(images, seed, training, validation, scratch)
         self.eval()
         return history
+
+    def check_rows(self, rows: int) -> None:
+        """Refuse a number of images to fit to that is too small; also for a plan, before any image is read.
+
+        Args:
+            rows: how many images there are to fit to.
+
+        Raises:
+            PrecfmError: they are too few; names the option that asks for more.
+        """
 
     @torch.no_grad()
     def encode(self, images: Tensor, *, sample_seed: int | None = None) -> Tensor:
@@ -107,19 +125,19 @@ class Encoder(nn.Module, ABC):
             raise PrecfmError(
                 f"sample_seed: got {sample_seed}, but {type(self).__name__} has no posterior to sample"
             )
-        blocks = torch.split(images, BATCH)
+        blocks = torch.split(images, self._batch_size)
         noises: tuple[Tensor | None, ...] = (None,) * len(blocks)
         if sample_seed is not None:
             generator = generator_for(sample_seed, "encode")
             noise = torch.randn(len(images), *self.latent_shape, generator=generator)
-            noises = torch.split(noise.to(self.anchor), BATCH)
+            noises = torch.split(noise.to(self.anchor), self._batch_size)
         pairs = zip(blocks, noises, strict=True)
         latents = [self._encode(unit_range(block.to(self.anchor.device)), noise) for block, noise in pairs]
         return torch.cat(latents).to(images.device)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images of latents, in batches.
+        """Images of latents, in batches; what the decoder puts outside [0, 1] is clamped.
 
         Args:
             latents: Tensor, shape (n, *latent_shape).
@@ -130,13 +148,28 @@ class Encoder(nn.Module, ABC):
         Raises:
             PrecfmError: the latents have another shape.
         """
-        require_tensor(latents, "latents", floating=True)
-        if latents.shape[1:] != self.latent_shape:
-            raise PrecfmError(
-                f"latents: have shape {tuple(latents.shape)}; (n, {', '.join(map(str, self.latent_shape))}) is needed"
-            )
-        blocks = torch.split(latents.to(self.anchor), BATCH)
-        return torch.cat([self._decode(block).to(latents.device) for block in blocks])
+        return torch.cat([block.clamp(0, 1).to(latents.device) for block in self._decoded(latents)])
+
+    @torch.no_grad()
+    def clamped_shares(self, latents: Tensor) -> Tensor:
+        """The share of each decoded image's numbers that `decode` clamps by more than half a grey level, in batches.
+
+        What is clamped by less comes out as the same byte.
+
+        Args:
+            latents: Tensor, shape (n, *latent_shape).
+
+        Returns:
+            Tensor, shape (n,), float32 in [0, 1], on the device of `latents`.
+
+        Raises:
+            PrecfmError: the latents have another shape.
+        """
+        shares = [
+            ((block - 0.5).abs() > (1 + GREY_LEVEL) / 2).float().flatten(1).mean(dim=1)
+            for block in self._decoded(latents)
+        ]
+        return torch.cat(shares).to(latents.device)
 
     def reconstruction_errors(self, images: Tensor, latents: Tensor) -> Tensor:
         """The squared error of each decoded latent, summed over pixels and channels, in batches.
@@ -148,8 +181,22 @@ class Encoder(nn.Module, ABC):
         Returns:
             Tensor, shape (n,), on the device of `images`.
         """
-        pairs = zip(torch.split(images, BATCH), torch.split(latents, BATCH), strict=True)
+        size = self._batch_size
+        pairs = zip(torch.split(images, size), torch.split(latents, size), strict=True)
         return torch.cat([squared_error(self.decode(block), unit_range(image)) for image, block in pairs])
+
+    @property
+    def _batch_size(self) -> int:
+        return min(BATCH, max(1, NUMBERS // math.prod(self.image_shape)))
+
+    def _decoded(self, latents: Tensor) -> Iterator[Tensor]:
+        """Images of latents before they are clamped, batch by batch, where the encoder lies."""
+        require_tensor(latents, "latents", floating=True)
+        if latents.shape[1:] != self.latent_shape:
+            raise PrecfmError(
+                f"latents: have shape {tuple(latents.shape)}; (n, {', '.join(map(str, self.latent_shape))}) is needed"
+            )
+        return map(self._decode, torch.split(latents.to(self.anchor), self._batch_size))
 
     def _check_images(self, images: Tensor, name: str) -> None:
         require_tensor(images, name)
@@ -172,11 +219,11 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def _encode(self, images: Tensor, noise: Tensor | None) -> Tensor:
-        """Latents of one batch of images in [0, 1]; with `noise` (batch, *latent_shape) a sample of the posterior."""
+        """Latents of one batch of images, bytes / 255; with `noise` (batch, *latent_shape) samples of the posterior."""
 
     @abstractmethod
     def _decode(self, latents: Tensor) -> Tensor:
-        """Images in [0, 1] of one batch of latents."""
+        """Images of one batch of latents; `decode` clamps them into [0, 1]."""
 
 
 def save(encoder: Encoder, folder: Path) -> None:

@@ -116,6 +116,10 @@ FRAMES: Mapping[str, FrameSource] = {
         _of_run("scope space index eigenvalue decoder_sensitivity artifact"),
         spectra,
     ),
+    "reconstruction": FrameSource(
+        {"latents": "reconstruction.csv"},
+        ("dataset", "split", "rows", "squared_error", "clamped_share", "artifact"),
+    ),
     "path_conditioning": FrameSource(
         {"diagnostics": "path_conditioning.csv"},
         _of_run("scope t condition_number effective_rank artifact"),
