@@ -178,6 +178,53 @@ def test_mirror_is_searched_by_checksum_not_by_name(tmp_path: Path) -> None:
     assert (mirror / "a.bin").read_bytes() == wrong
 
 
+def test_mirror_may_hold_compressed_files_of_other_sources_under_the_same_name(tmp_path: Path) -> None:
+    """MNIST and Fashion-MNIST have files of the same names and sizes."""
+    packed = gzip.compress(CONTENT["a.bin"])
+    contents = [packed[: len(packed) // 2], gzip.compress(bytes(len(CONTENT["a.bin"]))), b"no gzip", packed]
+    for i, content in enumerate(contents):
+        (tmp_path / "mirror" / str(i)).mkdir(parents=True)
+        (tmp_path / "mirror" / str(i) / "a.bin.gz").write_bytes(content)
+    sources_file = write_sources(tmp_path, [], {"a.bin": CONTENT["a.bin"]})
+    fetch("toy", tmp_path / "raw", sources_file=sources_file, mirror=tmp_path / "mirror")
+    assert only_good_files(tmp_path / "raw")
+    (tmp_path / "mirror" / "3" / "a.bin.gz").unlink()
+    with pytest.raises(PrecfmError, match="mirror"):
+        fetch("toy", tmp_path / "raw2", sources_file=sources_file, mirror=tmp_path / "mirror")
+
+
+def test_compressed_files_in_the_own_folder_come_before_any_other_place(
+    tmp_path: Path, server: tuple[str, dict[str, bytes | int], list[str]]
+) -> None:
+    url, answers, asked = server
+    answers["/b.bin"] = CONTENT["b.bin"]
+    folder, mirror = tmp_path / "raw", tmp_path / "mirror"
+    folder.mkdir()
+    mirror.mkdir()
+    (mirror / "a.bin").write_bytes(CONTENT["a.bin"])
+    (folder / "a.bin").write_bytes(CONTENT["a.bin"][:-1])
+    (folder / "a.bin.gz").write_bytes(gzip.compress(CONTENT["a.bin"]))
+    (folder / "b.bin.gz").write_bytes(gzip.compress(CONTENT["b.bin"])[:-12])
+    sources_file = write_sources(tmp_path, [f"url: {url}/{{file}}"])
+    results = fetch("toy", folder, sources_file=sources_file, mirror=mirror)
+    assert [result.origin for result in results] == [f"folder {folder / 'a.bin.gz'}", f"url {url}/b.bin"]
+    assert results[0].refused == ()
+    assert str(folder / "b.bin.gz") in results[1].refused[0]
+    assert asked == ["/b.bin"]
+    assert {name: (folder / name).read_bytes() for name in CONTENT} == CONTENT
+    assert [r.origin for r in fetch("toy", folder, sources_file=sources_file)] == ["kept", "kept"]
+
+
+def test_a_folder_may_hold_compressed_files(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "a.bin.gz").write_bytes(gzip.compress(CONTENT["a.bin"]))
+    (tmp_path / "shared" / "b.bin").write_bytes(CONTENT["b.bin"])
+    sources_file = write_sources(tmp_path, [f"folder: {tmp_path / 'nowhere'}", "folder: shared"])
+    results = fetch("toy", tmp_path / "raw", sources_file=sources_file)
+    assert [result.origin for result in results] == [f"folder {tmp_path / 'shared'}"] * 2
+    assert only_good_files(tmp_path / "raw")
+
+
 def test_mirror_comes_before_the_network(
     tmp_path: Path, server: tuple[str, dict[str, bytes | int], list[str]]
 ) -> None:

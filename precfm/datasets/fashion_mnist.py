@@ -4,7 +4,7 @@ from precfm.datasets.mnist import MNIST
 
 
 class FashionMNIST(MNIST):
-    """The Fashion-MNIST data set, read from its four compressed idx files.
+    """The Fashion-MNIST data set, read from its four idx files.
 
     Args:
         resolution: 28, or 32 for a black margin of two pixels.
@@ -17,4 +17,3 @@ class FashionMNIST(MNIST):
     class_names = (
         "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
     )  # fmt: skip
-    suffix = ".gz"

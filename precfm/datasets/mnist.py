@@ -1,8 +1,6 @@
 """MNIST: 70,000 handwritten digits, with the official division into training and test images."""
 
-import gzip
 import struct
-import zlib
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -24,16 +22,16 @@ class MNIST:
 
     Attributes:
         counts: the official training and test images.
+        channels: grey.
         class_names: the name of each class.
-        suffix: what is added to the official file names.
 
     References:
         LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998.
     """
 
     counts: tuple[int, ...] = (60_000, 10_000)
+    channels = 1
     class_names: tuple[str, ...] = tuple("0123456789")
-    suffix: str = ""
 
     @checked
     def __init__(self, *, resolution: Literal[28, 32] = 28) -> None:
@@ -53,8 +51,8 @@ class MNIST:
         """
         images, labels = [], []
         for part, n in zip(("train", "t10k"), self.counts, strict=True):
-            images.append(read_idx(folder / f"{part}-images-idx3-ubyte{self.suffix}", (n, 28, 28)))
-            labels.append(read_idx(folder / f"{part}-labels-idx1-ubyte{self.suffix}", (n,)))
+            images.append(read_idx(folder / f"{part}-images-idx3-ubyte", (n, 28, 28)))
+            labels.append(read_idx(folder / f"{part}-labels-idx1-ubyte", (n,)))
         margin = (self.resolution - 28) // 2
         parts = torch.tensor([OFFICIAL_TRAIN, OFFICIAL_TEST])
         return Images(
@@ -66,7 +64,7 @@ class MNIST:
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """Read an idx file of unsigned bytes, whose shape is known; one that ends in `.gz` is decompressed on the way.
+    """Read an idx file of unsigned bytes, whose shape is known.
 
     The format: two zero bytes, the type of the elements (8: unsigned byte), the number of dimensions, each dimension
     as a big-endian 32-bit integer, then the elements in row-major order and nothing more.
@@ -87,9 +85,9 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
     header = struct.pack(f">4B{len(shape)}I", 0, 0, 8, len(shape), *shape)
     size = len(header) + prod(shape)
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        with path.open("rb") as stream:
             content = bytearray(stream.read(size + 1))
-    except (OSError, EOFError, zlib.error) as error:
+    except OSError as error:
         raise PrecfmError(f"{path}: cannot be read ({error}); fetch the data again") from None
     if not content.startswith(header) or len(content) != size:
         raise PrecfmError(f"{path}: is no idx file of {size} bytes and shape {shape}; fetch the data again")

@@ -5,6 +5,7 @@ manifest states, and `sources.fetch` keeps only what has the right checksum.
 """
 
 import gzip
+import hashlib
 import subprocess
 import tarfile
 import urllib.request
@@ -19,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 from urllib.error import HTTPError, URLError
 
-from precfm.datasets.manifest import Origin, SourceFile, file_sha256
+from precfm.datasets.manifest import Origin, SourceFile
 
 URL_SECONDS = 30.0  # without a byte
 NPM_SECONDS = 300.0
@@ -56,17 +57,25 @@ class Mirror:
         return paths
 
     def find(self, file: SourceFile) -> Path:
-        """The file with the right checksum; without one, a compressed file of its name.
+        """The file with the right checksum; without one, a compressed file of its name that holds the right bytes.
 
         Raises:
             OriginError: there is none.
         """
-        for path in self._paths.get(file.bytes, ()):
-            if file_sha256(path) == file.sha256:
+        packed = f"{PurePosixPath(file.name).name}.gz"  # several sources may use the same names
+        for path in self._paths.get(file.bytes, []) + self._paths.get(packed, []):
+            if self._holds(path, file):
                 return path
-        for path in self._paths.get(f"{PurePosixPath(file.name).name}.gz", ()):
-            return path
         raise OriginError("no file below it has the checksum" if self.folder.is_dir() else "is not a folder")
+
+    def _holds(self, path: Path, file: SourceFile) -> bool:
+        sha256 = hashlib.sha256()
+        try:
+            for block in read(Origin("folder", str(path)), file, self.folder):
+                sha256.update(block)
+        except OriginError:
+            return False
+        return sha256.hexdigest() == file.sha256
 
 
 def read(origin: Origin | Mirror, file: SourceFile, workspace: Path) -> Iterator[bytes]:
@@ -114,6 +123,9 @@ def _open(origin: Origin | Mirror, file: SourceFile, workspace: Path) -> Abstrac
 
 @contextmanager
 def _from_path(path: Path, file: SourceFile) -> Iterator[BinaryIO]:
+    """Open a file, or its compressed form beside it if that is all there is."""
+    packed = path.with_name(f"{path.name}.gz")
+    path = packed if packed.is_file() and not path.exists() else path
     if not path.is_file():
         raise OriginError("there is no such file")
     with gzip.open(path) if _is_compressed_form(path.name, file) else path.open("rb") as stream:

@@ -51,9 +51,10 @@ def fetch_raw(name: str) -> tuple[Path, list[Fetched]]:
 def fetch(name: str, folder: Path, *, sources_file: Path, mirror: Path | None = None) -> list[Fetched]:
     """Bring a source's files into a folder, each checked against its SHA-256.
 
-    A file that is there and intact is kept. Any other is looked for by checksum below the mirror folder, then
-    taken from the source's own origins in turn; whatever is wrong or truncated is refused and the next origin
-    tried. A file appears under its name only when it is complete and right.
+    A file that is there and intact is kept; one that is there as NAME.gz is decompressed. Any other is looked for
+    by checksum below the mirror folder, then taken from the source's own origins in turn; whatever is wrong or
+    truncated is refused and the next origin tried. A file appears under its name only when it is complete and
+    right.
 
     Args:
         name: the source.
@@ -100,6 +101,9 @@ def _fetch_file(
     target, refused = folder / file.name, []
     if target.is_file() and target.stat().st_size == file.bytes and file_sha256(target) == file.sha256:
         return Fetched(file.name, "kept")
+    packed = f"{target}.gz"
+    if Path(packed).is_file():
+        places = {f"folder {packed}": Origin("folder", packed), **places}
     for place, origin in places.items():
         shown = place.replace("{file}", file.name)
         try:
@@ -145,6 +149,6 @@ def _nowhere(name: str, lost: Sequence[Fetched], folder: Path) -> str:
     reasons = "; ".join(lost[0].refused) or "it has no origins"
     return (
         f"data source '{name}': {names}{more} could not be had (tried for {lost[0].file}: {reasons}); "
-        f"set {MIRROR} to a folder that holds the missing files, or put them into {folder} "
-        "(their SHA-256 are in data/sources.yaml)"
+        f"set {MIRROR} to a folder that holds the missing files, or put them into {folder}, as they are or "
+        "compressed as NAME.gz (SHA-256 of the decompressed files: data/sources.yaml)"
     )
