@@ -1,0 +1,100 @@
+"""What a run took, by kind of artifact: from the benchmark files that Snakemake writes, one for each job.
+
+`precfm publish` keeps it as `results/published/<experiment>/costs.json`, so that `precfm challenge` can say what a part
+of the run will cost.
+"""
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from precfm.core.errors import PrecfmError
+from precfm.core.options import Strict, sentence
+from precfm.pipeline.manifest import canonical
+from precfm.pipeline.node import RESULTS, Node
+from precfm.pipeline.plan import KINDS, Plan
+
+COSTS = "costs.json"
+
+
+class Cost(Strict):
+    """What the artifacts of a kind took together.
+
+    Attributes:
+        artifacts: how many the jobs made.
+        seconds: of all these jobs; none where other kinds' jobs made them, as those of evaluations make samples.
+        megabytes: of the job that needed most memory; None where no job ran for long enough to be measured.
+    """
+
+    artifacts: Annotated[int, Field(ge=1)]
+    seconds: Annotated[float, Field(ge=0)]
+    megabytes: Annotated[float, Field(ge=0)] | None = None
+
+
+_COSTS = TypeAdapter(dict[str, Cost])
+
+
+def measured_costs(plan: Plan) -> dict[str, Cost]:
+    """What the jobs on this machine took, by kind; artifacts that came from elsewhere have no job and do not count."""
+    timed = {node.id: found for node in plan.nodes.values() if (found := _benchmark(node))}
+    made: dict[str, set[str]] = defaultdict(set)
+    for node_id in timed:
+        for node in _together(plan, plan.nodes[node_id]):
+            made[node.kind].add(node.id)
+    costs = {}
+    for kind in (kind for kind in KINDS if made[kind]):
+        jobs = [found for node_id, found in timed.items() if plan.nodes[node_id].kind == kind]
+        memory = [megabytes for _, megabytes in jobs if megabytes is not None]
+        seconds = round(sum(seconds for seconds, _ in jobs), 1)
+        costs[kind] = Cost(artifacts=len(made[kind]), seconds=seconds, megabytes=max(memory, default=None))
+    return costs
+
+
+def _together(plan: Plan, node: Node) -> Iterator[Node]:
+    """What an artifact's job makes: all of its batch, and with evaluations their samples."""
+    for each in plan.of(node.kind) if node.batch else [node]:
+        if each.batch == node.batch:
+            yield each
+            if each.kind == "evaluations":
+                yield from (plan.nodes[parent] for parent in each.parents["samples"])
+
+
+def _benchmark(node: Node) -> tuple[float, float | None] | None:
+    """Seconds, and largest memory in MB where it was measured, of an artifact's job; None if it had none."""
+    file = RESULTS / node.experiment / "records" / "benchmarks" / node.kind / f"{node.name}.tsv"
+    with suppress(OSError, ValueError, KeyError, StopIteration):  # there is none, or it is damaged
+        with file.open(encoding="utf-8", newline="") as stream:
+            row = next(csv.DictReader(stream, delimiter="\t"))
+        seconds, memory = float(row["s"]), None
+        with suppress(ValueError):  # "NA": it was over too soon
+            memory = float(row["max_rss"])
+        return seconds, memory
+    return None
+
+
+def costs_text(costs: Mapping[str, Cost]) -> bytes:
+    """What is written of costs."""
+    return canonical(_COSTS.dump_python(dict(costs))).encode()
+
+
+def read_costs(home: Path) -> dict[str, Cost]:
+    """What is kept of a published run; empty where nothing is.
+
+    Args:
+        home: `results/published/<experiment>`.
+
+    Raises:
+        PrecfmError: the file is damaged.
+    """
+    file = home / COSTS
+    try:
+        return _COSTS.validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValidationError as error:
+        raise PrecfmError(f"{file}: {sentence(error)}; `git checkout -- {file}` brings it back") from None
