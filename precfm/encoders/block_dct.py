@@ -75,17 +75,13 @@ class BlockDCT(Encoder):
         side = self.image_size // self.block
         blocks = images.reshape(-1, self.channels, side, self.block, side, self.block).transpose(3, 4)
         grey = torch.full_like(self.basis[:, 0], 0.5)
-        return coordinates(blocks.flatten(4), grey, self.basis).movedim(4, 2).flatten(1, 2)
+        return coordinates(blocks.flatten(4), grey, self.basis).movedim(4, 2).flatten(1, 2).float()
 
     def _decode(self, latents: Tensor) -> Tensor:
-        side = self.image_size // self.block
-        coefficients = latents.reshape(-1, self.channels, self.keep, side, side).movedim(2, 4)
-        blocks = coefficients @ self.basis.T + 0.5
-        return (
-            blocks.reshape(*blocks.shape[:4], self.block, self.block)
-            .transpose(3, 4)
-            .reshape(-1, *self.image_shape)
-        )
+        coefficients = latents.reshape(-1, self.channels, self.keep, *self.latent_shape[1:])
+        waves = self.basis.reshape(self.block, self.block, self.keep)
+        blocks = torch.einsum("bckij,pqk->bcipjq", coefficients, waves)
+        return blocks.reshape(-1, *self.image_shape) + 0.5
 
 
 def dct_basis(block: int, keep: int) -> Tensor:

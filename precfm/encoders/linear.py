@@ -18,7 +18,7 @@ def rounded(values: Tensor) -> Tensor:
 
 
 def coordinates(images: Tensor, centre: Tensor, axes: Tensor) -> Tensor:
-    """`(images - centre) @ axes`, rounded once in float64 for each of its two terms, and at the end to float32.
+    """`(images - centre) @ axes`; the one division and the one difference are all that is rounded.
 
     Args:
         images: shape (..., dim), bytes / 255 in float32.
@@ -27,8 +27,8 @@ def coordinates(images: Tensor, centre: Tensor, axes: Tensor) -> Tensor:
             sums of a unit vector's entries stay below sqrt(dim).
 
     Returns:
-        Tensor, shape (..., k), float32.
+        Tensor, shape (..., k), float64.
     """
     axes = axes.double()
     levels = (images * 255).round().double()
-    return ((levels @ axes) / 255 - centre.double() @ axes).float()
+    return (levels @ axes) / 255 - centre.double() @ axes

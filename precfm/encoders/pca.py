@@ -84,7 +84,7 @@ class PCA(Encoder):
 
     def _encode(self, images: Tensor, noise: Tensor | None) -> Tensor:
         self._require_fitted()
-        return coordinates(images.flatten(1), self.mean, self.axes)
+        return coordinates(images.flatten(1), self.mean, self.axes).float()
 
     def _decode(self, latents: Tensor) -> Tensor:
         self._require_fitted()
