@@ -42,6 +42,7 @@ def frames(
     return {
         "records": records(rng, seeds, methods, dataset),
         "spectra": spectra(rng, seeds, methods, dataset),
+        "reconstruction": reconstruction(dataset),
         "path_conditioning": path_conditioning(rng, seeds, methods, dataset),
         "recovery": recovery(rng, seeds, methods, dataset),
         "preconditioners": preconditioners(rng, seeds, methods, dataset),
@@ -127,19 +128,25 @@ def scopes() -> list[str]:
 
 def spectra(rng, seeds, methods, dataset) -> pd.DataFrame:
     rows = []
-    for seed in range(seeds):
-        for method in methods:
-            for scope in scopes():
-                for space in ("data", "flow"):
-                    values = eigenvalues(
-                        "none" if space == "data" else method, scope, 0 if space == "data" else seed
-                    )
-                    for index, value in enumerate(values):
-                        known = space == "data" and scope == "all"
-                        sensitivity = 0.8 * value**0.8 if known else np.nan
-                        key = artifact(method, seed) if space == "flow" else None
-                        rows.append((dataset, method, seed, scope, space, index, value, sensitivity, key))
+
+    def add(method, seed, scope, space, key):
+        for index, value in enumerate(eigenvalues(method, scope, seed)):
+            known = space == "data" and scope == "all"
+            sensitivity = 0.8 * value**0.8 if known else np.nan
+            rows.append((dataset, method, seed, scope, space, index, value, sensitivity, key))
+
+    for scope in scopes():
+        add("none", 0, scope, "data", "latents-0")
+        for seed in range(seeds):
+            for method in methods:
+                add(method, seed, scope, "flow", artifact(method, seed))
     return pd.DataFrame(rows, columns=list(FRAMES["spectra"].columns))
+
+
+def reconstruction(dataset) -> pd.DataFrame:
+    splits = [("train", 3000, 0.7, 0.12), ("validation", 1000, 0.75, 0.13), ("heldout", 1000, 0.8, 0.14)]
+    rows = [(dataset, *split, "latents-0") for split in splits]
+    return pd.DataFrame(rows, columns=list(FRAMES["reconstruction"].columns))
 
 
 def path_conditioning(rng, seeds, methods, dataset) -> pd.DataFrame:
