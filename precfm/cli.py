@@ -376,7 +376,7 @@ def compare_numbers(
 
 @app.command(cls=_MisuseIsNoResult)
 def challenge(
-    count: Annotated[int, typer.Argument(metavar="[N]", help="How many numbers to draw.")] = 3,
+    count: Annotated[int, typer.Argument(metavar="N", help="How many numbers to draw.")] = 3,
     experiment: Annotated[
         str | None,
         typer.Option(help="Only this one. Default: all published ones that this checkout would make."),

@@ -87,7 +87,7 @@ def plan(made_once, monkeypatch):
 
 @pytest.fixture
 def plan_to_change(made_once, project):
-    shutil.copytree(made_once[0], project, dirs_exist_ok=True)
+    shutil.copytree(made_once[0], project, dirs_exist_ok=True, ignore=shutil.ignore_patterns("data"))
     return made_once[1]
 
 

@@ -15,7 +15,7 @@ from precfm.report.frames import (
     stacked,
     theory_tables,
 )
-from precfm.report.reads import handed, reads, wanted
+from precfm.report.reads import handed, own_row, reads, wanted, with_baseline
 from tests import report_frames
 
 
@@ -68,6 +68,16 @@ def test_frames_name_their_sources_and_match_artifacts_to_rows():
         sources_of("rekords")
 
 
+def test_a_row_is_made_of_its_own_unless_something_else_is_declared():
+    @reads("records", behind=with_baseline)
+    def of_pairs(given): ...
+
+    row = {"dataset": "d", "method": "m", "baseline": "none"}
+    assert [each["method"] for each in of_pairs.behind(row, "value")] == ["m", "none"]
+    assert reads("records")(lambda given: given).behind is own_row
+    assert list(own_row(row, "value")) == [row]
+
+
 def test_what_artifacts_stand_for_comes_before_what_they_say():
     tables = [({"dataset": "d", "seed": seed}, pd.DataFrame({"t": [0, 1]})) for seed in (0, 1)]
     assert stacked(tables).to_dict("list") == {"dataset": ["d"] * 4, "seed": [0, 0, 1, 1], "t": [0, 1, 0, 1]}
@@ -94,7 +104,8 @@ def test_gathering_asks_for_the_files_of_the_mapping_and_leaves_out_what_is_empt
 
     def pairs(role, file):
         asked.append((role, file))
-        return [({"dataset": "d"}, pd.DataFrame({"index": [0]}))] if role == "latents" else []
+        found = [({"dataset": "d"}, pd.DataFrame({"index": [0]}))]
+        return found if (role, file) == ("latents", "spectrum.csv") else []
 
     frames = gathered(pairs)
     assert list(frames) == ["spectra"]

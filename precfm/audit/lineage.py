@@ -1,20 +1,19 @@
 """Where a number comes from: from a table's cell back to sources, code, parameters and seeds.
 
 A manifest holds all of it, so artifacts need not be on this machine; of what is published, the published manifest is
-enough. A row is traced to the artifacts of its data set, methods and seeds that are behind the frames which its table
-declares to read (`precfm.report.reads`), as `precfm.report.frames` maps them.
+enough. A cell is traced to the artifacts that its table declares it to be made of (`precfm.audit.report_inputs`).
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from precfm.audit.products import copies
+from precfm.audit.report_inputs import Entries, inputs_of
 from precfm.audit.target import Cell, parsed_target
 from precfm.core.errors import PrecfmError
-from precfm.core.registry import load
 from precfm.datasets.manifest import file_sha256, source_manifest
 from precfm.datasets.sources import SOURCES
 from precfm.pipeline.artifact import Artifact
@@ -22,13 +21,6 @@ from precfm.pipeline.manifest import read_manifest
 from precfm.pipeline.node import PUBLISHED, RECORD, RESULTS
 from precfm.pipeline.plan import load_plan
 from precfm.pipeline.products import PRODUCTS
-from precfm.report.claims import parse_claims
-from precfm.report.effects import frames_of
-from precfm.report.frames import FrameSource, sources_of
-from precfm.report.reads import declared
-
-Entries = Mapping[str, Mapping[str, Any]]
-GROUPS = {"table_files": "tables", "figure_files": "figures"}  # of the registry
 
 
 @dataclass(frozen=True)
@@ -117,8 +109,10 @@ def lineage(target: str) -> Lineage:
     sha256 = file_sha256(file)
     if (entries[root].get("files") or {}).get(name, {"sha256": sha256})["sha256"] != sha256:
         notes.append(f"{file} is not what {root} holds; `precfm audit` says more")
-    chosen, seeds = _chosen(root, name, cell, entries)
-    if cell and chosen and not any(chosen.values()):
+    inputs = inputs_of(root, name, cell, entries)
+    pairs = [pair for roles in inputs.values() for several in roles.values() for pair in several]
+    seeds = {int(about["seed"]) for _, about in pairs if "seed" in about} if cell else set()
+    if cell and inputs and not pairs:
         notes.append(
             f"no artifact is of the data set, method and seed of {cell.name}, so it is traced no further"
         )
@@ -130,7 +124,10 @@ def lineage(target: str) -> Lineage:
         if node_id not in entries:
             raise PrecfmError(f"{file}: {node_id}, from which it was made, is not in the manifest")
         step = _step(node_id, entries[node_id], RESULTS / home.name / node_id)
-        steps[node_id] = step = replace(step, parents=chosen.get(node_id, step.parents))
+        if node_id in inputs:
+            read = {role: [parent for parent, _ in several] for role, several in inputs[node_id].items()}
+            step = replace(step, parents={role: tuple(dict.fromkeys(ids)) for role, ids in read.items()})
+        steps[node_id] = step
         pending += [parent for ids in step.parents.values() for parent in ids]
     return Lineage(
         file=file.as_posix(),
@@ -200,74 +197,26 @@ def _step(node_id: str, entry: Mapping[str, Any], folder: Path) -> Step:
     )
 
 
-def _chosen(
-    root: str, name: str, cell: Cell | None, entries: Entries
-) -> tuple[dict[str, dict[str, tuple[str, ...]]], set[int]]:
-    """For the frames below a report, those of their parents that it is made from, by role; and their seeds."""
-    sources = _frames_behind(root, name, entries[root]["params"], cell)
-    if sources is None:
-        return {}, set()
-    row = cell.about if cell else {}
-    rows = [row, {**row, "method": row["baseline"]}] if row.get("baseline") else [row]
-    chosen: dict[str, dict[str, tuple[str, ...]]] = {}
-    seeds: set[int] = set()
-    is_frames = root.startswith("frames/")
-    for frames in (
-        [root] if is_frames else [each for ids in entries[root]["parents"].values() for each in ids]
-    ):
-        entry = entries.get(frames, {"params": {}, "parents": {}})
-        chosen[frames] = {}
-        for role, abouts in (entry["params"].get("about") or {}).items():
-            behind = [source for source in sources if role in source.roles]
-            pairs = zip(entry["parents"].get(role, ()), abouts, strict=False)
-            kept = [
-                (parent, about)
-                for parent, about in pairs
-                if any(source.matches(about, row) for source in behind for row in rows)
-            ]
-            seeds |= {int(about["seed"]) for _, about in kept if cell and "seed" in about}
-            if kept:
-                chosen[frames][role] = tuple(dict.fromkeys(parent for parent, _ in kept))
-    return chosen, seeds
-
-
-def _frames_behind(
-    root: str, name: str, params: Mapping[str, Any], cell: Cell | None
-) -> Sequence[FrameSource] | None:
-    """The frames that a report, a row or a claim is made of, as declared; None where nothing is declared."""
-    kind = root.split("/")[0]
-    try:
-        if cell and cell.about.get("frame"):
-            return [sources_of(cell.about["frame"])]
-        if kind in GROUPS:
-            return [sources_of(frame) for frame in declared(load(GROUPS[kind], params["name"]))]
-        if kind == "frames" and name.endswith(".csv"):
-            return [sources_of(Path(name).stem)]
-        if kind == "verdicts" and cell:
-            (claim,) = (
-                each for each in parse_claims(params["claims"]).claims if each.id == cell.about["claim"]
-            )
-            return [sources_of(frame) for statistic in claim.statistics for frame in frames_of(statistic)]
-    except (PrecfmError, KeyError, ValueError):  # published by code that is no longer here
-        pass
-    return None
-
-
 def _sources(steps: Iterable[Step]) -> dict[str, dict[str, Any]]:
     """Checksums of the raw data, down to single files where data/sources.yaml still has them."""
     found: dict[str, dict[str, Any]] = {}
     for step in steps:
-        if step.kind != "data":
-            continue
-        name, checksum = str(step.params.get("source")), step.params.get("checksum")
-        found[name] = {"checksum": checksum, "files": {}}
-        try:
-            manifest = source_manifest(name, SOURCES)
-        except PrecfmError:
-            continue
-        if manifest.checksum == checksum:
-            found[name]["files"] = {file.name: file.sha256 for file in manifest.files}
+        for name, checksum in sources_read(step.kind, step.params).items():
+            found[name] = {"checksum": checksum, "files": {}}
+            try:
+                manifest = source_manifest(name, SOURCES)
+            except PrecfmError:
+                continue
+            if manifest.checksum == checksum:
+                found[name]["files"] = {file.name: file.sha256 for file in manifest.files}
     return found
+
+
+def sources_read(kind: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The data sources that an artifact is made from, each with its checksum."""
+    if kind != "data":
+        return {}
+    return {str(params.get("source")): params.get("checksum"), **(params.get("without") or {})}
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

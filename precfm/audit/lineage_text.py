@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from precfm.audit.lineage import Lineage, Step, flat
+from precfm.audit.lineage import Lineage, Step, flat, sources_read
 
 WIDTH = 110
 FEW_FILES = 4  # so many files of a source are named with their checksums
@@ -94,9 +94,9 @@ class _Tree:
             yield f"made on {_named(step.made_on)}"
         if self.full and step.files:
             yield "files " + ", ".join(f"{name} {stamp['sha256']}" for name, stamp in step.files.items())
-        source = self.traced.sources.get(str(step.params.get("source"))) if step.kind == "data" else None
-        if source:
-            yield f"source {step.params['source']} {source['checksum']}"
+        for name in sources_read(step.kind, step.params):
+            source = self.traced.sources[name]
+            yield f"source {name} {source['checksum']}"
             if self.full or len(source["files"]) <= FEW_FILES:
                 yield from (f"{name} {sha256}" for name, sha256 in source["files"].items())
             else:

@@ -9,6 +9,7 @@ from precfm.audit.products import check_copies, check_strays, copies
 from precfm.audit.records import check_links
 from precfm.audit.report import Report
 from precfm.core.errors import PrecfmError
+from precfm.pipeline.costs import COSTS, read_costs
 from precfm.pipeline.manifest import MANIFEST, read_manifest
 from precfm.pipeline.node import PUBLISHED
 from precfm.pipeline.products import PRODUCTS
@@ -38,7 +39,7 @@ def check_published(report: Report, name: str) -> None:
     for missing in (product for product in products if not product.exists()):
         report.error("product", missing, "missing, though the manifest lists it", back)
     about = _check_frames(report, home, [table for table in frames if table.suffix == ".csv"], back)
-    check_strays(report, [home], [file, about, *products, *frames], back)
+    check_strays(report, [home], [file, about, *products, *frames, *_checked_costs(report, home, back)], back)
     report.notes.append(f"{home}: {origin(home)}")
 
 
@@ -54,6 +55,19 @@ def _check_frames(report: Report, home: Path, tables: list[Path], back: str) -> 
             problem = f"does not name the tables that are missing ({', '.join(left_out) or 'none'})"
             report.error("product", about, problem, back)
     return about
+
+
+def _checked_costs(report: Report, home: Path, back: str) -> list[Path]:
+    """The file that says what the run took, once it was looked at; a run without Snakemake has none."""
+    costs = home / COSTS
+    if not costs.exists():
+        return []
+    try:
+        report.read(costs)
+        read_costs(home)
+    except (OSError, PrecfmError) as error:
+        report.error("product", costs, str(error).removeprefix(f"{costs}: "), back)
+    return [costs]
 
 
 def check_merged_claims(report: Report) -> None:

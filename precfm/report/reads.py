@@ -1,7 +1,8 @@
-"""Which frames a table, a figure or a claim's statistics are made of: declared beside the function, and all it gets."""
+"""What a table, a figure or a claim's statistics are made of, declared beside the function: frames, all that it gets,
+and which of their rows are behind a row of a table."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias, TypeVar
 
 import pandas as pd
 
@@ -10,12 +11,33 @@ from precfm.report.frames import Frames, sources_of
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+Row: TypeAlias = Mapping[str, Any]
+"""A row of a table, or what rows of frames have in common, by column."""
+
+Behind: TypeAlias = Callable[[Row, str], Iterable[Row]]
+"""From a row of a table and a column of it (empty: the whole row) to what rows of frames say that are behind it.
+
+Of the columns those count that identify artifacts (`precfm.report.frames.FrameSource.keys`); one that is absent or
+empty says nothing, so an empty mapping stands for all rows."""
+
 
 class LeftOutError(Exception):
     """An experiment has nothing for this table or figure; the message is the reason."""
 
 
-def reads(*needed: str, optional: tuple[str, ...] = ()) -> Callable[[Function], Function]:
+def own_row(row: Row, column: str) -> Iterable[Row]:
+    """Of the same data set, method and seed as far as the row says: what most numbers are made of."""
+    return [row]
+
+
+def with_baseline(row: Row, column: str) -> Iterable[Row]:
+    """The row's own, and the same of the baseline that it names."""
+    return [row, {**row, "method": row["baseline"]}]
+
+
+def reads(
+    *needed: str, optional: tuple[str, ...] = (), behind: Behind = own_row
+) -> Callable[[Function], Function]:
     """Declare the frames that a function reads, as its attribute `reads`; nothing else is handed to it.
 
     Lineage rests on it: a number of a table comes from the artifacts behind these frames and from no others.
@@ -24,6 +46,8 @@ def reads(*needed: str, optional: tuple[str, ...] = ()) -> Callable[[Function], 
         needed: names of `precfm.report.frames.FRAMES`, or `<experiment>.<table>` for a table of a controlled
             experiment; without them the function has nothing to show.
         optional: frames that are read where an experiment has them.
+        behind: of a table, which rows of the frames a number is made of; made from these alone, the table holds the
+            same number.
 
     Example:
         >>> @reads("budgets", optional=("records",))
@@ -33,7 +57,7 @@ def reads(*needed: str, optional: tuple[str, ...] = ()) -> Callable[[Function], 
     """
 
     def declare(function: Function) -> Function:
-        vars(function).update(reads=(*needed, *optional), needs=needed)
+        vars(function).update(reads=(*needed, *optional), needs=needed, behind=behind)
         return function
 
     return declare

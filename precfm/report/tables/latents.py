@@ -1,14 +1,17 @@
 """The table of latents: how many, how ill-conditioned, and how much of an image they keep."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
 from precfm.report.formatting import MISSING
 from precfm.report.frames import Frames
-from precfm.report.reads import needed, reads
+from precfm.report.reads import Row, needed, reads
 from precfm.report.rows import ALL
 from precfm.report.summaries import long_form, summarised
 from precfm.report.tables.blocks import Block, Quantity, Table, quantity_columns
+from precfm.report.vocabulary import DATA
 
 _QUANTITIES = {
     "train_rows": Quantity("train", "count"),
@@ -70,7 +73,12 @@ def _effective_rank(eigenvalues: "pd.Series[float]") -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-@reads("reconstruction", "spectra")
+def _behind(row: Row, column: str) -> Iterable[Row]:
+    """The latents, and no method's space."""
+    return [{**row, "method": DATA}]
+
+
+@reads("reconstruction", "spectra", behind=_behind)
 def build(frames: Frames) -> Table:
     """The table as it is printed: a row per data set in the latent space of one encoder."""
     data = tidy(frames)

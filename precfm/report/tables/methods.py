@@ -1,10 +1,12 @@
 """The method table: what every method costs, what it does to the space, and what comes out, in one row each."""
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from precfm.report.formatting import seeds_text
 from precfm.report.frames import Frames
-from precfm.report.reads import frame, needed, reads
+from precfm.report.reads import Row, frame, needed, reads
 from precfm.report.rows import at_final, groups, one_per_artifact, per_seed
 from precfm.report.summaries import long_form, summarised
 from precfm.report.tables.blocks import Block, Columns, Quantity, Table, method_cells, quantity_columns
@@ -56,7 +58,12 @@ def final_records(frames: Frames) -> pd.DataFrame:
     return records.assign(column=records["metric"] + ", " + records["space"] + suffix)
 
 
-@reads("budgets", optional=("preconditioners", "predictors", "records"))
+def _behind(row: Row, column: str) -> Iterable[Row]:
+    """Its method; beside the floor all others, since the table is one of flows and not made without any."""
+    return [row] if is_flow(str(row["method"])) else [{"dataset": row["dataset"]}]
+
+
+@reads("budgets", optional=("preconditioners", "predictors", "records"), behind=_behind)
 def build(frames: Frames) -> Table:
     """The method table as it is printed: one block per setting, a row per method."""
     data, records = tidy(frames), final_records(frames)

@@ -1,5 +1,6 @@
 """The paired table: each method minus the unpreconditioned flow, seed by seed."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 
 import pandas as pd
@@ -14,7 +15,7 @@ from precfm.report.formatting import (
     seeds_text,
 )
 from precfm.report.frames import Frames
-from precfm.report.reads import LeftOutError, needed, reads
+from precfm.report.reads import LeftOutError, Row, needed, reads, with_baseline
 from precfm.report.rows import PROTOCOL, RECORD_KEYS, groups, pair, per_seed
 from precfm.report.tables.blocks import Block, Table
 from precfm.report.tables.metrics import extractor_text
@@ -65,7 +66,12 @@ def tidy(frames: Frames) -> pd.DataFrame:
     return data[[*front, "p", "p_holm", "resolvable", "indicative", *PROTOCOL]]
 
 
-@reads("records")
+def _behind(row: Row, column: str) -> Iterable[Row]:
+    """Method and baseline; Holm's p, and so the whole row, rests on every test of the table."""
+    return [{}] if column in ("", "p_holm") else with_baseline(row, column)
+
+
+@reads("records", behind=_behind)
 def build(frames: Frames) -> Table:
     """The paired table as it is printed: one block per data set, feature space and extractor."""
     data = tidy(frames)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from precfm.report.formatting import number_text, seeds_text
 from precfm.report.frames import Frames
-from precfm.report.reads import LeftOutError, needed, reads
+from precfm.report.reads import LeftOutError, needed, reads, with_baseline
 from precfm.report.rows import RECORD_KEYS, at_final, groups, per_seed
 from precfm.report.summaries import with_training_flops
 from precfm.report.tables.blocks import Block, Table, by_method, method_cells
@@ -114,7 +114,7 @@ def time_to(flops: np.ndarray, values: np.ndarray, target: float) -> float:
     return float(flops[before] ** (1 - share) * flops[after] ** share)
 
 
-@reads("records", "budgets")
+@reads("records", "budgets", behind=with_baseline)
 def build(frames: Frames) -> Table:
     """The table as it is printed: one block per setting and space."""
     data = tidy(frames)

@@ -1,10 +1,12 @@
 """The training table: every metric at every checkpoint."""
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from precfm.report.formatting import count_text, estimate_texts, estimates_of, seeds_text
 from precfm.report.frames import Frames
-from precfm.report.reads import LeftOutError, needed, reads
+from precfm.report.reads import LeftOutError, Row, needed, reads
 from precfm.report.rows import groups, per_seed
 from precfm.report.tables.blocks import Block, Table, method_cells
 from precfm.report.tables.metrics import extractor_text, summarise
@@ -26,7 +28,12 @@ def tidy(frames: Frames) -> pd.DataFrame:
     return summarise(curves)
 
 
-@reads("records")
+def _behind(row: Row, column: str) -> Iterable[Row]:
+    """All methods: a metric that its own method has at one checkpoint alone stands here if another has two."""
+    return [{"dataset": row["dataset"]}]
+
+
+@reads("records", behind=_behind)
 def build(frames: Frames) -> Table:
     """The training table as it is printed: one block per data set, metric and space."""
     data = tidy(frames)
