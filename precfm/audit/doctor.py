@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.metadata import requires
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -24,9 +23,8 @@ from filelock import FileLock, Timeout
 from packaging.requirements import Requirement
 
 from precfm.audit.environment import LOCK, differing_packages, installed
-from precfm.datasets.manifest import SourceManifest, source_manifest
-from precfm.datasets.origins import Mirror, OriginError
-from precfm.datasets.sources import MIRROR, RAW, SOURCES
+from precfm.datasets.manifest import source_manifest
+from precfm.datasets.sources import MIRROR, RAW, SOURCES, mirror_folder, place_here
 from precfm.pipeline.node import RESULTS
 
 GIB = 2**30
@@ -182,13 +180,12 @@ def remote() -> Found:
 
 def data(*, network: bool = False) -> Found:
     """Where the raw files of each source are; with `network`, whether those that are not here can be reached."""
-    mirror = Path(os.environ[MIRROR]) if os.environ.get(MIRROR) else None
+    mirror = mirror_folder()
     if mirror is not None and not mirror.is_dir():
         yield "problem", f"{MIRROR} is '{mirror}', no folder", "correct it, or unset it"
-        mirror = None
     for name in sorted(yaml.safe_load(SOURCES.read_text(encoding="utf-8"))) if SOURCES.is_file() else ():
         source = source_manifest(name, SOURCES)
-        place, said = _place(source, mirror), "its origins need a network"
+        place, said = place_here(source), "its origins need a network"
         if network and not place:
             urls = [origin.place for origin in source.origins if origin.kind == "url"]
             answers = [unreachable(url.replace("{file}", source.files[0].name)) for url in urls]
@@ -200,22 +197,6 @@ def data(*, network: bool = False) -> Found:
                 f"`precfm data fetch {name}` with a network, or set {MIRROR} to a folder that has its files"
             )
             yield "warning", f"{name}: not here ({said})", remedy
-
-
-def _place(source: SourceManifest, mirror: Path | None) -> str:
-    """Where all files of a source are on this machine; empty if nowhere."""
-    raw = {RAW / source.name / file.name: file.bytes for file in source.files}
-    if all(path.is_file() and path.stat().st_size == size for path, size in raw.items()):
-        return f"in {RAW / source.name}"
-    with suppress(OriginError):
-        if mirror is not None and all(map(Mirror(mirror).find, source.files)):
-            return f"in {mirror}"
-    for origin in source.origins:
-        if origin.kind == "python" and find_spec(package := origin.place.partition("/")[0]):
-            return f"comes with the package {package}"
-        if origin.kind == "folder" and (SOURCES.parent / origin.place).exists():
-            return f"in {SOURCES.parent / origin.place}"
-    return ""
 
 
 def unreachable(url: str) -> str:

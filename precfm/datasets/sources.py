@@ -3,14 +3,16 @@
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from tqdm import tqdm
 
 from precfm.core.errors import PrecfmError
 from precfm.datasets.image_names import image_names, names_below
-from precfm.datasets.manifest import Origin, SourceFile, file_sha256, source_manifest
+from precfm.datasets.manifest import Origin, SourceFile, SourceManifest, file_sha256, source_manifest
 from precfm.datasets.origins import Mirror, OriginError, UnreachableError, read
 
 SOURCES = Path("data/sources.yaml")
@@ -38,14 +40,42 @@ class Fetched:
         return f"{self.file}: {self.origin}{refused}"
 
 
+def mirror_folder() -> Path | None:
+    """The folder that the environment variable PRECFM_MIRROR names."""
+    folder = os.environ.get(MIRROR)
+    return Path(folder) if folder else None
+
+
+def place_here(source: SourceManifest) -> str:
+    """Where all files of a source are to be had without a network, in words; empty if nowhere."""
+    raw = RAW / source.name
+    if all(_is_in(raw, file) for file in source.files):
+        return f"in {raw}"
+    mirror = mirror_folder()
+    with suppress(OriginError):
+        if mirror is not None and all(map(Mirror(mirror).find, source.files)):
+            return f"in {mirror}"
+    for origin in source.origins:
+        if origin.kind == "python" and find_spec(package := origin.place.partition("/")[0]):
+            return f"comes with the package {package}"
+        if origin.kind == "folder" and (SOURCES.parent / origin.place).exists():
+            return f"in {SOURCES.parent / origin.place}"
+    return ""
+
+
+def _is_in(folder: Path, file: SourceFile) -> bool:
+    path = folder / file.name
+    whole = path.is_file() and path.stat().st_size == file.bytes
+    return whole or Path(f"{path}.gz").is_file()
+
+
 def fetch_raw(name: str) -> tuple[Path, list[Fetched]]:
     """Bring a source's files to their place in this project, `data/raw/<name>`.
 
     Returns:
         That folder, and what happened to each file.
     """
-    mirror = os.environ.get(MIRROR)
-    return RAW / name, fetch(name, RAW / name, sources_file=SOURCES, mirror=Path(mirror) if mirror else None)
+    return RAW / name, fetch(name, RAW / name, sources_file=SOURCES, mirror=mirror_folder())
 
 
 def fetch(name: str, folder: Path, *, sources_file: Path, mirror: Path | None = None) -> list[Fetched]:

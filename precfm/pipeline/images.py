@@ -5,7 +5,6 @@ machine; its job (`workflow_scripts/pinned.py`) looks in any case.
 """
 
 import json
-import os
 from functools import lru_cache
 
 from torch import Tensor
@@ -14,7 +13,7 @@ from precfm.core.errors import PrecfmError
 from precfm.core.registry import build
 from precfm.datasets.image_names import image_names
 from precfm.datasets.manifest import SourceManifest, source_manifest
-from precfm.datasets.sources import MIRROR, RAW, SOURCES, fetch_raw
+from precfm.datasets.sources import SOURCES, fetch_raw, place_here
 from precfm.datasets.splits import make_splits
 from precfm.pipeline.components import plain
 from precfm.pipeline.pinned import PinnedModel, refuse_overlap
@@ -86,8 +85,7 @@ def _evaluating(text: str) -> dict[str, Tensor]:
     """The validation and held-out images of a data set; none where its files cannot be had without a network."""
     spec = Dataset.model_validate_json(text)
     manifest = source_manifest(spec.source_name, SOURCES)
-    fetched = all((RAW / manifest.name / file.name).is_file() for file in manifest.files)
-    if not (fetched or MIRROR in os.environ or any(origin.kind == "python" for origin in manifest.origins)):
+    if not place_here(manifest):
         return {}
     try:
         images = build("datasets", plain(spec.source)).load(fetch_raw(manifest.name)[0])
