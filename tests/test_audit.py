@@ -398,7 +398,6 @@ def test_exit_codes_and_json(results):
         ["mine/flows"],
         [".."],
         ["published"],
-        ["--against", "nowhere"],
         ["-x"],
     ):
         assert invoke(app, ["audit", *wrong]).exit_code == 2

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from precfm.audit.agreement import agreement_with_published
 from precfm.core.errors import PrecfmError, one_sentence
 from precfm.datasets.manifest import file_sha256
 from precfm.datasets.sources import RAW, SOURCES
@@ -266,11 +267,18 @@ def ledger_state(plan: Plan) -> str:
 
 
 def announce(experiment: str) -> None:
-    """Say where the products are."""
+    """Say where the products are, and whether their numbers agree with the published ones, if there are any."""
     home = RESULTS / experiment
     print(
         f"\n{experiment}: done\n  tables    {home}/tables/\n  figures   {home}/figures/\n  verdicts  {home}/claims.md"
     )
+    try:
+        found = agreement_with_published(experiment)
+    except (PrecfmError, OSError) as error:  # everything is made all the same
+        print(f"{experiment}: cannot be compared with the published run ({error})")
+        return
+    if found:
+        print(f"{found.line}{'; `precfm compare` shows where' if found.exit_code else ''}")
 
 
 if __name__ == "__main__":

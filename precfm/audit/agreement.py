@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from precfm.audit.comparison import AGREES, Comparison, Judgement, compare
+from precfm.audit.comparison import AGREES, Comparison, Difference, Judgement, compare
 from precfm.audit.runs import HERE, THE_PUBLISHED, THIS_MACHINE, Place, Run, place_of
 from precfm.audit.tolerances import RELATIVE
 from precfm.core.errors import PrecfmError
@@ -47,9 +47,14 @@ class Agreement:
         return sum((Counter(each.counts) for each in self.comparisons), Counter())
 
     @property
+    def differences(self) -> list[Difference]:
+        """Every cell that does not agree to rounding."""
+        return [difference for each in self.comparisons for difference in each.differences]
+
+    @property
     def exit_code(self) -> int:
         """`AGREEMENT` to rounding; `SCATTER`: all differences are within that of seeds; `BEYOND`."""
-        found = [difference.judgement for each in self.comparisons for difference in each.differences]
+        found = {difference.judgement for difference in self.differences}
         if "beyond" in found or any(each.only for each in self.comparisons):
             return BEYOND
         return SCATTER if found else AGREEMENT

@@ -20,8 +20,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeGuard
+from typing import Literal, TypeAlias
 
+from precfm.audit.intervals import follows, half_width, is_finite, seeds, within_intervals
 from precfm.audit.number_tables import (
     FROM_SEEDS,
     VERDICT,
@@ -32,10 +33,9 @@ from precfm.audit.number_tables import (
     read_table,
     side_by_side,
 )
-from precfm.audit.tolerances import RELATIVE, Tolerance, tolerance_of
+from precfm.audit.tolerances import RELATIVE, tolerance_of
 
 MIN_SEEDS = 3
-HALF_WIDTHS = 2.0
 _T_QUANTILES = (
     12.71,
     4.31,
@@ -148,19 +148,19 @@ def _compared(file: str, tables: SideBySide, sizes: Sizes) -> Comparison:
         for name, mine, other in tables.rows
     ]
     trained_apart = any(row.of_value not in AGREES for row in judged)
-    jumped = any(_has_jumped(row.mine, row.other, table) for row in judged)
+    moves = [row.cells["p"][0] for row in judged if "p" in row.cells and row.cells["p"][1] == "declared"]
     for row in judged:
         for column in FROM_SEEDS & row.cells.keys():
             size, judgement = row.cells[column]
-            if judgement not in AGREES and row.of_value not in AGREES:
-                row.cells[column] = size, row.of_value
-            elif judgement not in AGREES and trained_apart:
-                row.cells[column] = (
-                    size,
-                    "scatter" if _seeds(row.mine, row.other) >= MIN_SEEDS else "unjudged",
-                )
-            elif judgement not in AGREES and jumped and column == "p_holm":  # adjusted over all rows
-                row.cells[column] = size, "declared"
+            if judgement in AGREES:
+                continue
+            if row.of_value not in AGREES:
+                judgement = row.of_value
+            elif trained_apart:
+                judgement = _of_seeds(row.mine, row.other)
+            elif column == "p_holm" and size <= max(moves, default=0.0):  # adjusted over all rows
+                judgement = "declared"
+            row.cells[column] = size, judgement
     cells = [
         Difference(f"{row.name}, {column}", _shown(row.mine[column]), _shown(row.other[column]), *cell)
         for row in judged
@@ -179,7 +179,7 @@ def _compared(file: str, tables: SideBySide, sizes: Sizes) -> Comparison:
     verdicts = [row for row in judged if row.mine.get("statistic") == VERDICT]
     return Comparison(
         file,
-        counts=Counter(cell.judgement for cell in cells),
+        counts=dict(Counter(cell.judgement for cell in cells)),
         largest=largest.size if largest else 0.0,
         at=largest.where if largest and largest.size else "",
         differences=(*outcomes, *(cell for cell in cells if cell.judgement not in AGREES)),
@@ -233,114 +233,27 @@ def judge(
     a, b = number(mine[column]), number(other[column])
     if a == b:
         return 0.0, "rounding"
-    tolerance = tolerance_of(column, mine, table)
-    if not (_is_finite(a) and _is_finite(b)):
-        excused = column in FROM_SEEDS and None in (a, b) and _has_jumped(mine, other, table)
-        return math.inf, "declared" if excused else "beyond"
+    tolerance, of_value = (tolerance_of(name, mine, table) for name in (column, "value"))
+    if column in FROM_SEEDS and None in (a, b):  # seeds that tie to the last digit have no interval
+        half = max(half_width(mine), half_width(other))
+        tied = 0 < half <= follows("low", mine, other, of_value, size)
+        return math.inf, "declared" if tied else "beyond"
+    if not (is_finite(a) and is_finite(b)):
+        return math.inf, "beyond"
     apart, larger = abs(a - b), max(abs(a), abs(b))
     if apart <= min(tolerance.relative, RELATIVE) * larger:
         return apart / larger, "rounding"
-    rounding = _rounding(a, b, tolerance, size)
     if column in FROM_SEEDS:
-        rounding = max(
-            RELATIVE * larger, _follows(column, mine, other, tolerance_of("value", mine, table), size)
-        )
-    if apart <= max(rounding, tolerance.jump if column == "value" else 0.0):
-        return apart / larger, "declared"
-    if column != "value" or not _within_intervals(mine, other):
-        return apart / larger, "beyond"
-    return apart / larger, "scatter" if _seeds(mine, other) >= MIN_SEEDS else "unjudged"
-
-
-def _rounding(a: float, b: float, tolerance: Tolerance, size: float = 0.0) -> float:
-    """How far rounding may move a value."""
-    return max(tolerance.relative * max(abs(a), abs(b)), RELATIVE * size, tolerance.absolute)
-
-
-def _has_jumped(mine: Row, other: Row, table: str) -> bool:
-    """Whether the values of two rows differ by a jump that their statistic may make."""
-    a, b = number(mine.get("value")), number(other.get("value"))
-    tolerance = tolerance_of("value", mine, table)
-    return _is_finite(a) and _is_finite(b) and _rounding(a, b, tolerance) < abs(a - b) <= tolerance.jump
-
-
-def _follows(column: str, mine: Row, other: Row, tolerance: Tolerance, size: float) -> float:
-    """How far what is computed from the values of single seeds may move, if each of these is moved by rounding.
-
-    A mean of n values, each moved by at most d, moves by at most d, and half of its t interval by at most
-    t / sqrt(n - 1) d. A p-value, 2 P(T > t), moves relatively by at most n - 1 times the relative move of t.
-
-    Args:
-        column: one of `FROM_SEEDS`.
-        mine: a row with a value.
-        other: the other run's.
-        tolerance: of the value.
-        size: as of `judge`.
-
-    Returns:
-        The largest move; 0 where the row has no two seeds, or its values differ by more than rounding.
-    """
-    a, b = number(mine.get("value")), number(other.get("value"))
-    n = _seeds(mine, other)
-    if not (_is_finite(a) and _is_finite(b)) or n < 2:
-        return 0.0
-    if tolerance.multiplicative and min(a, b) > 0:
-        moved, apart, scale = tolerance.relative, abs(math.log(a / b)), _largest(column, mine, other)
+        limit = max(RELATIVE * larger, follows(column, mine, other, of_value, size))
     else:
-        moved, apart, scale = _rounding(a, b, tolerance, size), abs(a - b), 1.0
-    if apart > moved:
-        if apart > tolerance.jump:
-            return 0.0
-        moved = n * apart  # one seed may have made all of the jump
-    of_half = _T_QUANTILES[min(n - 2, len(_T_QUANTILES) - 1)] / math.sqrt(n - 1) * moved
-    if column in ("low", "high"):
-        return (moved + of_half) * scale
-    if column == "resolvable":  # about 1.3 times half the interval
-        return 1.5 * of_half
-    half = min(_half(mine), _half(other))
-    from_null = min(abs(value - _null(mine)) for value in (a, b))
-    if half == 0.0 or from_null == 0.0:
-        return 1.0
-    return _largest(column, mine, other) * (n - 1) * (moved / from_null + of_half / half)
+        limit = max(tolerance.rounding(a, b, size if column == "value" else 0.0), tolerance.jump)
+    if apart <= limit:
+        return apart / larger, "declared"
+    if column != "value" or not within_intervals(mine, other):
+        return apart / larger, "beyond"
+    return apart / larger, _of_seeds(mine, other)
 
 
-def _half(row: Row) -> float:
-    """Half the width of a row's interval; 0 if it has none."""
-    low, high = number(row.get("low")), number(row.get("high"))
-    return (high - low) / 2 if _is_finite(low) and _is_finite(high) else 0.0
-
-
-def _null(row: Row) -> float:
-    """What the p-value of a row is against: no effect, or the margin of a claim that nothing gets worse."""
-    margin = number(row.get("smallest_effect"))
-    sign = {"no_increase": 1.0, "no_decrease": -1.0}.get(str(row.get("direction")), 0.0)
-    return sign * margin if isinstance(margin, float) else 0.0
-
-
-def _largest(column: str, mine: Row, other: Row) -> float:
-    cells = [number(row[column]) for row in (mine, other)]
-    return max((abs(cell) for cell in cells if isinstance(cell, float)), default=0.0)
-
-
-def _seeds(mine: Row, other: Row) -> int:
-    cells = [number(row.get("n")) for row in (mine, other)]
-    return int(min(cell if isinstance(cell, float) else 0.0 for cell in cells))
-
-
-def _is_finite(cell: Cell) -> TypeGuard[float]:
-    return isinstance(cell, float) and math.isfinite(cell)
-
-
-def _within_intervals(mine: Row, other: Row) -> bool:
-    """Whether two values differ by no more than their intervals allow; a row without a whole interval allows nothing.
-
-    The shorter distance counts, so that no row can make itself agree with everything by stating a wide interval.
-    """
-    found: list[tuple[float, float, float]] = []
-    for row in (mine, other):
-        value, low, high = (number(row.get(name)) for name in ("value", "low", "high"))
-        if not (_is_finite(value) and _is_finite(low) and _is_finite(high) and low <= value <= high):
-            return False
-        found.append((value, low, high))
-    (lower, _, top), (upper, bottom, _) = sorted(found)
-    return upper - lower <= HALF_WIDTHS * min(top - lower, upper - bottom)
+def _of_seeds(mine: Row, other: Row) -> Judgement:
+    """What intervals say of two values that they both allow."""
+    return "scatter" if seeds(mine, other) >= MIN_SEEDS else "unjudged"

@@ -35,6 +35,10 @@ class Tolerance:
     jump: float = 0.0
     multiplicative: bool = False
 
+    def rounding(self, a: float, b: float, size: float = 0.0) -> float:
+        """How far apart rounding may bring two values, that are differences of numbers of this size."""
+        return max(self.relative * max(abs(a), abs(b)), RELATIVE * size, self.absolute)
+
 
 DEFAULT = Tolerance(("*",), "rounding of float32 arithmetic, as a training carries it on")
 
@@ -61,7 +65,7 @@ COLUMNS = (
 )
 """Columns whose numbers are their own, whatever the row is about."""
 
-TABLES = (Tolerance(("plateaus",), _LOGARITHM, absolute=1e-5),)
+TABLES = (Tolerance(("plateaus",), _LOGARITHM + "; a slope over less than a decade", absolute=3 * RELATIVE),)
 """Tables whose values are something else than the metric that the row names."""
 
 STATISTICS = (
@@ -70,8 +74,8 @@ STATISTICS = (
         "a sample may fall on the other side of the ball around a neighbour: one in a thousand",
         jump=1e-3,
     ),
-    Tolerance(("kid", "KID"), "a difference of sums of order one that nearly cancel", absolute=1e-5),
-    Tolerance(("mmd_rbf",), "a difference of sums of order one that nearly cancel", absolute=1e-6),
+    Tolerance(("kid", "KID"), "a difference of sums of order one that nearly cancel", absolute=2e-7),
+    Tolerance(("mmd_rbf",), "a difference of sums of order one that nearly cancel", absolute=1e-8),
     Tolerance(("eigenvalue_ratio_low", "low_ratio"), "a ratio of variances", multiplicative=True),
     Tolerance(
         (
@@ -86,18 +90,18 @@ STATISTICS = (
             *("*_slope", "controlled_*", "*scale_control_*"),
         ),
         _LOGARITHM,
-        absolute=1e-5,
+        absolute=RELATIVE,
     ),
     Tolerance(
         ("condition_number", "residual_condition_number", "class_low", "class_high"),
         "the smallest eigenvalue moves by the square root of kappa times the relative error of the data",
-        relative=1e-3,
+        relative=1e-4,
         multiplicative=True,
     ),
     Tolerance(
         ("path_log_condition_number", "mean ln kappa(Sigma_t)*"),
         "the logarithm of a condition number, which amplifies the relative error of the data",
-        absolute=1e-3,
+        absolute=1e-4,
     ),
     Tolerance(
         ("round_trip_error", "tail_round_trip_error"),
