@@ -23,7 +23,7 @@ _QUANTITIES = {
     "class_high": Quantity("κ, worst class", "ratio"),
     "effective_rank": Quantity("effective rank"),
     "squared_error": Quantity("reconstruction error"),
-    "clamped_share": Quantity("clamped"),
+    "clamped_share": Quantity("clamped share"),
     "lowest_sensitivity": Quantity("lowest sensitivity / error", "size"),
 }
 _LATENTS = ["dataset", "artifact"]
@@ -100,7 +100,8 @@ def build(frames: Frames) -> Table:
         "held-out image, summed over its pixels and channels in units of [0, 1]; share of these numbers that the "
         "decoder had to clamp into [0, 1] by more than half a grey level. Last, of all directions the lowest decoder "
         "sensitivity (how far the decoded image moves, as a sum of squares, when its latent moves by one standard "
-        "deviation along an eigenvector) over the reconstruction error: far below 1 there is a direction that no "
-        "metric on images can reward, because the decoder itself errs by more." + several
+        "deviation along an eigenvector) over the reconstruction error: far below 1, what a flow does to the variance "
+        "along that direction changes images by less than the decoder errs, and metrics on images can hardly reward it."
+        + several
     )
     return Table(data, [Block("Latents", pd.DataFrame(rows, columns=["latents", *columns]))], caption)
