@@ -18,11 +18,7 @@ WIDTH = 100
 _WITHIN = f"{RELATIVE:.0e}".replace("e-0", "e-")
 FEW = 5  # so many differences are named
 _HEAD = ("numbers", "agree", "scatter", "2 seeds", "beyond", "  largest difference, and where")
-_SAID = {
-    "beyond": "beyond",
-    "scatter": "within the scatter of seeds",
-    "unjudged": "cannot be told: two seeds",
-}
+_LABELS = dict(zip(("scatter", "unjudged", "beyond"), _HEAD[2:], strict=False))
 
 
 @dataclass(frozen=True)
@@ -62,22 +58,22 @@ class Agreement:
     @property
     def line(self) -> str:
         """The result in one line."""
-        counts, total = self.counts, self.counts.total()
-        agree = sum(counts[judgement] for judgement in AGREES)
+        counts = self.counts
         same, verdicts = (sum(each.verdicts[place] for each in self.comparisons) for place in (0, 1))
         parts = [f"{same:,} of {verdicts:,} verdicts"] if verdicts else []
-        parts.append(f"{counts['rounding']:,} of {total:,} numbers within {_WITHIN}")
-        parts += (
-            [f"{agree - counts['rounding']:,} within tolerances of their own"] if counts["declared"] else []
-        )
-        parts += [f"{counts['scatter']:,} within the scatter of seeds"] if counts["scatter"] else []
-        parts += [f"{counts['unjudged']:,} cannot be told: two seeds"] if counts["unjudged"] else []
-        parts += [f"{counts['beyond']:,} beyond"] if counts["beyond"] else []
-        only = sum(len(each.only) for each in self.comparisons)
-        parts += [f"{only:,} rows, columns or files of one run alone"] if only else []
+        parts.append(f"{counts['rounding']:,} of {counts.total():,} numbers within {_WITHIN}")
+        others = {
+            "within tolerances of their own": counts["declared"],
+            "within the scatter of seeds": counts["scatter"],
+            "cannot be told: two seeds": counts["unjudged"],
+            "beyond": counts["beyond"],
+            "rows, columns or files of one run alone": sum(len(each.only) for each in self.comparisons),
+        }
+        parts += [f"{count:,} {what}" for what, count in others.items() if count]
+        as_far = ", as far as can be told," if counts["unjudged"] else ""
         result = {
             AGREEMENT: f"agrees with {self.other}",
-            SCATTER: f"differs from {self.other} by no more than seeds do",
+            SCATTER: f"differs from {self.other}{as_far} by no more than seeds do",
             BEYOND: f"differs from {self.other}",
         }[self.exit_code]
         return f"{self.experiment}: {result}: {', '.join(parts)}{self.origin and f'; {self.origin}'}"
@@ -107,7 +103,7 @@ class Agreement:
                     1 + (cell.judgement != "beyond"),
                     "nothing" in (cell.here, cell.there),
                     -cell.size,
-                    f"{_SAID[cell.judgement]}: {table} {cell}",
+                    f"{_LABELS[cell.judgement]}: {table} {cell}",
                 )
                 for cell in each.differences
             ]
