@@ -12,7 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from precfm.audit.challenge import outcome
+from precfm.audit.challenge import Challenge, exit_code, lines
 from precfm.audit.drawn_cells import COUNTS, challengeable, draw
 from precfm.audit.published import check_published
 from precfm.audit.report import Report
@@ -22,7 +22,6 @@ from precfm.cli import app
 from precfm.core.errors import PrecfmError
 from precfm.core.registry import REGISTRY, load
 from precfm.datasets.manifest import file_sha256
-from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.build import build
 from precfm.pipeline.costs import COSTS, measured_costs, read_costs
 from precfm.pipeline.job import script_of
@@ -187,7 +186,8 @@ def published_once(tmp_path_factory):
 
 @pytest.fixture
 def checkout(published_once, project):
-    shutil.copytree(published_once, project, dirs_exist_ok=True, ignore=shutil.ignore_patterns("data"))
+    for part in ("config", ".git", "results"):
+        shutil.copytree(published_once / part, project / part, dirs_exist_ok=True)
     return project
 
 
@@ -228,14 +228,16 @@ def test_a_changed_number_is_found_and_no_other(checkout):
     assert wrong.endswith(f"{TABLE}:{row + 1},value")
 
 
-def test_a_row_that_nothing_makes_is_found(checkout):
+@pytest.mark.parametrize("frame", ["linear_grid.identity", "nobody.table", "nonsense"])
+def test_a_row_that_nothing_makes_is_found(checkout, frame):
     with TABLE.open("a") as file:
-        file.write("C2,invented_slope,1.0,1.0,1.0,1,,steps_to_accuracy.steps\n")
+        file.write(f"C2,invented_slope,1.0,1.0,1.0,1,,{frame}\n")
     tables, _ = challengeable("mine")
-    (invented, *_) = [cell for cell in tables[0].cells() if cell.row["statistic"] == "invented_slope"]
-    (artifact,) = (RESULTS / "mine/table_files").glob("theory-*")
-    found = outcome(invented, Artifact.open(artifact))
-    assert (found.rebuilt, found.judgement) == (None, "beyond")
+    invented = [cell for cell in tables[0].cells() if cell.row["statistic"] == "invented_slope"]
+    outcomes = Challenge.of(invented).outcomes(None, print)
+    assert {(each.rebuilt, each.judgement) for each in outcomes} == {(None, "beyond")}
+    assert exit_code(outcomes) == 1
+    assert "nothing" in "".join(lines(outcomes))
 
 
 def test_a_scratch_folder_is_kept_and_gone_on_with(checkout):
@@ -285,6 +287,18 @@ def test_costs_count_what_jobs_made(planned):
     )
     write_times(alone, "nonsense")
     assert measured_costs(plan)["evaluations"].seconds == 5.0
+
+
+@pytest.mark.xdist_group("workflow")
+def test_a_run_of_the_workflow_has_costs_of_every_artifact(made, monkeypatch):
+    monkeypatch.chdir(made)
+    plan = load_plan("smoke")
+    costs = measured_costs(plan)
+    assert {kind: cost.artifacts for kind, cost in costs.items()} == Counter(
+        node.kind for node in plan.nodes.values()
+    )
+    assert all(cost.seconds > 0 for kind, cost in costs.items() if kind != "samples")
+    assert costs["flows"].megabytes > 100
 
 
 def test_the_audit_takes_costs_and_names_damaged_ones(checkout):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from precfm.audit.lineage import lineage
+from precfm.audit.lineage import lineage, sources_read
 from precfm.audit.lineage_text import WIDTH, tree
 from precfm.cli import app
 from precfm.core.errors import PrecfmError
@@ -29,8 +29,8 @@ METRICS = """dataset,method,step,metric,value
 mnist5k-L16,whitening,60,frechet,1.5
 mnist5k-L16,none,60,frechet,2.5
 """
-PAIRED = """dataset,method,baseline,step,metric,value
-mnist5k-L16,whitening,none,60,frechet,-1.0
+PAIRED = """dataset,method,baseline,step,metric,value,p_holm
+mnist5k-L16,whitening,none,60,frechet,-1.0,0.5
 """
 THEORY = """claim,statistic,value,frame
 C2,slope,1.0,steps_to_accuracy.steps
@@ -87,7 +87,8 @@ def plan(made_once, monkeypatch):
 
 @pytest.fixture
 def plan_to_change(made_once, project):
-    shutil.copytree(made_once[0], project, dirs_exist_ok=True, ignore=shutil.ignore_patterns("data"))
+    for part in ("config", "results"):
+        shutil.copytree(made_once[0] / part, project / part, dirs_exist_ok=True)
     return made_once[1]
 
 
@@ -148,6 +149,12 @@ def test_a_row_comes_from_its_methods_and_seeds_alone(plan, target, label, metho
     assert traced.seeds == (3, 4)
 
 
+@pytest.mark.parametrize("target", ["paired.csv:1,p_holm", "paired.csv:1"])
+def test_holm_s_p_comes_from_every_test_of_its_table(plan, target):
+    traced = lineage(f"results/mine/tables/{target}")
+    assert set(traced.steps) == behind(plan, "table_files", "paired", about(plan, "evaluations"))
+
+
 @pytest.mark.parametrize(("row", "runs"), [(1, {"steps_to_accuracy"}), (2, {"linear_grid"})])
 def test_a_row_of_the_theory_table_comes_from_the_experiment_whose_statistic_it_is(plan, row, runs):
     traced = lineage(f"results/mine/tables/theory.csv:{row}")
@@ -187,6 +194,12 @@ def test_the_steps_hold_code_parameters_seeds_and_sources(plan):
     (data,) = plan.of("data")
     assert traced.sources["mnist5k"]["checksum"] == data.params["checksum"]
     assert all(len(sha256) == 64 for sha256 in traced.sources["mnist5k"]["files"].values())
+
+
+def test_a_source_whose_images_are_left_out_is_a_source_too():
+    params = {"source": "mnist", "checksum": "a", "without": {"mnist5k": "b"}}
+    assert sources_read("data", params) == {"mnist": "a", "mnist5k": "b"}
+    assert sources_read("flows", {"seed": 0}) == {}
 
 
 def test_a_manifest_alone_says_the_same(plan_to_change, project):

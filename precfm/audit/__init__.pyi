@@ -1,6 +1,9 @@
 from precfm.audit.agreement import Agreement as Agreement
 from precfm.audit.agreement import agreements as agreements
 from precfm.audit.archive import export_experiment as export_experiment
+from precfm.audit.challenge import Challenge as Challenge
+from precfm.audit.drawn_cells import challengeable as challengeable
+from precfm.audit.drawn_cells import draw as draw
 from precfm.audit.importing import import_archive as import_archive
 from precfm.audit.integrity import audit as audit
 from precfm.audit.report import Report as Report

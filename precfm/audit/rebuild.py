@@ -60,13 +60,15 @@ def _table(plan: Plan, name: str) -> Node:
 
 
 def _inputs(plan: Plan, table: Node, cell: Cell) -> Inputs:
+    """What a cell is made of; nothing for a row that no artifact stands for, and all where nothing is declared."""
     entries = {node.id: {"params": node.params, "parents": node.parents} for node in plan.nodes.values()}
-    (inputs,) = inputs_of(table.id, f"{table.params['name']}.csv", cell, entries).values()
-    if not inputs:
-        raise PrecfmError(
-            f"{table.params['name']}: {cell.name}: no artifact of the plan is of its data set, method and seed"
-        )
-    return inputs
+    (frames,) = table.parents["frames"]
+    found = inputs_of(table.id, f"{table.params['name']}.csv", cell, entries)
+    about = plan.nodes[frames].params["about"]
+    everything = {
+        role: list(zip(plan.nodes[frames].parents[role], about[role], strict=True)) for role in about
+    }
+    return found.get(frames, everything)
 
 
 @contextmanager
