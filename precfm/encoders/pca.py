@@ -109,7 +109,11 @@ def principal_axes(rows: Tensor, components: int) -> tuple[Tensor, Tensor]:
         PrecfmError: the rows vary in fewer directions.
     """
     n, dim = rows.shape
-    total = torch.stack([block.sum(dim=0) for block in torch.split(rows, ROWS)]).sum(dim=0).double()
+    total = torch.zeros(dim, dtype=torch.float64)
+    for block in torch.split(
+        rows, ROWS
+    ):  # the sum of bytes makes a copy eight times as wide, so not of all at once
+        total += block.sum(dim=0)
     if n > dim:  # n^2 times the covariance: integers, for n up to 370,000 below 2^53
         matrix = gram(rows).mul_(n).addr_(total, total, alpha=-1)
     else:  # the products of centred images with each other have the same eigenvalues, and fewer entries
