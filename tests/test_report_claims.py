@@ -280,7 +280,7 @@ def test_theory_and_data_are_judged_by_what_each_can_have():
 def test_the_path_statistic_is_the_mean_over_t_of_ln_kappa():
     frames = report_frames.frames(seeds=5)
     content = {"claims": [claim for claim in CLAIMS["claims"] if claim["id"] == "C6"]}
-    (verdict,) = evaluate_claims(parse_claims(content), frames, "mnist")
+    (verdict,) = evaluate_claims(parse_claims(content), frames, "mnist-pca64")
     paths = frames["path_conditioning"]
     logs = paths.assign(ln=np.log(paths["condition_number"])).groupby(["scope", "method"])["ln"].mean()
     overall, classes = logs["all"], logs.drop("all")
@@ -309,35 +309,37 @@ def plateau(method_slope, seeds=5, checkpoints=(100, 1000, 3000, 10000)):
 def test_the_late_plateau_is_a_difference_of_slopes():
     content = {"claims": [claim for claim in CLAIMS["claims"] if claim["id"] == "C9"]}
     content["claims"][0]["statistics"][1] |= {"late_from": 0.05, "role": "decides"}
-    (steeper,) = evaluate_claims(parse_claims(content), plateau(-0.25), "mnist")
+    (steeper,) = evaluate_claims(parse_claims(content), plateau(-0.25), "mnist-long")
     assert steeper.verdict == "supported"
     assert steeper.statistics[-1].value == pytest.approx(-0.2, abs=0.02)
-    (parallel,) = evaluate_claims(parse_claims(content), plateau(-0.05), "mnist")
+    (parallel,) = evaluate_claims(parse_claims(content), plateau(-0.05), "mnist-long")
     assert parallel.verdict == "not supported"  # lower throughout, but the plateau is the same
-    (short,) = evaluate_claims(parse_claims(content), plateau(-0.25, checkpoints=(100, 10000)), "mnist")
+    (short,) = evaluate_claims(parse_claims(content), plateau(-0.25, checkpoints=(100, 10000)), "mnist-long")
     assert "lacks slope" in short.reason
 
 
 def test_rank_correlation_of_quality_and_result():
     content = {"claims": [claim for claim in CLAIMS["claims"] if claim["id"] == "C11"]}
     frames = report_frames.frames(seeds=5)
-    (verdict,) = evaluate_claims(parse_claims(content), frames, "mnist")
+    (verdict,) = evaluate_claims(parse_claims(content), frames, "mnist-ablations")
     assert {result.n for result in verdict.statistics} == {len(report_frames.METHODS)}
     assert verdict.verdict == "supported"
     seven = report_frames.frames(seeds=5, methods=report_frames.METHODS[:7])
-    (few,) = evaluate_claims(parse_claims(content), seven, "mnist")
+    (few,) = evaluate_claims(parse_claims(content), seven, "mnist-ablations")
     assert few.verdict == "not tested"
     turned = frames["preconditioners"].assign(
         residual_condition_number=1 / frames["preconditioners"]["residual_condition_number"]
     )
-    (against,) = evaluate_claims(parse_claims(content), {**frames, "preconditioners": turned}, "mnist")
+    (against,) = evaluate_claims(
+        parse_claims(content), {**frames, "preconditioners": turned}, "mnist-ablations"
+    )
     assert against.verdict == "not supported"
 
 
 def test_rival_predictors_are_reported_and_may_be_missing():
     content = {"claims": [claim for claim in CLAIMS["claims"] if claim["id"] == "C11"]}
     frames = report_frames.frames(seeds=5)
-    (verdict,) = evaluate_claims(parse_claims(content), frames, "mnist")
+    (verdict,) = evaluate_claims(parse_claims(content), frames, "mnist-ablations")
     roles = [(result.statistic.split(" and ")[0], result.role) for result in verdict.statistics]
     assert roles == [
         *[("Spearman correlation of residual kappa", "decides")] * 2,
@@ -345,11 +347,11 @@ def test_rival_predictors_are_reported_and_may_be_missing():
         *[("Spearman correlation of predicted steps", "reported")] * 2,
     ]
     turned = frames["predictors"].assign(predicted_steps=1 / frames["predictors"]["predicted_steps"])
-    (against,) = evaluate_claims(parse_claims(content), {**frames, "predictors": turned}, "mnist")
+    (against,) = evaluate_claims(parse_claims(content), {**frames, "predictors": turned}, "mnist-ablations")
     assert against.verdict == verdict.verdict
     assert against.statistics[4].value == pytest.approx(-verdict.statistics[4].value)
     without = {name: rows for name, rows in frames.items() if name != "predictors"}
-    (fewer,) = evaluate_claims(parse_claims(content), without, "mnist")
+    (fewer,) = evaluate_claims(parse_claims(content), without, "mnist-ablations")
     assert (fewer.verdict, len(fewer.statistics)) == (verdict.verdict, 4)
 
 
@@ -377,7 +379,7 @@ def test_documents_hold_the_verdicts_and_merge():
     spec = parse_claims(CLAIMS)
     documents = [
         write_claims(evaluate_claims(spec, report_frames.frames(seeds), name))
-        for seeds, name in ((2, "quick"), (5, "mnist"))
+        for seeds, name in ((2, "quick"), (5, "mnist-pca64"))
     ]
     payload = json.loads(documents[1][0])
     assert [claim["claim"] for claim in payload["claims"]] == [f"C{i}" for i in range(1, 12)]
@@ -390,9 +392,9 @@ def test_documents_hold_the_verdicts_and_merge():
     assert merge_claims([document for document, _ in reversed(documents)]) == (text, markdown)
     merged = {claim["claim"]: claim for claim in json.loads(text)["claims"]}
     assert merged["C7"]["verdict"] == "supported"
-    assert [part["experiment"] for part in merged["C7"]["experiments"]] == ["mnist", "quick"]
+    assert [part["experiment"] for part in merged["C7"]["experiments"]] == ["mnist-pca64", "quick"]
     assert merged["C10"]["verdict"] == "not tested"
-    assert "mnist: supported" in markdown
+    assert "mnist-pca64: supported" in markdown
 
 
 def test_a_file_that_holds_no_verdicts_is_refused():

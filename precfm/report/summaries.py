@@ -33,6 +33,12 @@ def summarised(
     return pd.DataFrame(rows, columns=[*keys, "value", "low", "high", "n"])
 
 
+def condition_number(eigenvalues: "pd.Series[float]") -> float:
+    """Largest over smallest; infinite where the smallest is not positive beyond the rounding error of the largest."""
+    low, high = eigenvalues.min(), eigenvalues.max()
+    return high / low if low > len(eigenvalues) * np.finfo(np.float64).eps * high else np.inf
+
+
 def long_form(values: pd.DataFrame, keys: Sequence[str], quantities: Iterable[str]) -> pd.DataFrame:
     """Those of the quantities that are columns as rows: columns `keys`, quantity, value; without missing numbers."""
     names = [name for name in quantities if name in values.columns]

@@ -6,7 +6,7 @@ import pandas as pd
 from precfm.report.frames import Frames
 from precfm.report.reads import LeftOutError, frame, reads
 from precfm.report.rows import ALL, groups, one_per_artifact
-from precfm.report.summaries import long_form, summarised
+from precfm.report.summaries import condition_number, long_form, summarised
 from precfm.report.tables.blocks import Block, Quantity, Table, method_cells, quantity_columns
 from precfm.report.vocabulary import DATA, in_order, method_label
 
@@ -48,8 +48,8 @@ def _of_spectra(spectra: pd.DataFrame) -> pd.DataFrame:
     # The data come before any method: one spectrum, whichever method's rows hold it.
     data = spectra[spectra["space"] == "data"].drop_duplicates(["dataset", "scope", "index"])
     both = pd.concat([data.assign(method=DATA, seed=0), spectra[spectra["space"] == "flow"]])
-    ends = both.astype({"eigenvalue": float}).groupby([*_FIT, "scope"])["eigenvalue"].agg(["min", "max"])
-    kappa = (ends["max"] / ends["min"]).rename("condition_number").reset_index()
+    values = both.astype({"eigenvalue": float}).groupby([*_FIT, "scope"])["eigenvalue"]
+    kappa = values.agg(condition_number).rename("condition_number").reset_index()
     overall, classes = kappa[kappa["scope"] == ALL], kappa[kappa["scope"] != ALL]
     of_classes = (
         classes.groupby(_FIT)["condition_number"].agg(class_low="min", class_high="max").reset_index()

@@ -9,7 +9,7 @@ from precfm.report.formatting import MISSING
 from precfm.report.frames import Frames
 from precfm.report.reads import Row, needed, reads
 from precfm.report.rows import ALL
-from precfm.report.summaries import long_form, summarised
+from precfm.report.summaries import condition_number, long_form, summarised
 from precfm.report.tables.blocks import Block, Quantity, Table, quantity_columns
 from precfm.report.vocabulary import DATA
 
@@ -49,7 +49,7 @@ def tidy(frames: Frames) -> pd.DataFrame:
 
 def _of_spectra(spectra: pd.DataFrame) -> pd.DataFrame:
     numbers = spectra.astype({"eigenvalue": float, "decoder_sensitivity": float})
-    kappa = numbers.groupby([*_LATENTS, "scope"])["eigenvalue"].agg(_condition_number)
+    kappa = numbers.groupby([*_LATENTS, "scope"])["eigenvalue"].agg(condition_number)
     whole = kappa.index.get_level_values("scope") == ALL
     of_classes = kappa[~whole].groupby(_LATENTS).agg(class_low="min", class_high="max")
     overall = numbers[numbers["scope"] == ALL].groupby(_LATENTS)
@@ -59,12 +59,6 @@ def _of_spectra(spectra: pd.DataFrame) -> pd.DataFrame:
         lowest_sensitivity=("decoder_sensitivity", "min"),
     )
     return of_all.join([kappa[whole].droplevel("scope").rename("condition_number"), of_classes])
-
-
-def _condition_number(eigenvalues: "pd.Series[float]") -> float:
-    """Infinite where the smallest eigenvalue is not positive beyond the rounding error of the largest."""
-    low, high = eigenvalues.min(), eigenvalues.max()
-    return high / low if low > len(eigenvalues) * np.finfo(np.float64).eps * high else np.inf
 
 
 def _effective_rank(eigenvalues: "pd.Series[float]") -> float:
