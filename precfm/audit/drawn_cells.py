@@ -103,9 +103,11 @@ def challengeable(experiment: str | None = None) -> tuple[list[PublishedTable], 
         try:
             made_by = origin(PUBLISHED / name)
             if made_by.current < made_by.keys:
+                commit, home = made_by.revision.split()[0], PUBLISHED / name
                 raise PrecfmError(
                     f"{name}: published by revision {made_by.revision}, of whose {made_by.keys} keys the present plan "
-                    f"has {made_by.current}; check that revision out to challenge it"
+                    f"has {made_by.current}; with that code it can be challenged: `git checkout {commit}`, then "
+                    f"`git checkout @{{-1}} -- {home}`"
                 )
             plan = load_plan(name)
             found = [PublishedTable(plan, node.params["name"]) for node in plan.of("table_files")]
