@@ -109,11 +109,12 @@ def pin_models(
     from precfm.pipeline.node import MODELS
     from precfm.pipeline.pinning import pin, rename_in_configurations, trained_models
     from precfm.pipeline.plan import load_plan
+    from precfm.pipeline.publication import revision
 
     plan = load_plan(experiment)
-    nodes = trained_models(plan)
+    nodes, made_by = trained_models(plan), revision()
     _make(plan, plan.with_missing_parents(node.id for node in nodes))
-    references = pin(nodes)
+    references = pin(nodes, made_by)
     for reference in references:
         typer.echo(reference)
     for file in rename_in_configurations(references):

@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from precfm.audit.models import check_models
+from precfm.audit.report import Report
 from precfm.core.errors import PrecfmError
 from precfm.core.serialization import load_network, new_network, save_network
 from precfm.datasets.image_hashes import image_hashes
@@ -23,7 +25,6 @@ from precfm.pipeline.node import MODELS
 from precfm.pipeline.pinned import PinnedModel, as_text, pinned_model, read_record
 from precfm.pipeline.pinning import pin, rename_in_configurations, trained_models
 from precfm.pipeline.plan import load_plan
-from tests.workflow import git
 
 SIZES = {"train": 600, "validation": 200, "heldout": 300}
 CLASSIFIER = {"name": "digit_classifier", "width": 2, "feature_dim": 4}
@@ -119,6 +120,48 @@ def test_a_model_that_is_not_there_is_refused_at_planning(planned, place, spoil,
     assert field in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"network": {"group": "extractors", "name": "digit_classifier", "options": {}}}, "options.channels"),
+        ({"seed": "none"}, "seed: "),
+        ({"images": {"file": "../train.npy", "sha256": "0" * 64, "count": 1}}, "images.file: "),
+    ],
+)
+def test_a_record_that_is_none_is_refused_at_planning(planned, project, place, changed, field):
+    report, select = [place("a")], place("c", seed=2)
+    file = project / MODELS / "a.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+    with pytest.raises(PrecfmError, match=r"data/models/a\.json: damaged") as caught:
+        planned(experiment(report, select))
+    assert field in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "hashes",
+    [
+        np.zeros(0, np.uint64),
+        np.zeros(100, np.float64),
+        np.array(["a"] * 100),
+        np.arange(100, dtype=np.uint64)[::-1],
+        np.zeros((100, 1), np.uint64),
+        np.array([None] * 100),
+    ],
+)
+def test_a_file_that_holds_no_hashes_vouches_for_nothing(planned, project, place, hashes):
+    """Its checksum is right, so only what it holds can tell."""
+    report, select = [place("a")], place("c", seed=2)
+    images = project / MODELS / "train.npy"
+    np.save(images, hashes, allow_pickle=True)
+    for name in "ac":
+        file = project / MODELS / f"{name}.json"
+        record = json.loads(file.read_text())
+        record["images"]["sha256"] = hashlib.sha256(images.read_bytes()).hexdigest()
+        file.write_text(json.dumps(record))
+    with pytest.raises(PrecfmError, match=r"data/models/train\.npy: is no sorted list of 100 hashes"):
+        planned(experiment(report, select))
+
+
 def test_a_classifier_is_no_encoder(planned, place):
     report = [place("a")]
     with pytest.raises(PrecfmError, match=r"encoders\.tiny\.pinned: got 'a'"):
@@ -129,6 +172,39 @@ def test_the_classifier_that_selects_does_not_report(planned, place):
     report = [place("a"), place("b", seed=1)]
     with pytest.raises(PrecfmError, match=r"datasets\.mnist5k\.classifiers: select"):
         planned(experiment(report, report[1]))
+    copy = place("copy", seed=1)  # another name, the same weights
+    with pytest.raises(PrecfmError, match=r"datasets\.mnist5k\.classifiers: select"):
+        planned(experiment(report, copy))
+
+
+def test_the_list_of_training_images_is_in_the_key(planned, place):
+    """Whoever corrects it has the job look again."""
+    report = [place("a")]
+    before = planned(experiment(report, place("c", seed=2)))
+    place("a", seen="validation")
+    with pytest.raises(PrecfmError, match="validation: 100 of 200"):
+        planned(experiment(report, place("c", seed=2)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("precfm.pipeline.images._evaluating", lambda text: {})
+        after = planned(experiment(report, place("c", seed=2)))
+    keys = [{node.label: node.key for node in plan.of("classifiers")} for plan in (before, after)]
+    assert keys[0]["a"] != keys[1]["a"]
+    assert keys[0]["c"] == keys[1]["c"]
+
+
+def test_the_audit_names_what_is_wrong_with_pinned_models(project, place):
+    place("a")
+    place("vae", "encoders")
+    report = Report([])
+    check_models(report)
+    assert not report.findings
+    (project / MODELS / "stray.npy").write_bytes(b"")
+    (project / MODELS / "a.safetensors").write_bytes(b"")
+    check_models(report)
+    assert [(finding.check, str(finding.file)) for finding in report.errors] == [
+        ("model", "data/models/a.json"), ("model", "data/models/stray.npy")
+    ]  # fmt: skip
+    assert "a.safetensors" in report.errors[0].problem
 
 
 @pytest.mark.parametrize("file", ["a.safetensors", "a.json", "train.npy"])
@@ -209,9 +285,7 @@ def test_what_was_trained_is_pinned_and_serves_another_split(planned, project):
     }  # fmt: skip
     for node in plan.with_missing_parents(each.id for each in nodes):
         build(node, script_of(node))
-    git(project, "init", "--quiet")
-    git(project, "commit", "--quiet", "--allow-empty", "--message", "start")
-    references = pin(nodes)
+    references = pin(nodes, {"commit": "0" * 40, "clean": True})
     assert [reference.partition("@")[0] for reference in references] == [node.label for node in nodes]
     record = read_record("mnist5k-vae")
     assert (record.training["steps"], record.images.count, record.data["source"]) == (2, 600, "mnist5k")
@@ -223,6 +297,11 @@ def test_what_was_trained_is_pinned_and_serves_another_split(planned, project):
     assert rename_in_configurations(references) == [config]
     assert config.read_text() == f"pinned: {encoder}  # not my-{encoder}\n"
     config.unlink()
+    (project / "config/others.yaml").write_text(json.dumps(models))
+    with pytest.raises(PrecfmError, match="was pinned by the experiment 'mine-models'"):
+        trained_models(load_plan("others"))
+    with pytest.raises(PrecfmError, match="mine-models-tiny: "):
+        trained_models(load_plan("mine-models-tiny"))
     assert planned(experiment([report], select, encoder)).of("flows")
     other = experiment([report], select, encoder)
     other["datasets"]["mnist5k"]["seed"] = 1

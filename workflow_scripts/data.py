@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from precfm.core.errors import PrecfmError
 from precfm.core.registry import build
 from precfm.datasets.image_hashes import image_hashes
 from precfm.datasets.images import Images
@@ -21,6 +22,8 @@ def make(job: Job) -> None:
         other = image_hashes(load(source.get("source", source["name"]), source).images)
         known = np.isin(image_hashes(images.images[splits["train"]]), other)
         splits["train"] = splits["train"][torch.from_numpy(~known)]
+    if not len(splits["train"]):
+        raise PrecfmError("without: leaves no image in the train split; other sources are needed")
     for split, indices in splits.items():
         tensors = {"images": images.images[indices], "labels": images.labels[indices], "index": indices}
         job.write_tensors(f"{split}.safetensors", tensors)

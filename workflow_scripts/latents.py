@@ -31,7 +31,9 @@ def make(job: Job) -> None:
             {
                 "split": split,
                 "rows": len(latents[split]),
-                "squared_error": encoder.reconstruction_errors(tensors["images"], latents[split]).mean().item(),
+                "squared_error": encoder.reconstruction_errors(tensors["images"], latents[split])
+                .mean()
+                .item(),
                 "clamped_share": encoder.clamped_shares(latents[split]).mean().item(),
             }
         )

@@ -12,16 +12,17 @@ from precfm.audit.environment import check_commit, check_machine, check_versions
 from precfm.audit.equivalences import check_equivalences
 from precfm.audit.ledger import check_ledger
 from precfm.audit.local import LocalExperiment
+from precfm.audit.models import check_models
 from precfm.audit.published import MERGED, check_merged_claims, check_published
 from precfm.audit.records import check_artifact
 from precfm.audit.report import Report
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.experiments import NAME
-from precfm.pipeline.node import PUBLISHED, RECORD, RESULTS, homes
+from precfm.pipeline.node import MODELS, PUBLISHED, RECORD, RESULTS, homes
 
 
 def audit(experiments: Sequence[str] = ()) -> Report:
-    """Check results/: what this machine made, what is published, the plan, the ledger, the machine.
+    """Check results/ and data/models/: what this machine made, what is published and pinned, plan, ledger, machine.
 
     Args:
         experiments: which ones; none means all that this machine made something of, or that are published.
@@ -54,12 +55,14 @@ def audit(experiments: Sequence[str] = ()) -> Report:
     for file in sorted((RESULTS / ".attic").glob(f"*/*/{RECORD}")):  # it comes back when a plan wants it
         check_artifact(report, file.parent)
     check_merged_claims(report)
+    check_models(report)
     check_equivalences(report)
     check_versions(report)
     for experiment in made:
         check_machine(report, experiment.home, experiment.records)
     check_ledger(report, [experiment.name for experiment in made], experiments)
-    check_commit(report, PUBLISHED)
+    for folder in (PUBLISHED, MODELS):
+        check_commit(report, folder)
     return report
 
 

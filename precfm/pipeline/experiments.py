@@ -86,7 +86,8 @@ _TINY: dict[str, Callable[[Any], Any]] = {
     "data_size": _at_most(500),
     "seeds": _few(1),
     "encoders": lambda value: value[:1] if isinstance(value, list) else tiny(value),
-    "datasets": lambda value: tiny(dict([*value.items()][:1])) if isinstance(value, Mapping) else value,
+    # The first one; what an encoder says of which it is for is left out.
+    "datasets": lambda value: tiny(dict([*value.items()][:1])) if isinstance(value, Mapping) else None,
     "condition_numbers": _gentle,
     "worst_condition_numbers": _gentle,
     "learning_rate": lambda value: value[:1] if isinstance(value, list) else value,
@@ -190,8 +191,10 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
     shared, methods = raw.pop("flow", {}), _mapping("methods", raw.pop("methods", None) or {})
     common = {name: raw.pop(name, None) for name in ("seeds", "sampling")}
     settings = _mapping("settings", raw.pop("settings", None) or {PLAIN: {}})
-    if not methods and not any(common.values()):
-        return raw  # an experiment that trains models, or one of theory
+    if not methods and not any(common.values()):  # latents, models, or theory alone
+        if shared or settings != {PLAIN: {}}:
+            raise PrecfmError("methods: missing; flow and settings need methods, seeds and sampling")
+        return raw
     missing = [
         name
         for name, value in {**common, "encoders": raw.get("encoders"), "methods": methods}.items()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, Strict, sentence
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHOWN = 12  # digits of a checksum that a configuration gives
+LONGEST_PROBLEM = 200  # characters
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -37,11 +38,18 @@ class Network(Strict):
     name: str
     options: dict[str, Any]
 
+    @model_validator(mode="after")
+    def _for_images(self) -> "Network":
+        for name in ("channels", "image_size"):
+            if not isinstance(self.options.get(name), int):
+                raise PrecfmError(f"options.{name}: got {self.options.get(name)!r}; a whole number is needed")
+        return self
+
 
 class TrainingImages(Strict):
     """The images that a model was trained on: a file beside the record, with the sorted hashes of them all."""
 
-    file: str
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9._=+-]+\.npy$")]
     sha256: Sha256
     count: Count
 
@@ -135,9 +143,11 @@ def read_record(name: str) -> PinnedModel:
         raise PrecfmError(f"got '{name}'; {MODELS}/ holds {known or 'no pinned models'}") from None
     except ValidationError as error:
         problem = sentence(error)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         problem = " ".join(str(error).split())
-    raise PrecfmError(f"{file}: damaged ({problem}); `git checkout -- {MODELS}` brings it back")
+    raise PrecfmError(
+        f"{file}: damaged ({problem[:LONGEST_PROBLEM]}); `git checkout -- {MODELS}` brings it back"
+    )
 
 
 def verified(file: Path, sha256: str) -> Path:
@@ -158,10 +168,18 @@ def training_images(record: PinnedModel) -> Hashes:
     """The sorted hashes of the images that a model was trained on.
 
     Raises:
-        PrecfmError: their file is missing or damaged.
+        PrecfmError: their file is missing, damaged, or no sorted list of so many hashes.
     """
     file = verified(MODELS / record.images.file, record.images.sha256)
-    hashes: Hashes = np.load(file, allow_pickle=False)
+    try:
+        hashes: Hashes = np.load(file, allow_pickle=False)
+    except (ValueError, OSError, EOFError):
+        hashes = np.zeros(0, np.uint64)
+    whole = hashes.dtype == np.uint64 and hashes.shape == (record.images.count,)
+    if not whole or not (hashes[1:] > hashes[:-1]).all():
+        raise PrecfmError(
+            f"{file}: is no sorted list of {record.images.count} hashes of 64 bits; `precfm pin` writes such a list"
+        )
     return hashes
 
 

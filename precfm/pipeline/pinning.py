@@ -3,15 +3,16 @@
 import hashlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from precfm.core.errors import PrecfmError
 from precfm.datasets.image_hashes import image_hashes
 from precfm.pipeline.artifact import Artifact
-from precfm.pipeline.experiments import CONFIG_FOLDER
+from precfm.pipeline.experiments import CONFIG_FOLDER, TINY
 from precfm.pipeline.files import write_whole
 from precfm.pipeline.node import MODELS, RESULTS, Node
 from precfm.pipeline.pinned import (
@@ -25,7 +26,6 @@ from precfm.pipeline.pinned import (
     weights_file,
 )
 from precfm.pipeline.plan import Plan
-from precfm.pipeline.publication import revision
 
 KINDS = ("encoders", "classifiers")
 
@@ -34,28 +34,43 @@ def trained_models(plan: Plan) -> list[Node]:
     """The encoders and classifiers that an experiment trains.
 
     Raises:
-        PrecfmError: it trains none.
+        PrecfmError: it trains none, or is tiny, or another experiment has pinned a model of the same name.
     """
+    if plan.experiment.endswith(TINY):
+        raise PrecfmError(
+            f"{plan.experiment}: trains in a few steps to show that it works; nothing of it is pinned"
+        )
     nodes = [node for kind in KINDS for node in plan.of(kind) if node.params.get("training")]
     if not nodes:
         raise PrecfmError(
             f"{plan.experiment}: trains no encoder and no classifier, so there is nothing to pin"
         )
+    for node in nodes:
+        file = record_file(node.label)
+        other = read_record(node.label).made_by.get("experiment") if file.is_file() else plan.experiment
+        if other != plan.experiment:
+            raise PrecfmError(
+                f"{file}: was pinned by the experiment '{other}'; give data set or encoder another name in "
+                f"{plan.experiment}, or delete that model first"
+            )
     return nodes
 
 
-def pin(nodes: Sequence[Node]) -> list[str]:
+def pin(nodes: Sequence[Node], made_by: Mapping[str, Any]) -> list[str]:
     """Copy trained models, which exist, to data/models/, each with a record of how and on what it was trained.
 
     A model of the same name is replaced. Files of training images that no record names any more are removed.
+
+    Args:
+        nodes: of `trained_models`.
+        made_by: the revision, from `precfm.pipeline.publication.revision`.
 
     Returns:
         How a configuration names each model, `<name>@<checksum>`.
 
     Raises:
-        PrecfmError: an artifact is missing or damaged, or this is no git checkout.
+        PrecfmError: an artifact is missing or damaged.
     """
-    made_by = revision()
     MODELS.mkdir(parents=True, exist_ok=True)
     references = []
     for node in nodes:

@@ -160,4 +160,6 @@ def _depends_on() -> Iterator[Path]:
         yield from sorted(folder.rglob("*.py"))
     yield from (file for file in (code.EQUIVALENCES, SOURCES) if file.is_file())
     yield from sorted(CONFIG_FOLDER.glob("*.yaml"))
-    yield from sorted(MODELS.glob("*"))
+    yield from sorted(
+        file for pattern in ("*.json", "*.npy", "*.safetensors") for file in MODELS.glob(pattern)
+    )

@@ -25,7 +25,13 @@ from precfm.pipeline.plan import Plan, load_plan
 from precfm.pipeline.products import manifest_of, products
 from precfm.report.claims_document import merge_claims
 
-CODE = ("precfm", "workflow_scripts", "config", "data/sources.yaml")  # what decides the results
+CODE = (
+    "precfm",
+    "workflow_scripts",
+    "config",
+    "data/sources.yaml",
+    "data/models",
+)  # what decides the results
 LARGEST_FRAME = 2_000_000  # bytes of a file that goes into git
 README = Path("README.md")
 _BLOCK = re.compile(r"(<!-- published: [^\n]*-->\n).*?(<!-- end -->)", re.DOTALL)
@@ -43,6 +49,10 @@ def publish(plan: Plan) -> list[str]:
     Raises:
         PrecfmError: an artifact is missing or damaged, or this is no git checkout.
     """
+    if not plan.of("frames"):
+        raise PrecfmError(
+            f"{plan.experiment}: has no tables and figures to publish; `precfm pin` pins models"
+        )
     missing = [node.id for node in plan.nodes.values() if not node.exists]
     if missing:
         raise PrecfmError(
@@ -100,7 +110,7 @@ def _git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], capture_output=True, check=True, text=True)
     except (OSError, subprocess.CalledProcessError):
         raise PrecfmError(
-            "publish: a git checkout with a commit is needed, whose revision is published"
+            "a git checkout with a commit is needed, since what is published or pinned names its revision"
         ) from None
     return done.stdout.strip()
 

@@ -88,7 +88,8 @@ class PinnedClassifiers(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "PinnedClassifiers":
-        if self.select in self.report or len(set(self.report)) != len(self.report):
+        checksums = [reference.partition("@")[2] for reference in (*self.report, self.select)]
+        if len(set(checksums)) != len(checksums):
             raise PrecfmError(
                 f"select: got '{self.select}' beside report: {', '.join(self.report)}; each classifier may stand there "
                 "once, since the one that selects may not report"
@@ -129,7 +130,7 @@ class Encoder(Strict):
     encode: Literal["mean", "sample"] = "mean"
     training: Training | None = None
     seed: int = 0
-    datasets: tuple[str, ...] | None = None
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
     @property
     def network(self) -> Component:

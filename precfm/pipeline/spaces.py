@@ -152,6 +152,7 @@ class _DatasetSpaces:
         group: Literal["encoders", "extractors"] = "encoders" if kind == "encoders" else "extractors"
         name, record = reference.partition("@")[0], pinned_model(reference, group)
         check_pinned(field, name, record, self.name, self.spec)
-        content = {"name": name, "sha256": record.sha256, "network": record.network}
+        seen = {"sha256": record.images.sha256}  # whoever corrects it has the job look again
+        content = {"name": name, "sha256": record.sha256, "network": record.network, "trained_on": seen}
         targets = component(group, record.model).targets
         return self.add(kind, name, {"pinned": content}, {"data": self.data}, targets, batch=self.name)
