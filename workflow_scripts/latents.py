@@ -27,16 +27,12 @@ def make(job: Job) -> None:
             raise PrecfmError(
                 f"{split} latents: row {int(bad[0])} is not finite; train the encoder differently"
             )
-        decoded.append(
-            {
-                "split": split,
-                "rows": len(latents[split]),
-                "squared_error": encoder.reconstruction_errors(tensors["images"], latents[split])
-                .mean()
-                .item(),
-                "clamped_share": encoder.clamped_shares(latents[split]).mean().item(),
-            }
-        )
+        errors = encoder.reconstruction_errors(tensors["images"], latents[split])
+        means = {
+            "squared_error": errors.mean().item(),
+            "clamped_share": encoder.clamped_shares(latents[split]).mean().item(),
+        }
+        decoded.append({"split": split, "rows": len(errors), **means})
         job.write_tensors(f"{split}.safetensors", {"latents": latents[split], "labels": tensors["labels"]})
     job.write_frame("reconstruction.csv", pd.DataFrame(decoded))
     train = latents["train"]
