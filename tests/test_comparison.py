@@ -348,3 +348,42 @@ def test_a_run_of_other_vector_instructions_agrees():
     for compared in comparison.compare(*sides):
         assert (compared.differences, compared.only) == ((), ()), compared.file
         assert sum(compared.counts.values()) > 0
+
+
+def csv_of(*rows):
+    return pd.DataFrame(rows).to_csv(index=False)
+
+
+PAIR = {"value": 0.5, "low": 0.4, "high": 0.6, "p": 0.01, "p_holm": 0.02, "n": 2}
+
+
+@pytest.mark.parametrize("column", ["p", "p_holm", "low"])
+def test_what_seeds_say_is_judged_although_they_tie(column):
+    """An interval without width, and a value at the null, explain no other p-value or bound."""
+    for tied in ({"value": 0.5, "low": 0.5, "high": 0.5}, {"value": 0.0, "low": -0.1, "high": 0.1}):
+        row = {"method": "a", **PAIR, **tied}
+        (compared,) = compare(
+            {"tables/paired.csv": csv_of(row)}, {"tables/paired.csv": csv_of({**row, column: 0.2})}
+        )
+        assert beyond(compared)
+
+
+def test_a_row_that_differs_excuses_no_interval_of_another_one():
+    rows = [{"method": "a", "metric": "frechet", **PAIR}, {"method": "b", "metric": "frechet", **PAIR}]
+    other = [{**rows[0], "value": 0.55}, {**rows[1], "high": 100.0, "p": 1e-9}]
+    (compared,) = compare({"tables/paired.csv": csv_of(*rows)}, {"tables/paired.csv": csv_of(*other)})
+    assert sorted(text.rpartition(" ")[2] for text in beyond(compared)) == ["high", "p"]
+
+
+@pytest.mark.parametrize(("samples", "moved", "agree"), [(200, 0.005, True), (10_000, 0.0008, False)])
+def test_a_share_may_jump_by_one_sample_of_as_many_as_there_are(samples, moved, agree):
+    mine = row(0.81, metric="precision", n_real=float(samples), n_generated=float(samples))
+    assert (judge("value", mine, {**mine, "value": 0.81 + moved})[1] in AGREES) == agree
+
+
+def test_verdicts_of_which_none_is_tested_are_not_counted():
+    verdicts = [{"claim": "C1", "verdict": "not tested", "statistics": []}]
+    for found, counted in (("not tested", (0, 0)), ("supported", (2, 2))):
+        claims = json.dumps({"claims": [*verdicts, {"claim": "C2", "verdict": found, "statistics": []}]})
+        (compared,) = compare({"claims.json": claims}, {"claims.json": claims})
+        assert compared.verdicts == counted

@@ -36,13 +36,6 @@ from precfm.audit.number_tables import (
 from precfm.audit.tolerances import RELATIVE, tolerance_of
 
 MIN_SEEDS = 3
-_T_QUANTILES = (
-    12.71,
-    4.31,
-    3.19,
-    2.78,
-    2.58,
-)  # 97.5% of t, for 2, 3, ... seeds; for more than six it is less
 _METRICS = "tables/metrics.csv"
 _UNREADABLE = (csv.Error, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
@@ -85,7 +78,7 @@ class Comparison:
         at: its row and column.
         differences: every cell that does not agree to rounding, outcomes among them.
         only: files, rows and columns that one of the runs has alone.
-        verdicts: how many claims' verdicts are equal, and how many both runs have.
+        verdicts: how many claims' verdicts are equal, and how many both runs have; none where no claim is tested.
     """
 
     file: str
@@ -125,7 +118,11 @@ def sizes_in(numbers: Mapping[str, bytes]) -> Sizes:
     """How large the metrics are that `paired` subtracts from one another; nothing where that cannot be read."""
     try:
         rows = read_table(_METRICS, numbers[_METRICS]).rows
-        return {_key(row, row["method"]): abs(row["value"]) for row in rows if row["value"] is not None}
+        sizes: dict[tuple[object, ...], float] = {}
+        for row in rows:
+            key, size = _key(row, row["method"]), abs(row["value"] or 0.0)
+            sizes[key] = max(size, sizes.get(key, 0.0))
+        return sizes
     except _UNREADABLE:
         return {}
 
@@ -156,9 +153,10 @@ def _compared(file: str, tables: SideBySide, sizes: Sizes) -> Comparison:
                 continue
             if row.of_value not in AGREES:
                 judgement = row.of_value
-            elif trained_apart:
+            elif trained_apart and (column == "p_holm" or tolerance_of("value", row.mine, table).jump):
+                # Adjusted over all rows; and a share may be the same by chance, though its seeds are others.
                 judgement = _of_seeds(row.mine, row.other)
-            elif column == "p_holm" and size <= max(moves, default=0.0):  # adjusted over all rows
+            elif column == "p_holm" and size <= max(moves, default=0.0):
                 judgement = "declared"
             row.cells[column] = size, judgement
     cells = [
@@ -177,6 +175,8 @@ def _compared(file: str, tables: SideBySide, sizes: Sizes) -> Comparison:
     shown = [cell for cell in cells if cell.judgement != "declared" and math.isfinite(cell.size)]
     largest = max(shown, key=lambda cell: cell.size, default=None)
     verdicts = [row for row in judged if row.mine.get("statistic") == VERDICT]
+    if all(run["outcome"] == "not tested" for row in verdicts for run in (row.mine, row.other)):
+        verdicts = []
     return Comparison(
         file,
         counts=dict(Counter(cell.judgement for cell in cells)),

@@ -6,7 +6,7 @@ moves by more, since it is small beside what it is a difference of, or is a coun
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -71,7 +71,8 @@ TABLES = (Tolerance(("plateaus",), _LOGARITHM + "; a slope over less than a deca
 STATISTICS = (
     Tolerance(
         ("precision", "recall"),
-        "a sample may fall on the other side of the ball around a neighbour: one in a thousand",
+        "a sample may fall on the other side of the ball around a neighbour: one of so many as the row says, or of "
+        "a thousand",
         jump=1e-3,
     ),
     Tolerance(("kid", "KID"), "a difference of sums of order one that nearly cancel", absolute=2e-7),
@@ -139,7 +140,10 @@ def tolerance_of(column: str, row: Mapping[str, Any], table: str = "") -> Tolera
     about = next((str(row[key]) for key in ("metric", "quantity", "statistic") if row.get(key)), "")
     # `frechet, latent` is the Frechet distance in a space, and so is `KID (classifier-0)`.
     names = (about, about.partition(" (")[0], about.partition(", ")[0])
-    return _first(COLUMNS, (column,)) or _first(TABLES, (table,)) or _first(STATISTICS, names) or DEFAULT
+    found = _first(COLUMNS, (column,)) or _first(TABLES, (table,)) or _first(STATISTICS, names) or DEFAULT
+    counts = [row.get(name) for name in ("n_real", "n_generated")]
+    samples = min((count for count in counts if isinstance(count, float) and count >= 1), default=0.0)
+    return replace(found, jump=(1 + RELATIVE) / samples) if found.jump and samples else found
 
 
 def _first(declared: Sequence[Tolerance], names: Sequence[str]) -> Tolerance | None:
