@@ -176,6 +176,15 @@ def test_training_table_has_only_metrics_with_a_course(frames):
     assert heads == ["method", "500", "1,000", "2,000", "3,500", "5,000"]
 
 
+def test_a_metric_that_a_method_has_at_one_checkpoint_has_no_row_in_the_training_table(frames):
+    records = frames["records"]
+    alone = (records["method"] == "ours") & (records["metric"] == "kid") & (records["step"] < 5000)
+    table = training.tidy({**frames, "records": records[~alone]})
+    methods = {metric: set(rows["method"]) for metric, rows in table.groupby("metric")}
+    assert "ours" in methods["frechet"]
+    assert methods["kid"] == methods["frechet"] - {"ours"}
+
+
 def test_missing_columns_are_named(frames):
     with pytest.raises(PrecfmError, match=r"^records: .*'space'"):
         frame({"records": frames["records"].drop(columns="space")}, "records")

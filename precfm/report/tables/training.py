@@ -1,12 +1,10 @@
 """The training table: every metric at every checkpoint."""
 
-from collections.abc import Iterable
-
 import pandas as pd
 
 from precfm.report.formatting import count_text, estimate_texts, estimates_of, seeds_text
 from precfm.report.frames import Frames
-from precfm.report.reads import LeftOutError, Row, needed, reads
+from precfm.report.reads import LeftOutError, needed, reads
 from precfm.report.rows import groups, per_seed
 from precfm.report.tables.blocks import Block, Table, method_cells
 from precfm.report.tables.metrics import extractor_text, summarise
@@ -14,26 +12,23 @@ from precfm.report.vocabulary import is_flow, metric_text, space_label
 
 
 def tidy(frames: Frames) -> pd.DataFrame:
-    """Mean and interval over seeds of every metric that was taken at two checkpoints or more.
+    """Mean and interval over seeds of every metric that its method has at two checkpoints or more.
 
     Returns:
         Columns dataset, method, step, metric, space, value, low, high, n, and the protocol.
     """
     records = per_seed(needed(frames, "records"))
     flows = records[records["method"].map(is_flow)]
-    checkpoints = flows.groupby(["dataset", "metric", "space", "extractor"])["step"].transform("nunique")
+    checkpoints = flows.groupby(["dataset", "method", "metric", "space", "extractor"])["step"].transform(
+        "nunique"
+    )
     curves = flows[checkpoints > 1]
     if curves.empty:
-        raise LeftOutError("no metric was taken at more than one checkpoint")
+        raise LeftOutError("no method has a metric at more than one checkpoint")
     return summarise(curves)
 
 
-def _behind(row: Row, column: str) -> Iterable[Row]:
-    """All methods: a metric that its own method has at one checkpoint alone stands here if another has two."""
-    return [{"dataset": row["dataset"]}]
-
-
-@reads("records", behind=_behind)
+@reads("records")
 def build(frames: Frames) -> Table:
     """The training table as it is printed: one block per data set, metric and space."""
     data = tidy(frames)
