@@ -397,6 +397,9 @@ def challenge(
 ) -> None:
     """Draw published numbers, make them again from sources and pinned models in an empty folder, and compare.
 
+    Each time a table is drawn, all alike, then one of its numbers. Verdicts, outcomes, counts and texts are never
+    drawn.
+
     Exit code 0: all agree to rounding; 2: they differ by no more than training seeds do, or two seeds cannot tell; 1:
     by more; 3: nothing was compared (wrong arguments, a source that cannot be had, nothing to challenge).
     """

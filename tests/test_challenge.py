@@ -5,6 +5,7 @@ import random
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from precfm.audit.challenge import Challenge, exit_code, lines
-from precfm.audit.drawn_cells import COUNTS, challengeable, draw
+from precfm.audit.challenge import METRICS, Challenge, exit_code, lines, outcome
+from precfm.audit.drawn_cells import COUNTS, DrawnCell, PublishedTable, challengeable, draw
 from precfm.audit.published import check_published
+from precfm.audit.rebuild import part_of
 from precfm.audit.report import Report
 from precfm.audit.report_inputs import inputs_of
 from precfm.audit.target import Cell
@@ -37,6 +39,7 @@ from tests import report_frames
 from tests.workflow import ROOT, git, run, sealed
 
 ROWS = 20  # of each published table whose lineage is tried
+LONG = 100  # rows of a table of which not every number is tried
 
 PUBLISHED_TABLES = [
     (table.parents[1].name, table.stem)
@@ -224,8 +227,128 @@ def test_a_changed_number_is_found_and_no_other(checkout):
     table.loc[row, "value"] *= 1.01
     table.to_csv(TABLE, index=False)
     said = challenge(every_number(), "--experiment", "mine", code=1)
-    (wrong,) = [line for line in said.splitlines() if "DIFFERS" in line]
-    assert wrong.endswith(f"{TABLE}:{row + 1},value")
+    wrong = [line for line in said.splitlines() if "DIFFERS" in line]
+    assert all(f"{TABLE}:{row + 1}," in line for line in wrong)
+    assert sum(line.endswith(f"{TABLE}:{row + 1},value") for line in wrong) == 1
+    beside = [line for line in wrong if "value beside it" in line]
+    assert len(wrong) == 1 + len(beside) == table.loc[row, ["value", "low", "high"]].count()
+
+
+@pytest.mark.parametrize(("column", "forged"), [("n", 10_000), ("low", -7.0), ("high", "nothing")])
+def test_what_stands_beside_a_drawn_number_is_judged_with_it(checkout, column, forged):
+    table = pd.read_csv(TABLE, dtype=object)
+    row = table.index[table["low"].notna()][0]
+    table.loc[row, column] = forged
+    table.to_csv(TABLE, index=False)
+    tables, _ = challengeable("mine")
+    found = Challenge.of([DrawnCell(tables[0], row, "value")]).outcomes(None, print)
+    assert exit_code(found) == 1
+    assert f"{column} beside it" in "".join(lines(found))
+
+
+def test_a_text_in_a_column_of_numbers_takes_no_other_out_of_the_draw(checkout):
+    def drawable():
+        return {str(cell) for cell in challengeable("mine")[0][0].cells()}
+
+    before = drawable()
+    table = pd.read_csv(TABLE, dtype=object)
+    table.loc[0, "value"] = "about 1"
+    table.to_csv(TABLE, index=False)
+    assert drawable() == before - {f"{TABLE}:1,value"}
+
+
+def published_at(folder, name):
+    """A published table in a folder that stands for `results/published/mine`."""
+    return PublishedTable(SimpleNamespace(experiment=folder), name)
+
+
+def outcomes_of(table, made):
+    """Of every number in short tables; in long ones of a number, and so of all of its row, of some rows."""
+    cells = {(cell.position if len(table.content.rows) > LONG else str(cell)): cell for cell in table.cells()}
+    chosen = sorted(cells, key=str)
+    if len(table.content.rows) > LONG:
+        chosen = random.Random(table.name).sample(chosen, LONG)
+    return [outcome(cells[each], made, table.content.columns) for each in chosen]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / PUBLISHED).glob("*/tables/*.csv")), ids=str)
+def test_a_published_table_agrees_with_itself(file):
+    found = outcomes_of(published_at(file.parents[1], file.stem), {f"tables/{file.name}": file.read_bytes()})
+    assert found
+    assert {each.judgement for each in found} == {"rounding"}
+
+
+def forge(forgery, paired, metrics):
+    """Change the first row of `paired`, and what stands beside it so that the change might pass."""
+    value = paired.loc[0, "value"]
+    if forgery == "sizes":
+        metrics["value"] = 1e12
+        paired.loc[0, "value"] = -12345.0
+    elif forgery == "interval":
+        paired.loc[0, ["low", "high"]] = value
+        paired.loc[0, "p"] = 1e-9
+    elif forgery == "tiny interval":
+        paired.loc[0, ["low", "high"]] = value - 1e-12, value + 1e-12
+        paired.loc[0, "p"] = 1e-9
+    elif forgery == "wide interval":
+        paired.loc[0, ["low", "high"]] = -1e9, 1e9
+        paired.loc[0, "value"] = 0.9
+    elif forgery == "null":
+        paired["smallest_effect"], paired["direction"] = value, "no_increase"
+        paired.loc[0, "p"] = 1e-9
+    elif forgery == "seeds":
+        paired.loc[0, "n"] = 2
+    elif forgery == "p":
+        paired.loc[0, "p"] = 0.9
+    elif forgery == "outcome":
+        paired.loc[0, "indicative"] = not paired.loc[0, "indicative"]
+    elif forgery == "text":
+        paired["p_holm"] = paired["p_holm"].astype(object)
+        paired.loc[0, "p_holm"] = "< 0.001"
+
+
+FORGERIES = (
+    *("sizes", "interval", "tiny interval", "wide interval", "null", "seeds", "p", "outcome", "text"),
+    "nothing",
+)
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_forged_numbers_do_not_excuse_one_another(forgery, tmp_path):
+    frames = report_frames.frames(5)
+    tables = {name: load("tables", name)(frames).data for name in ("paired", "metrics")}
+    made = {f"tables/{name}.csv": table.to_csv(index=False).encode() for name, table in tables.items()}
+    assert METRICS in made
+    forge(forgery, tables["paired"], tables["metrics"])
+    (tmp_path / "tables").mkdir()
+    for name, table in tables.items():
+        table.to_csv(tmp_path / f"tables/{name}.csv", index=False)
+    paired = published_at(tmp_path, "paired")
+    cells = [cell for cell in paired.cells() if cell.position == 0 and cell.column in tables["metrics"]]
+    assert {cell.column for cell in cells} >= {"value", "low", "high"}
+    for cell in cells:
+        found = outcome(cell, made, paired.content.columns)
+        assert exit_code([found]) == (0 if forgery == "nothing" else 1)
+    honest = load("tables", "paired")(frames).data.iloc[0]
+    for cell in (each for each in paired.cells() if each.position == 0 and each.column in ("value", "p")):
+        if cell.value != honest[cell.column]:  # found without what was forged beside it, too
+            assert exit_code([outcome(cell, made, {cell.column})]) == 1
+    other = next(cell for cell in paired.cells() if (cell.position, cell.column) == (1, "value"))
+    assert exit_code([outcome(other, made, paired.content.columns)]) == 0
+
+
+def test_a_difference_is_made_again_with_the_metrics_that_it_subtracts(planned):
+    plan = planned({"seeds": [0, 1]})
+    evaluations = plan.of("frames")[0].params["about"]["evaluations"]
+    dataset = next(about["dataset"] for about in evaluations if about["method"] == "whitening")
+    about = {"dataset": dataset, "method": "whitening", "baseline": "none", "value": "1", "p_holm": "1"}
+    cells = [("paired", Cell("row 1", column, "1", about)) for column in ("value", "p_holm")]
+    part, (value, holm) = part_of(plan, cells)
+    assert [table.params["name"] for table in value.tables] == ["paired", "metrics"]
+    assert len({str(table.parents) for table in value.tables}) == 1
+    assert {table.id for table in (*value.tables, *holm.tables)} <= part.nodes.keys()
+    assert value.columns == about.keys() - {"p_holm"}  # which rests on the other methods, too
+    assert holm.columns == about.keys()
 
 
 @pytest.mark.parametrize("frame", ["linear_grid.identity", "nobody.table", "nonsense"])

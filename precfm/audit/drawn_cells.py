@@ -46,11 +46,20 @@ class PublishedTable:
 
     def cells(self) -> Iterator["DrawnCell"]:
         """All its numbers but counts of seeds and checkpoints, and what only says what a row is about."""
-        numbers = side_by_side(self.content, self.content).numbers
-        for column in (each for each in numbers if each not in COUNTS):
+        for column in (each for each in self._numbers if each not in COUNTS):
             for position, row in enumerate(self.content.rows):
-                if row[column] is not None:
+                if isinstance(row[column], float):
                     yield DrawnCell(self, position, column)
+
+    @property
+    def _numbers(self) -> tuple[str, ...]:
+        """Columns of numbers; a text in one of them takes the others out of no draw."""
+        rows = [
+            {name: cell if isinstance(cell, float) else None for name, cell in row.items()}
+            for row in self.content.rows
+        ]
+        alone = Table(self.content.columns, tuple(rows))
+        return side_by_side(alone, alone).numbers
 
 
 @dataclass(frozen=True)

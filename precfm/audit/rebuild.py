@@ -9,12 +9,12 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from precfm.audit.lineage import sources_read
-from precfm.audit.report_inputs import Inputs, inputs_of
+from precfm.audit.report_inputs import Entries, Inputs, inputs_of
 from precfm.audit.target import Cell
 from precfm.core.errors import PrecfmError
 from precfm.datasets.sources import RAW, SOURCES, fetch_raw
@@ -26,7 +26,24 @@ MARK = "challenge.txt"  # in a scratch folder, which so can be told from any oth
 _MARKED = "A scratch folder of `precfm challenge`: whatever is below results/ was made here.\n"
 
 
-def part_of(plan: Plan, cells: Sequence[tuple[str, Cell]]) -> tuple[Plan, list[Node]]:
+_BESIDE = {"paired": ("metrics",)}  # tables that say how large the numbers are that another one subtracts
+
+
+@dataclass(frozen=True)
+class MadeAgain:
+    """What will hold a cell.
+
+    Attributes:
+        tables: its table, of the artifacts behind the cell and of no others, so that other rows may be missing; and
+            those that say how large its numbers are.
+        columns: of its row, those that rest on no other artifacts than the cell does.
+    """
+
+    tables: tuple[Node, ...]
+    columns: frozenset[str]
+
+
+def part_of(plan: Plan, cells: Sequence[tuple[str, Cell]]) -> tuple[Plan, list[MadeAgain]]:
     """The part of a plan that makes cells of its tables again.
 
     Args:
@@ -34,24 +51,33 @@ def part_of(plan: Plan, cells: Sequence[tuple[str, Cell]]) -> tuple[Plan, list[N
         cells: names of tables, each with a cell of it.
 
     Returns:
-        The part, parents before children, and for each cell the table that holds it: of the artifacts behind the cell
-        and of no others, so that its other rows may be missing.
+        The part, parents before children, and for each cell what will hold it.
     """
-    chosen = [_inputs(plan, _table(plan, name), cell) for name, cell in cells]
-    wanted = {node_id for inputs in chosen for pairs in inputs.values() for node_id, _ in pairs}
+    entries = {node.id: {"params": node.params, "parents": node.parents} for node in plan.nodes.values()}
+    chosen = [_inputs(plan, _table(plan, name), cell, entries) for name, cell in cells]
+    wanted = set[str]().union(*map(_ids, chosen))
     for node in reversed(plan.nodes.values()):
         if node.id in wanted:
             wanted.update(parent for ids in node.parents.values() for parent in ids)
     part = replace(plan, nodes={node.id: node for node in plan.nodes.values() if node.id in wanted})
     add = KeyedArtifacts(part).add
-    tables = []
-    for (name, _), inputs in zip(cells, chosen, strict=True):
+    targets = []
+    for (name, cell), inputs in zip(cells, chosen, strict=True):
         about = {role: [dict(about) for _, about in pairs] for role, pairs in inputs.items()}
         parents = {role: [plan.nodes[node_id] for node_id, _ in pairs] for role, pairs in inputs.items()}
         frames = add("frames", plan.experiment, {"about": about}, parents)
-        table = _table(plan, name)
-        tables.append(add(table.kind, name, table.params, {"frames": frames}, table.targets))
-    return part, tables
+        tables = [_table(plan, each) for each in (name, *_BESIDE.get(name, ()))]
+        made = [
+            add(table.kind, table.params["name"], table.params, {"frames": frames}, table.targets)
+            for table in tables
+        ]
+        columns = [
+            column
+            for column in cell.about
+            if _ids(_inputs(plan, tables[0], replace(cell, column=column), entries)) <= _ids(inputs)
+        ]
+        targets.append(MadeAgain(tuple(made), frozenset(columns)))
+    return part, targets
 
 
 def _table(plan: Plan, name: str) -> Node:
@@ -59,9 +85,12 @@ def _table(plan: Plan, name: str) -> Node:
     return table
 
 
-def _inputs(plan: Plan, table: Node, cell: Cell) -> Inputs:
+def _ids(inputs: Inputs) -> set[str]:
+    return {node_id for pairs in inputs.values() for node_id, _ in pairs}
+
+
+def _inputs(plan: Plan, table: Node, cell: Cell, entries: Entries) -> Inputs:
     """What a cell is made of; nothing for a row that no artifact stands for, and all where nothing is declared."""
-    entries = {node.id: {"params": node.params, "parents": node.parents} for node in plan.nodes.values()}
     (frames,) = table.parents["frames"]
     found = inputs_of(table.id, f"{table.params['name']}.csv", cell, entries)
     about = plan.nodes[frames].params["about"]
