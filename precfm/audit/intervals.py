@@ -46,9 +46,7 @@ def follows(column: str, mine: Row, other: Row, tolerance: Tolerance, size: floa
         return 1.5 * of_half
     half = min(half_width(mine), half_width(other))
     from_null = min(abs(value - _null(mine)) for value in (a, b))
-    if (
-        half == 0.0
-    ):  # seeds that tie; one that does not any more changes the p-value at will, and the value with it
+    if half == 0.0:  # seeds that tie: one that does not any more moves the value, and the p-value at will
         return 1.0 if apart else 0.0
     if from_null == 0.0:  # p is 1, and moves by no more than T does
         return of_half * math.sqrt(n - 1) / half

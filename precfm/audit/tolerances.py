@@ -75,6 +75,11 @@ STATISTICS = (
         "a thousand",
         jump=1e-3,
     ),
+    Tolerance(
+        ("clamped_share",),
+        "a pixel may fall on the other side of the clamp: ten of a million",
+        jump=1e-5,
+    ),
     Tolerance(("kid", "KID"), "a difference of sums of order one that nearly cancel", absolute=2e-7),
     Tolerance(("mmd_rbf",), "a difference of sums of order one that nearly cancel", absolute=1e-8),
     Tolerance(("eigenvalue_ratio_low", "low_ratio"), "a ratio of variances", multiplicative=True),
@@ -121,7 +126,7 @@ STATISTICS = (
         absolute=1e-7,
     ),
     Tolerance(
-        ("*parameters", "*flops", "flops_*"),
+        ("*parameters", "*flops", "flops_*", "*_rows", "dimension"),
         "a count: nothing is rounded",
         relative=0.0,
     ),
