@@ -22,7 +22,7 @@ from precfm.pipeline import publication
 from precfm.pipeline.attic import tidy
 from precfm.pipeline.build import build
 from precfm.pipeline.manifest import manifest_text
-from precfm.pipeline.node import PUBLISHED, RECORD
+from precfm.pipeline.node import MODELS, PUBLISHED, RECORD
 from precfm.pipeline.plan import Plan, load_plan
 from precfm.pipeline.products import write_products
 from precfm.pipeline.publication import publish
@@ -105,7 +105,7 @@ def test_a_whole_experiment_is_clean(results):
     report = audit()
     assert report.findings == []
     assert report.absent == {}
-    assert report.files == len(below_results())
+    assert report.files == len(below_results()) + 2 * len(list(MODELS.glob("*.json")))
 
 
 def flip(file, position, bit):
