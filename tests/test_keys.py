@@ -43,7 +43,7 @@ CHANGES = {
 # Of `smoke`, which trains its encoder and its classifiers; those of `quick` are pinned.
 CHANGES_WHERE_TRAINED = {
     "precfm/training/trainer.py": set(
-        "budgets classifiers encoders flows kernels preconditioners recipes samples".split()
+        ["budgets", "classifiers", "encoders", "flows", "kernels", "preconditioners", "recipes", "samples"]
     ),
     "precfm/training/negative_elbo.py": {"encoders"},
     "precfm/training/shifted_cross_entropy.py": {"classifiers"},
