@@ -90,7 +90,9 @@ def plain(wildcards):
 
 def gpus(wildcards):
     """How many GPUs a job asks for."""
-    return int(PLAN.device == "cuda" and any(node.on_device for node in made(wildcards)))
+    return int(
+        PLAN.device == "cuda" and any(node.on_device for node in made(wildcards))
+    )
 
 
 def unless_written(kind):

@@ -42,9 +42,16 @@ CHANGES = {
 }
 # Of `smoke`, which trains its encoder and its classifiers; those of `quick` are pinned.
 CHANGES_WHERE_TRAINED = {
-    "precfm/training/trainer.py": set(
-        ["budgets", "classifiers", "encoders", "flows", "kernels", "preconditioners", "recipes", "samples"]
-    ),
+    "precfm/training/trainer.py": {
+        "budgets",
+        "classifiers",
+        "encoders",
+        "flows",
+        "kernels",
+        "preconditioners",
+        "recipes",
+        "samples",
+    },
     "precfm/training/negative_elbo.py": {"encoders"},
     "precfm/training/shifted_cross_entropy.py": {"classifiers"},
     "workflow_scripts/pinned.py": set(),
