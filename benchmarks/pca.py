@@ -55,7 +55,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     images = (
-        torch.from_numpy(np.load(options.images)) if options.images else synthetic(options.n, options.size)
+        torch.from_numpy(np.load(options.images, allow_pickle=False))
+        if options.images
+        else synthetic(options.n, options.size)
     )
     n, channels, size, _ = images.shape
     single = (images.flatten(1).float() / 255).numpy()

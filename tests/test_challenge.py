@@ -39,7 +39,7 @@ from tests import report_frames
 from tests.workflow import ROOT, git, run, sealed
 
 ROWS = 20  # of each published table whose lineage is tried
-LONG = 100  # rows of a table of which not every number is tried
+LONG = 30  # rows of a table of which not every number is tried
 
 PUBLISHED_TABLES = [
     (table.parents[1].name, table.stem)

@@ -247,7 +247,7 @@ NOT_HELD = {
 }
 # Where a number may be too small beside what it is a difference of, so that 1% of it is rounding.
 SMALL = {*FROM_SEEDS, "value"}
-SMALL_SHARE = 0.1
+SMALL_SHARE = 0.15
 
 
 def numbers_of_quick():
