@@ -41,7 +41,8 @@ class _Builder:
         self.plan = Plan(
             experiment.name, experiment.device, experiment.threads, sources_of(experiment.datasets)
         )
-        self.add = KeyedArtifacts(self.plan).add
+        self.artifacts = KeyedArtifacts(self.plan)
+        self.add = self.artifacts.add
         # What the reports need to know about the artifacts: which method, seed and dataset each one stands for.
         self.about: dict[str, list[dict[str, Any]]] = {}
         self.reported: dict[str, list[Node]] = {}
@@ -50,7 +51,7 @@ class _Builder:
         self.alone: set[tuple[str, str]] = set()
 
     def build(self) -> Plan:
-        for space in spaces(self.experiment, self.add):
+        for space in spaces(self.experiment, self.artifacts):
             self._report("latents", space.latents, dataset=space.label)
             for name, setting in space.settings.items():
                 self.setting = name

@@ -1,32 +1,17 @@
 """The latent spaces of an experiment: data sets, classifiers and encoders, which all methods share."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from precfm.datasets.manifest import source_manifest
 from precfm.datasets.sources import SOURCES
 from precfm.pipeline.components import component
 from precfm.pipeline.images import check_counts, check_encoder, check_pinned
+from precfm.pipeline.keys import KeyedArtifacts
 from precfm.pipeline.node import Node
 from precfm.pipeline.pinned import pinned_model
 from precfm.pipeline.schema import Dataset, Encoder, Experiment, Setting, source_name
-
-
-class Add(Protocol):
-    """`precfm.pipeline.keys.KeyedArtifacts.add`."""
-
-    def __call__(
-        self,
-        kind: str,
-        label: str,
-        params: Mapping[str, Any],
-        parents: Mapping[str, Node | Iterable[Node]] | None = None,
-        targets: Iterable[str] = (),
-        *,
-        batch: str = "",
-    ) -> Node:
-        """Add an artifact to the plan."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +37,14 @@ class Space:
     selecting: tuple[Node, ...]
 
 
-def spaces(experiment: Experiment, add: Add) -> Iterator[Space]:
+def spaces(experiment: Experiment, artifacts: KeyedArtifacts) -> Iterator[Space]:
     """The latent spaces of an experiment, each with its artifacts, which are added to the plan.
 
     Raises:
         PrecfmError: a split, an encoder or a pinned model does not fit the data set.
     """
     for name in experiment.datasets:
-        yield from _DatasetSpaces(experiment, name, add).spaces()
+        yield from _DatasetSpaces(experiment, name, artifacts).spaces()
 
 
 def sources_of(datasets: Mapping[str, Dataset]) -> dict[str, str]:
@@ -71,8 +56,8 @@ def sources_of(datasets: Mapping[str, Dataset]) -> dict[str, str]:
 class _DatasetSpaces:
     """Adds one data set, its classifiers and the latents of all its encoders to a plan."""
 
-    def __init__(self, experiment: Experiment, name: str, add: Add) -> None:
-        self.experiment, self.name, self.add = experiment, name, add
+    def __init__(self, experiment: Experiment, name: str, artifacts: KeyedArtifacts) -> None:
+        self.experiment, self.name, self.add = experiment, name, artifacts.add
         self.spec = experiment.datasets[name]
         self.data = self._data()
 
