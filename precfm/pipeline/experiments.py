@@ -78,7 +78,7 @@ _TINY: dict[str, Callable[[Any], Any]] = {
     "batch_size": _at_most(32),
     "width": _at_most(32),
     "rows": _at_most(100),
-    "components": _at_most(32),
+    "components": _at_most(16),
     "train": _at_most(600),
     "validation": _at_most(200),
     "heldout": _at_most(300),
