@@ -1,4 +1,4 @@
-"""The Frechet distance against closed forms, published implementations and scipy, and its bootstrap."""
+"""The Frechet distance against closed forms, published implementations and scipy."""
 
 import math
 
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-from precfm.metrics.bootstrap import frechet_replicates
 from precfm.metrics.frechet import GaussianFit, frechet_distance, frechet_from_fits, gaussian_fit
 
 
@@ -138,31 +137,3 @@ def test_bad_features_are_named() -> None:
         frechet_distance(x[:1], y)
     with pytest.raises(PrecfmError, match=r"shape \(30,\)"):
         frechet_distance(x[:, 0], y)
-
-
-def test_replicates_scatter_as_independent_samples_do() -> None:
-    """Standard errors out of single pairs of sets, against the scatter over many pairs."""
-    pairs = [(sample(150, 3, 2 * s, shift=0.4), sample(200, 3, 2 * s + 1)) for s in range(100)]
-    errors = [frechet_replicates([x], y, replicates=60, seed=s).std() for s, (x, y) in enumerate(pairs[:6])]
-    values = [frechet_distance(x, y) for x, y in pairs]
-    assert np.mean(errors) == pytest.approx(np.std(values, ddof=1), rel=0.4)
-
-
-def test_differences_of_replicates_are_paired() -> None:
-    x, y = sample(120, 3, 1), sample(150, 3, 2)
-    twice = frechet_replicates([x, x + 0.0, sample(120, 3, 5)], y, replicates=40, seed=1)
-    assert torch.equal(twice[:, 0], twice[:, 1])  # the same rows of both, against the same reference
-    near = frechet_replicates([x, 1.01 * x], y, replicates=40, seed=1)
-    assert float((near[:, 1] - near[:, 0]).std()) < 0.1 * float(near[:, 0].std())
-    assert torch.equal(near[:, 0], twice[:, 0])
-    assert not torch.equal(frechet_replicates([x], y, replicates=40, seed=2)[:, 0], twice[:, 0])
-
-
-def test_generated_sets_may_be_kept_as_they_are() -> None:
-    x, y = sample(120, 3, 1), sample(150, 3, 2)
-    both, reference = (
-        frechet_replicates([x], y, replicates=200, reference_only=only)[:, 0] for only in (False, True)
-    )
-    assert 0 < float(reference.std()) < float(both.std())
-    with pytest.raises(PrecfmError, match="generated"):
-        frechet_replicates([x[:, :2]], y)

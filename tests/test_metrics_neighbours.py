@@ -134,20 +134,30 @@ def test_too_few_rows_are_refused() -> None:
 def test_copies_are_told_from_new_samples() -> None:
     training, held_out = sample(700, 4, 1), sample(700, 4, 2)
     fresh = copying_check(sample(800, 4, 3), training, held_out)
-    assert fresh.nearer == pytest.approx(0.5, abs=0.06)
-    assert fresh.p > 1e-3
+    assert abs(fresh.nearer - 0.5) < 3 * fresh.standard_error < 0.1
     made = torch.cat([training[100:600] + sample(500, 4, 4, 1e-4), sample(300, 4, 5)])
     copies = copying_check(made, training, held_out)
     assert copies.nearer == pytest.approx((500 + 150) / 800, abs=0.06)
-    assert copies.p < 1e-20
+    assert copies.nearer - 0.5 > 9 * copies.standard_error
     assert torch.equal(copies.sources[:500], torch.arange(100, 600))
-    assert copying_check(held_out, training, held_out).nearer == 0.0
+    unlike = copying_check(held_out, training, held_out)
+    assert (unlike.nearer, unlike.standard_error) == (0.0, 0.0)
+
+
+def test_the_error_of_copying_is_the_scatter_over_data_sets() -> None:
+    """Few real samples decide for many generated ones, so an error for independent samples would be too small."""
+    found = [
+        copying_check(sample(400, 6, s), sample(40, 6, 300 + s), sample(40, 6, 600 + s)) for s in range(150)
+    ]
+    scatter = np.std([check.nearer for check in found], ddof=1)
+    assert np.mean([check.standard_error for check in found]) == pytest.approx(scatter, rel=0.2)
+    assert scatter > 1.5 * 0.5 / 400**0.5
 
 
 def test_ties_count_half_and_say_nothing_of_copying() -> None:
     both = torch.tensor([[0.0], [1.0]])
     result = copying_check(torch.tensor([[0.2], [5.0], [7.0]]), both, both)
-    assert (result.nearer, result.p) == (0.5, 1.0)
+    assert (result.nearer, result.standard_error) == (0.5, 0.0)
 
 
 def test_copying_needs_sets_of_one_size_and_width() -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
@@ -24,7 +25,7 @@ class EigenvalueRecovery:
     @property
     def low(self) -> Tensor:
         """Ratios of the lowest quartile of eigenvalues: the first `ceil(dim / 4)`."""
-        return self.ratios[: -(-len(self.ratios) // 4)]
+        return lowest_quartile(self.ratios)
 
     @property
     def ratio_low(self) -> float:
@@ -40,6 +41,27 @@ class EigenvalueRecovery:
     def log_error_low(self) -> float:
         """Mean of `|log ratio|` over the lowest quartile."""
         return float(self.low.log().abs().mean())
+
+
+@dataclass(frozen=True)
+class RecoveryReplicates:
+    """Low-variance recovery against resamples of the reference.
+
+    Attributes:
+        ratios: as in `EigenvalueRecovery`, for each replicate, shape (replicates, dim), float64.
+    """
+
+    ratios: Tensor
+
+    @property
+    def log_error(self) -> Tensor:
+        """Mean of `|log ratio|` over all directions, shape (replicates,)."""
+        return self.ratios.log().abs().mean(1)
+
+    @property
+    def log_error_low(self) -> Tensor:
+        """Mean of `|log ratio|` over the lowest quartile, shape (replicates,)."""
+        return lowest_quartile(self.ratios).log().abs().mean(1)
 
 
 def eigenvalue_recovery(
@@ -99,6 +121,33 @@ def eigenvalue_recovery(
     return EigenvalueRecovery(eigenvalues, ratios)
 
 
+def recovery_replicates(
+    generated: Tensor, reference: Tensor, directions: Tensor, resamples: Tensor
+) -> RecoveryReplicates:
+    """Compare variances along given directions with those of each resample of the reference.
+
+    Args:
+        generated: samples, shape (n, *dim); kept as they are.
+        reference: held-out data, shape (m, *dim).
+        directions: one unit vector per column, lowest variance first, shape (dim, dim), of a third sample.
+        resamples: how often each row of the reference occurs in each replicate, integers, shape (replicates, m).
+
+    Returns:
+        The ratios of each replicate. Where all counts are 1 they are those of `eigenvalue_recovery`.
+
+    Raises:
+        PrecfmError: the resamples are of another number of rows.
+    """
+    x, y = (rows.flatten(1).to(torch.float64) for rows in (generated, reference))
+    m, along = len(y), directions.to(y)
+    if resamples.ndim != 2 or resamples.shape[1] != m:
+        raise PrecfmError(f"resamples: got shape {tuple(resamples.shape)}; (replicates, {m}) is needed")
+    projected = (y - y.mean(0)) @ along
+    shares = resamples.to(y) / m
+    variances = (shares @ projected.square() - (shares @ projected).square()) * (m / (m - 1))
+    return RecoveryReplicates((x @ along).var(0) / variances)
+
+
 def smallest_std(x: Tensor) -> float:
     """Standard deviation of the data along its lowest-variance direction.
 
@@ -114,6 +163,11 @@ def smallest_std(x: Tensor) -> float:
     eigenvalues = eigen_spectrum(covariance(x)).eigenvalues
     require_positive(eigenvalues)
     return float(eigenvalues[0].sqrt())
+
+
+def lowest_quartile(ratios: Tensor) -> Tensor:
+    """The first `ceil(dim / 4)` of the last axis, which are those of lowest variance; shape (..., dim)."""
+    return ratios[..., : -(-ratios.shape[-1] // 4)]
 
 
 def _variances_along(cov: Tensor, directions: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-from precfm.metrics.bootstrap import frechet_replicates as frechet_replicates
+from precfm.metrics.bootstrap import GaussianFits as GaussianFits
+from precfm.metrics.bootstrap import frechet_against_fits as frechet_against_fits
+from precfm.metrics.bootstrap import reference_fits as reference_fits
+from precfm.metrics.bootstrap import reference_resamples as reference_resamples
+from precfm.metrics.bootstrap import resampled_means as resampled_means
 from precfm.metrics.copying import Copying as Copying
 from precfm.metrics.copying import copying_check as copying_check
 from precfm.metrics.evaluate import METRICS as METRICS
@@ -7,6 +11,7 @@ from precfm.metrics.extractors.base import Extractor as Extractor
 from precfm.metrics.extractors.base import extract as extract
 from precfm.metrics.extractors.identity import whitened as whitened
 from precfm.metrics.files import compare as compare
+from precfm.metrics.floor import floor_rows as floor_rows
 from precfm.metrics.frechet import frechet_distance as frechet_distance
 from precfm.metrics.kernels import kid as kid
 from precfm.metrics.kernels import mmd_rbf as mmd_rbf

@@ -7,7 +7,7 @@ References:
 
 from dataclasses import dataclass
 
-from scipy import stats
+import torch
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
@@ -22,13 +22,13 @@ class Copying:
     Attributes:
         nearer: share of the generated samples whose nearest training sample is nearer than their nearest held-out
             sample, ties counted half: 0.5 where nothing is copied, 1 where everything is.
-        p: one-sided p-value of the sign test against 0.5, for independent generated samples; the scatter of the two
-            data sets themselves is not in it.
+        standard_error: of that share. Samples that share their nearest real sample count as one cluster, because it
+            decides for all of them; so the scatter of the two data sets is in it, too.
         sources: training row nearest to each generated sample, int64, shape (n,).
     """
 
     nearer: float
-    p: float
+    standard_error: float
     sources: Tensor
 
 
@@ -55,8 +55,13 @@ def copying_check(generated: Features, training: Features, held_out: Features) -
         raise PrecfmError(
             f"held_out: {len(unseen)} rows, but training has {len(seen)}; both sets need the same size"
         )
-    to_seen, rows = nearest(x, seen, 1)
-    difference = to_seen - nearest(x, unseen, 1)[0]
-    nearer, ties = int((difference < 0).sum()), int((difference == 0).sum())
-    test = stats.binomtest(nearer, max(1, len(x) - ties), 0.5, alternative="greater")
-    return Copying((nearer + ties / 2) / len(x), float(test.pvalue), rows[:, 0])
+    to_seen, seen_rows = (found[:, 0] for found in nearest(x, seen, 1))
+    to_unseen, unseen_rows = (found[:, 0] for found in nearest(x, unseen, 1))
+    nearer = 0.5 - 0.5 * (to_seen - to_unseen).sign()
+    share = nearer.mean()
+    m = len(seen)
+    winner = torch.where(to_seen <= to_unseen, seen_rows, m + unseen_rows)
+    of_rows = nearer.new_zeros(2 * m).scatter_add_(0, winner, nearer - share).reshape(2, m)
+    # Of each set exactly m rows compete, so a row counts by what it wins beyond the mean of its set.
+    error = of_rows.var(1).sum().mul(m).sqrt() / len(x)
+    return Copying(float(share), float(error), seen_rows)
