@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from precfm.core.errors import PrecfmError
+from precfm.core.statistics import slope
 from precfm.datasets.synthetic import gaussian, rotation, spectrum
 from precfm.flows.paths import LinearPath, VariancePreservingPath
 from precfm.theory.convergence import (
@@ -22,7 +23,7 @@ from precfm.theory.convergence import (
 )
 from precfm.theory.linear_regression import excess_risk, linear_problem, squared_errors, symmetric
 from precfm.theory.measured_descent import FixedSamples, descend, steps_until
-from precfm.theory.regression_grid import PATHS, Cell, Regressions
+from precfm.theory.regression_grid import PATHS, Cell, Regressions, grid
 from precfm.theory.sampled_regression import (
     EmpiricalExcess,
     GaussianRegressions,
@@ -192,13 +193,34 @@ def test_steps_to_fraction_inverts_the_recursion_and_grows_like_kappa():
     eta = torch.tensor([0.4, 0.2], dtype=torch.float64)
     total = steps_to_total_fraction(variance, errors, eta, 0.05)
     for i in range(2):
-        k = total[i : i + 1]
-        left = descent_excess(variance[i], errors[i], eta[i], k).sum()
-        assert float(left) == pytest.approx(0.05 * float((variance[i] * errors[i]).sum()), rel=1e-6)
+        before, at = descent_excess(variance[i], errors[i], eta[i], total[i] - torch.tensor([1, 0])).sum(-1)
+        assert float(at) <= 0.05 * float((variance[i] * errors[i]).sum()) < float(before)
     kappa = torch.tensor([1e3, 1e5], dtype=torch.float64)
     steps = steps_to_fraction(1 / kappa, 0.5, 0.1)
     assert float(steps[1] / steps[0]) == pytest.approx(100, rel=1e-2)
     assert float(steps[1]) == pytest.approx(1e5 * math.log(10) / 2, rel=1e-3)
+
+
+def test_whole_steps_where_the_top_direction_dies_in_the_first():
+    variance = torch.tensor([0.25, 1.0], dtype=torch.float64)
+    errors = torch.tensor([[0.0, 1.0], [4.0, 9.0], [0.0, 0.0]], dtype=torch.float64)
+    # Of the second problem, 1 + 9 at the start, 0.5625^k is left after k steps.
+    assert steps_to_total_fraction(variance, errors, 0.5, 0.1).tolist() == [1, 1, 0]
+    found = [float(steps_to_total_fraction(variance, errors[1], 0.5, f)) for f in (0.06, 0.05, 0.01)]
+    assert found == [1, 2, 5]
+
+
+def test_the_total_on_the_linear_path_does_not_slow_down_with_kappa():
+    """The slope beside which the measured one stands: no fraction of a step, in which it would fall with kappa."""
+    kappas, bases = (10.0, 100.0, 1e3, 1e4, 1e5), torch.eye(4, dtype=torch.float64)[None]
+    rows, problems = grid(["linear"], ["velocity"], (0.5, 0.9, 0.99, 0.999), kappas, bases)
+    closed = problems.closed
+    steps = steps_to_total_fraction(
+        closed.variance, closed.optimum.square(), 0.5 / closed.variance.amax(-1), 0.1
+    )
+    used = rows["condition_number_t"] >= 10
+    fit = slope(np.log(rows["condition_number_t"][used]), np.log(steps.numpy()[used]))
+    assert fit == pytest.approx(0.037, abs=1e-3)
 
 
 def test_stochastic_steps_are_the_first_that_reach_the_fraction():
@@ -264,10 +286,13 @@ def test_steps_until_finds_the_crossing_and_says_when_there_is_none():
     weights = torch.tensor([path_weights("linear", "velocity", 1.0)] * 3, dtype=torch.float64)
     problems = GaussianRegressions(values, torch.eye(3, dtype=torch.float64).expand(3, 3, 3), weights)
     x, y = problems.samples(*matched_normals([1, 2, 3], 3))
-    rates = 0.25 / values.amax(1)
+    rates = torch.tensor([0.25, 0.5, 0.25]) / values.amax(1)  # the second's top direction dies in one step
     zero = torch.zeros(3, 3, 3, dtype=torch.float64)
     limits = torch.tensor([10**6, 10**6, 20])
     lowest, total = steps_until(FixedSamples(x, y), EmpiricalExcess.of(x, y), zero, rates, 0.1, limits)
+    closed = linear_problem(values, 1.0, LinearPath())
+    exact = steps_to_total_fraction(closed.variance, closed.optimum.square(), rates, 0.1)
+    assert torch.equal(total[:2].ceil(), exact[:2])
     expected = steps_to_fraction(values[:, 0], rates, 0.1)
     assert torch.allclose(lowest[:2], expected[:2], rtol=1e-6)
     assert math.isinf(float(lowest[2]))

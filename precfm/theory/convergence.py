@@ -28,8 +28,6 @@ from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, Fraction, checked
 from precfm.theory.linear_regression import ALMOST_ZERO, first_and_total
 
-BISECTIONS = 100
-
 
 def descent_excess(variance: Tensor, errors: Tensor, learning_rate: Tensor | float, steps: Tensor) -> Tensor:
     """Excess risk of every eigendirection after k steps of gradient descent: claim C2.
@@ -70,22 +68,25 @@ def steps_to_fraction(variance: Tensor, learning_rate: Tensor | float, fraction:
 def steps_to_total_fraction(
     variance: Tensor, errors: Tensor, learning_rate: Tensor | float, fraction: float
 ) -> Tensor:
-    """Steps until the total excess risk is `fraction` of what it was, by bisection on the closed form.
+    """Whole steps until the total excess risk is at most `fraction` of what it was.
+
+    The smallest k with sum_i lambda_i e_i (1 - 2 eta lambda_i)^(2k) <= f sum_i lambda_i e_i, by bisection on whole
+    numbers: between them the closed form has no meaning where a direction dies in one step, as the top one does at
+    eta = 1 / (2 lambda_max).
 
     Returns:
-        A real number of steps, shape (...,).
+        A number of steps, shape (...,), float64.
     """
     rate = _per_direction(learning_rate)
-    high = steps_to_fraction(variance, rate, fraction).amax(-1)
+    high = steps_to_fraction(variance, rate, fraction).amax(-1).ceil()
     low = torch.zeros_like(high)
-    log_factor = 2 * _contraction(variance, rate).clamp(min=ALMOST_ZERO).log()
-    start = variance * errors
+    squared_factor, start = _contraction(variance, rate).square(), variance * errors
     goal = fraction * start.sum(-1)
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        above = (start * (log_factor * middle[..., None]).exp()).sum(-1) > goal
+    while bool((high - low > 1).any()):
+        middle = ((low + high) / 2).floor()
+        above = (start * squared_factor ** middle[..., None]).sum(-1) > goal
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    return high
+    return torch.where(goal > 0, high, 0.0)
 
 
 @checked

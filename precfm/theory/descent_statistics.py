@@ -36,15 +36,21 @@ def agreement(table: pd.DataFrame, kinds: Sequence[str] = ("",)) -> Iterator[tup
 
 
 def slopes(table: pd.DataFrame, kinds: Sequence[str] = ("",)) -> Iterator[tuple[str, Estimate, str]]:
-    """Mean over seeds of the slopes of ln steps against ln kappa, by path; of `steps_to_accuracy.steps`."""
+    """Mean over seeds of the slopes of ln steps against ln kappa; of `steps_to_accuracy.steps`.
+
+    `<kind><algorithm>_steps_slope` is of the slowest direction, a row for each path; of gradient descent there is
+    `<kind>descent_total_steps_slope_<path>` for the total excess risk.
+    """
     for kind in kinds:
         rows = _of(table, kind)
         for algorithm in ALGORITHMS:
-            part = rows[rows["algorithm"] == algorithm]
-            yield from _slopes_by_path(part, f"{kind}{algorithm}_steps_slope", "lowest")
-        if not kind:
-            part = rows[rows["algorithm"] == "descent"]
-            yield from _slopes_by_path(part, "descent_total_steps_slope", "total")
+            name, about = f"{kind}{algorithm}_steps_slope", _about(table, kind, algorithm)
+            for path, group in rows[rows["algorithm"] == algorithm].groupby("path"):
+                yield from _slope(group, name, "lowest", f"{path} path; {about}")
+        about = _about(table, kind, "descent")
+        for path, group in rows[rows["algorithm"] == "descent"].groupby("path"):
+            name = f"{kind}descent_total_steps_slope_{path}"
+            yield from _slope(group, name, "total", f"{path} path; {about}")
 
 
 def residual_bound(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
@@ -79,15 +85,32 @@ def cells_used(steps: pd.DataFrame, quantity: str) -> tuple[int, int]:
     return int(_usable(steps, quantity).sum()), int((steps["condition_number_t"] >= KAPPA_FROM).sum())
 
 
-def _slopes_by_path(rows: pd.DataFrame, statistic: str, quantity: str) -> Iterator[tuple[str, Estimate, str]]:
-    where = "slowest direction" if quantity == "lowest" else "total excess risk"
-    for path, group in rows.groupby("path"):
-        fits, exact = seed_slopes(group, quantity), seed_slopes(group, f"theory_{quantity}")
-        if fits:
-            closed = float(np.mean(exact)) if exact else math.nan
-            used, total = cells_used(group, quantity)
-            note = f"{path} path; {where}; kappa_t from 10; {used} of {total} cells; closed form {closed:.3f}"
-            yield statistic, t_estimate(fits), note
+def _slope(
+    group: pd.DataFrame, statistic: str, quantity: str, about: str
+) -> Iterator[tuple[str, Estimate, str]]:
+    fits, exact = seed_slopes(group, quantity), seed_slopes(group, f"theory_{quantity}")
+    if fits:
+        where = "slowest direction" if quantity == "lowest" else "total excess risk"
+        closed = float(np.mean(exact)) if exact else math.nan
+        used, total = cells_used(group, quantity)
+        note = f"{about}; {where}; kappa_t from 10; {used} of {total} cells; closed form {closed:.3f}"
+        yield statistic, t_estimate(fits), note
+
+
+def _about(table: pd.DataFrame, kind: str, algorithm: str) -> str:
+    """Where the descent starts, and its step size beside that without P: what a reader of a slope has to know."""
+    start = {"descent": "from a zero field", "stochastic": "from equal excess risk in all directions"}[
+        algorithm
+    ]
+    rows = table[table["algorithm"] == algorithm].assign(mapped=table["preconditioned"].astype(bool))
+    rates = rows.groupby("mapped")["relative_rate"].first()
+    mapped = kind.endswith("preconditioned_")
+    if mapped not in rates:
+        return start
+    size = f"step size {rates[mapped]:g} / lambda_max"
+    if mapped and False in rates and rates[True] != rates[False]:
+        size += f", {rates[False] / rates[True]:g} times smaller than without P"
+    return f"{start}, {size}"
 
 
 def _usable(steps: pd.DataFrame, quantity: str) -> "pd.Series[bool]":

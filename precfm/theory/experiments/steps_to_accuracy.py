@@ -65,10 +65,11 @@ def run(
         stochastic_limit: largest kappa(Sigma_t) for stochastic descent without preconditioner, which is slow.
 
     Returns:
-        `steps`: one row per setting and seed (algorithm, preconditioned, path, target, t, condition_number,
-        condition_number_t, seed, lowest, total: steps of the slowest direction and of the total, infinite where
-        not reached; theory_lowest, theory_total; counts_lowest, counts_total: the goal is well above the noise
-        floor).
+        `steps`: one row per setting and seed (algorithm, preconditioned, relative_rate: step size times the
+        largest variance, path, target, t, condition_number, condition_number_t, seed, lowest, total: steps of the
+        slowest direction and of the total, interpolated between whole ones, infinite where not reached;
+        theory_lowest, theory_total: in closed form, the total of gradient descent and both of stochastic descent in
+        whole steps; counts_lowest, counts_total: the goal is well above the noise floor).
     """
     bases = torch.stack([rotation(dim, derived_seed(seed, "basis", s)) for s in range(seeds)])
     rows, plain = grid(paths, targets, times, condition_numbers, bases)
@@ -78,19 +79,22 @@ def run(
     for preconditioned in (False, True):
         problems = plain.preconditioned() if preconditioned else plain
         steps = _descent_steps(problems, drawn, descent_rate, fraction)
-        frames.append(rows.assign(algorithm="descent", preconditioned=preconditioned, **steps))
+        about = {"algorithm": "descent", "preconditioned": preconditioned, "relative_rate": descent_rate}
+        frames.append(rows.assign(**about, **steps))
         limit = math.inf if preconditioned else stochastic_limit
         index = torch.tensor(np.flatnonzero(rows["condition_number_t"] <= limit))
+        rate = preconditioned_stochastic_rate if preconditioned else stochastic_rate
         steps = _stochastic_steps(
             problems.part(index),
             (matched[0][index], matched[1][index]),
-            preconditioned_stochastic_rate if preconditioned else stochastic_rate,
+            rate,
             fraction,
             batch_size,
             generator_for(seed, "batches", int(preconditioned)),
         )
         few = rows.iloc[index.numpy()]
-        frames.append(few.assign(algorithm="stochastic", preconditioned=preconditioned, **steps))
+        about = {"algorithm": "stochastic", "preconditioned": preconditioned, "relative_rate": rate}
+        frames.append(few.assign(**about, **steps))
     return {"steps": pd.concat(frames, ignore_index=True)}
 
 
