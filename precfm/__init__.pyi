@@ -18,7 +18,6 @@ from precfm.flows.paths import VariancePreservingPath as VariancePreservingPath
 from precfm.geometry.spectra import condition_number as condition_number
 from precfm.geometry.spectra import covariance as covariance
 from precfm.preconditioned_flow import PreconditionedFlow as PreconditionedFlow
-from precfm.preconditioners.auto import Auto as Auto
 from precfm.preconditioners.base import Preconditioner as Preconditioner
 from precfm.preconditioners.class_whitening import ClassWhitening as ClassWhitening
 from precfm.preconditioners.identity import Identity as Identity
@@ -27,6 +26,9 @@ from precfm.preconditioners.normalizing_flow import NormalizingFlow as Normalizi
 from precfm.preconditioners.per_channel import PerChannel as PerChannel
 from precfm.preconditioners.scalar import Scalar as Scalar
 from precfm.preconditioners.whitening import Whitening as Whitening
+from precfm.selection import Candidate as Candidate
+from precfm.selection import Selection as Selection
+from precfm.selection import select as select
 from precfm.training.options import TrainingOptions as TrainingOptions
 
 __version__: str

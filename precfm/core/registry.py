@@ -43,7 +43,6 @@ REGISTRY: dict[str, dict[str, str]] = {
         "decoder_metric": "precfm.preconditioners.decoder_metric:DecoderMetric",
         "projection": "precfm.preconditioners.projection:Projection",
         "composition": "precfm.preconditioners.composition:Composition",
-        "auto": "precfm.preconditioners.auto:Auto",
     },
     "models": {
         "mlp": "precfm.flows.models.mlp:MLPVelocity",

@@ -1,4 +1,3 @@
-from precfm.preconditioners.auto import Auto as Auto
 from precfm.preconditioners.base import Preconditioner as Preconditioner
 from precfm.preconditioners.class_whitening import ClassWhitening as ClassWhitening
 from precfm.preconditioners.composition import Composition as Composition

@@ -1,0 +1,470 @@
+"""Selection: which map, or which skip, for these data, by short trainings that are paired by seed."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from precfm.core.components import component, spec_of
+from precfm.core.errors import PrecfmError
+from precfm.core.options import Count, checked
+from precfm.core.seeds import derived_seed, generator_for
+from precfm.flows.compute import flops_of
+from precfm.flows.description import flow_spec
+from precfm.flows.sampling import evaluation_labels, evaluation_noise
+from precfm.flows.settings import FlowSettings, Spec
+from precfm.preconditioned_flow import DEFAULT_TRAINING, PreconditionedFlow
+from precfm.preconditioners.base import Preconditioner
+from precfm.preconditioners.fit_data import LabelledRows
+from precfm.preconditioners.inputs import checked_labels, checked_rows
+
+DEFAULT = "scalar"  # kept unless another candidate beats it
+HELD_OUT_SHARE = 0.2  # at most this part of the data judges, where no validation rows are given
+DEFAULT_SETTINGS = FlowSettings(training=DEFAULT_TRAINING)
+
+Judge = Callable[[Tensor, Tensor | None], Tensor]
+"""`judge(samples, labels)` is one number, the lower the better, for samples (n, *dim) and what they were asked for."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A map and what goes around the network, as `PreconditionedFlow` takes them.
+
+    Attributes:
+        preconditioner: a registered name, or a name with options.
+        wrappers: the innermost first.
+    """
+
+    preconditioner: str | Spec
+    wrappers: tuple[str | Spec, ...] = ()
+
+
+def default_candidates(*, labelled: bool = True) -> dict[str, Candidate]:
+    """The candidates of `select`, from simple to complex.
+
+    Args:
+        labelled: whether the data have labels; without them learned maps are unconditional.
+    """
+    learned = {} if labelled else {"conditional": False}
+    return {
+        DEFAULT: Candidate(DEFAULT),
+        "tempered_whitening": Candidate({"name": "whitening", "exponent": 0.25}),
+        "whitening": Candidate("whitening"),
+        "gaussian_skip": Candidate("scalar", ("gaussian_skip",)),
+        "class_whitening": Candidate("class_whitening"),
+        "normalizing_flow": Candidate({"name": "normalizing_flow", **learned}),
+        "low_capacity_flow": Candidate({"name": "low_capacity_flow", **learned}),
+    }
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What `select` has chosen, and why.
+
+    Attributes:
+        chosen: name of the candidate.
+        preconditioner: its map, fitted to the rows that did not judge.
+        settings: of a flow in full length, with the candidate's wrappers.
+        record: all that was found, as plain JSON data: `chosen`, `reason`, `score` (what the scores are), `rows`,
+            `validation_rows`, `seeds`, `flops` (of all fits, trainings and scores), `candidates` (for each
+            `preconditioner`, `wrappers`, `flops` and `out`, why it could not be used, or None) and `rungs` (for each
+            `steps`, `best`, and `candidates`: for each the `scores` by seed, their `mean`, the `difference` to the
+            best with its `standard_error`, and whether it was `kept`).
+    """
+
+    chosen: str
+    preconditioner: Preconditioner
+    settings: FlowSettings
+    record: dict[str, Any]
+
+    @property
+    def wrappers(self) -> tuple[dict[str, Any], ...]:
+        """What goes around the network, the innermost first."""
+        return self.settings.wrappers
+
+    def flow(self) -> PreconditionedFlow:
+        """The flow that was chosen, to be fitted in full length; its map is fitted already and stays as it is."""
+        return PreconditionedFlow.from_settings(self.settings, self.preconditioner)
+
+    def summary(self) -> str:
+        """The reason, and a line for each candidate."""
+        last: dict[str, str] = {}
+        for rung in self.record["rungs"]:
+            for name, row in rung["candidates"].items():
+                last[name] = (
+                    f"{row['mean']:.4g} after {rung['steps']} steps, {row['difference']:.3g} above {rung['best']} "
+                    f"(standard error {row['standard_error']:.2g})"
+                )
+        lines = [f"{self.record['reason']}.", f"Score: {self.record['score']}, the lower the better."]
+        for name, entry in self.record["candidates"].items():
+            lines.append(f"{name}: {last[name] if entry['out'] is None else 'out, ' + entry['out']}")
+        return "\n".join(lines)
+
+
+@checked
+def select(
+    x: Tensor,
+    labels: Tensor | None = None,
+    *,
+    candidates: Mapping[str, Candidate] | None = None,
+    settings: FlowSettings = DEFAULT_SETTINGS,
+    validation: tuple[Tensor, Tensor | None] | None = None,
+    judge: Judge | None = None,
+    budget_steps: Count = 2000,
+    num_seeds: Annotated[int, Field(ge=3)] = 3,
+    validation_rows: Annotated[int, Field(ge=10)] = 500,
+    num_samples: Count = 2000,
+    solver_steps: Count = 32,
+    seed: int = 0,
+) -> Selection:
+    """Choose a preconditioner, or a skip, for data by short trainings that differ in nothing else.
+
+    Each map is fitted once; behind it a flow is trained from the same seeds, hence with the same draws, and scored on
+    rows that neither map nor flow has seen: by the negative log-likelihood in data space, which no map can lower by
+    changing units, or by a judge of samples. By successive halving the better half of the challengers, and always the
+    default `scalar`, are trained anew for twice as long, until at most two challengers are left. Then the one-standard-
+    error rule decides: of the candidates whose mean paired difference to the best is within one standard error, the
+    simplest is chosen. The standard error joins the scatter over seeds with that over validation rows, which all
+    candidates share. A candidate that is refused, diverges, or has no likelihood where one is needed, is out.
+
+    What wins short trainings may lose long ones: `budget_steps` should not be far below the steps that the flow will
+    get.
+
+    Args:
+        x: data, shape (n, *dim).
+        labels: classes from 0, int64, shape (n,), or None.
+        candidates: by name, from simple to complex; None for `default_candidates`. `scalar` is put first if missing.
+        settings: of the flow, without wrappers, which come from the candidates.
+        validation: rows and labels that judge; None holds out a fifth of each class of `x`, or less.
+        judge: of samples instead of the likelihood, such as a Frechet distance; never one that reports results, too.
+        budget_steps: of the longest trainings; at most those of `settings` are taken.
+        num_seeds: trainings of each candidate.
+        validation_rows: most rows that judge; drawn at random from more.
+        num_samples: that a judge sees.
+        solver_steps: of the likelihood and of sampling.
+        seed: of everything random.
+
+    Returns:
+        The choice, with its fitted map and its record; a function of the arguments.
+
+    Raises:
+        PrecfmError: data, settings or a candidate's options are wrong, a candidate is called `scalar` and is another
+            map, or no candidate can be used.
+
+    References:
+        | Non-stochastic Best Arm Identification and Hyperparameter Optimization (Jamieson & Talwalkar, 2016),
+        | https://arxiv.org/abs/1502.07943
+        | Classification and Regression Trees (Breiman et al., 1984), section 3.4.3, for the rule
+
+    Example:
+        >>> x = torch.randn(400, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([100.0, 1.0])
+        >>> small = FlowSettings(model={"name": "mlp", "width": 16})
+        >>> chosen = select(x, candidates={"whitening": Candidate("whitening")}, settings=small, budget_steps=40)
+        >>> chosen.chosen
+        'whitening'
+        >>> flow = chosen.flow()  # .fit(x) trains it in full length
+    """
+    training, held_out = _split(x, labels, validation, validation_rows, seed)
+    contest = _Contest(
+        training=training,
+        held_out=held_out,
+        judge=judge,
+        seeds=tuple(derived_seed(seed, "selection", position) for position in range(num_seeds)),
+        num_samples=num_samples,
+        solver_steps=solver_steps,
+    )
+    given = default_candidates(labelled=labels is not None) if candidates is None else candidates
+    entries = _entries(given, settings)
+    for entry in entries:
+        contest.fit(entry, derived_seed(seed, "preconditioner"))
+
+    left = [entry for entry in entries if entry.out is None]
+    rungs: list[dict[str, Any]] = []
+    rung_steps = _rung_steps(
+        sum(entry.name != DEFAULT for entry in left), min(budget_steps, settings.training.steps)
+    )
+    table: dict[str, Standing] = {}
+    for steps in rung_steps:
+        found = {entry.name: contest.scores(entry, steps) for entry in left}
+        table = standings({name: scores for name, scores in found.items() if scores is not None})
+        if not table:
+            break
+        last = steps == rung_steps[-1] or len(table) == 1
+        kept = {preferred(table)[0]} if last else _better_half(table)
+        left = [entry for entry in left if entry.name in kept]
+        rungs.append(
+            {
+                "steps": steps,
+                "best": min(table, key=lambda name: table[name].mean),
+                "candidates": {
+                    name: {**standing._asdict(), "kept": name in kept} for name, standing in table.items()
+                },
+            }
+        )
+        if last:
+            break
+    if not table:
+        reasons = "; ".join(f"{entry.name} ({entry.out})" for entry in entries)
+        raise PrecfmError(f"candidates: none can be used, but one is needed: {reasons}")
+    (chosen,) = left
+    return Selection(
+        chosen=chosen.name,
+        preconditioner=chosen.preconditioner,
+        settings=chosen.settings,
+        record=_plain(
+            {
+                "chosen": chosen.name,
+                "reason": preferred(table)[1],
+                "score": "negative log-likelihood of validation rows in nats"
+                if judge is None
+                else "the judge's",
+                "rows": len(training[0]),
+                "validation_rows": len(held_out[0]),
+                "seeds": list(contest.seeds),
+                "flops": sum(entry.flops for entry in entries),
+                "candidates": {entry.name: entry.record() for entry in entries},
+                "rungs": rungs,
+            }
+        ),
+    )
+
+
+class Standing(NamedTuple):
+    """Where a candidate stands in a rung.
+
+    Attributes:
+        scores: by seed, the lower the better.
+        mean: over seeds.
+        difference: mean paired difference to the best, at least 0.
+        standard_error: of the difference.
+    """
+
+    scores: list[float]
+    mean: float
+    difference: float
+    standard_error: float
+
+
+def standings(scores: Mapping[str, Tensor]) -> dict[str, Standing]:
+    """Each candidate against the best of them.
+
+    The variance of a mean paired difference is that of the means over rows, over the number of seeds, and that of the
+    means over seeds, over the number of rows: the rows are the same for all seeds, so that more seeds do not lower it.
+
+    Args:
+        scores: by name, shape (seeds, rows), paired in both; one column where rows are not scored one by one.
+    """
+    means = {name: float(each.mean()) for name, each in scores.items()}
+    best = min(means, key=means.__getitem__, default="")
+    found = {}
+    for name, each in scores.items():
+        difference = each - scores[best]
+        variance = sum(
+            float(difference.mean(dim=1 - axis).var()) / difference.shape[axis]
+            for axis in (0, 1)
+            if difference.shape[axis] > 1
+        )
+        found[name] = Standing(
+            each.mean(dim=1).tolist(), means[name], float(difference.mean()), math.sqrt(variance)
+        )
+    return found
+
+
+def preferred(table: Mapping[str, Standing]) -> tuple[str, str]:
+    """The first candidate within one standard error of the best.
+
+    Args:
+        table: from simple to complex.
+
+    Returns:
+        Its name, and the reason.
+    """
+    best = min(table, key=lambda name: table[name].mean)
+    chosen = next(name for name, each in table.items() if each.difference <= each.standard_error)
+
+    def behind(name: str) -> str:
+        return f"{table[name].difference:.3g} (standard error {table[name].standard_error:.2g})"
+
+    if chosen != best:
+        return chosen, (
+            f"{chosen} is the simplest within one standard error of the best: {best} is better by {behind(chosen)}"
+        )
+    reason = f"{best} has the best score"
+    if best != DEFAULT and DEFAULT in table:
+        reason += f", better than {DEFAULT}, the default, by {behind(DEFAULT)}"
+    return chosen, reason
+
+
+@dataclass
+class _Entry:
+    """A candidate in a contest."""
+
+    name: str
+    preconditioner: Preconditioner
+    settings: FlowSettings
+    flops: int = 0
+    out: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        spec = spec_of("preconditioners", self.preconditioner, Preconditioner)
+        return {
+            "preconditioner": spec,
+            "wrappers": list(self.settings.wrappers),
+            "flops": self.flops,
+            "out": self.out,
+        }
+
+
+@dataclass(frozen=True)
+class _Contest:
+    """What all candidates of a selection share."""
+
+    training: LabelledRows
+    held_out: LabelledRows
+    judge: Judge | None
+    seeds: tuple[int, ...]
+    num_samples: int
+    solver_steps: int
+    # By name: operations of one score, counted once.
+    score_flops: dict[str, int] = field(default_factory=dict)
+
+    def fit(self, entry: _Entry, seed: int) -> None:
+        """Fit a candidate's map; learned ones stop early on training rows, so that no validation row is seen twice."""
+        try:
+            if self.judge is None and not entry.preconditioner.has_log_det:
+                raise PrecfmError(
+                    "has no closed-form Jacobian determinant, hence no likelihood; a judge is needed"
+                )
+            entry.preconditioner.fit(*self.training, seed=seed)
+            PreconditionedFlow.from_settings(entry.settings, entry.preconditioner)
+        except PrecfmError as error:
+            entry.out = str(error)
+        entry.flops += (
+            entry.preconditioner.flops_per_fit
+        )  # a training that was refused at its end was paid for
+
+    def scores(self, entry: _Entry, steps: int) -> Tensor | None:
+        """Scores of fresh trainings, float64, shape (seeds, rows), or (seeds, 1) by a judge; None if one failed."""
+        found = []
+        for position, seed in enumerate(self.seeds):
+            flow = PreconditionedFlow.from_settings(entry.settings.shortened(steps), entry.preconditioner)
+            try:
+                flow.prepare(*self.training, seed=seed)
+                entry.flops += flow.flops_per_step * steps
+                flow.train(seed=seed, name=f"{entry.name}, {steps} steps, seed {position}")
+                score = self._score(entry, flow, seed)
+                if not bool(score.isfinite().all()):
+                    raise PrecfmError(f"the score after {steps} steps is not finite")
+            except PrecfmError as error:
+                entry.out = str(error)
+                return None
+            found.append(score)
+        return torch.stack(found)
+
+    def _score(self, entry: _Entry, flow: PreconditionedFlow, seed: int) -> Tensor:
+        x, labels = self.held_out
+        if self.judge is None:
+
+            def negative_log_likelihood(rows: int) -> Tensor:
+                asked = None if labels is None else labels[:rows]
+                return -flow.log_prob(x[:rows], asked, steps=self.solver_steps, seed=seed)
+
+            score, rows, probe = negative_log_likelihood(len(x)), len(x), negative_log_likelihood
+        else:
+            known = self.training[1]
+            asked = None if known is None else evaluation_labels(self.num_samples, known.cpu(), seed)
+            noise = evaluation_noise(self.num_samples, tuple(x.shape[1:]), seed)
+
+            def samples(rows: int) -> Tensor:
+                return flow.transport(
+                    noise[:rows], None if asked is None else asked[:rows], steps=self.solver_steps
+                )
+
+            score = torch.as_tensor(self.judge(samples(self.num_samples), asked)).reshape(-1)
+            if len(score) != 1:
+                raise PrecfmError(f"judge: gave {len(score)} numbers; one is needed")
+            rows, probe = self.num_samples, samples
+        if entry.name not in self.score_flops:  # products of matrices grow with the rows
+            self.score_flops[entry.name] = rows * flops_of(lambda: probe(1))
+        entry.flops += self.score_flops[entry.name]
+        return score.detach().double().cpu()
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    """A record as a file would give it back."""
+    plain: dict[str, Any] = json.loads(json.dumps(record, allow_nan=False))
+    return plain
+
+
+def _entries(candidates: Mapping[str, Candidate], settings: FlowSettings) -> list[_Entry]:
+    """The candidates in their order, the default among them; wrong names and options are refused here."""
+    if settings.wrappers:
+        raise PrecfmError(
+            f"settings.wrappers: got {settings.wrappers[0]['name']!r}; () is needed, since candidates bring their own"
+        )
+    PreconditionedFlow.from_settings(settings, component("preconditioners", DEFAULT, Preconditioner))
+    default = default_candidates()[DEFAULT]
+    if candidates.get(DEFAULT, default) != default:
+        raise PrecfmError(
+            f"candidates.{DEFAULT}: got {candidates[DEFAULT]}; this name is that of the default, {default}"
+        )
+    found = []
+    for name, candidate in {DEFAULT: default, **candidates}.items():
+        try:
+            wrappers = tuple(flow_spec("wrappers", wrapper) for wrapper in candidate.wrappers)
+            preconditioner = component("preconditioners", candidate.preconditioner, Preconditioner)
+        except PrecfmError as error:
+            raise PrecfmError(f"candidates.{name}: {error}") from None
+        found.append(_Entry(name, preconditioner, settings.model_copy(update={"wrappers": wrappers})))
+    return found
+
+
+def _rung_steps(challengers: int, most: int) -> list[int]:
+    """Steps of each rung: halvings until at most two challengers are left, doubling up to `most`."""
+    halvings = max(0, math.ceil(math.log2(max(challengers, 1))) - 1)
+    return sorted({max(1, most // 2**rung) for rung in range(halvings + 1)})
+
+
+def _better_half(table: Mapping[str, Standing]) -> set[str]:
+    """The default, and the better half of its challengers."""
+    challengers = sorted((name for name in table if name != DEFAULT), key=lambda name: table[name].mean)
+    return {*challengers[: -(-len(challengers) // 2)], *({DEFAULT} & set(table))}
+
+
+def _split(
+    x: Tensor, labels: Tensor | None, validation: LabelledRows | None, most: int, seed: int
+) -> tuple[LabelledRows, LabelledRows]:
+    """Rows that train and rows that judge, checked: the given ones, or a share of each class of `x`."""
+    generator = generator_for(seed, "validation rows")
+    x, labels = _checked(x, labels, "x")
+    if validation is not None:
+        rows, known = _checked(*validation, "validation")
+        if (known is None) != (labels is None):
+            raise PrecfmError(
+                "validation: got labels on one side only; both x and validation need them, or neither"
+            )
+        chosen = torch.randperm(len(rows), generator=generator)[:most].to(rows.device)
+        held_out = rows[chosen], None if known is None else known[chosen]
+    else:
+        classes = torch.zeros(len(x), dtype=torch.int64) if labels is None else labels.cpu()
+        order, mask = torch.randperm(len(x), generator=generator), torch.zeros(len(x), dtype=torch.bool)
+        share = min(HELD_OUT_SHARE, most / max(len(x), 1))
+        for label in torch.unique(classes).tolist():  # by class, so that none is lost to the fit
+            members = order[classes[order] == label]
+            mask[members[: int(share * len(members))]] = True
+        mask = mask.to(x.device)
+        held_out = x[mask], None if labels is None else labels[mask]
+        x, labels = x[~mask], None if labels is None else labels[~mask]
+    if len(held_out[0]) < 2:
+        raise PrecfmError(f"validation: got {len(held_out[0])} rows; at least 2 are needed to judge")
+    return (x, labels), held_out
+
+
+def _checked(x: Tensor, labels: Tensor | None, name: str) -> LabelledRows:
+    checked_rows(x, name, tuple(x.shape[1:]), x)
+    return x, None if labels is None else checked_labels(labels, len(x), x.device)
