@@ -118,7 +118,7 @@ class PreconditionedFlow:
         if self.settings.wrappers and not self.objective.predicts_velocity:
             raise PrecfmError(
                 f"wrappers: got {self.settings.wrappers[0]['name']!r}, which adds a velocity to what the network "
-                f"predicts; objective {self.settings.objective['name']!r} needs () here, since it predicts noise"
+                f"predicts; objective {self.settings.objective['name']!r} needs () here, since it predicts no velocity"
             )
         self._came_fitted = self.preconditioner.fitted
         self._given = model if isinstance(model, VelocityNetwork) else None
@@ -155,7 +155,8 @@ class PreconditionedFlow:
             x1: data, shape (n, *dim).
             labels: classes from 0, int64, shape (n,), or None.
             seed: seed of everything random.
-            validation: data and labels by which a learned preconditioner stops early; see `Preconditioner.fit`.
+            validation: data and labels by which a learned preconditioner stops early, see `Preconditioner.fit`, and
+                by which a wrapper chooses, see `Wrapper.fit`.
             decoder_metric: the decoder's pull-back metric in the space of `x1`, shape (dim, dim), where the
                 preconditioner or the objective needs it.
             scratch: folder for saves; a killed fit, run again, goes on from there and ends in the same bytes. Delete
@@ -180,7 +181,7 @@ class PreconditionedFlow:
                 seed=derived_seed(seed, "preconditioner"),
                 scratch=None if folder is None else folder / "preconditioner",
             )
-        self.prepare(x1, labels, seed=seed, decoder_metric=decoder_metric)
+        self.prepare(x1, labels, seed=seed, decoder_metric=decoder_metric, validation=validation)
         self.train(seed=seed, scratch=folder, on_checkpoint=on_checkpoint)
         return self
 
@@ -191,6 +192,8 @@ class PreconditionedFlow:
         *,
         seed: int = 0,
         decoder_metric: Tensor | None = None,
+        validation: tuple[Tensor, Tensor | None] | None = None,
+        fitted_wrappers: Mapping[str, Tensor] | None = None,
     ) -> Self:
         """Map the data, build the network with fresh weights, fit its wrappers, and bind the objective.
 
@@ -199,14 +202,17 @@ class PreconditionedFlow:
         Args:
             x1: data, shape (n, *dim).
             labels: classes from 0, int64, shape (n,), or None.
-            seed: seed of the initial weights.
+            seed: seed of the initial weights, and of the wrappers' fits.
             decoder_metric: as in `fit`.
+            validation: held-out data and labels, by which a wrapper chooses; see `Wrapper.fit`.
+            fitted_wrappers: what `wrapper_state` of an equal flow gave: the wrappers take it instead of a fit.
 
         Returns:
             The flow itself.
 
         Raises:
-            PrecfmError: the preconditioner is not fitted, or data, labels and components do not fit together.
+            PrecfmError: the preconditioner is not fitted, the fitted wrappers are others, or data, labels and
+                components do not fit together.
         """
         labels = _checked_labels(x1, labels)
         z1 = self.preconditioner.forward(x1.detach(), labels)
@@ -220,9 +226,12 @@ class PreconditionedFlow:
         z1 = z1.to(_weights_of(network).dtype)
         self.network = network.to(z1.device, z1.dtype)
         self.data = (z1,) if labels is None else (z1, labels)
-        wrappers = [module for module in self.network.modules() if isinstance(module, Wrapper)]
-        for position, wrapper in enumerate(reversed(wrappers)):  # the innermost first
-            wrapper.fit(z1, labels, seed=derived_seed(seed, "wrapper", position))
+        if fitted_wrappers is None:
+            held_out = None if validation is None else self._mapped(*validation)
+            for position, wrapper in enumerate(self._wrappers):
+                wrapper.fit(z1, labels, seed=derived_seed(seed, "wrapper", position), validation=held_out)
+        else:
+            self._load_wrappers(fitted_wrappers)
         jacobian = None
         if self.objective.needs_inverse_jacobian:
             jacobian = inverse_jacobian(self.preconditioner, z1[0].numel(), labels)
@@ -374,9 +383,50 @@ class PreconditionedFlow:
 
     @property
     def flops_per_step(self) -> int:
-        """Floating point operations of one training step of a prepared flow."""
+        """Floating point operations of one training step of a prepared flow, element-wise ones of wrappers included."""
         self._require_prepared()
-        return flops_per_step(self.network, self.objective, self.data, self.settings.training.batch_size)
+        rows = self.settings.training.batch_size
+        of_wrappers = rows * sum(wrapper.flops_per_sample for wrapper in self._wrappers)
+        return flops_per_step(self.network, self.objective, self.data, rows) + of_wrappers
+
+    def wrapper_state(self) -> dict[str, Tensor]:
+        """What the wrappers of a prepared flow took from the data, for `prepare` of an equal one; no network weights.
+
+        Returns:
+            Their buffers, by the wrapper's place (0 is the innermost) and the buffer's name, as in `0.means`.
+        """
+        self._require_network()
+        return {
+            f"{position}.{name}": value
+            for position, wrapper in enumerate(self._wrappers)
+            for name, value in wrapper.fitted_state().items()
+        }
+
+    def wrapper_facts(self) -> dict[str, Any]:
+        """What the wrappers cost, as plain data: `flops_per_fit`, `num_fitted_numbers`, and `notes`."""
+        self._require_network()
+        return {
+            "flops_per_fit": sum(wrapper.flops_per_fit for wrapper in self._wrappers),
+            "num_fitted_numbers": sum(wrapper.num_fitted_numbers for wrapper in self._wrappers),
+            "notes": [note for wrapper in self._wrappers for note in wrapper.notes],
+        }
+
+    def zero_network(self) -> Self:
+        """Set the network's last layer to zero: what is left is the skip alone, and it samples and has a density.
+
+        Returns:
+            The flow itself, in evaluation mode.
+
+        Raises:
+            PrecfmError: no wrapper adds a velocity.
+        """
+        self._require_network()
+        if not any(wrapper.adds_velocity for wrapper in self._wrappers):
+            names = [wrapper["name"] for wrapper in self.settings.wrappers]
+            raise PrecfmError(f"wrappers: got {names}, none of which adds a velocity; a skip is needed")
+        self.network.zero_output()
+        self.network.eval().requires_grad_(False)
+        return self
 
     def network_of_width(self, width: int) -> VelocityNetwork:
         """A network like this flow's, of another width, with fresh weights."""
@@ -464,6 +514,24 @@ class PreconditionedFlow:
         for wrapper in chosen.wrappers:
             network = build("wrappers", wrapper, network=network, path=self.path)
         return network
+
+    @property
+    def _wrappers(self) -> list[Wrapper]:
+        """The innermost first."""
+        return [module for module in self.network.modules() if isinstance(module, Wrapper)][::-1]
+
+    def _load_wrappers(self, state: Mapping[str, Tensor]) -> None:
+        for position, wrapper in enumerate(self._wrappers):
+            place = f"{position}."
+            wrapper.load_fitted_state(
+                {name.removeprefix(place): each for name, each in state.items() if name.startswith(place)}
+            )
+
+    def _mapped(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Held-out data in the space and the type of the network."""
+        labels = _checked_labels(x, labels, "validation")
+        z = self.preconditioner.forward(x.detach(), labels)
+        return z.to(_weights_of(self.network)), labels
 
     def _check_asked(self, labels: Tensor | None) -> None:
         """Refuse classes that would have no effect."""

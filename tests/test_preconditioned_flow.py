@@ -201,7 +201,7 @@ class Recorder(Wrapper):
         super().__init__(network)
         self.path, self.place = path, place
 
-    def fit(self, z1: Tensor, labels: Tensor | None, *, seed: int = 0) -> None:
+    def fit(self, z1: Tensor, labels: Tensor | None, *, seed: int = 0, validation: Any = None) -> None:
         self.z1, self.labels, self.seed = z1, labels, seed
         self.order.append(self)
 

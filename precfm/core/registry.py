@@ -49,6 +49,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "wrappers": {
         "gaussian_skip": "precfm.flows.models.gaussian_skip:GaussianSkip",
+        "mixture_skip": "precfm.flows.models.mixture_skip:MixtureSkip",
     },
     "paths": {
         "linear": "precfm.flows.paths:LinearPath",
@@ -107,6 +108,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "trained_budgets": "precfm.report.figures.trained_budgets:draw",
     },
     "tables": {
+        "sides": "precfm.report.tables.sides:build",
         "metrics": "precfm.report.tables.metrics:build",
         "paired": "precfm.report.tables.paired:build",
         "latents": "precfm.report.tables.latents:build",

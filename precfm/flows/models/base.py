@@ -2,8 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from precfm.core.errors import PrecfmError
@@ -53,6 +55,16 @@ class VelocityNetwork(nn.Module, ABC):
     def zero_output(self) -> None:
         """Set the last layer to zero: a wrapper that adds to the network's output asks for it, before training."""
 
+    def extend_input(self, extra: int) -> None:
+        """Let `x_t` come as vectors of `dim` + `extra` numbers: a wrapper that knows more of a point asks for it.
+
+        Raises:
+            PrecfmError: the network takes nothing but points.
+        """
+        raise PrecfmError(
+            f"model: got a {type(self).__name__}, which takes no further inputs; an MLPVelocity does"
+        )
+
     @property
     def dim(self) -> int:
         """Numbers in one sample."""
@@ -89,30 +101,106 @@ class VelocityNetwork(nn.Module, ABC):
 class Wrapper(VelocityNetwork):
     """A velocity field around a network, which knows something of the data that the network need not learn.
 
-    A subclass takes the network and the probability path first and gives every other argument a default.
+    A subclass takes the network and the probability path first and gives every other argument a default. What it learns
+    in `fit` it keeps in buffers of its own, so that weights and `fitted_state` carry it.
 
     Attributes:
         network: what is wrapped; a wrapper, too, perhaps.
+        uses_seed: whether a fit depends on its seed.
+        costly_fit: whether a fit is worth keeping apart from the flow.
+        flops_per_fit: floating point operations of the fit; 0 before, and where they are too few to count.
+        num_fitted_numbers: free numbers that the wrapper took from the data; they are no parameters of the network.
+        flops_per_sample: floating point operations for one point and evaluation that torch does not count, since they
+            are element-wise.
+        adds_velocity: whether it is a flow by itself, if the network says zero.
     """
+
+    uses_seed: ClassVar[bool] = False
+    costly_fit: ClassVar[bool] = False
 
     def __init__(self, network: VelocityNetwork) -> None:
         super().__init__()
         self.network = network
         self.shape, self.num_classes = network.shape, network.num_classes
 
+    @property
+    def flops_per_fit(self) -> int:
+        """Floating point operations of the fit."""
+        return 0
+
+    @property
+    def num_fitted_numbers(self) -> int:
+        """Free numbers taken from the data."""
+        return 0
+
+    @property
+    def flops_per_sample(self) -> int:
+        """Element-wise operations for one point and evaluation."""
+        return 0
+
+    @property
+    def adds_velocity(self) -> bool:
+        """Whether the wrapper alone is a flow."""
+        return False
+
     @abstractmethod
-    def fit(self, z1: Tensor, labels: Tensor | None, *, seed: int = 0) -> None:
+    def fit(
+        self,
+        z1: Tensor,
+        labels: Tensor | None,
+        *,
+        seed: int = 0,
+        validation: tuple[Tensor, Tensor | None] | None = None,
+    ) -> None:
         """Fill what the wrapper knows from the training data, once, before training.
 
         Args:
             z1: training data in the space of the flow, shape (n, *shape).
             labels: classes, int64, shape (n,); ignored without classes.
             seed: seed of everything random in the fit.
+            validation: held-out data and labels, where something is chosen by them.
 
         Raises:
             PrecfmError: the data do not fit the network, or do not vary.
         """
 
+    def fitted_state(self) -> dict[str, Tensor]:
+        """What `fit` filled: the wrapper's own buffers by name, without the network's."""
+        own = {name for name, _ in self.named_buffers() if not name.startswith("network.")}
+        return {name: value for name, value in self.state_dict().items() if name in own}
+
+    def load_fitted_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take what another wrapper of the same kind has fitted, instead of a fit.
+
+        Raises:
+            PrecfmError: names or shapes differ.
+        """
+        mine = self.fitted_state()
+        shapes, needed = ({name: tuple(each.shape) for name, each in d.items()} for d in (state, mine))
+        if shapes != needed:
+            raise PrecfmError(f"fitted_wrappers: got {shapes} for {type(self).__name__}; {needed} are needed")
+        self.load_state_dict(dict(state), strict=False)
+
     def zero_output(self) -> None:
         """Set the last layer of the wrapped network to zero."""
         self.network.zero_output()
+
+    def checked_rows(self, z1: Tensor) -> None:
+        """Refuse training data that are no finite vectors of the network's dimension.
+
+        Raises:
+            PrecfmError: they are not.
+        """
+        if z1.ndim != 2 or z1.shape[1] != self.dim or len(z1) < 2:
+            raise PrecfmError(
+                f"z1: got shape {tuple(z1.shape)}; (n, {self.dim}) with n of at least 2 is needed"
+            )
+        if not bool(z1.isfinite().all()):
+            row = int((~z1.isfinite()).any(dim=1).nonzero()[0])
+            raise PrecfmError(f"z1: got a number in row {row} that is not finite; all must be")
+
+    def classes_of(self, labels: Tensor | None, rows: Tensor) -> Tensor:
+        """The class of each row; zeros without classes."""
+        if not self.num_classes:
+            return torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        return self.checked_labels(labels, len(rows))

@@ -156,21 +156,22 @@ class GaussianSkip(Wrapper):
         if not self._isotropic:
             self.register_buffer("basis", torch.eye(self.dim).repeat(spectra, 1, 1))
         self.register_buffer("fitted", torch.tensor(False))
-        self.register_load_state_dict_post_hook(_note_loaded_fit)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(note_loaded_fit)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def fit(self, z1: Tensor, labels: Tensor | None, *, seed: int = 0) -> None:
-        """Fill means, eigenvalues and bases, as `Wrapper.fit`; nothing is random."""
-        if z1.ndim != 2 or z1.shape[1] != self.dim or len(z1) < 2:
-            raise PrecfmError(
-                f"z1: got shape {tuple(z1.shape)}; (n, {self.dim}) with n of at least 2 is needed"
-            )
-        if not bool(z1.isfinite().all()):
-            row = int((~z1.isfinite()).any(dim=1).nonzero()[0])
-            raise PrecfmError(f"z1: got a number in row {row} that is not finite; all must be")
+    def fit(
+        self,
+        z1: Tensor,
+        labels: Tensor | None,
+        *,
+        seed: int = 0,
+        validation: tuple[Tensor, Tensor | None] | None = None,
+    ) -> None:
+        """Fill means, eigenvalues and bases, as `Wrapper.fit`; nothing is random, and nothing is validated."""
+        self.checked_rows(z1)
         if self.plain:
             return
-        x, classes = z1.double(), self._classes(labels, z1)
+        x, classes = z1.double(), self.classes_of(labels, z1)
         counts = torch.bincount(classes, minlength=len(self.means))
         means, degrees = x.new_zeros(self.means.shape), len(x)
         if self._centred:
@@ -198,7 +199,7 @@ class GaussianSkip(Wrapper):
         if self.plain:
             plain: Tensor = self.network(x_t, t, labels)
             return plain
-        classes = self._classes(labels, x_t)
+        classes = self.classes_of(labels, x_t)
         time = per_sample(t, x_t)
         mean = self.means[classes]
         eigenvalues = self.eigenvalues[classes] if self.skip == "classwise" else self.eigenvalues
@@ -210,6 +211,20 @@ class GaussianSkip(Wrapper):
         if self.output_scaling:
             return velocity + self._from_eigenbasis(skip * along + out_scale * learned, classes)
         return velocity + self._from_eigenbasis(skip * along, classes) + learned
+
+    @property
+    def num_fitted_numbers(self) -> int:
+        """Class means, and variances or symmetric matrices; nothing where all is plain."""
+        if self.plain:
+            return 0
+        spectra = len(self.eigenvalues)
+        of_spectra = 1 if self._isotropic else spectra * self.dim * (self.dim + 1) // 2
+        return of_spectra + (self.means.numel() if self._centred else 0)
+
+    @property
+    def adds_velocity(self) -> bool:
+        """Whether there is a skip."""
+        return self.skip != "none"
 
     @property
     def _centred(self) -> bool:
@@ -257,13 +272,7 @@ class GaussianSkip(Wrapper):
             )
         return weight * pooled + (1 - weight) * centred.T @ centred / max(len(centred) - 1, 1)
 
-    def _classes(self, labels: Tensor | None, rows: Tensor) -> Tensor:
-        """The class of each row; zeros without classes."""
-        if not self.num_classes:
-            return torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-        return self.checked_labels(labels, len(rows))
 
-
-def _note_loaded_fit(module: Any, _incompatible_keys: Any) -> None:
+def note_loaded_fit(module: Any, _incompatible_keys: Any) -> None:
     """Make a loaded field know whether it was fitted, without asking the device at each call."""
     module._ready = bool(module.fitted)

@@ -65,8 +65,9 @@ class MLPVelocity(VelocityNetwork):
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The velocity at `x_t`, as `VelocityNetwork.forward`; it must be of the network's dtype."""
         require_tensor(x_t, "x_t")
-        if x_t.shape[1:] != self.shape:
-            needed = ", ".join(map(str, self.shape))
+        takes = self.shape if self.embed_x.in_features == self.dim else (self.embed_x.in_features,)
+        if x_t.shape[1:] != takes:
+            needed = ", ".join(map(str, takes))
             raise PrecfmError(f"x_t: got shape {tuple(x_t.shape)}; (batch, {needed}) is needed")
         if x_t.dtype != self.embed_x.weight.dtype and not torch.is_autocast_enabled(x_t.device.type):
             raise PrecfmError(
@@ -82,7 +83,11 @@ class MLPVelocity(VelocityNetwork):
         for layer in self.hidden:
             hidden = layer(self.activation(hidden))
         velocity: Tensor = self.head(self.activation(hidden))
-        return velocity.reshape(x_t.shape)
+        return velocity.reshape(-1, *self.shape)
+
+    def extend_input(self, extra: int) -> None:
+        """Take `extra` numbers behind those of a point, as `VelocityNetwork.extend_input`, by a fresh first layer."""
+        self.embed_x = nn.Linear(self.embed_x.in_features + extra, self.width)
 
     def zero_output(self) -> None:
         """Set the last layer to zero."""
