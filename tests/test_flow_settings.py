@@ -74,6 +74,11 @@ def test_a_flow_without_checkpoints_is_matched_in_steps() -> None:
     assert plain.matched(BUDGET, "F").training.steps == 140
 
 
+def test_a_recipe_from_before_solver_steps_samples_as_then() -> None:
+    old = {"time": "uniform", "learning_rate": 1e-3, "schedule": "cosine"}
+    assert validated(Recipe, old).solver_steps == 50
+
+
 def test_a_model_without_width_cannot_be_matched_in_parameters() -> None:
     with pytest.raises(PrecfmError, match=r"^model: got .*'convnet'.* 'width'"):
         _ = FlowSettings(model={"name": "convnet"}).width
@@ -91,7 +96,8 @@ def test_a_model_without_width_cannot_be_matched_in_parameters() -> None:
             lambda: validated(FlowSettings, {"training": {"steps": 9, "warmup_steps": 9}}),
         ),
         ("training.validate_every", lambda: FlowSettings(training=TrainingOptions(validate_every=5))),
-        ("time", lambda: Recipe(time="late", learning_rate=1e-3, schedule="cosine")),
+        ("time", lambda: Recipe(time="sometimes", learning_rate=1e-3, schedule="cosine")),
+        ("solver_steps", lambda: validated(Recipe, {**RECIPE.model_dump(), "solver_steps": 0})),
         ("learning_rate", lambda: validated(Recipe, {**RECIPE.model_dump(), "learning_rate": 0.0})),
         ("score", lambda: validated(Recipe, {**RECIPE.model_dump(), "score": 1.0})),
         ("matched_width", lambda: validated(Budget, {**BUDGET.model_dump(), "matched_width": 0})),

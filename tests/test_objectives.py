@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
-from scipy.stats import kstest
+from scipy.special import logit
+from scipy.stats import kstest, norm
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
@@ -212,6 +213,16 @@ def test_times_follow_their_laws() -> None:
     for std in (0.0, -1.0, math.nan):
         with pytest.raises(PrecfmError, match=r"^std: got"):
             logit_normal_time(0.0, std)
+
+
+@pytest.mark.parametrize(("name", "mean"), [("mixed", 0.0), ("early", -1.0), ("late", 1.0)])
+def test_mixed_times_are_uniform_for_a_quarter(name: str, mean: float) -> None:
+    times, _ = prepared(spread(), time=name, time_mean=3.0).draw(20_000, generator())
+
+    def below(t: np.ndarray) -> np.ndarray:
+        return 0.25 * t + 0.75 * norm.cdf(logit(t) - mean)
+
+    assert kstest(times.double().numpy(), below).pvalue > 0.01
 
 
 @every_path

@@ -21,11 +21,13 @@ class Recipe(Strict):
         time: law of the training times.
         learning_rate: peak learning rate.
         schedule: of the learning rate.
+        solver_steps: of the sampling; the training does not read it.
     """
 
     time: TimeName
     learning_rate: Positive
     schedule: Literal["constant", "cosine"]
+    solver_steps: Count = 50
 
 
 class Budget(Strict):

@@ -1,8 +1,10 @@
 """Laws of the training time t: where along the path the regression looks.
 
 `uniform` is the plain recipe; `logit_normal` favours the middle; `kappa_directed` favours the times where the
-covariance of x_t is ill-conditioned, which is near the data. The loss is not corrected for it: like any other law of
-the time, this one re-weights the regression.
+covariance of x_t is ill-conditioned, which is near the data. `mixed` is logit-normal for three draws of four and
+uniform for the fourth, so that no time is rare; `early` and `late` are the same with the mean of the logit at -1
+(towards the noise) and at 1 (towards the data). The loss is not corrected for it: like any other law of the time, this
+one re-weights the regression.
 """
 
 from collections.abc import Callable
@@ -19,7 +21,9 @@ from precfm.geometry.spectra import covariance, floored_spectrum, path_condition
 TimeLaw: TypeAlias = Callable[[int, torch.Generator], Tensor]
 """`law(n, generator)` draws n times in [0, 1] on the CPU, shape (n,), float32."""
 
-TimeName: TypeAlias = Literal["uniform", "logit_normal", "kappa_directed"]
+TimeName: TypeAlias = Literal["uniform", "logit_normal", "kappa_directed", "mixed", "early", "late"]
+MIXED_MEANS = {"mixed": 0.0, "early": -1.0, "late": 1.0}  # of the logit
+UNIFORM_SHARE = 0.25  # of the draws of a mixed law
 TIME_GRID = 4097  # points at which the law of a time is tabulated
 
 
@@ -50,6 +54,24 @@ def logit_normal_time(mean: float = 0.0, std: float = 1.0) -> TimeLaw:
 
     def draw_times(n: int, generator: torch.Generator) -> Tensor:
         return torch.sigmoid(mean + std * torch.randn(n, generator=generator))
+
+    return draw_times
+
+
+def mixed_time(mean: float) -> TimeLaw:
+    """Times that are uniform with probability `UNIFORM_SHARE`, else of a logit-normal law of standard deviation 1.
+
+    Args:
+        mean: mean of logit(t) of the logit-normal draws.
+
+    Returns:
+        A law of the time.
+    """
+    concentrated = logit_normal_time(mean)
+
+    def draw_times(n: int, generator: torch.Generator) -> Tensor:
+        spread = torch.rand(n, generator=generator) < UNIFORM_SHARE
+        return torch.where(spread, uniform_time(n, generator), concentrated(n, generator))
 
     return draw_times
 
@@ -106,4 +128,6 @@ def time_law(name: TimeName, mean: float, std: float, path: ProbabilityPath, z1:
         return uniform_time
     if name == "logit_normal":
         return logit_normal_time(mean, std)
+    if name in MIXED_MEANS:
+        return mixed_time(MIXED_MEANS[name])
     return kappa_directed_time(path, covariance(z1))
