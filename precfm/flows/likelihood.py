@@ -74,7 +74,7 @@ def log_likelihood_with_error(
     drawn anew for each point and each node, which is unbiased and has its standard error beside it.
 
     Measured: with the default, no value of an MLP (3 x 256) trained on 64 principal components of MNIST is off by more
-    than 0.0005 nat; 24 nodes are too few (0.05) for its time features of up to 100 radians. Values of the exact field
+    than 0.001 nat; 24 nodes are too few (0.05) for its time features of up to 100 radians. Values of the exact field
     of Gaussian data are off by 0.00002 nat at condition number 44, 0.0002 at 10^4, 0.01 at 10^6 (64 nodes: 0.001).
     Adaptive solvers take longer: benchmarks/likelihood.md.
 
