@@ -11,16 +11,25 @@ from precfm.core.errors import PrecfmError
 from precfm.core.options import options_of, validated
 from precfm.core.registry import REGISTRY, load
 from precfm.datasets.synthetic import gaussian, mixture
+from precfm.flows.sampling import evaluation_labels
+from precfm.preconditioners.class_whitening import ClassWhitening
+from precfm.preconditioners.identity import Identity
+from precfm.preconditioners.whitening import Whitening
 from precfm.theory.claim_statistics import theory_statistics
 from precfm.theory.descent_statistics import seed_slopes
 from precfm.theory.mixtures import ExactVelocity
 from precfm.theory.trained_networks import (
     PATH,
+    NetworkSetup,
+    alone_samples,
     exact_samples,
     field_excess,
+    generate,
+    initial_network,
     recovery_summary,
     variance_ratios,
 )
+from precfm.training.options import TrainingOptions
 from tests import theory_frames
 from tests.theory_frames import TOY
 
@@ -50,6 +59,7 @@ def test_every_experiment_is_registered_with_readable_options():
         ("linear_grid", {"times": (1.0,), "targets": ("score",)}, "t"),
         ("linear_grid", {"dim": 1}, "condition_number"),
         ("trained_budgets", {"checkpoints": (8, 4)}, "checkpoints"),
+        ("trained_budgets", {"checkpoints": (), "horizons": ()}, "checkpoints, horizons"),
         ("mixture_linear", {"control_condition_number": 1.0}, "condition_number"),
     ],
 )
@@ -113,6 +123,47 @@ def test_baselines_match_what_they_are_matched_to(frames):
             assert wider["parameters"] >= row["parameters"] + row["preconditioner_parameters"]
             assert (wider["steps"], longer["width"]) == (row["steps"], row["width"])
             assert longer["steps"] > row["steps"]
+
+
+def test_every_map_and_the_skip_have_a_row_alone(frames):
+    components = frames["mixture_networks.components"]
+    trained = frames["mixture_networks.methods"].groupby("regime")["method"].unique()
+    for regime, found in components.groupby("regime"):
+        maps = {name for name in trained[regime] if name != "none" and name[-2:] not in ("-P", "-F")}
+        alone = {name.removeprefix("alone:") for name in found["method"] if name.startswith("alone:")}
+        assert alone == maps
+        assert ("class_whitening" in maps) == (regime == "labels")
+    for name in ("trained_budgets.summary", "trained_factors.summary"):
+        for _, cell in frames[name].groupby(["factor", "level", "seed"]):
+            assert (cell["method"] == "alone:whitening").sum() == 1
+
+
+def test_a_horizon_is_a_training_of_its_own_and_a_checkpoint_is_not(frames):
+    summary = frames["trained_budgets.summary"]
+    budgets = summary.set_index(["level", "method", "seed", "step"])["loss"].sort_index()
+    none = {level: budgets[level, "none", 0] for level in ("constant_ema", "cosine")}
+    assert set(none["constant_ema"].index) == set(none["cosine"].index) == {4, 8}
+    # Within a training of eight steps the rate at step four is another one than in a training of four.
+    shorter = theory_frames.run("trained_budgets", 0, checkpoints=(4,), horizons=(), methods=("none",))
+    assert shorter["summary"].set_index(["method", "step"])["loss"]["none", 4] == none["constant_ema"][4]
+    assert none["cosine"][4] != none["constant_ema"][4]
+
+
+def test_what_is_alone_has_the_moments_that_it_was_fitted_to():
+    law = mixture(3, [1, 20], [0.4, 0.6], seed=0)
+    x, labels = law.sample(20_000, 0)
+    n, setup = 20_000, NetworkSetup(8, TrainingOptions(steps=1), skip="classwise")
+    asked = evaluation_labels(n, labels, 1)
+    whitened = alone_samples(Whitening().fit(x), n, seed=1)
+    skip = generate(initial_network(x, labels, setup, seed=0), Identity().fit(x), n, 3, asked, seed=1)
+    classwise = alone_samples(ClassWhitening().fit(x, labels), n, asked, seed=1)
+    standard_error = float(x.T.cov().diagonal().max()) * math.sqrt(2 / n)
+    for made in (whitened, skip, classwise):
+        assert torch.allclose(made.T.cov(), x.T.cov(), atol=5 * standard_error)
+    for k in (0, 1):
+        wanted = x[labels == k].T.cov()
+        for made in (skip, classwise):
+            assert torch.allclose(made[asked == k].T.cov(), wanted, atol=8 * standard_error)
 
 
 @pytest.mark.parametrize("target", ["velocity", "score"])

@@ -1,4 +1,4 @@
-"""Statistics of mixtures: the worst component, ablations, preconditioners beside their baselines (C5, C6, C10).
+"""Statistics of mixtures: the slowest component, ablations, preconditioners beside their baselines (C5, C6, C10).
 
 Each function takes a table of an experiment and yields names of statistics, estimates, and notes.
 """
@@ -11,17 +11,26 @@ import pandas as pd
 
 from precfm.core.statistics import Estimate, slope, t_estimate
 
+SKIP = "gaussian_skip"
+SAME_PACE = 1e-6  # relative: components of equal weight and spectrum differ by rounding
 VANISHED = 1e-6  # of the largest: an excess risk below it is rounding, and says nothing of a slope
 
 
-def worst_component(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
-    """Error of the last component over the mean of the others; of `mixture_networks.components`."""
-    columns = {"log_error_low": "worst_component_error_ratio", "excess": "worst_component_excess_ratio"}
+def slowest_of_networks(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
+    """The slowest component's error and share of the excess, by regime; of `mixture_networks.components`."""
     for regime, group in table[table["method"] == "none"].groupby("regime"):
-        for column, name in columns.items():
-            errors = [_by_component(one, column) for _, one in group.groupby("seed")]
-            ratios = [float(each[-1] / each[:-1].mean()) for each in errors]
-            yield name, t_estimate(ratios), f"networks, {regime}; {column}"
+        yield from _slowest(group, "", f"networks, {regime}")
+
+
+def slowest_of_ablations(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
+    """The same where weights vary and where scale is controlled; of `mixture_ablations.components`."""
+    yield from _slowest_by_level(table[table["method"] == "none"], "", "networks, labels")
+
+
+def slowest_of_experts(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
+    """The same for linear experts at the last step; of `mixture_linear.components`."""
+    for regime, group in table[table["step"] == table["step"].max()].groupby("regime"):
+        yield from _slowest_by_level(group, "linear_", f"linear experts, {regime}")
 
 
 def network_ablations(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
@@ -38,17 +47,13 @@ def expert_ablations(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]
         yield from _ablations(group, "excess", "linear_", f"{about}; excess risk")
         note = f"{about}; ln ratio of relative excess risks, lowest variance"
         yield from _scale_control(group, "lowest", "linear_", note)
-        varied = group[group["ablation"] == "weights"]
-        worst = varied[varied["component"] == varied["component"].max()]
-        for level, rows in worst.groupby("level"):
-            note = f"{about}; share of the total excess, weight {level:g}"
-            yield "linear_worst_component_share", t_estimate(rows["share"]), note
 
 
 def conditioning(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
     """ln of the flow space's kappa over that without, overall and in the worst class; of `mixture_networks.methods`."""
     columns = {"kappa": "controlled_log_kappa", "kappa_worst": "controlled_log_kappa_worst_class"}
-    logs = table.assign(**{column: np.log(table[column]) for column in columns})
+    maps = table[table["method"] != SKIP]  # a skip leaves the space as it is
+    logs = maps.assign(**{column: np.log(maps[column]) for column in columns})
     for regime, method, group in _preconditioned(logs):
         for column, name in columns.items():
             change = differences(group, _of(logs, regime, "none"), column)
@@ -56,23 +61,64 @@ def conditioning(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
 
 
 def matched_differences(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
-    """Refutation test: error of the lowest eigenvalues, preconditioner minus compute-matched baseline.
+    """Refutation test: error of the lowest eigenvalues, a flow behind a map minus what is set against it.
 
-    Of `mixture_networks.components`: the mean over components, each counting equally; paired by seed.
+    Of `mixture_networks.components`: the mean over components, each counting equally; paired by seed. Set against it
+    are the flow without a map, the compute-matched ones, the Gaussian skip, and the map alone; against the skip, too,
+    where there is such a row.
     """
     means = table.groupby(["regime", "method", "seed"]).agg({"log_error_low": "mean"}).reset_index()
     for regime, method, group in _preconditioned(means):
-        for baseline in ("none", f"{method}-P", f"{method}-F"):
+        others = {
+            "none": "none",
+            "P": f"{method}-P",
+            "F": f"{method}-F",
+            "skip": SKIP,
+            "alone": f"alone:{method}",
+        }
+        for short, baseline in others.items():
             other = _of(means, regime, baseline)
-            if len(other):
-                name = f"controlled_matched_difference_{regime}_{method}_to_{baseline.split('-')[-1]}"
+            if len(other) and baseline != method:
+                name = f"controlled_matched_difference_{regime}_{method}_to_{short}"
                 estimate = t_estimate(differences(group, other, "log_error_low"))
-                yield name, estimate, f"mixture, {regime}; {method} minus {baseline}"
+                left = f"{group['log_error_low'].mean():.3f} against {other['log_error_low'].mean():.3f}"
+                yield name, estimate, f"mixture, {regime}; {method} minus {baseline}: {left}"
 
 
 def differences(group: pd.DataFrame, other: pd.DataFrame, column: str) -> "pd.Series[float]":
     """Differences of a column between rows with the same seed."""
     return (group.set_index("seed")[column] - other.set_index("seed")[column]).dropna()
+
+
+def _slowest_by_level(table: pd.DataFrame, prefix: str, about: str) -> Iterator[tuple[str, Estimate, str]]:
+    """The mixtures in which the slowest component is not always the worst-conditioned one, or not alone."""
+    varied = table[table["ablation"].isin(["weights", "scale"])]
+    texts = {"weights": "weight of the worst-conditioned {:g}", "scale": "scale controlled, kappa to {:g}"}
+    for (ablation, level), group in varied.groupby(["ablation", "level"], sort=False):
+        yield from _slowest(group, prefix, f"{about}; {texts[str(ablation)].format(level)}")
+
+
+def _slowest(group: pd.DataFrame, prefix: str, about: str) -> Iterator[tuple[str, Estimate, str]]:
+    """Its error over the mean of the others', and its share of the excess risk.
+
+    By theory the slowest is the component of the smallest product of weight and smallest variance, whatever its
+    condition number; several that have it count together.
+    """
+    ratios, shares, places = [], [], set()
+    for _, one in group.groupby("seed"):
+        pace = one["weight"] * one["smallest_variance"]
+        slow = np.isclose(pace, pace.min(), rtol=SAME_PACE, atol=0)
+        places.add(" and ".join(f"{kappa:g}" for kappa in one["condition_number"][slow].round(6)))
+        risk = one["weight"] * one["excess"]
+        shares.append(float(risk[slow].sum() / risk.sum()))
+        if "log_error_low" in one:
+            ratios.append(float(one["log_error_low"][slow].mean() / one["log_error_low"][~slow].mean()))
+    which = f"the slowest is that of kappa {', '.join(sorted(places))}"
+    if ratios:
+        note = f"{about}; {which}; mean |ln variance ratio|"
+        yield f"{prefix}slowest_component_error_ratio", t_estimate(ratios), note
+    note = f"{about}; {which}; share of the excess risk"
+    yield f"{prefix}slowest_component_excess_share", t_estimate(shares), note
 
 
 def _by_component(one: pd.DataFrame, column: str) -> np.ndarray:
@@ -128,8 +174,8 @@ def _scale_control(
 
 
 def _preconditioned(table: pd.DataFrame) -> Iterator[tuple[Hashable, Hashable, pd.DataFrame]]:
-    """Rows by regime and preconditioner: not of baselines, the floor or the plain flow."""
-    others = table["method"].isin(["none", "floor"]) | table["method"].str.contains(r"-[PF]$")
+    """Rows by regime and trained method: not of baselines, maps alone, the floor or the plain flow."""
+    others = table["method"].isin(["none", "floor"]) | table["method"].str.contains(r"-[PF]$|^alone:")
     for (regime, method), group in table[~others].groupby(["regime", "method"]):
         yield regime, method, group
 

@@ -6,6 +6,7 @@ which methods that are compared share; `target` is what the network predicts: `v
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from precfm.core.seeds import generator_for, seeded_module
 from precfm.datasets.synthetic import Gaussian, Mixture
+from precfm.flows.models.base import VelocityNetwork
+from precfm.flows.models.gaussian_skip import GaussianSkip
 from precfm.flows.models.mlp import MLPVelocity
 from precfm.flows.objectives import DenoisingScore, FlowMatching, Network, VelocityObjective
 from precfm.flows.paths import LinearPath
@@ -39,19 +42,38 @@ class NetworkSetup:
         width: units of each of the three hidden layers.
         target: what is regressed, at uniform times on the linear path; `score` in its noise form.
         training: how; without an average of the weights (`ema_decay=None`) what is seen is the descent itself.
+        skip: what the Gaussian around the network knows of the data (see `GaussianSkip`); None: there is none.
     """
 
     width: int
     training: TrainingOptions
     target: Target = "velocity"
+    skip: Literal["covariance", "classwise"] | None = None
 
-    def build(self, dim: int, num_classes: int) -> MLPVelocity:
-        """The network, with weights from torch's global generator."""
-        return MLPVelocity(dim, num_classes, width=self.width)
+    def build(self, dim: int, num_classes: int) -> VelocityNetwork:
+        """The network, with weights from torch's global generator; a skip is not fitted yet."""
+        network = MLPVelocity(dim, num_classes, width=self.width)
+        return network if self.skip is None else GaussianSkip(network, PATH, skip=self.skip)
 
     def objective(self, z1: Tensor) -> VelocityObjective:
         """The objective, for data in the flow's space, shape (n, dim)."""
         return OBJECTIVES[self.target]().prepare(PATH, z1)
+
+
+def initial_network(x: Tensor, labels: Tensor | None, setup: NetworkSetup, *, seed: int) -> VelocityNetwork:
+    """The network before its training, with its skip fitted: behind a skip it is the fitted Gaussian's exact field.
+
+    Args:
+        x: data in the space of the flow, shape (n, dim).
+        labels: classes from 0, shape (n,), or None for an unconditional network.
+        setup: how.
+        seed: seed of the initial weights.
+    """
+    classes = 0 if labels is None else int(labels.max()) + 1
+    module = seeded_module(lambda: setup.build(x.shape[1], classes), seed)
+    if isinstance(module, GaussianSkip):
+        module.fit(x.float(), labels)
+    return module
 
 
 def train_network(
@@ -77,8 +99,7 @@ def train_network(
         The network, and its loss by step, from step 1.
     """
     z1 = x.float()
-    classes = 0 if labels is None else int(labels.max()) + 1
-    module = seeded_module(lambda: setup.build(z1.shape[1], classes), seed)
+    module = initial_network(z1, labels, setup, seed=seed)
     data = (z1,) if labels is None else (z1, labels)
     result = train(
         module,
@@ -119,6 +140,14 @@ def generate(
         seed: of the evaluation.
     """
     return preconditioner.inverse(_solved(module, n, dim, labels, target, seed), labels)
+
+
+def alone_samples(
+    preconditioner: Preconditioner, n: int, labels: Tensor | None = None, *, seed: int = 0
+) -> Tensor:
+    """What a map makes of noise by itself, without a flow behind it; arguments as of `generate`."""
+    noise = evaluation_noise(n, preconditioner.features, seed).to(torch.float64)
+    return preconditioner.inverse(noise, labels)
 
 
 def exact_samples(law: Gaussian, whitened: bool, n: int, *, target: Target, seed: int = 0) -> Tensor:

@@ -25,7 +25,7 @@ def run(
     *,
     dim: Count = 8,
     condition_numbers: Several[ConditionNumber] = (1.0, 10.0, 100.0, 1e3),
-    worst_weights: Levels[Fraction] = (0.05, 0.25, 0.7),
+    worst_weights: Levels[Fraction] = (0.05, 0.25, 0.8),
     worst_condition_numbers: Levels[ConditionNumber] = (1.0, 10.0, 100.0, 1e3, 1e4),
     separations: Levels[NotNegative] = (1.0, 4.0, 16.0),
     control_condition_number: ConditionNumber | None = 1e3,

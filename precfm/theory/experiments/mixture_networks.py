@@ -15,20 +15,25 @@ from precfm.core.options import Count, NotNegative, checked
 from precfm.core.seeds import derived_seed
 from precfm.datasets.synthetic import Mixture, mixture
 from precfm.flows.compute import flops_per_step, matched_steps, matched_width, num_parameters
+from precfm.flows.objectives import Network
 from precfm.flows.sampling import evaluation_labels
 from precfm.geometry.spectra import class_covariances, condition_number, covariance
 from precfm.preconditioners.base import Preconditioner
 from precfm.preconditioners.class_whitening import ClassWhitening
 from precfm.preconditioners.identity import Identity
+from precfm.preconditioners.low_capacity_flow import LowCapacityFlow
 from precfm.preconditioners.normalizing_flow import NormalizingFlow
+from precfm.preconditioners.scalar import Scalar
 from precfm.preconditioners.whitening import Whitening
 from precfm.theory.mixtures import SEPARATION, responsibilities
-from precfm.theory.option_types import ConditionNumber, Several
+from precfm.theory.option_types import ConditionNumber, Levels, Several
 from precfm.theory.trained_networks import (
     PATH,
     NetworkSetup,
+    alone_samples,
     field_excess,
     generate,
+    initial_network,
     late_loss,
     recovery_summary,
     train_network,
@@ -36,7 +41,8 @@ from precfm.theory.trained_networks import (
 from precfm.training.options import TrainingOptions
 
 REFERENCE_SIZE = 50_000
-Fitted: TypeAlias = Literal["whitening", "class_whitening", "normalizing_flow"]
+SKIP = "gaussian_skip"
+Fitted: TypeAlias = Literal["whitening", "class_whitening", "normalizing_flow", "low_capacity_flow"]
 Comparison: TypeAlias = tuple[list[dict[str, Any]], dict[str, Any]]
 """Rows of `components` and the row of `methods`, without their names."""
 
@@ -67,6 +73,16 @@ class Problem:
         return self.labels if self.labelled else None
 
     @property
+    def evaluation(self) -> int:
+        """The seed of the evaluation."""
+        return derived_seed(self.seed, "evaluation")
+
+    @property
+    def asked_of_samples(self) -> Tensor | None:
+        """Labels that samples are asked for."""
+        return evaluation_labels(self.samples, self.labels, self.evaluation) if self.labelled else None
+
+    @property
     def num_classes(self) -> int:
         """Classes of the network's condition."""
         return len(self.law.components) if self.labelled else 0
@@ -78,9 +94,14 @@ def run(
     dim: Count = 16,
     condition_numbers: Several[ConditionNumber] = (1.0, 10.0, 100.0, 1e3),
     separation: NotNegative = SEPARATION,
-    regimes: Several[Literal["labels", "marginal"]] = ("labels", "marginal"),
-    preconditioners: Several[Fitted] = ("whitening", "class_whitening", "normalizing_flow"),
-    baselines: bool = True,
+    regimes: Several[Literal["labels", "unlabelled"]] = ("labels", "unlabelled"),
+    preconditioners: Several[Fitted] = (
+        "whitening",
+        "class_whitening",
+        "normalizing_flow",
+        "low_capacity_flow",
+    ),
+    matched: Levels[Fitted] = ("class_whitening", "normalizing_flow", "low_capacity_flow"),
     steps: Count = 3000,
     width: Count = 128,
     flow_steps: Count = 1500,
@@ -88,24 +109,30 @@ def run(
     samples: Count = 8000,
     seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
-    """Train a flow without and with each preconditioner, and for each a wider and a longer network without.
+    """Train a flow without and with each preconditioner, and what is set against them.
 
-    `<method>-P` has at least as many parameters as flow and preconditioner together, `<method>-F` at least as
-    many training operations. Two baselines that come out equal are trained once and listed under both names.
-    Class whitening needs labels and is left out of the regime `marginal`.
+    * `<method>-P` has no preconditioner, and at least as many parameters as flow and preconditioner together;
+      `<method>-F` at least as many training operations. Baselines that come out equal are trained once and listed under
+      each name.
+    * `gaussian_skip` has the information of whitening in an unchanged space (centre and one scale): the fitted
+      Gaussian's exact field as a skip around the network, that of each class with labels, else that of all data.
+    * `alone:<method>` is what a map makes of noise, or a skip without its trained network: no merit of a flow.
+
+    Class whitening needs labels and is left out of the regime `unlabelled`.
 
     Args:
         separation: radius of the sphere of the means.
-        regimes: `labels`: label-conditional networks; `marginal`: unconditional ones.
+        regimes: `labels`: label-conditional networks; `unlabelled`: networks and maps that see no labels.
         preconditioners: which ones.
-        baselines: train their matched baselines too.
-        flow_steps: most steps of the normalizing flow's fit.
+        matched: those whose matched baselines are trained.
+        flow_steps: most steps of a learned map's fit.
 
     Returns:
-        `components`: (regime, method, seed, component, condition_number, ratio_low, log_error_low, log_error,
-        excess: of the field in data space, NaN with a preconditioner); `methods`: (regime, method, seed,
-        width, steps, parameters, preconditioner_parameters, loss, kappa of the flow's space, kappa_worst of
-        its classes). Method `floor` is an independent draw of the law of equal size.
+        `components`: (regime, method, seed, component, condition_number, smallest_variance, weight, share of the
+        samples, ratio_low, log_error_low, log_error, excess: of the field in data space, NaN but for networks without
+        map and skip); `methods`: (regime, method, seed, width, steps, parameters, preconditioner_parameters, loss,
+        kappa of the flow's space, kappa_worst of its classes) of what is trained. Method `floor` is an independent draw
+        of the law of equal size.
     """
     law = mixture(dim, condition_numbers, separation=separation, seed=derived_seed(seed, "law"))
     x, labels = law.sample(data_size, derived_seed(seed, "data"))
@@ -116,36 +143,48 @@ def run(
         problem = Problem(law, x, labels, regime == "labels", samples, seed)
         plain, unconditioned = fitted("none", problem), {"none": base}
         results: dict[str, Comparison] = {}
+        untrained: dict[str, list[dict[str, Any]]] = {}
         for method in preconditioners:
             if method == "class_whitening" and not problem.labelled:
                 continue
-            preconditioner = fitted(method, problem, flow_steps)
+            preconditioner, asked = fitted(method, problem, flow_steps), problem.asked_of_samples
             results[method] = train_and_compare(problem, base, preconditioner, method)
-            if baselines:
+            made = alone_samples(preconditioner, samples, asked, seed=problem.evaluation)
+            untrained[f"alone:{method}"] = compared(problem, made, asked)
+            if method in matched:
                 wider, longer = matched_setups(problem, base, preconditioner)
                 unconditioned |= {f"{method}-P": wider, f"{method}-F": longer}
+        skip = replace(base, skip="classwise" if problem.labelled else "covariance")
+        scalar = fitted("scalar", problem)
+        results[SKIP] = train_and_compare(problem, skip, scalar, SKIP)
+        initial = initial_network(scalar.forward(x), problem.asked, skip, seed=seed)
+        untrained[f"alone:{SKIP}"] = sampled_and_compared(problem, initial, scalar)
         trained: dict[NetworkSetup, Comparison] = {}
         for baseline, setup in unconditioned.items():
             if setup not in trained:
                 trained[setup] = train_and_compare(problem, setup, plain, baseline)
             results[baseline] = trained[setup]
+        untrained["floor"] = compared(problem, *law.sample(samples, derived_seed(seed, "floor")))
         for listed, (rows, facts) in results.items():
             name = {"regime": regime, "seed": seed, "method": listed}
             components += [name | row for row in rows]
             methods.append(name | facts)
-        drawn = law.sample(samples, derived_seed(seed, "floor"))
-        floor = {"regime": regime, "seed": seed, "method": "floor"}
-        components += [floor | row for row in compared(problem, *drawn)]
+        for listed, rows in untrained.items():
+            components += [{"regime": regime, "seed": seed, "method": listed} | row for row in rows]
     return {"components": pd.DataFrame(components), "methods": pd.DataFrame(methods)}
 
 
-def fitted(method: Fitted | Literal["none"], problem: Problem, flow_steps: int = 1500) -> Preconditioner:
-    """A fitted preconditioner; the normalizing flow is conditional where the network is."""
+def fitted(
+    method: Fitted | Literal["none", "scalar"], problem: Problem, flow_steps: int = 1500
+) -> Preconditioner:
+    """A fitted preconditioner; the learned ones are conditional where the network is."""
     made: dict[str, Preconditioner] = {
         "none": Identity(),
+        "scalar": Scalar(),
         "whitening": Whitening(),
         "class_whitening": ClassWhitening(),
         "normalizing_flow": NormalizingFlow(conditional=problem.labelled, steps=flow_steps),
+        "low_capacity_flow": LowCapacityFlow(conditional=problem.labelled, steps=flow_steps),
     }
     return made[method].fit(problem.x, problem.asked, seed=problem.seed)
 
@@ -181,12 +220,9 @@ def train_and_compare(
     """
     z = preconditioner.forward(problem.x, problem.asked)
     module, losses = train_network(z, problem.asked, setup, seed=problem.seed, name=name)
-    evaluation = derived_seed(problem.seed, "evaluation")
-    asked = evaluation_labels(problem.samples, problem.labels, evaluation) if problem.labelled else None
-    made = generate(module, preconditioner, problem.samples, problem.law.dim, asked, seed=evaluation)
     excess = None
     if isinstance(preconditioner, Identity):
-        excess = field_excess(module, problem.law, problem.labelled, seed=evaluation)
+        excess = field_excess(module, problem.law, problem.labelled, seed=problem.evaluation)
     by_class = [condition_number(cov) for cov in class_covariances(z, problem.labels).values()]
     facts = {
         "width": setup.width,
@@ -197,7 +233,17 @@ def train_and_compare(
         "kappa": condition_number(covariance(z)),
         "kappa_worst": max(by_class),
     }
-    return compared(problem, made, asked, excess), facts
+    return sampled_and_compared(problem, module, preconditioner, excess), facts
+
+
+def sampled_and_compared(
+    problem: Problem, module: Network, preconditioner: Preconditioner, excess: Tensor | None = None
+) -> list[dict[str, Any]]:
+    """Sample a network behind a map, and compare; `excess` as of `compared`."""
+    asked = problem.asked_of_samples
+    dim, seed = problem.law.dim, problem.evaluation
+    made = generate(module, preconditioner, problem.samples, dim, asked, seed=seed)
+    return compared(problem, made, asked, excess)
 
 
 def compared(
@@ -224,6 +270,8 @@ def compared(
         {
             "component": k,
             "condition_number": law.components[k].condition_number,
+            "smallest_variance": float(law.components[k].eigenvalues[0]),
+            "weight": float(law.weights[k]),
             "share": int((labels == k).sum()) / len(made),
             **recovery_summary(variances / wanted),
             "excess": float("nan") if excess is None else float(excess[k]),

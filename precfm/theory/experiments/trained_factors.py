@@ -1,5 +1,6 @@
 """Experiment: trained networks on Gaussians, one factor at a time, with and without whitening."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
@@ -18,6 +19,7 @@ from precfm.theory.option_types import ConditionNumber, Levels, Several
 from precfm.theory.trained_networks import (
     PATH,
     NetworkSetup,
+    alone_samples,
     exact_samples,
     generate,
     late_loss,
@@ -52,7 +54,7 @@ def run(
     condition_number: ConditionNumber = 1e3,
     condition_numbers: Levels[ConditionNumber] = (10.0, 100.0, 1e4),
     dims: Levels[Count] = (16, 64),
-    factors: Several[Factor] = ("condition number", "dimension", "axes", "target", "optimizer"),
+    factors: Several[Factor] = ("base", "condition number", "dimension", "axes", "target", "optimizer"),
     methods: Several[Method] = ("none", "whitening"),
     steps: Count = 5000,
     width: Count = 128,
@@ -63,8 +65,7 @@ def run(
 ) -> dict[str, pd.DataFrame]:
     """Vary one factor at a time around (dim, condition_number, rotated, velocity, Adam).
 
-    The base setting itself is a checkpoint of `trained_budgets`. Data are a fixed set of independent samples;
-    the flow and whatever preconditioner share them.
+    Data are a fixed set of independent samples; the flow and whatever preconditioner share them.
 
     Args:
         dim: base dimension.
@@ -72,13 +73,14 @@ def run(
         condition_numbers: levels of the factor `condition number`.
         dims: levels of the factor `dimension`.
         factors: which factors to vary: also `axes` (aligned instead of rotated), `target` (score instead of
-            velocity), `optimizer` (stochastic gradient descent instead of Adam), and `base`.
+            velocity), `optimizer` (stochastic gradient descent instead of Adam); `base` varies none.
         sgd_learning_rate: learning rate of stochastic gradient descent; Adam's is 1e-3.
 
     Returns:
         `recovery`: variance ratios (factor, level, method, seed, step, direction, eigenvalue, ratio);
-        `summary`: (factor, level, method, seed, step, ratio_low, log_error_low, log_error, loss, kappa_0.5,
-        kappa_0.9, kappa_1.0 of the flow's space); method `exact:<method>` is the solver's floor.
+        `summary`: (factor, level, method, seed, step, ratio_low, log_error_low, log_error, loss, epochs: passes
+        over the data, kappa_0.5, kappa_0.9, kappa_1.0 of the flow's space); at step 0 method `exact:<method>` is the
+        solver's floor and `alone:<method>` what the map makes of noise without a flow.
     """
     training: dict[str, Any] = {"steps": steps, "ema_decay": None, "checkpoints": (steps,)}
     setup = NetworkSetup(width, TrainingOptions(**training))
@@ -108,8 +110,18 @@ def tables(evaluations: Sequence[pd.DataFrame]) -> dict[str, pd.DataFrame]:
     return {"recovery": recovery.astype(types), "summary": rows.drop(columns=by_direction)}
 
 
-def run_case(case: Case, method: Method, data_size: int, samples: int, seed: int) -> pd.DataFrame:
-    """Train one network, evaluate it at its checkpoints, and the exact field beside it.
+def run_case(
+    case: Case, method: Method, data_size: int, samples: int, seed: int, *, references: bool = True
+) -> pd.DataFrame:
+    """Train one network and evaluate it at its checkpoints.
+
+    Args:
+        case: the setting.
+        method: without or with whitening.
+        data_size: number of data points.
+        samples: number of generated samples.
+        seed: of law, data, training and evaluation.
+        references: evaluate the exact field and the map alone, too.
 
     Returns:
         One row per evaluation: the columns of `summary`, and lists of direction, eigenvalue and ratio.
@@ -121,7 +133,8 @@ def run_case(case: Case, method: Method, data_size: int, samples: int, seed: int
     kappas = path_condition_numbers(normalise_scale(covariance(z)), PATH, torch.tensor(KAPPA_TIMES))
     more = {f"kappa_{t:g}": float(k) for t, k in zip(KAPPA_TIMES, kappas, strict=True)}
     name = {"factor": case.factor, "level": case.level, "method": method, "seed": seed}
-    target, evaluation = case.setup.target, derived_seed(seed, "evaluation")
+    training, target = case.setup.training, case.setup.target
+    evaluation = derived_seed(seed, "evaluation")
 
     def evaluate(step: int, module: nn.Module) -> None:
         made = generate(module, preconditioner, samples, case.dim, target=target, seed=evaluation)
@@ -136,13 +149,18 @@ def run_case(case: Case, method: Method, data_size: int, samples: int, seed: int
         name=f"{case.factor} {case.level}, {method}",
         on_checkpoint=evaluate,
     )
-    rows = [
-        _row(name | {"step": step}, values, law, more | {"loss": late_loss(losses, step)})
-        for step, values in ratios.items()
-    ]
-    made = exact_samples(law, method != "none", samples, target=target, seed=evaluation)
-    floor = name | {"method": f"exact:{method}", "step": 0}
-    rows.append(_row(floor, variance_ratios(made, law), law, more | {"loss": float("nan")}))
+    rows = []
+    for step, values in ratios.items():
+        facts = {"loss": late_loss(losses, step), "epochs": step * training.batch_size / data_size}
+        rows.append(_row(name | {"step": step}, values, law, more | facts))
+    others = {}
+    if references:
+        others["exact"] = exact_samples(law, method != "none", samples, target=target, seed=evaluation)
+    if references and method != "none":
+        others["alone"] = alone_samples(preconditioner, samples, seed=evaluation)
+    for kind, made in others.items():
+        of_kind = name | {"method": f"{kind}:{method}", "step": 0}
+        rows.append(_row(of_kind, variance_ratios(made, law), law, more | {"loss": math.nan, "epochs": 0.0}))
     return pd.DataFrame(rows)
 
 
