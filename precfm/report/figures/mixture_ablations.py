@@ -43,10 +43,11 @@ def draw(frames: Frames) -> Drawing:
     }
     entries |= {f"kappa {kappa:g}": colour for kappa, colour in of_kappas.items()}
     legend_below(figure, {label: {"color": colour} for label, colour in entries.items()})
+    mapped = "class_whitening" in set(table["method"])
+    dotted = " Dotted: with per-class whitening (the worst component)." if mapped else ""
     return Drawing(
         figure,
         "Label-conditional networks without preconditioner: mean |ln variance ratio| over the lowest quartile of each "
-        f"component's directions; geometric mean and 95% interval over {over_seeds(table)}. Dotted: with per-class "
-        "whitening (the worst component). Scale controlled: one mixture of four components that crosses the condition "
-        "number with the smallest variance.",
+        f"component's directions; geometric mean and 95% interval over {over_seeds(table)}.{dotted} Scale controlled: "
+        "one mixture of four components that crosses the condition number with the smallest variance.",
     )

@@ -10,7 +10,7 @@ from precfm.report.figures.style import BAND_FROM, FLOOR_LINE, Drawing, MethodSt
 from precfm.report.figures.theory_lines import ERROR_LOW, legend_below, log_panels, over_seeds
 from precfm.report.frames import Frames
 from precfm.report.reads import needed, reads
-from precfm.report.vocabulary import FLOOR, in_order, split_matched
+from precfm.report.vocabulary import FLOOR, in_order, is_flow, split_matched
 
 SPACING = 0.07  # between the methods of a component
 
@@ -20,11 +20,11 @@ def draw(frames: Frames) -> Drawing:
     """One panel per regime, a group of marks per component, one mark per method."""
     table = needed(frames, "mixture_networks.components")
     regimes, styles = list(table["regime"].unique()), method_styles(frames)
-    titles = ["conditioned on labels" if regime == "labels" else "unconditional" for regime in regimes]
+    titles = ["conditioned on labels" if regime == "labels" else "without labels" for regime in regimes]
     figure, axes = log_panels(titles, height=3.3, x="condition number of the component", y=ERROR_LOW)
     for ax, regime in zip(axes, regimes, strict=True):
         part = table[table["regime"] == regime]
-        methods = in_order(method for method in part["method"].unique() if method != FLOOR)
+        methods = in_order(method for method in part["method"].unique() if is_flow(method))
         for place, method in enumerate(methods):
             shift = (place - (len(methods) - 1) / 2) * SPACING
             _marks(ax, part[part["method"] == method], _look(method, styles[method]), shift)
@@ -32,11 +32,12 @@ def draw(frames: Frames) -> Drawing:
         kappas = part.groupby("component")["condition_number"].first()
         ax.set_xscale("linear")
         ax.set_xticks(range(len(kappas)), [f"{kappa:g}" for kappa in kappas])
-    legend_below(figure, {style.label: _look(method, style) for method, style in styles.items()}, columns=2)
+    shown = {name: style for name, style in styles.items() if name in set(table["method"])}
+    legend_below(figure, {style.label: _look(name, style) for name, style in shown.items()}, columns=2)
     return Drawing(
         figure,
         "Mean |ln variance ratio| over the lowest quartile of each component's directions: flows with a preconditioner "
-        "beside wider and longer flows without; geometric mean and 95% interval over "
+        "or a Gaussian skip beside wider and longer flows without; geometric mean and 95% interval over "
         f"{over_seeds(table)}. Hollow: wider, bars: longer. Dashed: an independent draw of the law.",
     )
 

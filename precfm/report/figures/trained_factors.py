@@ -1,27 +1,25 @@
 """Figure: low-eigenvalue error of trained networks, one factor at a time, with the solver's floor."""
 
-import pandas as pd
 import seaborn as sns
 
 from precfm.report.figures.axes import panels
 from precfm.report.figures.style import INK, REFERENCE, Drawing
 from precfm.report.figures.theory_lines import ERROR_LOW, WHITENED, interval, legend_below, over_seeds
 from precfm.report.frames import Frames
-from precfm.report.reads import frame, needed, reads
+from precfm.report.reads import needed, reads
 
-_COLOURS = {"none": INK, "whitening": WHITENED, "exact field": REFERENCE}
-_MARKS = ("o", "^", "|")
+_COLOURS = {"none": INK, "whitening": WHITENED, "whitening alone": WHITENED, "exact field": REFERENCE}
+_MARKS = ("o", "^", "x", "|")
 
 
-@reads("trained_factors.summary", optional=("trained_budgets.summary",))
+@reads("trained_factors.summary")
 def draw(frames: Frames) -> Drawing:
-    """One row per level of a factor, one mark per method; the base is the budget of the same number of steps."""
-    factors, budgets = needed(frames, "trained_factors.summary"), frame(frames, "trained_budgets.summary")
-    table = factors.assign(cell=factors["factor"] + ": " + factors["level"].astype(str))
-    if not budgets.empty:
-        base = budgets[budgets["step"].isin([0, *factors["step"].unique()])]
-        table = pd.concat([base.assign(cell="base"), table])
-    table["method"] = table["method"].replace("exact:none", "exact field")
+    """One row per level of a factor, one mark per method."""
+    table = needed(frames, "trained_factors.summary")
+    table = table.assign(
+        cell=(table["factor"] + ": " + table["level"].astype(str)).replace("base: base", "base"),
+        method=table["method"].replace({"exact:none": "exact field", "alone:whitening": "whitening alone"}),
+    )
     figure, axes = panels(1, 1, height=0.9 + 0.24 * table["cell"].nunique())
     ax = axes[0, 0]
     ax.set_xscale("log")
