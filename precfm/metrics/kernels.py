@@ -36,7 +36,7 @@ class Discrepancy:
 
 def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
     """k(x, y) = (x.y / dim + 1)^3, the kernel of the KID; shapes (a, dim) and (b, dim) to (a, b)."""
-    return (x @ y.T / x.shape[1] + 1.0) ** 3
+    return torch.addmm(x.new_ones(1), x / x.shape[1], y.T).pow_(3)
 
 
 def rbf_kernel(bandwidth: float) -> Kernel:
@@ -45,8 +45,9 @@ def rbf_kernel(bandwidth: float) -> Kernel:
         raise PrecfmError(f"bandwidth: got {bandwidth}; a positive number is needed")
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
-        squares = x.square().sum(1)[:, None] + y.square().sum(1) - 2.0 * x @ y.T
-        return torch.exp(squares.clamp(min=0.0) * (-0.5 / bandwidth**2))
+        x, y = (features / (bandwidth * math.sqrt(2.0)) for features in (x, y))
+        squares = x.square().sum(1)[:, None] + y.square().sum(1)
+        return torch.addmm(squares, x, y.T, beta=-1.0, alpha=2.0).clamp_(max=0.0).exp_()
 
     return kernel
 
@@ -114,15 +115,24 @@ def mmd_rbf(generated: Features, reference: Features, *, bandwidth: float | None
 
 def _sums(x: Tensor, y: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor, float]:
     """Row sums, column sums and the sum of squares of a kernel matrix; of a set with itself without the diagonal."""
-    rows, columns, squares = [], torch.zeros(len(y), dtype=torch.float64, device=y.device), 0.0
-    for start in range(0, len(x), step := max(1, _CHUNK // len(y))):
-        block = kernel(x[start : start + step], y)
+    rows, columns = (torch.zeros(len(z), dtype=torch.float64, device=z.device) for z in (x, y))
+    squares, start = 0.0, 0
+    while start < len(x):
+        first = (
+            start if x is y else 0
+        )  # the matrix is symmetric then: what lies left of the diagonal is known
+        stop = min(len(x), start + max(1, _CHUNK // (len(y) - first)))
+        block = kernel(x[start:stop], y[first:])
         if x is y:
-            block[:, start : start + step].fill_diagonal_(0.0)
-        rows.append(block.sum(1))
-        columns += block.sum(0)
-        squares += float(block.square().sum())
-    return torch.cat(rows), columns, squares
+            square, beside = block[:, : stop - start].fill_diagonal_(0.0), block[:, stop - start :]
+            squares += 2.0 * float(block.flatten() @ block.flatten()) - float(square.square().sum())
+            rows[stop:] += beside.sum(0)
+        else:
+            squares += float(block.flatten() @ block.flatten())
+            columns += block.sum(0)
+        rows[start:stop] += block.sum(1)
+        start = stop
+    return rows, rows if x is y else columns, squares
 
 
 def _centred(mean_square: float, row_means: Tensor, column_means: Tensor) -> float:
