@@ -91,6 +91,9 @@ def test_budgets_join_flows_with_their_maps_and_matches():
     fitted = {"num_parameters": 2, "flops_per_fit": 8.0, "inverse_flops_per_sample": 1.0}
     match = {"matched_width": 11, "matched_steps": 12}
     found = budgets([(ours, cost), (wider, cost)], [(ours, fitted)], [(ours, match)])
+    skip = {"fit_flops": 5.0, "fitted_numbers": 7}
+    skipped = budgets([(ours, cost), (wider, cost)], [(ours, fitted)], [], [(ours, skip)])
+    assert skipped[["fit_flops", "fitted_numbers"]].to_numpy().tolist() == [[13.0, 7], [0, 0]]
     assert found["fit_flops"].tolist() == [
         8.0,
         0,
@@ -111,6 +114,20 @@ def test_gathering_asks_for_the_files_of_the_mapping_and_leaves_out_what_is_empt
     assert list(frames) == ["spectra"]
     assert frames["spectra"][["method", "seed"]].to_dict("list") == {"method": ["none"], "seed": [0]}
     assert ("diagnostics", "preconditioner.json") in asked
+
+
+def test_records_and_replicates_are_those_of_evaluations_and_likelihoods():
+    def pairs(role, file):
+        metric = {"evaluations": "frechet", "likelihoods": "nll"}.get(role)
+        return (
+            [({"dataset": "d"}, pd.DataFrame({"metric": [metric]}))]
+            if metric and file.endswith(".csv")
+            else []
+        )
+
+    frames = gathered(pairs)
+    for name in ("records", "bootstrap"):
+        assert frames[name]["metric"].tolist() == ["frechet", "nll"]
 
 
 def test_seeds_of_a_controlled_experiment_stand_below_each_other():

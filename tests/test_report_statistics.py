@@ -11,6 +11,7 @@ from scipy import stats
 from precfm.core.statistics import (
     geometric_estimate,
     holm,
+    joint_estimate,
     rank_correlation,
     slope,
     smallest_resolvable,
@@ -33,6 +34,35 @@ def test_t_interval_covers_the_mean_as_often_as_it_says():
     estimates = [t_estimate(rng.normal(3.0, 2.0, size=4)) for _ in range(2000)]
     covered = np.mean([estimate.low <= 3.0 <= estimate.high for estimate in estimates])
     assert abs(covered - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
+
+
+def test_joint_intervals_cover_although_all_seeds_share_what_they_err_with():
+    """Seeds of sd 1 and a shared error of sd 1 that their scatter does not show; replicates are drawn around it."""
+    rng, covered = np.random.default_rng(0), {"joint": 0, "seeds": 0}
+    for _ in range(1000):
+        shared = rng.normal()
+        sample = shared + rng.normal(size=5)
+        replicates = sample[:, None] + rng.normal(size=100)
+        for name, estimate in (("joint", joint_estimate(sample, replicates)), ("seeds", t_estimate(sample))):
+            covered[name] += estimate.low <= 0.0 <= estimate.high
+    assert 930 <= covered["joint"] <= 980
+    assert covered["seeds"] < 800
+
+
+@given(samples, st.floats(-5, 5))
+def test_one_sided_tests_agree_with_scipy(values, null):
+    for side in ("less", "greater"):
+        theirs = stats.ttest_1samp(values, null, alternative=side).pvalue
+        assert joint_estimate(values, null=null, alternative=side).p == pytest.approx(
+            theirs, rel=1e-6, abs=1e-12
+        )
+
+
+def test_what_does_not_vary_over_seeds_has_the_interval_of_its_replicates():
+    rng = np.random.default_rng(1)
+    estimate = joint_estimate([2.0, 2.0], 2.0 + np.tile(rng.normal(size=100), (2, 1)))
+    assert estimate.high - estimate.value == pytest.approx(stats.t.ppf(0.975, 99), rel=0.25)
+    assert math.isnan(joint_estimate([2.0], [[1.0, 3.0]]).low)  # of one seed nobody knows the scatter
 
 
 def test_one_value_has_no_interval_and_none_has_no_value():

@@ -43,7 +43,14 @@ TOY: dict[str, dict[str, Any]] = {
         "seeds": 2,
     },
     "trained_factors": {**_NETWORK, "condition_numbers": (10.0,), "dims": (3,)},
-    "trained_budgets": {"dim": 4, "width": 8, "data_size": 400, "samples": 200, "checkpoints": (4, 8)},
+    "trained_budgets": {
+        "dim": 4,
+        "width": 8,
+        "data_size": 400,
+        "samples": 200,
+        "checkpoints": (4, 8),
+        "horizons": (4, 8),
+    },
     "mixture_networks": {**_NETWORK, "condition_numbers": (1.0, 50.0), "flow_steps": 2},
     "mixture_ablations": {
         **_NETWORK,

@@ -1,12 +1,15 @@
-"""The statistics behind every interval and verdict: t intervals, paired differences, Holm, Spearman."""
+"""The statistics behind every interval and verdict: t and joint intervals, paired differences, Holm, Spearman."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, stats
+
+Alternative: TypeAlias = Literal["two-sided", "less", "greater"]
 
 CONFIDENCE = 0.95
 INDICATIVE_BELOW = 5  # seeds: with fewer, a comparison is at most indicative
@@ -21,7 +24,7 @@ class Estimate:
         low: lower end of the interval; NaN if there is none: one observation, or several that do not vary.
         high: upper end of the interval.
         n: how many independent observations it rests on.
-        p: two-sided p-value against the null value; NaN where there is no test.
+        p: p-value against the null value, two-sided unless something else is asked for; NaN where there is no test.
     """
 
     value: float
@@ -46,18 +49,59 @@ def t_estimate(values: ArrayLike, *, null: float = 0.0, confidence: float = CONF
         >>> t_estimate([1.0, 2.0, 3.0])
         Estimate(value=2.0, low=-0.484..., high=4.484..., n=3, p=0.0741...)
     """
+    return joint_estimate(values, null=null, confidence=confidence)
+
+
+def joint_estimate(
+    values: ArrayLike,
+    replicates: ArrayLike | None = None,
+    *,
+    null: float = 0.0,
+    alternative: Alternative = "two-sided",
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """Mean over seeds with an interval that also holds the uncertainty of what all seeds share.
+
+    Seeds that are compared with the same held-out rows err together, and their scatter does not show it. So two
+    variances are added: that of the mean over seeds, s^2 / n, and that of the same mean over bootstrap replicates of
+    what is shared. The degrees of freedom are those of Welch and Satterthwaite. Without replicates this is Student's t.
+
+    Args:
+        values: one (paired) value per seed, shape (n,), finite.
+        replicates: the same values where what they share is resampled, shape (n, B), one resample per column.
+        null: the mean under the null hypothesis.
+        alternative: the side of the test; the interval always has two.
+        confidence: coverage of the interval.
+
+    Returns:
+        The estimate. One seed has neither interval nor test, and neither have several that do not vary unless their
+        replicates do.
+
+    References:
+        Satterthwaite, An approximate distribution of estimates of variance components, Biometrics 2 (1946).
+
+    Example:
+        >>> joint_estimate([1.0, 2.0, 3.0], [[0.0, 2.0], [1.0, 3.0], [2.0, 4.0]], alternative="greater")
+        Estimate(value=2.0, low=-8.864..., high=12.864..., n=3, p=0.1853...)
+    """
     sample = np.asarray(values, dtype=np.float64)
     n = sample.size
-    if n == 0:
-        return Estimate(math.nan, math.nan, math.nan, 0)
+    if n < 2:
+        return Estimate(float(sample[0]) if n else math.nan, math.nan, math.nan, n)
     mean = float(sample.mean())
-    if n == 1:
-        return Estimate(mean, math.nan, math.nan, 1)
-    error = float(sample.std(ddof=1)) / math.sqrt(n)
+    parts = [(float(sample.var(ddof=1)) / n, n - 1)]
+    if replicates is not None:
+        shared = np.asarray(replicates, dtype=np.float64).mean(axis=0)
+        parts.append((float(shared.var(ddof=1)), shared.size - 1))
+    error = math.sqrt(sum(variance for variance, _ in parts))
     if error <= 1e-12 * max(abs(mean), abs(null)):
         return Estimate(mean, math.nan, math.nan, n)
-    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * error
-    p = 2 * float(stats.t.sf(abs(mean - null) / error, n - 1))
+    # In units of the error, since the square of a variance may underflow.
+    freedom = 1 / sum((variance / error**2) ** 2 / degrees for variance, degrees in parts)
+    half = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * error
+    t = (mean - null) / error
+    tails = {"two-sided": 2 * stats.t.sf(abs(t), freedom), "greater": stats.t.sf(t, freedom)}
+    p = float(tails.get(alternative, stats.t.cdf(t, freedom)))
     return Estimate(mean, mean - half, mean + half, n, p)
 
 

@@ -33,15 +33,20 @@ def stacked(pairs: Pairs) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
+def of_several(*roles: Pairs) -> pd.DataFrame:
+    """One table from artifacts of several roles, whose files have the same columns."""
+    return stacked([pair for pairs in roles for pair in pairs])
+
+
 def spectra(latents: Pairs, diagnostics: Pairs) -> pd.DataFrame:
     """Spectra of the data, which are of no method and all seeds, and of the spaces of the flows."""
-    return stacked(
-        [*(({**about, "method": "none", "seed": 0}, rows) for about, rows in latents), *diagnostics]
+    return of_several(
+        [({**about, "method": "none", "seed": 0}, rows) for about, rows in latents], diagnostics
     )
 
 
-def budgets(flows: Pairs, diagnostics: Pairs, matches: Pairs) -> pd.DataFrame:
-    """What every flow cost, its preconditioner included, and which baseline would cost as much.
+def budgets(flows: Pairs, diagnostics: Pairs, matches: Pairs, skips: Pairs = ()) -> pd.DataFrame:
+    """What every flow cost, its preconditioner and fitted skip included, and which baseline would cost as much.
 
     A matched baseline has no diagnostics of its own: the map that only fixes its scale counts as nothing.
     """
@@ -50,16 +55,17 @@ def budgets(flows: Pairs, diagnostics: Pairs, matches: Pairs) -> pd.DataFrame:
     def by_run(pairs: Pairs) -> dict[tuple[Any, ...], Mapping[str, Any]]:
         return {tuple(about.get(key) for key in keys): content for about, content in pairs}
 
-    fitted, matched = by_run(diagnostics), by_run(matches)
+    fitted, matched, skipped = by_run(diagnostics), by_run(matches), by_run(skips)
     rows = []
     for about, cost in flows:
         run = tuple(about.get(key) for key in keys)
-        before, match = fitted.get(run, {}), matched.get(run, {})
+        before, match, skip = fitted.get(run, {}), matched.get(run, {}), skipped.get(run, {})
         content = {
             "flow_parameters": cost["flow_parameters"],
             "preconditioner_parameters": before.get("num_parameters", 0),
             "flops_per_step": cost["flops_per_step"],
-            "fit_flops": before.get("flops_per_fit", 0),
+            "fit_flops": before.get("flops_per_fit", 0) + skip.get("fit_flops", 0),
+            "fitted_numbers": skip.get("fitted_numbers", 0),
             "inverse_flops_per_sample": before.get("inverse_flops_per_sample", 0),
             "steps": cost["steps"],
             "matched_width": match.get("matched_width"),
@@ -106,8 +112,14 @@ def _of_run(columns: str) -> tuple[str, ...]:
 
 FRAMES: Mapping[str, FrameSource] = {
     "records": FrameSource(
-        {"evaluations": "records.csv"},
+        {"evaluations": "records.csv", "likelihoods": "records.csv"},
         _of_run("step metric space value n_real n_generated reference evaluation_seed extractor"),
+        of_several,
+    ),
+    "bootstrap": FrameSource(
+        {"evaluations": "bootstrap.csv", "likelihoods": "bootstrap.csv"},
+        _of_run("step metric space replicate value"),
+        of_several,
     ),
     "recovery": FrameSource({"evaluations": "recovery.csv"}, _of_run("step index eigenvalue ratio")),
     GRIDS: FrameSource({"evaluations": "grid.safetensors"}, gather=None),
@@ -132,7 +144,12 @@ FRAMES: Mapping[str, FrameSource] = {
         ),
     ),
     "budgets": FrameSource(
-        {"flows": "cost.json", "diagnostics": "preconditioner.json", "budgets": "budget.json"},
+        {
+            "flows": "cost.json",
+            "diagnostics": "preconditioner.json",
+            "budgets": "budget.json",
+            "skips": "cost.json",
+        },
         _of_run(
             "flow_parameters preconditioner_parameters flops_per_step fit_flops inverse_flops_per_sample steps "
             "matched_width matched_steps"

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from precfm.core.errors import PrecfmError
-from precfm.report.vocabulary import in_order, metrics_in_order, spaces_in_order, split_matched
+from precfm.report.vocabulary import ALONE, in_order, metrics_in_order, spaces_in_order, split_matched
 
 # Two numbers may be compared only if all of these are equal.
 PROTOCOL = ("n_real", "n_generated", "reference", "extractor")
@@ -112,28 +112,41 @@ def pair(values: pd.DataFrame, method: str, baseline: str, keys: Sequence[str]) 
     """Values of a method beside those of a baseline with the same seed and the same protocol.
 
     Both are taken at the last checkpoint that all their seeds share. A baseline with as many training FLOPs
-    (`-F`) exists to be trained for longer, so against it each is taken at its own final checkpoint.
+    (`-F`) exists to be trained for longer, and a map alone is not trained at all, so against them each is taken at its
+    own final checkpoint. A map without randomness is listed alone once, and stands beside every seed.
 
     Args:
         values: one value per seed; columns dataset, method, seed, value, `keys`, and step if there are
             checkpoints.
         method: the method.
         baseline: what it is compared with.
-        keys: the columns that must agree beside the seed.
+        keys: the columns that must agree beside the seed, dataset among them.
 
     Returns:
-        Columns `keys`, seed, value, value_baseline, and step (of the method) if there are checkpoints.
+        Columns `keys`, seed, value, value_baseline, seed_baseline, and if there are checkpoints step and step_baseline.
     """
     both = values[values["method"].isin([method, baseline])]
     steps = ["step"] if "step" in values.columns else []
     if steps and not both.empty:
-        own = split_matched(baseline)[1] == "-F"
+        own = split_matched(baseline)[1] == "-F" or baseline.startswith(ALONE)
         parts = [at_final(rows) if own else _at_shared(rows) for _, rows in both.groupby("dataset")]
         both = pd.concat(parts)
     on = [*keys, "seed"]
-    theirs = both[both["method"] == baseline][[*on, "value"]]
-    merged = both[both["method"] == method].merge(theirs, on=on, suffixes=("", "_baseline"))
-    return merged[[*on, "value", "value_baseline", *steps]].sort_values(on, ignore_index=True)
+    mine, theirs = (both[both["method"] == name] for name in (method, baseline))
+    theirs = theirs[[*on, "value", *steps]].assign(seed_baseline=theirs["seed"])
+    if baseline.startswith(ALONE):
+        theirs = _beside_every_seed(theirs, mine)
+    merged = mine[[*on, "value", *steps]].merge(theirs, on=on, suffixes=("", "_baseline"))
+    kept = [*on, "value", "value_baseline", "seed_baseline", *steps, *(f"{name}_baseline" for name in steps)]
+    return merged[kept].sort_values(on, ignore_index=True)
+
+
+def _beside_every_seed(once: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of data sets with one seed repeated for every seed of the runs."""
+    single = once.groupby("dataset")["seed"].transform("nunique") == 1
+    seeds = runs[["dataset", "seed"]].drop_duplicates()
+    repeated = once[single].drop(columns="seed").merge(seeds, on="dataset")
+    return pd.concat([once[~single], repeated]) if len(repeated) else once
 
 
 def _at_shared(rows: pd.DataFrame) -> pd.DataFrame:

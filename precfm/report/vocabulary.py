@@ -20,6 +20,7 @@ _METHOD_LABELS = {
     "normalizing_flow": "normalizing flow",
     "low_capacity_flow": "low-capacity flow",
     "gaussian_skip": "Gaussian skip",
+    "mixture_skip": "mixture skip",
 }
 
 
@@ -52,11 +53,15 @@ _METRICS = {
     "eigenvalue_ratio_low": MetricText("low eigenvalue ratio", "one", multiplicative=True),
     "eigenvalue_log_error_low": MetricText("low |ln ratio|", "lower"),
     "eigenvalue_log_error": MetricText("mean |ln ratio|", "lower"),
+    "nll": MetricText("NLL (nats)", "lower"),
+    "nearer_train": MetricText("nearer to train", "lower"),
 }
 
 _SPACES = {
     "classifier-0": "features of classifier 0",
     "classifier-1": "features of classifier 1",
+    "classifier-0-decoded": "features of classifier 0, against decoded held-out images",
+    "classifier-1-decoded": "features of classifier 1, against decoded held-out images",
     "latent": "latent coordinates",
     "latent-whitened": "whitened latent coordinates",
 }
@@ -70,6 +75,23 @@ def metric_text(metric: str) -> MetricText:
 def space_label(space: str) -> str:
     """How a space in which a metric is measured is written."""
     return _SPACES.get(space, space)
+
+
+def decoded(space: str) -> str:
+    """The space in which held-out images, too, have gone through encoder and decoder."""
+    return f"{space}-decoded"
+
+
+def claim_order(claim: str) -> tuple[str, int, str]:
+    """Sorts ids of claims by letter, number and part.
+
+    Example:
+        >>> sorted(["S1", "C10", "C8a-score", "C8b", "C8a"], key=claim_order)
+        ['C8a', 'C8a-score', 'C8b', 'C10', 'S1']
+    """
+    digits = "".join(filter(str.isdigit, claim.partition("-")[0]))
+    letter, _, part = claim.partition(digits)
+    return letter, int(digits or 0), part
 
 
 def split_matched(method: str) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from precfm.report.vocabulary import FLOOR, is_flow, metric_text
 _QUANTITIES = {
     "preconditioner_parameters": Quantity("parameters, preconditioner", "count"),
     "flow_parameters": Quantity("parameters, flow", "count"),
+    "fitted_numbers": Quantity("numbers fitted, skip", "count"),
     "fit_flops": Quantity("FLOPs to fit", "count"),
     "training_flops": Quantity("FLOPs to train", "count"),
     "inverse_flops_per_sample": Quantity("FLOPs to invert, per sample", "count"),
@@ -82,8 +83,9 @@ def build(frames: Frames) -> Table:
         f"{seeds_text(seeds)} with the 95% t interval; condition numbers on the log scale with the interval "
         "in brackets; a number without an interval rests on one seed or does not vary. FLOPs are those of "
         "matrix products: the optimizer's (many for Muon), the pairing of optimal transport, a fit's validation and "
-        "the decoder's metric do not count. Moments that a network holds (Gaussian skip) are no parameters. FLOPs to "
-        "train do not hold those to fit. Matched baselines have no preconditioner but the scaling."
+        "the decoder's metric do not count. Moments that a skip holds are no parameters; those of a mixture are "
+        "counted beside. FLOPs to train do not hold those to fit. Matched baselines have no preconditioner but the "
+        "scaling."
     )
     return Table(data, blocks, caption)
 

@@ -6,6 +6,7 @@ from precfm.report.formatting import interval_text, number_text
 from precfm.report.frames import STATISTICS, Frames, sources_of
 from precfm.report.reads import needed, reads
 from precfm.report.tables.blocks import Block, Table
+from precfm.report.vocabulary import claim_order
 
 
 def tidy(frames: Frames) -> pd.DataFrame:
@@ -24,7 +25,7 @@ def build(frames: Frames) -> Table:
     """The table as it is printed, one block per claim."""
     data = tidy(frames)
     blocks = []
-    for claim in sorted(data["claim"].unique(), key=lambda name: int(name.removeprefix("C"))):
+    for claim in sorted(data["claim"].unique(), key=claim_order):
         rows = data[data["claim"] == claim]
         cells = pd.DataFrame(
             {
