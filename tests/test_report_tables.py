@@ -8,13 +8,13 @@ import pytest
 from scipy import stats
 
 from precfm.core.errors import PrecfmError
-from precfm.core.statistics import Estimate, holm
+from precfm.core.statistics import Estimate, holm, joint_estimate, t_estimate
 from precfm.report.documents import latex_text
 from precfm.report.formatting import estimate_texts
 from precfm.report.frames import FRAMES
 from precfm.report.reads import LeftOutError, frame
 from precfm.report.rows import at_final, final_steps, pair, per_seed
-from precfm.report.tables import conditioning, metrics, paired, recovery, theory, training
+from precfm.report.tables import conditioning, metrics, paired, recovery, sides, theory, training
 from tests import report_frames
 from tests.report_frames import cell
 
@@ -45,10 +45,10 @@ def test_metric_cells_are_means_over_seeds_at_the_final_checkpoint(frames):
 def test_every_extractor_has_its_own_block(frames):
     table = metrics.build(frames)
     titles = [block.title for block in table.blocks]
-    assert len(titles) == len(set(titles)) == 4
+    assert len(titles) == len(set(titles)) == 6
     mixed = frames["records"].copy()
     mixed.loc[(mixed["space"] == "classifier-0") & (mixed["seed"] == 1), "extractor"] = "another"
-    assert len(metrics.build({"records": mixed}).blocks) == 5
+    assert len(metrics.build({"records": mixed}).blocks) == 7
     assert any("`another`" in block.note for block in metrics.build({"records": mixed}).blocks)
 
 
@@ -108,7 +108,7 @@ def test_a_flop_matched_baseline_keeps_its_own_final_step():
 
 
 def test_paired_differences_are_those_of_scipy_with_holm_over_the_table(frames):
-    table = paired.tidy(frames)
+    table = paired.tidy({"records": frames["records"]})
     row = cell(table, method="class_whitening", metric="frechet", space="classifier-1")
     chosen = {"metric": "frechet", "space": "classifier-1", "step": 5000}
     ours = records_of(frames, method="class_whitening", **chosen).sort_values("seed")["value"].to_numpy()
@@ -118,6 +118,39 @@ def test_paired_differences_are_those_of_scipy_with_holm_over_the_table(frames):
     assert table["p_holm"].tolist() == pytest.approx(holm(table["p"].tolist()), nan_ok=True)
     assert not table["indicative"].any()
     assert "eigenvalue_ratio_low" not in set(table["metric"])
+
+
+def test_paired_intervals_join_the_bootstrap_where_there_is_one(frames):
+    def differences(rows, *columns):
+        wide = rows[rows["metric"] == "nll"].pivot(index="seed", columns=["method", *columns], values="value")
+        return wide["class_whitening"] - wide["none"]
+
+    chosen = {"method": "class_whitening", "metric": "nll", "space": "latent"}
+    values, replicates = differences(frames["records"]), differences(frames["bootstrap"], "replicate")
+    joint = joint_estimate(values, replicates)
+    row = cell(paired.tidy(frames), **chosen)
+    assert (row["value"], row["low"], row["p"]) == pytest.approx((joint.value, joint.low, joint.p))
+    plain = cell(paired.tidy({"records": frames["records"]}), **chosen)
+    assert plain["low"] == pytest.approx(t_estimate(values).low)
+
+
+def test_the_sides_stand_beside_each_other_with_floor_and_maps_alone(frames):
+    table = sides.build(frames)
+    data, cells = table.data, table.blocks[0].cells
+    assert set(data["side"]) == {"perceptual", "second moments", "likelihood", "copying"}
+    nll = cell(data, method="ours", metric="nll")
+    values = records_of(frames, method="ours", metric="nll")["value"]
+    assert nll["value"] == pytest.approx(values.mean())
+    assert (
+        nll["high"] > stats.ttest_1samp(values, 0).confidence_interval().high
+    )  # the held-out rows scatter, too
+    floor = cell(data, method="floor", space="classifier-0-decoded")
+    assert (floor["n"], floor["value"]) == (report_frames.DRAWS, pytest.approx(0.05, abs=0.002))
+    assert math.isnan(cell(data, method="alone:whitening", space="classifier-0")["low"])  # one run
+    assert cells["method"].tolist()[-1] == "floor (train split)"
+    assert len(cells.columns) == 3 + len(sides.COLUMNS)
+    with pytest.raises(LeftOutError):
+        sides.tidy({"records": records_of(frames, metric="precision")})
 
 
 def test_few_seeds_are_flagged_indicative():

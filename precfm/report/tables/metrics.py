@@ -45,8 +45,8 @@ def build(frames: Frames) -> Table:
         f"({seeds_text((flows if len(flows) else data)['n'])}; ratios are averaged on the log scale, "
         "interval in brackets; a number without one rests on one seed or does not vary). A training seed refits the "
         "preconditioner and the flow; encoder, classifiers, evaluation labels and noise are the same "
-        "for all. The floor compares the train split with the reference split; a method alone is the "
-        "preconditioner applied to Gaussian noise, without a flow. Arrows point to better values."
+        "for all. The floor compares independent draws of the train split with the reference split; a method alone is "
+        "the preconditioner applied to Gaussian noise, without a flow. Arrows point to better values."
     )
     return Table(data, blocks, caption)
 

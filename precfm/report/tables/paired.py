@@ -5,7 +5,8 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from precfm.core.statistics import INDICATIVE_BELOW, holm, smallest_resolvable, t_estimate
+from precfm.core.statistics import INDICATIVE_BELOW, holm, smallest_resolvable
+from precfm.report.bootstrap import Bootstrap
 from precfm.report.formatting import (
     count_text,
     estimate_texts,
@@ -15,7 +16,7 @@ from precfm.report.formatting import (
     seeds_text,
 )
 from precfm.report.frames import Frames
-from precfm.report.reads import LeftOutError, Row, needed, reads, with_baseline
+from precfm.report.reads import LeftOutError, Row, frame, needed, reads, with_baseline
 from precfm.report.rows import PROTOCOL, RECORD_KEYS, groups, pair, per_seed
 from precfm.report.tables.blocks import Block, Table
 from precfm.report.tables.metrics import extractor_text
@@ -32,27 +33,28 @@ def tidy(frames: Frames) -> pd.DataFrame:
 
     Returns:
         Columns dataset, method, baseline, step, metric, space, value (mean of method minus baseline), low,
-        high, n, p (paired t test), p_holm (within this table), resolvable (smallest true difference found
-        with 80% power), indicative (fewer than five seeds), and the protocol.
+        high, n, p (paired t test; all three joined with the bootstrap of the held-out rows, where there is one),
+        p_holm (within this table), resolvable (smallest true difference that seeds alone find with 80% power),
+        indicative (fewer than five seeds), and the protocol.
     """
     records = per_seed(needed(frames, "records"))
     values = records[records["method"].map(is_flow)]
     values = values[values["metric"].map(lambda metric: metric_text(metric).better != "one")]
-    rows = []
+    bootstrap, rows = Bootstrap(frame(frames, "bootstrap")), []
     for method in in_order(values["method"]):
         if method == BASELINE:
             continue
         for key, group in pair(values, method, BASELINE, RECORD_KEYS).groupby(RECORD_KEYS, sort=True):
-            differences = group["value"] - group["value_baseline"]
-            estimate = t_estimate(differences)
+            about = dict(zip(RECORD_KEYS, key, strict=True))
+            estimate = bootstrap.difference(about, method, BASELINE, group)
             rows.append(
                 {
-                    **dict(zip(RECORD_KEYS, key, strict=True)),
+                    **about,
                     "method": method,
                     "baseline": BASELINE,
                     "step": int(group["step"].max()),
                     **asdict(estimate),
-                    "resolvable": smallest_resolvable(differences),
+                    "resolvable": smallest_resolvable(group["value"] - group["value_baseline"]),
                     "indicative": estimate.n < INDICATIVE_BELOW,
                 }
             )
@@ -71,7 +73,7 @@ def _behind(row: Row, column: str) -> Iterable[Row]:
     return [{}] if column in ("", "p_holm") else with_baseline(row, column)
 
 
-@reads("records", behind=_behind)
+@reads("records", optional=("bootstrap",), behind=_behind)
 def build(frames: Frames) -> Table:
     """The paired table as it is printed: one block per data set, feature space and extractor."""
     data = tidy(frames)
@@ -85,10 +87,11 @@ def build(frames: Frames) -> Table:
     ]
     caption = (
         "Differences to the flow without preconditioning, paired by training seed "
-        f"({seeds_text(data['n'])}): mean, 95% t interval and two-sided p of the paired t test, then p "
+        f"({seeds_text(data['n'])}): mean, 95% interval (the t interval over seeds, joined with the bootstrap of the "
+        "held-out rows where there is one) and two-sided p, then p "
         f"adjusted by Holm over all {int(data['p'].notna().sum())} tests of this table. The last column is "
-        "the smallest true difference that such a test finds with 80% power: a smaller one cannot be told "
-        "from zero here. Negative is better under ↓, positive under ↑."
+        "the smallest true difference that a test of the seeds alone finds with 80% power: a smaller one cannot be "
+        "told from zero here. Negative is better under ↓, positive under ↑."
     )
     notes = []
     if data["indicative"].any():

@@ -1,0 +1,94 @@
+"""The table of the three sides of quality: perceptual, second moments and likelihood, side by side for every method."""
+
+from dataclasses import asdict
+
+import pandas as pd
+
+from precfm.report.bootstrap import Bootstrap
+from precfm.report.formatting import seeds_text
+from precfm.report.frames import Frames
+from precfm.report.reads import LeftOutError, frame, needed, reads
+from precfm.report.rows import PROTOCOL, at_final, groups, per_seed
+from precfm.report.tables.blocks import Block, Columns, Table, estimate_column, method_cells, steps_and_seeds
+from precfm.report.tables.metrics import extractor_text
+from precfm.report.vocabulary import decoded, is_flow, metric_text
+
+_JUDGES = ("classifier-0", "classifier-1")
+# By metric and space, in the order of the columns: the side that it is of, and its heading.
+COLUMNS = {
+    **{("frechet", space): ("perceptual", f"Fréchet, judge {k} ↓") for k, space in enumerate(_JUDGES)},
+    **{
+        ("frechet", decoded(space)): ("perceptual", f"Fréchet, judge {k}, decoded ↓")
+        for k, space in enumerate(_JUDGES)
+    },
+    ("eigenvalue_log_error_low", "latent"): ("second moments", metric_text("eigenvalue_log_error_low").head),
+    ("frechet", "latent-whitened"): ("second moments", "Fréchet, whitened ↓"),
+    ("nll", "latent"): ("likelihood", metric_text("nll").head),
+    ("nearer_train", "latent"): ("copying", metric_text("nearer_train").head),
+}
+_KEYS = ["dataset", "method", "step", "metric", "space", *PROTOCOL]
+
+
+def tidy(frames: Frames) -> pd.DataFrame:
+    """The numbers of all sides at each method's final checkpoint, mean over seeds (over draws for the floor).
+
+    Returns:
+        Columns dataset, method, step, side, metric, space, value, low, high (seeds and bootstrap joined), n, and the
+        protocol.
+    """
+    final = at_final(per_seed(needed(frames, "records")))
+    bootstrap, rows = Bootstrap(frame(frames, "bootstrap")), []
+    for key, runs in final.groupby(_KEYS, sort=True):
+        about = dict(zip(_KEYS, key, strict=True))
+        column = COLUMNS.get((str(about["metric"]), str(about["space"])))
+        if column is None:
+            continue
+        found = asdict(bootstrap.mean(about, str(about["method"]), runs))
+        rows.append({**about, "side": column[0], **found})
+    if not rows:
+        raise LeftOutError("this experiment has none of the metrics of the three sides")
+    front = ["dataset", "method", "step", "side", "metric", "space", "value", "low", "high", "n"]
+    return pd.DataFrame(rows)[[*front, *PROTOCOL]]
+
+
+@reads("records", optional=("bootstrap",))
+def build(frames: Frames) -> Table:
+    """The table as it is printed: one block per data set and recipe, a row per method, maps alone, and the floor."""
+    data = tidy(frames)
+    blocks = [
+        Block(dataset, method_cells(_columns(rows)), _note(rows))
+        for (dataset,), rows in groups(data, "dataset")
+    ]
+    flows = data[data["method"].map(is_flow)]
+    caption = (
+        "Three sides of quality, never merged. Perceptual: Fréchet distance in the features of two independent "
+        "classifiers (judges), against held-out images, and against held-out images that have gone through encoder and "
+        "decoder. Second moments: mean |ln variance ratio| along the quarter of directions with the smallest variance, "
+        "and the Fréchet distance in whitened latent coordinates. Likelihood: mean negative log-likelihood of held-out "
+        "latents, in nats, in the space before the map. Last, the share of samples nearer to a training than to a "
+        "held-out row, of equally many: above one half it copies. A method alone is its map applied to noise, or its "
+        "skip without a network; the floor is the mean of independent draws of the train split. Final checkpoint, mean "
+        f"over {seeds_text((flows if len(flows) else data)['n'])} with the 95% interval that joins the scatter of "
+        "seeds with the bootstrap of the held-out rows, where there is one; without an interval it rests on one run."
+    )
+    return Table(data, blocks, caption)
+
+
+def _columns(rows: pd.DataFrame) -> Columns:
+    columns = steps_and_seeds(rows)
+    for (metric, space), (_, head) in COLUMNS.items():
+        of_column = rows[(rows["metric"] == metric) & (rows["space"] == space)]
+        for _, part in groups(of_column, *PROTOCOL):
+            column = columns.setdefault(head, {})
+            for method, cell in estimate_column(part).items():
+                column[method] = f"{column[method]} / {cell}" if method in column else cell
+    return columns
+
+
+def _note(rows: pd.DataFrame) -> str:
+    judges = rows[rows["space"].isin(_JUDGES)]
+    texts = [
+        f"judge {_JUDGES.index(space)}: {extractor_text(extractor)}"
+        for (space, extractor), _ in groups(judges, "space", "extractor")
+    ]
+    return "; ".join(texts) + "." if texts else ""
