@@ -1,8 +1,10 @@
-"""Claims: the committed file, mistakes in it, and verdicts on effects whose truth is known."""
+"""Claims: the committed file and its history, mistakes in it, and verdicts on effects whose truth is known."""
 
 import copy
+import hashlib
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +13,39 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from precfm.core.errors import PrecfmError
-from precfm.report.claims import parse_claims
+from precfm.report.claims import missing_arms, parse_claims
 from precfm.report.claims_document import merge_claims, write_claims
 from precfm.report.effects import effects, frames_of
 from precfm.report.frames import FRAMES
 from precfm.report.verdicts import evaluate_claims
+from precfm.report.vocabulary import claim_order
 from tests import report_frames
 
-CLAIMS = yaml.safe_load((Path(__file__).parent.parent / "config" / "claims.yaml").read_text(encoding="utf-8"))
+ROOT = Path(__file__).parent.parent
+CLAIMS_FILE = ROOT / "config" / "claims.yaml"
+CLAIMS = yaml.safe_load(CLAIMS_FILE.read_text(encoding="utf-8"))
+GOOD, BAD = [-0.5, -0.6, -0.4, -0.5, -0.55], [0.5, 0.6, 0.4, 0.5, 0.55]
+VAGUE = [-0.5, 0.6, -0.9, 0.5, -0.4]
 
 
 def metric_claim(direction="decrease", smallest=0.1, spaces=("classifier-0",), **changes):
     statistic = {"kind": "metric", "name": "frechet", "metric": "frechet", "spaces": list(spaces)}
-    statistic |= {"effect": "difference", "direction": direction, "smallest_effect": smallest}
-    claim = {"id": "C1", "text": "t", "experiments": ["x"], "methods": ["m"], "baselines": ["none"]}
+    size = "margin" if direction.startswith("no_") else "smallest_effect"
+    statistic |= {"effect": "difference", "direction": direction, size: smallest}
+    claim = {"id": "C1", "text": "t", "whose_words": "w", "experiments": ["x"]}
+    claim |= {"methods": ["m"], "baselines": ["none"]}
     return {"claims": [{**claim, "statistics": [statistic], **changes}]}
 
 
-def records(differences, method="m", space="classifier-0", dataset="d", step=9, generated=100):
+def records(
+    differences, method="m", space="classifier-0", dataset="d", step=9, generated=100, baseline="none"
+):
     rows = []
     for seed, difference in enumerate(differences):
-        for name, value in (("none", 5.0 + seed), (method, 5.0 + seed + difference)):
+        for name, value in ((baseline, 5.0 + seed), (method, 5.0 + seed + difference)):
             rows.append(
                 (dataset, name, seed, step, "frechet", space, value, 50, generated, "heldout", 0, "abc")
             )
@@ -49,71 +61,101 @@ def judge(content, *frames, experiment="x", **others):
     return verdict
 
 
+def claim_of(content, claim_id):
+    return {"claims": [claim for claim in content["claims"] if claim["id"] == claim_id]}
+
+
+def first(claim_id, content=CLAIMS):
+    return claim_of(content, claim_id)["claims"][0]
+
+
 def test_the_committed_claims_are_valid_and_complete():
-    spec = parse_claims(CLAIMS)
-    assert [claim.id for claim in spec.claims] == [f"C{i}" for i in range(1, 12)]
+    numbers = ["1", "2", "3", "4", "5a", "5b", "6", "7", "8a", "8b", "8c", "9", "10", "11"]
+    ids = [claim.id for claim in parse_claims(CLAIMS).claims]
+    assert [name for name in ids if "-" not in name] == [*(f"C{number}" for number in numbers), "S1"]
+    assert [name for name in ids if "-" in name] == ["C8a-score", "C8b-score", "C8c-score"]
+    assert ids == sorted(ids, key=claim_order)
+
+
+def test_every_change_of_the_claims_is_dated_with_what_was_known():
+    history = (ROOT / "docs" / "claims-history.md").read_text(encoding="utf-8")
+    (*_, newest) = re.findall(r"^\| (\d{4}-\d\d-\d\d) \|.*`sha256 (\w+)` \|$", history, re.MULTILINE)
+    assert hashlib.sha256(CLAIMS_FILE.read_bytes()).hexdigest().startswith(newest[1]), (
+        "config/claims.yaml has changed: docs/claims-history.md needs a row: what changed, which results were known"
+    )
+    assert len(newest[1]) >= 12
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (
-            lambda c: c["claims"][6]["statistics"][0].update(directoin="up"),
-            "claims.C7.statistics.0.directoin",
+            lambda c: first("C8a", c)["statistics"][0].update(directoin="up"),
+            r"claims\.C8a\.statistics\.0\.direct",
         ),
+        (lambda c: first("C8a", c)["statistics"][0].update(metric=3), r"statistics\.0\.metric: got 3"),
+        (lambda c: first("C8a", c)["statistics"][0].update(smallest_effect="1e-2"), "smallest_effect"),
+        (lambda c: first("C8a", c)["statistics"][1].pop("margin"), r"C8a.*margin"),
+        (lambda c: first("C8a", c)["statistics"][0].update(margin=0.1), r"C8a.*smallest_effect"),
+        (lambda c: first("C2", c)["statistics"][1].update(condition="at night"), r"C2.*conditions.*at night"),
+        (lambda c: first("C2", c)["conditions"].append("at night"), r"C2.*conditions.*at night"),
+        (lambda c: c["claims"][0].pop("whose_words"), r"claims\.C1\.whose_words"),
         (
-            lambda c: c["claims"][6]["statistics"][0].update(direction="up"),
-            "claims.C7.statistics.0.direction",
-        ),
-        (lambda c: c["claims"][6]["statistics"][0].update(metric=3), r"statistics\.0\.metric: got 3"),
-        (lambda c: c["claims"][6]["statistics"][0].update(smallest_effect="1e-2"), "smallest_effect"),
-        (lambda c: c["claims"][0].pop("text"), r"claims\.C1\.text"),
-        (
-            lambda c: c["claims"][10]["statistics"][0].update(predictor="seed"),
+            lambda c: first("C11", c)["statistics"][0].update(predictor="seed"),
             r"C11\.statistics\.0\.predictor",
         ),
-        (lambda c: c["claims"][5].update(methods=[]), "claims.C6: .*methods"),
+        (lambda c: first("C6", c).update(methods=[]), "claims.C6: .*methods"),
         (lambda c: c["claims"][1].update(id="C1"), "every id"),
         (lambda c: c["claims"][0]["statistics"][0].update(supported_range=[2.0, 1.0]), "rising"),
         (lambda c: c.update(level=0.1), "level: "),
     ],
 )
 def test_mistakes_in_the_file_are_named(change, message):
-    content = copy.deepcopy(CLAIMS)
+    content = json.loads(json.dumps(CLAIMS))  # a copy without the anchors' shared parts
     change(content)
     with pytest.raises(PrecfmError, match=message):
         parse_claims(content)
+
+
+def test_a_verdict_is_not_asked_of_arms_that_were_not_run():
+    spec = parse_claims(metric_claim(baselines=["none", "{method}-P", "alone:{method}"], settings=["tuned"]))
+    missing_arms(spec, "x", {"tuned": ["m", "none", "m-P"], "ablation": ["none"]})
+    missing_arms(spec, "another", {"tuned": ["none"]})
+    missing_arms(spec, "x", {})
+    for lacking in ("m", "none", "m-P"):
+        with pytest.raises(PrecfmError, match=rf"claims\.C1: '{lacking}'.* x;"):
+            missing_arms(spec, "x", {"tuned": {"m", "none", "m-P"} - {lacking}})
 
 
 @pytest.mark.parametrize(
     ("differences", "verdict"),
     [
         ([-0.5, -0.6, -0.4, -0.5, -0.55], "supported"),
-        ([0.5, 0.6, 0.4, 0.5, 0.55], "not supported"),  # the wrong way
-        ([-0.02, -0.03, -0.02, -0.03, -0.02], "not supported"),  # significant, but too small to matter
-        ([-0.5, 0.6, -0.9, 0.5, -0.4], "inconclusive"),
+        ([0.5, 0.6, 0.4, 0.5, 0.55], "contradicted"),  # the wrong way
+        ([-0.02, -0.03, -0.02, -0.03, -0.02], "contradicted"),  # significant, but too small to matter
+        ([-0.5, 0.6, -0.9, 0.5, -0.4], "open"),
         ([-0.5, -0.52, -0.51, -0.5], "indicative: supported"),
-        ([0.5, 0.52, 0.51, 0.5], "indicative: not supported"),
-        ([-0.5], "inconclusive"),  # one seed has no interval
+        ([0.5, 0.52, 0.51, 0.5], "indicative: contradicted"),
+        ([-0.5], "open"),  # one seed has no interval
     ],
 )
 def test_verdicts_on_known_effects(differences, verdict):
-    assert judge(metric_claim(), records(differences)).verdict == verdict
+    assert judge(metric_claim(), records(differences)).data == verdict
     mirrored = judge(metric_claim("increase"), records([-d for d in differences]))
-    assert mirrored.verdict == verdict
+    assert mirrored.data == verdict
 
 
 @pytest.mark.parametrize(
     ("differences", "verdict"),
     [
         ([0.01, -0.01, 0.0, 0.02, -0.02], "supported"),
-        ([-0.5, -0.6, -0.4, -0.5, -0.55], "not supported"),
-        ([-0.5, 0.6, -0.9, 0.5, -0.4], "inconclusive"),
+        ([-0.5, -0.6, -0.4, -0.5, -0.55], "contradicted"),
+        ([-0.5, 0.6, -0.9, 0.5, -0.4], "open"),
         ([0.5, 0.6, 0.4, 0.5, 0.55], "supported"),
     ],
 )
 def test_no_harm_needs_evidence_too(differences, verdict):
-    assert judge(metric_claim("no_decrease"), records(differences)).verdict == verdict
+    assert judge(metric_claim("no_decrease"), records(differences)).data == verdict
 
 
 @settings(max_examples=20, deadline=None)
@@ -128,25 +170,133 @@ def test_an_effect_is_never_both_for_and_against(differences):
 
 def test_both_classifiers_must_agree():
     content = metric_claim(spaces=("classifier-0", "classifier-1"))
-    good, bad = [-0.5, -0.6, -0.4, -0.5, -0.55], [0.5, 0.6, 0.4, 0.5, 0.55]
-    first, second = records(good), records(good, space="classifier-1")
-    assert judge(content, first, second).verdict == "supported"
-    assert judge(content, first, records(bad, space="classifier-1")).verdict == "not supported"
-    alone = judge(content, first)
-    assert alone.verdict == "inconclusive"
+    assert judge(content, records(GOOD), records(GOOD, space="classifier-1")).data == "supported"
+    assert judge(content, records(GOOD), records(BAD, space="classifier-1")).data == "contradicted"
+    alone = judge(content, records(GOOD))
+    assert alone.data == "open"
     assert "classifier-1" in alone.reason
 
 
 def test_one_method_suffices_but_pays_for_the_others_by_holm():
-    content = metric_claim(methods=["m", "other", "third"])
-    good, none = records([-0.5, -0.9, -0.2, -0.6, -0.4]), [-0.5, 0.6, -0.9, 0.5, -0.4]
-    single = judge(content, good)
-    assert single.verdict == "supported"
-    many = judge(content, good, records(none, "other"), records(none, "third"))
-    assert many.verdict == "supported"
+    """Within a method the largest p-value counts, unadjusted; over methods it is adjusted."""
+    content = metric_claim(methods=["m", "other", "third"], spaces=("classifier-0", "classifier-1"))
+    good = [-0.5, -0.9, -0.2, -0.6, -0.4]
+    mine = (records(good), records(GOOD, space="classifier-1"))
+    rest = [
+        records(VAGUE, name, space)
+        for name in ("other", "third")
+        for space in ("classifier-0", "classifier-1")
+    ]
+    many = judge(content, *mine, *rest)
+    assert many.data == "supported"
     assert many.methods == ("m", "other", "third")
-    assert many.statistics[0].p_holm == pytest.approx(3 * single.statistics[0].p)
+    p = stats.ttest_1samp(good, 0.0, alternative="less").pvalue
+    of_method = [result for result in many.statistics if result.method == "m"]
+    assert [result.p_holm for result in of_method] == pytest.approx([3 * p] * 2)
+    assert of_method[0].p == pytest.approx(p)
     assert "other" in many.reason
+    barely = [-0.5, -0.9, 0.1, -0.7, -0.2]  # p = .033: enough for one method, not for one of three
+    assert judge(metric_claim(), records(barely)).data == "supported"
+    three = [records(barely), records(VAGUE, "other"), records(VAGUE, "third")]
+    assert judge(metric_claim(methods=["m", "other", "third"]), *three).data == "open"
+
+
+def test_a_claim_is_contradicted_only_if_every_method_fails():
+    content = metric_claim(methods=["m", "other"])
+    assert judge(content, records(BAD), records(BAD, "other")).data == "contradicted"
+    assert judge(content, records(BAD), records(VAGUE, "other")).data == "open"
+    assert judge(content, records(BAD)).data == "open"  # the other was not run
+
+
+def test_one_method_must_hold_on_every_data_set_and_recipe():
+    content = metric_claim(methods=["m", "other"])
+
+    def both(on_d, on_e):
+        return [
+            records(values, method, dataset=dataset)
+            for dataset, pair in (("d", on_d), ("e-tuned", on_e))
+            for method, values in zip(("m", "other"), pair, strict=True)
+        ]
+
+    assert judge(content, *both((GOOD, VAGUE), (GOOD, BAD))).data == "supported"
+    assert judge(content, *both((GOOD, BAD), (BAD, GOOD))).data == "open"  # each time another one
+    assert judge(content, *both((BAD, BAD), (GOOD, GOOD))).data == "open"
+    assert judge(content, *both((BAD, BAD), (BAD, BAD))).data == "contradicted"
+
+
+def two_conditions(**changes):
+    content = metric_claim(conditions=["by day", "at night"], **changes)
+    (statistic,) = content["claims"][0]["statistics"]
+    content["claims"][0]["statistics"] = [
+        {**statistic, "name": name, "condition": name, "spaces": [space]}
+        for name, space in (("by day", "classifier-0"), ("at night", "classifier-1"))
+    ]
+    return content
+
+
+@pytest.mark.parametrize(
+    ("day", "night", "verdict"),
+    [
+        (GOOD, GOOD, "supported"),
+        (BAD, BAD, "contradicted"),
+        (GOOD, BAD, "mixed"),
+        (GOOD, VAGUE, "open"),
+        (BAD, VAGUE, "open"),
+        (GOOD[:3], BAD[:3], "indicative: mixed"),
+        (GOOD, [], "open"),  # a condition without numbers is not forgotten
+    ],
+)
+def test_only_listed_conditions_make_a_verdict_mixed(day, night, verdict):
+    found = judge(two_conditions(), records(day), records(night, space="classifier-1"))
+    assert found.data == verdict
+    _, text = merge_claims([write_claims([found])[0]])
+    assert ("by day: supported, at night: contradicted" in text) == ("mixed" in verdict)
+    same = two_conditions()
+    for statistic in same["claims"][0]["statistics"]:
+        statistic.pop("condition")
+    del same["claims"][0]["conditions"]
+    assert judge(same, records(day), records(night, space="classifier-1")).data != "mixed"
+
+
+def test_conditions_must_be_met_by_one_and_the_same_method():
+    content = two_conditions(methods=["m", "other"])
+    parts = [records(GOOD), records(VAGUE, space="classifier-1")]
+    parts += [records(VAGUE, "other"), records(GOOD, "other", "classifier-1")]
+    assert judge(content, *parts).data == "open"
+
+
+def replicates(frame, shift, own=0.0, count=60):
+    """Of each run of `records`, with a shift that all runs share in a replicate, and scatter of its own."""
+    rng = np.random.default_rng(3)
+    parts = [
+        frame.assign(replicate=r, value=frame["value"] + shift * draw + own * rng.standard_normal(len(frame)))
+        for r, draw in enumerate(rng.standard_normal(count))
+    ]
+    return pd.concat(parts)[list(FRAMES["bootstrap"].columns)]
+
+
+def test_intervals_join_the_bootstrap_and_what_both_sides_share_cancels():
+    frame = records(GOOD)
+    plain = judge(metric_claim(), frame).statistics[0]
+    shared = judge(metric_claim(), frame, bootstrap=replicates(frame, 9.0)).statistics[0]
+    assert (shared.low, shared.high, shared.p) == pytest.approx((plain.low, plain.high, plain.p), rel=1e-6)
+    apart = replicates(frame[frame["method"] == "m"], 1.0), replicates(frame[frame["method"] == "none"], -1.0)
+    found = judge(metric_claim(), frame, bootstrap=pd.concat(apart))
+    assert found.data == "open"
+    wide = found.statistics[0]
+    assert wide.value == plain.value
+    assert wide.high - wide.low > 5 * (plain.high - plain.low)
+
+
+def test_what_a_map_does_alone_is_no_merit_of_the_flow_behind_it():
+    content = metric_claim(baselines=["alone:{method}"])
+    base = records(GOOD).query("method == 'm'")
+    once = base.iloc[:1].assign(method="alone:m", step=0)  # without randomness: one row for all seeds
+    better = judge(content, base, once.assign(value=12.0))
+    assert (better.data, better.statistics[0].n) == ("supported", 5)
+    assert judge(content, base, once.assign(value=3.0)).data == "contradicted"
+    each = base.assign(method="alone:m", step=0, value=base["value"] + 1.0)
+    assert judge(content, base, each).statistics[0].value == pytest.approx(-1.0)
 
 
 def test_what_is_reported_decides_nothing_and_costs_nothing():
@@ -154,8 +304,8 @@ def test_what_is_reported_decides_nothing_and_costs_nothing():
     content["claims"][0]["statistics"].append(
         {**content["claims"][0]["statistics"][0], "name": "also", "direction": "increase", "role": "reported"}
     )
-    verdict = judge(content, records([-0.5, -0.6, -0.4, -0.5, -0.55]))
-    assert verdict.verdict == "supported"
+    verdict = judge(content, records(GOOD))
+    assert verdict.data == "supported"
     assert verdict.statistics[0].p_holm == verdict.statistics[0].p
     assert verdict.statistics[1].outcome == "contradicts"
     assert verdict.statistics[1].p_holm is None
@@ -164,7 +314,7 @@ def test_what_is_reported_decides_nothing_and_costs_nothing():
 def test_numbers_under_different_protocols_are_not_compared():
     ours, theirs = records([-0.5] * 5), records([0.0] * 5, generated=999)
     mixed = pd.concat([ours[ours["method"] == "m"], theirs[theirs["method"] == "none"]])
-    assert judge(metric_claim(), mixed).verdict == "not tested"
+    assert judge(metric_claim(), mixed).data == "not tested"
 
 
 @pytest.mark.parametrize(
@@ -177,26 +327,27 @@ def test_statistics_are_computed_from_the_frames_that_they_declare(claim):
         declared = {name: everything[name] for name in frames_of(statistic) if name in everything}
         found, expected = (list(effects(alone, frames)) for frames in (declared, everything))
         assert found == expected
-        for name in declared:  # none is declared in vain
-            assert not list(effects(alone, {**declared, name: everything[name].iloc[:0]})) or len(found) == 0
+        resampled = set(everything["bootstrap"]["metric"])
+        for name in declared:  # none is declared in vain; not every metric has replicates
+            if name == "bootstrap" and statistic.metric not in resampled:
+                continue
+            assert not found or list(effects(alone, {**declared, name: everything[name].iloc[:0]})) != found
 
 
 def test_other_experiments_and_missing_numbers_are_not_tested():
     elsewhere = judge(metric_claim(), records([-0.5] * 5), experiment="smoke")
     assert elsewhere.verdict == "not tested"
-    empty = judge(metric_claim())
-    assert empty.verdict == "not tested"
-    assert "m beside none" in empty.reason
+    assert judge(metric_claim()).verdict == "not tested"
 
 
 def test_matched_baselines_must_both_be_there():
     content = metric_claim(baselines=["{method}-P", "{method}-F"])
-    base = records([-0.5, -0.6, -0.4, -0.5, -0.55])
-    assert judge(content, base).verdict == "not tested"
+    base = records(GOOD)
+    assert judge(content, base).data == "not tested"
     wider = base.replace({"method": {"none": "m-P"}})
-    assert "m-F" in judge(content, wider).reason
+    assert "longer flow" in judge(content, wider).reason
     longer = base[base["method"] == "none"].assign(method="m-F", step=30)
-    assert judge(content, wider, longer).verdict == "supported"
+    assert judge(content, wider, longer).data == "supported"
 
 
 def path_frames(values, seeds=5):
@@ -222,8 +373,8 @@ def path_claim(smallest=0.4):
     ("smallest", "seeds", "verdict"),
     [
         (0.4, 5, "indicative: supported"),
-        (2.0, 5, "indicative: not supported"),
-        (0.4, 1, "inconclusive"),  # one seed does not show that there is no randomness
+        (2.0, 5, "indicative: contradicted"),
+        (0.4, 1, "open"),  # one seed does not show that there is no randomness
     ],
 )
 def test_a_comparison_without_randomness_counts_as_one_seed(smallest, seeds, verdict):
@@ -231,7 +382,7 @@ def test_a_comparison_without_randomness_counts_as_one_seed(smallest, seeds, ver
     found = judge(path_claim(smallest), **frames)
     (result,) = found.statistics
     assert result.value == pytest.approx(-math.log(10) / 2)
-    assert (found.verdict, result.n, result.low, result.p) == (verdict, 1, None, None)
+    assert (found.data, result.n, result.low, result.p) == (verdict, 1, None, None)
     assert result.note == ("exact: no randomness" if seeds > 1 else "")
 
 
@@ -239,28 +390,46 @@ def test_a_learned_map_against_one_without_randomness_counts_its_fits():
     learned = [(1.0, 10.0 + k) for k in range(5)]
     frames = path_frames({"none": [(1.0, 100.0)], "m": learned}, seeds=5)
     found = judge(path_claim(), **frames)
-    assert (found.verdict, found.statistics[0].n, found.statistics[0].note) == ("supported", 5, "")
+    assert (found.data, found.statistics[0].n, found.statistics[0].note) == ("supported", 5, "")
     twice = judge(path_claim(), **path_frames({"none": [(1.0, 100.0)], "m": learned[:2]}, seeds=6))
     assert twice.statistics[0].n == 2
 
 
-def with_floor(frame, value):
-    floor = frame.iloc[:1].assign(method="floor", step=0, value=value, n_generated=999)
-    return pd.concat([frame, floor])
+def with_floor(frame, values, **changes):
+    floor = [
+        frame.iloc[:1].assign(method="floor", seed=draw, step=0, value=value, n_generated=999, **changes)
+        for draw, value in enumerate(values)
+    ]
+    return pd.concat([frame, *floor])
 
 
-def test_no_headroom_above_the_floor_is_never_against_the_claim():
+def test_at_the_floor_a_statistic_cannot_support_but_contradict():
     content = metric_claim(smallest=0.05)
     content["claims"][0]["statistics"][0] |= {"effect": "log_ratio"}
-    worse = records([0.5, 0.6, 0.4, 0.5, 0.55])  # the baseline is at 7 in geometric mean
-    assert judge(content, with_floor(worse, 4.0)).verdict == "not supported"
-    at_floor = judge(content, with_floor(worse, 6.8))
-    assert at_floor.verdict == "inconclusive"
-    assert at_floor.statistics[0].outcome == "unresolved"
-    assert at_floor.statistics[0].note == "no headroom above the floor"
+    better, worse = records(GOOD), records(BAD)  # the baseline is at 7 in geometric mean
+    draws = 4.0 + 0.1 * np.arange(10)
+    assert judge(content, with_floor(better, draws)).data == "supported"
+    close = judge(content, with_floor(better, 2.4 + draws))
+    assert (close.data, close.statistics[0].note) == ("open", "no headroom above the floor")
+    assert "no headroom" in close.reason
+    assert judge(content, with_floor(worse, 2.4 + draws)).data == "contradicted"
+    scattered = [2.0, 9.0] * 5  # its mean is as low, but its interval is not
+    assert judge(content, with_floor(better, scattered)).data == "open"
+    assert judge(content, with_floor(better, [6.8])).data == "open"  # one draw: its value
 
 
-def test_theory_and_data_are_judged_by_what_each_can_have():
+def test_ratios_have_their_room_where_the_encoder_takes_nothing():
+    content = metric_claim(smallest=0.05)
+    content["claims"][0]["statistics"][0] |= {"effect": "log_ratio"}
+    base = with_floor(records(GOOD), [6.8] * 10)
+    decoded = records(GOOD, space="classifier-0-decoded").assign(reference="heldout, decoded")
+    decoded["value"] -= 4.0
+    twin = with_floor(decoded, [0.1] * 10)
+    assert judge(content, base).data == "open"
+    assert judge(content, base, twin).data == "supported"
+
+
+def test_theory_and_data_are_judged_apart_and_neither_overrides():
     content = metric_claim()
     content["claims"][0]["statistics"].append(
         {"kind": "theory", "name": "s", "supported_range": [None, -0.05]}
@@ -268,26 +437,33 @@ def test_theory_and_data_are_judged_by_what_each_can_have():
     theory = pd.DataFrame(
         [("C1", "s", -1.0, -1.1, -0.9, 5, "")], columns=list(FRAMES["theory_statistics"].columns)
     )
-    good, bad = records([-0.5, -0.6, -0.4, -0.5, -0.55]), records([0.5, 0.6, 0.4, 0.5, 0.55])
-    assert judge(content, good).verdict == "supported"
-    assert judge(content, theory_statistics=theory).verdict == "supported"
-    assert judge(content, good, theory_statistics=theory).verdict == "supported"
-    assert judge(content, bad, theory_statistics=theory).verdict == "inconclusive"
+
+    def both(*parts, **others):
+        found = judge(content, *parts, **others)
+        return found.theory, found.data
+
+    assert both(records(GOOD)) == ("not tested", "supported")
+    assert both(theory_statistics=theory) == ("supported", "not tested")
+    assert both(records(BAD), theory_statistics=theory) == ("supported", "contradicted")
     empty = theory.assign(value=math.nan, low=math.nan, high=math.nan)
-    assert judge(content, theory_statistics=empty).verdict == "inconclusive"
+    assert both(theory_statistics=empty) == ("open", "not tested")
+    verdict = judge(content, records(BAD), theory_statistics=theory)
+    assert verdict.verdict == "theory supported, data contradicted"
 
 
 def test_the_path_statistic_is_the_mean_over_t_of_ln_kappa():
     frames = report_frames.frames(seeds=5)
-    content = {"claims": [claim for claim in CLAIMS["claims"] if claim["id"] == "C6"]}
-    (verdict,) = evaluate_claims(parse_claims(content), frames, "mnist-pca64")
+    (verdict,) = evaluate_claims(parse_claims(claim_of(CLAIMS, "C6")), frames, "mnist-pca64")
     paths = frames["path_conditioning"]
     logs = paths.assign(ln=np.log(paths["condition_number"])).groupby(["scope", "method"])["ln"].mean()
     overall, classes = logs["all"], logs.drop("all")
     assert verdict.statistics[0].value == pytest.approx(overall["normalizing_flow"] - overall["scalar"])
     assert verdict.statistics[1].value < 0
     assert classes.groupby("method").max()["normalizing_flow"] < classes.groupby("method").max()["scalar"]
-    assert (verdict.verdict, verdict.methods) == ("supported", ("normalizing_flow",))
+    ways = {group.condition: group.methods[0].outcome for group in verdict.groups}
+    assert ways == {"against no map": "supports", "beyond whitening in closed form": "contradicts"}
+    assert verdict.methods == ("normalizing_flow",)
+    assert verdict.data == "open"  # the low-capacity flow was not run
 
 
 def plateau(method_slope, seeds=5, checkpoints=(100, 1000, 3000, 10000)):
@@ -307,37 +483,37 @@ def plateau(method_slope, seeds=5, checkpoints=(100, 1000, 3000, 10000)):
 
 
 def test_the_late_plateau_is_a_difference_of_slopes():
-    content = {"claims": [claim for claim in CLAIMS["claims"] if claim["id"] == "C9"]}
-    content["claims"][0]["statistics"][1] |= {"late_from": 0.05, "role": "decides"}
+    content = copy.deepcopy(claim_of(CLAIMS, "C9"))
+    content["claims"][0]["statistics"][-1] |= {"late_from": 0.05, "role": "decides"}
     (steeper,) = evaluate_claims(parse_claims(content), plateau(-0.25), "mnist-long")
-    assert steeper.verdict == "supported"
+    assert steeper.data == "supported"
     assert steeper.statistics[-1].value == pytest.approx(-0.2, abs=0.02)
     (parallel,) = evaluate_claims(parse_claims(content), plateau(-0.05), "mnist-long")
-    assert parallel.verdict == "not supported"  # lower throughout, but the plateau is the same
+    assert parallel.data == "contradicted"  # lower throughout, but the plateau is the same
     (short,) = evaluate_claims(parse_claims(content), plateau(-0.25, checkpoints=(100, 10000)), "mnist-long")
-    assert "lacks slope" in short.reason
+    assert "lacks 4 of 8 criteria (slope" in short.reason
 
 
 def test_rank_correlation_of_quality_and_result():
-    content = {"claims": [claim for claim in CLAIMS["claims"] if claim["id"] == "C11"]}
+    content = claim_of(CLAIMS, "C11")
     frames = report_frames.frames(seeds=5)
     (verdict,) = evaluate_claims(parse_claims(content), frames, "mnist-ablations")
     assert {result.n for result in verdict.statistics} == {len(report_frames.METHODS)}
-    assert verdict.verdict == "supported"
+    assert verdict.data == "supported"
     seven = report_frames.frames(seeds=5, methods=report_frames.METHODS[:7])
     (few,) = evaluate_claims(parse_claims(content), seven, "mnist-ablations")
-    assert few.verdict == "not tested"
+    assert few.data == "not tested"
     turned = frames["preconditioners"].assign(
         residual_condition_number=1 / frames["preconditioners"]["residual_condition_number"]
     )
     (against,) = evaluate_claims(
         parse_claims(content), {**frames, "preconditioners": turned}, "mnist-ablations"
     )
-    assert against.verdict == "not supported"
+    assert against.data == "contradicted"
 
 
 def test_rival_predictors_are_reported_and_may_be_missing():
-    content = {"claims": [claim for claim in CLAIMS["claims"] if claim["id"] == "C11"]}
+    content = claim_of(CLAIMS, "C11")
     frames = report_frames.frames(seeds=5)
     (verdict,) = evaluate_claims(parse_claims(content), frames, "mnist-ablations")
     roles = [(result.statistic.split(" and ")[0], result.role) for result in verdict.statistics]
@@ -348,53 +524,113 @@ def test_rival_predictors_are_reported_and_may_be_missing():
     ]
     turned = frames["predictors"].assign(predicted_steps=1 / frames["predictors"]["predicted_steps"])
     (against,) = evaluate_claims(parse_claims(content), {**frames, "predictors": turned}, "mnist-ablations")
-    assert against.verdict == verdict.verdict
+    assert against.data == verdict.data
     assert against.statistics[4].value == pytest.approx(-verdict.statistics[4].value)
     without = {name: rows for name, rows in frames.items() if name != "predictors"}
     (fewer,) = evaluate_claims(parse_claims(content), without, "mnist-ablations")
-    assert (fewer.verdict, len(fewer.statistics)) == (verdict.verdict, 4)
+    assert (fewer.data, len(fewer.statistics)) == (verdict.data, 4)
 
 
 @pytest.mark.parametrize(
     ("row", "verdict"),
     [
         ((1.0, 0.95, 1.05, 6), "supported"),
-        ((1.3, 1.2, 1.4, 6), "not supported"),
-        ((1.1, 0.95, 1.25, 6), "inconclusive"),
+        ((1.3, 1.2, 1.4, 6), "contradicted"),
+        ((1.1, 0.95, 1.25, 6), "open"),
         ((1.0, math.nan, math.nan, 6), "supported"),  # exact
         ((1.0, 0.95, 1.05, 3), "indicative: supported"),
     ],
 )
 def test_theory_statistics_against_their_range(row, verdict):
     statistic = {"kind": "theory", "name": "slope", "supported_range": [0.9, 1.1]}
-    claim = {"id": "C2", "text": "t", "experiments": ["x"], "statistics": [statistic]}
+    claim = {"id": "C2", "text": "t", "whose_words": "w", "experiments": ["x"], "statistics": [statistic]}
     rows = [("C2", "slope", *row, "why"), ("C3", "slope", 9.0, 9.0, 9.0, 9, "another claim's")]
     theory = pd.DataFrame(rows, columns=["claim", "statistic", "value", "low", "high", "n", "note"])
     found = judge({"claims": [claim]}, theory_statistics=theory)
-    assert found.verdict == verdict
+    assert found.theory == verdict
+    worse = theory.iloc[:1].assign(value=5.0, low=4.9, high=5.1)
+    both = judge({"claims": [claim]}, theory_statistics=pd.concat([theory, worse]))
+    assert both.theory.removeprefix("indicative: ") == "contradicted"  # the range must hold for each row
     assert found.statistics[0].note == "why"
+
+
+def test_theory_of_several_methods_needs_one_that_meets_all_under_every_condition():
+    names = [("a", "day"), ("a", "night"), ("b", "day"), ("b", "night")]
+    statistics = [
+        {"kind": "theory", "name": f"{m} {c}", "method": m, "condition": c, "supported_range": [None, -0.05]}
+        for m, c in names
+    ]
+    claim = {
+        "id": "C10",
+        "text": "t",
+        "whose_words": "w",
+        "experiments": ["x"],
+        "conditions": ["day", "night"],
+    }
+
+    def ruling(*values):
+        rows = [
+            ("C10", f"{m} {c}", v, v - 0.01, v + 0.01, 5, "") for (m, c), v in zip(names, values, strict=True)
+        ]
+        theory = pd.DataFrame(rows, columns=list(FRAMES["theory_statistics"].columns))
+        return judge({"claims": [{**claim, "statistics": statistics}]}, theory_statistics=theory).theory
+
+    assert ruling(-1, -1, 1, 1) == "supported"
+    assert ruling(-1, 1, 1, -1) == "open"
+    assert ruling(-1, 1, 1, 1) == "mixed"
+    assert ruling(1, 1, 1, 1) == "contradicted"
 
 
 def test_documents_hold_the_verdicts_and_merge():
     spec = parse_claims(CLAIMS)
     documents = [
         write_claims(evaluate_claims(spec, report_frames.frames(seeds), name))
-        for seeds, name in ((2, "quick"), (5, "mnist-pca64"))
+        for seeds, name in ((2, "quick"), (5, "mnist-ablations"))
     ]
     payload = json.loads(documents[1][0])
-    assert [claim["claim"] for claim in payload["claims"]] == [f"C{i}" for i in range(1, 12)]
+    assert [claim["claim"] for claim in payload["claims"]] == [claim["id"] for claim in CLAIMS["claims"]]
     by_claim = {claim["claim"]: claim for claim in payload["claims"]}
-    assert {"value", "low", "high", "n", "p", "p_holm", "smallest_effect"} <= set(
-        by_claim["C7"]["statistics"][0]
+    numbers = {"value", "low", "high", "n", "p", "p_holm", "smallest_effect", "margin"}
+    assert numbers <= set(by_claim["C11"]["statistics"][0])
+    assert "## C11: data supported" in documents[1][1]
+    text, markdown = merge_claims([document for document, _ in documents], {"quick": "revision abc"})
+    assert (
+        merge_claims([document for document, _ in reversed(documents)], {"quick": "revision abc"})[0] == text
     )
-    assert "| C7 | **supported** |" in documents[1][1]
-    text, markdown = merge_claims([document for document, _ in documents])
-    assert merge_claims([document for document, _ in reversed(documents)]) == (text, markdown)
     merged = {claim["claim"]: claim for claim in json.loads(text)["claims"]}
-    assert merged["C7"]["verdict"] == "supported"
-    assert [part["experiment"] for part in merged["C7"]["experiments"]] == ["mnist-pca64", "quick"]
-    assert merged["C10"]["verdict"] == "not tested"
-    assert "mnist-pca64: supported" in markdown
+    assert list(merged) == sorted(merged, key=claim_order)
+    assert (merged["C11"]["theory"], merged["C11"]["data"]) == ("not tested", "supported")
+    assert [part["experiment"] for part in merged["C11"]["by_experiment"]] == ["mnist-ablations", "quick"]
+    assert merged["C8c"]["data"] == "not tested"
+    assert "| C11 | abstract v2 (preconditioner-quality ablations) | – | **supported** |" in markdown
+    for said in ("Whose words", "Rule", "To know", "What would change it", "the settings are ours"):
+        assert said in markdown
+    assert "- quick: revision abc." in markdown
+
+
+def test_five_seeds_of_one_experiment_are_not_outvoted_by_two_of_another():
+    content = metric_claim(experiments=["x", "y"])
+
+    def document(name, values):
+        return write_claims([judge(content, records(values), experiment=name)])[0]
+
+    def merged(*documents):
+        return json.loads(merge_claims(documents)[0])["claims"][0]["data"]
+
+    assert merged(document("x", GOOD), document("y", BAD[:2])) == "supported"
+    assert merged(document("x", GOOD[:3]), document("y", [])) == "indicative: supported"
+    assert merged(document("x", GOOD), document("y", BAD)) == "open"
+    assert merged(document("x", GOOD), document("y", VAGUE)) == "open"
+
+
+def test_verdicts_by_earlier_rules_are_shown_and_count_for_nothing():
+    old = {"claim": "C8", "text": "t", "experiment": "methods", "verdict": "supported", "reason": "r"}
+    earlier = json.dumps({"claims": [{**old, "methods": [], "statistics": []}]})
+    now = write_claims([judge(metric_claim(), records(GOOD))])[0]
+    text, markdown = merge_claims([earlier, now])
+    assert [claim["claim"] for claim in json.loads(text)["claims"]] == ["C1"]
+    assert json.loads(text)["by_earlier_rules"][0]["verdict"] == "supported"
+    assert "| methods | C8 | supported | t |" in markdown.partition("By earlier rules")[2]
 
 
 def test_a_file_that_holds_no_verdicts_is_refused():
@@ -412,7 +648,7 @@ def test_settings_that_do_not_count_decide_nothing_and_those_that_do_must_agree(
     def ruling(*parts):
         spec = parse_claims(metric_claim(settings=["plain", "tuned"]))
         (verdict,) = evaluate_claims(spec, {"records": pd.concat(parts, ignore_index=True)}, "x")
-        return verdict.verdict
+        return verdict.data
 
     assert ruling(plain) == ruling(plain, ablation) == ruling(plain, same) == "supported"
-    assert ruling(plain, open_question) == "inconclusive"
+    assert ruling(plain, open_question) == "open"

@@ -1,32 +1,53 @@
 """What `config/claims.yaml` may say: claims, their statistics, directions and smallest effects."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Positive, Strict, complaint
+from precfm.report.vocabulary import ALONE
 
 Role = Literal["decides", "reported"]
 Direction = Literal["decrease", "increase", "no_increase", "no_decrease"]
+Side = Literal["theory", "data"]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
+COMPARING = (
+    "metric",
+    "late_slope",
+    "path_conditioning",
+)  # kinds of statistics that compare methods with baselines
 
-class TheoryStatistic(Strict):
-    """A row of `theory_statistics`, and the range that supports the claim.
+
+class _Statistic(Strict):
+    """What all statistics say.
 
     Attributes:
-        name: the row's `statistic`.
-        supported_range: lowest and highest value in favour; null for no bound.
+        name: as verdicts write it.
+        condition: which of the claim's conditions it is about; none: of all of them.
         role: whether it decides, or is reported beside the verdict.
     """
 
-    kind: Literal["theory"]
     name: str
-    supported_range: tuple[float | None, float | None]
+    condition: str = ""
     role: Role = "decides"
+
+
+class TheoryStatistic(_Statistic):
+    """Rows of `theory_statistics`, and the range that supports the claim; it must hold for each row.
+
+    Attributes:
+        name: the rows' `statistic`.
+        supported_range: lowest and highest value in favour; null for no bound.
+        method: the preconditioner that it is about; none: it is about the claim as a whole.
+    """
+
+    kind: Literal["theory"]
+    supported_range: tuple[float | None, float | None]
+    method: str = ""
 
     @model_validator(mode="after")
     def _is_a_range(self) -> "TheoryStatistic":
@@ -36,14 +57,46 @@ class TheoryStatistic(Strict):
         return self
 
 
-class _Effect(Strict):
-    name: str
+class EffectStatistic(_Statistic):
+    """What all effects on data say.
+
+    Attributes:
+        direction: a claimed change, or a change that must not be.
+        smallest_effect: of a claimed change, the smallest one that matters.
+        margin: of `no_increase` and `no_decrease`, the largest one that does no harm.
+        baselines: instead of the claim's.
+    """
+
     direction: Direction
-    smallest_effect: Positive
-    role: Role = "decides"
+    smallest_effect: Positive | None = None
+    margin: Positive | None = None
+    baselines: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_its_threshold(self) -> "EffectStatistic":
+        harmless = self.direction in ("no_increase", "no_decrease")
+        needed, other = ("margin", "smallest_effect") if harmless else ("smallest_effect", "margin")
+        if getattr(self, needed) is None or getattr(self, other) is not None:
+            raise ValueError(f"{needed}: direction '{self.direction}' needs it, and no {other}")
+        return self
+
+    @property
+    def sign(self) -> int:
+        """Times this, the claimed way is up."""
+        return 1 if self.direction in ("increase", "no_decrease") else -1
+
+    @property
+    def needed(self) -> float:
+        """The least effect, measured so that the claimed way is up, that supports the claim."""
+        return self.smallest_effect if self.smallest_effect is not None else -(self.margin or 0.0)
+
+    @property
+    def null(self) -> float:
+        """The effect that is tested against: none, or the largest harmless change the wrong way."""
+        return 0.0 if self.margin is None else -self.sign * self.margin
 
 
-class MetricStatistic(_Effect):
+class MetricStatistic(EffectStatistic):
     """A metric at the checkpoint that two methods share, in each of the spaces.
 
     Attributes:
@@ -58,7 +111,7 @@ class MetricStatistic(_Effect):
     effect: Literal["difference", "log_ratio"]
 
 
-class LateSlopeStatistic(_Effect):
+class LateSlopeStatistic(EffectStatistic):
     """Slope of ln(metric) per decade of training steps over the late checkpoints, method minus baseline.
 
     Attributes:
@@ -73,7 +126,7 @@ class LateSlopeStatistic(_Effect):
     late_from: Annotated[float, Field(ge=0, lt=1)]
 
 
-class PathStatistic(_Effect):
+class PathStatistic(EffectStatistic):
     """A quantity of Sigma_t averaged over the times of the path, method minus baseline.
 
     Attributes:
@@ -86,7 +139,7 @@ class PathStatistic(_Effect):
     scope: Literal["all", "worst_class"]
 
 
-class RankCorrelationStatistic(_Effect):
+class RankCorrelationStatistic(EffectStatistic):
     """Spearman correlation of a preconditioner's quality and a final metric, over methods.
 
     Of the means over seeds, since seeds of one method are no independent observations of its quality.
@@ -113,34 +166,75 @@ class Claim(Strict):
     """One claim of the paper and what decides it.
 
     Attributes:
-        id: C1 to C11.
+        id: C1 to C11, with a part (`C8a`) and a setting (`C8a-score`); S1 for claims of our own.
         text: the claim in one sentence.
+        whose_words: who says so, and where.
+        caveat: what a reader of the verdict has to know of how it was tested.
         methods: the preconditioners it is about; it holds if one of them meets every deciding statistic.
         baselines: what each is compared with, all of them; `{method}` stands for the method's name.
+        conditions: under which it may hold or not; only where they are listed can a verdict be mixed.
         statistics: the numbers that decide it, or are reported beside.
         experiments: the experiments that count.
         settings: the settings that count, where an experiment has several; all of them if none is named.
     """
 
-    id: Annotated[str, Field(pattern=r"^C\d+$")]
+    id: Annotated[str, Field(pattern=r"^[CS]\d+[a-z]?(-[a-z]+)?$")]
     text: str
+    whose_words: str
+    caveat: str = ""
     methods: tuple[str, ...] = ()
     baselines: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
     statistics: Annotated[tuple[Statistic, ...], Field(min_length=1)]
     experiments: Names
     settings: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _can_be_decided(self) -> "Claim":
-        compares = [s for s in self.statistics if s.kind in ("metric", "late_slope", "path_conditioning")]
-        if compares and not (self.methods and self.baselines):
-            raise ValueError("statistics that compare need methods and baselines")
-        if not any(statistic.role == "decides" for statistic in self.statistics):
+        for statistic in self.statistics:
+            if statistic.kind in COMPARING and not (self.methods and self.baselines_of(statistic)):
+                raise ValueError("statistics that compare need methods and baselines")
+            if statistic.condition and statistic.condition not in self.conditions:
+                raise ValueError(
+                    f"conditions: {statistic.name!r} is about {statistic.condition!r}, which is not listed"
+                )
+        deciding = [statistic for statistic in self.statistics if statistic.role == "decides"]
+        if not deciding:
             raise ValueError("statistics: at least one must decide")
+        idle = set(self.conditions) - {statistic.condition for statistic in deciding}
+        if idle:
+            raise ValueError(f"conditions: no statistic decides under {min(idle)!r}")
         names = [statistic.name for statistic in self.statistics]
         if len(set(names)) < len(names):
             raise ValueError("statistics: every name may stand there once")
         return self
+
+    def deciding(self, side: Side) -> list[Statistic]:
+        """The statistics that decide on one side."""
+        theory = side == "theory"
+        return [s for s in self.statistics if s.role == "decides" and (s.kind == "theory") == theory]
+
+    def conditions_of(self, side: Side) -> tuple[str, ...]:
+        """The conditions that are told apart on one side; a single one without a name if none is."""
+        named = {statistic.condition for statistic in self.deciding(side)}
+        return tuple(name for name in self.conditions if name in named) or ("",)
+
+    def criteria(self, side: Side, condition: str) -> dict[str, list[Statistic]]:
+        """By method, the statistics that decide on one side under one condition; by no name what is of no method."""
+        found = [s for s in self.deciding(side) if s.condition in ("", condition)]
+        if side == "data":
+            names = self.methods if any(s.kind in COMPARING for s in found) else ("",)
+            return dict.fromkeys(names, found)
+        named = [s.method for s in found if isinstance(s, TheoryStatistic)]
+        names = tuple(dict.fromkeys(filter(None, named))) or ("",)
+        return {name: [s for s, of in zip(found, named, strict=True) if of in ("", name)] for name in names}
+
+    def baselines_of(self, statistic: Statistic, method: str = "{method}") -> tuple[str, ...]:
+        """What a method is compared with: by the statistic, else by the claim; nothing where nothing is compared."""
+        if statistic.kind not in COMPARING:
+            return ()
+        names = getattr(statistic, "baselines", ()) or self.baselines
+        return tuple(name.format(method=method) for name in names)
 
 
 class ClaimsSpec(Strict):
@@ -171,6 +265,32 @@ def parse_claims(content: Mapping[str, Any], source: str = "config/claims.yaml")
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise PrecfmError(f"{source}: {_field(content, first['loc'])}: {complaint(first)}") from None
+
+
+def missing_arms(spec: ClaimsSpec, experiment: str, arms: Mapping[str, Collection[str]]) -> None:
+    """Refuse an experiment that a claim names, but that does not run what the verdict would be asked of.
+
+    Args:
+        spec: the claims.
+        experiment: its name; what only extends it, or a tiny copy, is named by no claim.
+        arms: by setting, the names of its methods, matched baselines (`-P`, `-F`) among them.
+
+    Raises:
+        PrecfmError: a counting setting lacks a method, or a baseline of one; names it and the claim. Maps alone are
+            never lacking: every map and skip has its row.
+    """
+    for claim in spec.claims:
+        if experiment not in claim.experiments:
+            continue
+        for setting in (name for name in arms if not claim.settings or name in claim.settings):
+            for statistic in (each for each in claim.deciding("data") if each.kind in COMPARING):
+                for method in claim.methods:
+                    for name in (method, *claim.baselines_of(statistic, method)):
+                        if name not in arms[setting] and not name.startswith(ALONE):
+                            raise PrecfmError(
+                                f"claims.{claim.id}: {name!r} is not among the methods of the setting '{setting}' of "
+                                f"{experiment}; run it there, or take the experiment out of the claim"
+                            )
 
 
 def _field(content: Mapping[str, Any], location: tuple[int | str, ...]) -> str:

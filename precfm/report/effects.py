@@ -1,15 +1,18 @@
 """From a claim's statistics to effects: one estimate per data set, method, baseline and space."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from precfm.core.statistics import Estimate, rank_correlation, t_estimate
+from precfm.core.statistics import Estimate, joint_estimate, rank_correlation
+from precfm.report.bootstrap import Bootstrap
 from precfm.report.claims import (
     Claim,
+    EffectStatistic,
     LateSlopeStatistic,
     MetricStatistic,
     PathStatistic,
@@ -22,7 +25,7 @@ from precfm.report.predictor_values import FRAME_OF, RANKED_METHODS, beside_resu
 from precfm.report.reads import Declared, declared, frame, reads
 from precfm.report.rows import ALL, RECORD_KEYS, pair, per_seed
 from precfm.report.summaries import late_slopes, logarithms
-from precfm.report.vocabulary import FLOOR
+from precfm.report.vocabulary import FLOOR, decoded
 
 EXACT = "exact: no randomness"
 NO_HEADROOM = "no headroom above the floor"
@@ -34,7 +37,7 @@ class Effect:
 
     Attributes:
         statistic: what the claims file says about it.
-        estimate: the effect with its interval; `p` is against the null of the statistic's direction.
+        estimate: the effect with its interval; `p` is one-sided, against the null of the statistic's direction.
         name: the statistic's name, with the space it was taken in.
         dataset: data set; empty for theory.
         method: the preconditioner; empty if it is about all of them or about none.
@@ -77,7 +80,8 @@ def _theory(claim: Claim, statistic: TheoryStatistic, frames: Frames) -> Iterato
     chosen = rows[(rows["claim"] == claim.id) & (rows["statistic"] == statistic.name)]
     columns = [chosen[name].astype(float) for name in ("value", "low", "high", "n")]
     for value, low, high, n, note in zip(*columns, chosen["note"].fillna(""), strict=True):
-        yield Effect(statistic, Estimate(value, low, high, int(n)), statistic.name, note=str(note))
+        estimate = Estimate(value, low, high, int(n))
+        yield Effect(statistic, estimate, statistic.name, method=statistic.method, note=str(note))
 
 
 @reads("path_conditioning")
@@ -85,7 +89,7 @@ def _paths(claim: Claim, statistic: PathStatistic, frames: Frames) -> Iterator[E
     """What has no randomness counts once, however many seeds it stands for."""
     values = _mean_on_path(frame(frames, "path_conditioning"), statistic)
     artifacts = values.set_index(["dataset", "method", "seed"])["artifact"]
-    for method, baseline in _comparisons(claim):
+    for method, baseline in _comparisons(claim, statistic):
         pairs = pair(values, method, baseline, ["dataset"])
         runs = list(zip(pairs["dataset"], pairs["seed"], strict=True))
         pairs["fits"] = [
@@ -94,61 +98,91 @@ def _paths(claim: Claim, statistic: PathStatistic, frames: Frames) -> Iterator[E
         for dataset, group in pairs.groupby("dataset", sort=True):
             fits = group.drop_duplicates("fits")
             note = EXACT if len(fits) == 1 < len(group) else ""
-            estimate = t_estimate(fits["value"] - fits["value_baseline"], null=null_value(statistic))
+            estimate = joint_estimate(fits["value"] - fits["value_baseline"], **_test(statistic))
             yield Effect(statistic, estimate, statistic.name, str(dataset), method, baseline, note)
 
 
+@reads("records", optional=("bootstrap",))
+def _metrics(claim: Claim, statistic: MetricStatistic, frames: Frames) -> Iterator[Effect]:
+    records, replicates = per_seed(frame(frames, "records")), frame(frames, "bootstrap")
+    bootstrap = Bootstrap(replicates[replicates["metric"] == statistic.metric])
+    spaces = (*statistic.spaces, *map(decoded, statistic.spaces))
+    values = records[(records["metric"] == statistic.metric) & records["space"].isin(spaces)]
+    transform: Callable[[Any], Any] = np.asarray
+    if statistic.effect == "log_ratio":
+        values, transform = values.assign(value=logarithms(values["value"], statistic.metric)), np.log
+    chosen = values[values["space"].isin(statistic.spaces)]
+    for method, baseline in _comparisons(claim, statistic):
+        for about, pairs in _pairs(chosen, method, baseline):
+            estimate = bootstrap.difference(
+                about, method, baseline, pairs, transform=transform, **_test(statistic)
+            )
+            note = "" if _headroom(statistic, values, about, baseline, pairs) else NO_HEADROOM
+            name = _name(statistic, str(about["space"]))
+            yield Effect(statistic, estimate, name, str(about["dataset"]), method, baseline, note)
+
+
 @reads("records")
-def _metrics(
-    claim: Claim, statistic: MetricStatistic | LateSlopeStatistic, frames: Frames
-) -> Iterator[Effect]:
+def _late_slopes(claim: Claim, statistic: LateSlopeStatistic, frames: Frames) -> Iterator[Effect]:
     records = _chosen(per_seed(frame(frames, "records")), statistic)
-    for method, baseline in _comparisons(claim):
-        values = records[records["method"].isin([method, baseline])]
-        if isinstance(statistic, LateSlopeStatistic):
-            values = late_slopes(values, RECORD_KEYS, statistic.late_from)
-        elif statistic.effect == "log_ratio":
-            values = values.assign(value=logarithms(values["value"], statistic.metric))
-        for key, group in pair(values, method, baseline, RECORD_KEYS).groupby(RECORD_KEYS, sort=True):
-            named, note = dict(zip(RECORD_KEYS, key, strict=True)), ""
-            if isinstance(statistic, MetricStatistic) and statistic.effect == "log_ratio":
-                note = _headroom_note(statistic, records, named, float(group["value_baseline"].mean()))
-            estimate = t_estimate(group["value"] - group["value_baseline"], null=null_value(statistic))
-            name = _name(statistic, str(named["space"]))
-            yield Effect(statistic, estimate, name, str(named["dataset"]), method, baseline, note)
+    for method, baseline in _comparisons(claim, statistic):
+        both = records[records["method"].isin([method, baseline])]
+        for about, pairs in _pairs(late_slopes(both, RECORD_KEYS, statistic.late_from), method, baseline):
+            estimate = joint_estimate(pairs["value"] - pairs["value_baseline"], **_test(statistic))
+            name = _name(statistic, str(about["space"]))
+            yield Effect(statistic, estimate, name, str(about["dataset"]), method, baseline)
 
 
-def _comparisons(claim: Claim) -> Iterator[tuple[str, str]]:
+def _comparisons(claim: Claim, statistic: Statistic) -> Iterator[tuple[str, str]]:
     """Every method of a claim beside each of its baselines."""
     for method in claim.methods:
-        for baseline in claim.baselines:
-            yield method, baseline.format(method=method)
+        for baseline in claim.baselines_of(statistic, method):
+            yield method, baseline
 
 
-def _headroom_note(
-    statistic: MetricStatistic, records: pd.DataFrame, named: dict[str, object], baseline: float
-) -> str:
-    """`NO_HEADROOM` if the baseline (mean ln) is closer to the floor than the smallest effect that matters."""
-    floor = records[records["method"] == FLOOR]
-    for column in ("dataset", "space", "extractor"):
-        floor = floor[floor[column] == named[column]]
-    if floor.empty:
-        return ""
-    headroom = baseline - float(logarithms(floor["value"], statistic.metric).mean())
-    return NO_HEADROOM if headroom < statistic.smallest_effect else ""
+def _pairs(
+    values: pd.DataFrame, method: str, baseline: str
+) -> Iterator[tuple[dict[str, object], pd.DataFrame]]:
+    """The pairs of each data set, space and protocol, and what these are."""
+    for key, pairs in pair(values, method, baseline, RECORD_KEYS).groupby(RECORD_KEYS, sort=True):
+        yield dict(zip(RECORD_KEYS, key, strict=True)), pairs
 
 
-def null_value(statistic: Statistic) -> float:
-    """The effect that is tested against: none, or the largest harmless change the wrong way."""
-    if isinstance(statistic, TheoryStatistic):
-        return math.nan
-    margins = {"no_increase": statistic.smallest_effect, "no_decrease": -statistic.smallest_effect}
-    return margins.get(statistic.direction, 0.0)
+def _test(statistic: EffectStatistic) -> dict[str, Any]:
+    """What an effect is tested against, and on which side."""
+    return {"null": statistic.null, "alternative": "greater" if statistic.sign > 0 else "less"}
 
 
-def _chosen(
-    values: pd.DataFrame, statistic: MetricStatistic | LateSlopeStatistic | RankCorrelationStatistic
-) -> pd.DataFrame:
+def _headroom(
+    statistic: MetricStatistic,
+    values: pd.DataFrame,
+    about: Mapping[str, object],
+    baseline: str,
+    pairs: pd.DataFrame,
+) -> bool:
+    """Whether the baseline leaves room for the smallest effect that matters above the floor's own uncertainty.
+
+    A ratio is diluted by what encoder and decoder lose on held-out images, so where these have been decoded, too, its
+    room is measured there. Without a floor there is no limit.
+    """
+    if statistic.smallest_effect is None:
+        return True
+    rows = values[(values["dataset"] == about["dataset"]) & (values["space"] == about["space"])]
+    rows = rows[rows["extractor"] == about["extractor"]]
+    twin = values[(values["dataset"] == about["dataset"]) & (values["space"] == decoded(str(about["space"])))]
+    if statistic.effect == "log_ratio" and (twin["method"] == FLOOR).any():
+        rows = twin
+    floor = joint_estimate(rows.loc[rows["method"] == FLOOR, "value"])
+    runs = rows[(rows["method"] == baseline) & rows["seed"].isin(pairs["seed_baseline"])]
+    level = runs.loc[runs["step"].isin(pairs["step_baseline"]), "value"].mean()
+    if floor.n == 0 or math.isnan(level):
+        return True
+    edge = floor.low if statistic.sign > 0 else floor.high
+    room = statistic.sign * ((floor.value if math.isnan(edge) else edge) - level)
+    return bool(room >= statistic.smallest_effect)
+
+
+def _chosen(values: pd.DataFrame, statistic: LateSlopeStatistic | RankCorrelationStatistic) -> pd.DataFrame:
     return values[(values["metric"] == statistic.metric) & values["space"].isin(statistic.spaces)]
 
 
@@ -172,14 +206,16 @@ def _rank_correlations(claim: Claim, statistic: RankCorrelationStatistic, frames
     for key, group in both.groupby(RECORD_KEYS, sort=True):
         dataset, _, space, *_ = key
         if len(group) >= RANKED_METHODS:
-            estimate = rank_correlation(group[statistic.predictor], group["value"])
+            found = rank_correlation(group[statistic.predictor], group["value"])
+            claimed = statistic.sign * found.value > 0
+            estimate = replace(found, p=found.p / 2 if claimed else 1 - found.p / 2)
             yield Effect(statistic, estimate, _name(statistic, str(space)), str(dataset))
 
 
 _EFFECTS: dict[str, Callable[[Claim, Any, Frames], Iterator[Effect]]] = {
     "theory": _theory,
     "metric": _metrics,
-    "late_slope": _metrics,
+    "late_slope": _late_slopes,
     "path_conditioning": _paths,
     "rank_correlation": _rank_correlations,
 }
@@ -189,18 +225,13 @@ def _name(statistic: Statistic, where: str) -> str:
     return f"{statistic.name} ({where})" if where else statistic.name
 
 
-def expected(claim: Claim, dataset: str, method: str) -> set[tuple[str, str]]:
-    """Name and baseline of every deciding effect that a method must have on a data set.
-
-    Theory has no data set (an empty one), and a data set no theory: each has its own statistics.
-    """
+def expected(claim: Claim, statistics: Sequence[Statistic], method: str) -> set[tuple[str, str]]:
+    """Name and baseline of every effect that these statistics of a claim must have for a method."""
     names = set()
-    for statistic in claim.statistics:
-        if statistic.role != "decides" or isinstance(statistic, TheoryStatistic) == bool(dataset):
-            continue
+    for statistic in statistics:
         spaces: tuple[str, ...] = ("",)
         if isinstance(statistic, MetricStatistic | LateSlopeStatistic | RankCorrelationStatistic):
             spaces = statistic.spaces
-        baselines = [name.format(method=method) for name in claim.baselines] if method else [""]
+        baselines = claim.baselines_of(statistic, method) or ("",)
         names |= {(_name(statistic, space), baseline) for space in spaces for baseline in baselines}
     return names

@@ -1,11 +1,11 @@
 """What one effect says about its claim: supports, contradicts, or leaves it open.
 
 The rule, fixed before any run. An effect supports a claim if it points the claimed way, is at least the smallest one
-that matters, and its p-value, adjusted by Holm over the deciding effects of the claim, is below 5%. It contradicts the
-claim if its whole 95% interval is below the smallest effect that matters. Otherwise it is unresolved. A claim of no
-harm is supported if the change the wrong way is shown to be below the margin. A comparison without randomness speaks
-by its value, and counts as one seed. A ratio to a baseline that stands at the floor of its metric is unresolved:
-nothing could be gained there.
+that matters, and its one-sided p-value is below 5%; a claim of no harm is supported if a change beyond the margin is
+excluded. It contradicts the claim if its whole 95% interval is below the smallest effect that matters, or
+beyond the margin. Otherwise it is unresolved. A comparison without randomness speaks by its value, and counts as one
+seed. Where the baseline stands at the floor of its metric, nothing could be gained: an effect cannot support there, but
+contradict. A number of theory supports if its whole interval is within the range, and contradicts if it is outside.
 """
 
 import math
@@ -15,8 +15,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from precfm.core.statistics import CONFIDENCE
-from precfm.report.claims import TheoryStatistic
-from precfm.report.effects import EXACT, NO_HEADROOM, Effect, null_value
+from precfm.report.claims import EffectStatistic, TheoryStatistic
+from precfm.report.effects import EXACT, NO_HEADROOM, Effect
 
 Outcome = Literal["supports", "contradicts", "unresolved"]
 
@@ -25,10 +25,13 @@ class StatisticResult(BaseModel):
     """One effect as it stands in `claims.json`; numbers that do not exist are null.
 
     Attributes:
-        statistic, dataset, method, baseline, note: as of the `Effect`.
-        value, low, high, n, p: its estimate, with 95% interval and two-sided p-value.
-        p_holm: adjusted over the deciding effects of the claim.
-        smallest_effect: the smallest one that matters; null where a range decides.
+        statistic, dataset, method, baseline, note: as of the `Effect`; theory has no data set.
+        condition: the claim's condition that it is about; empty: all of them.
+        value, low, high, n, p: its estimate, with 95% interval and one-sided p-value.
+        p_holm: the p-value of its method under its condition (the largest of its statistics), adjusted by Holm over the
+            methods of the claim; null for what is only reported.
+        smallest_effect: the smallest one that matters; null where a margin or a range decides.
+        margin: the largest harmless change; null where no such claim is made.
         direction: the claimed direction, or the supporting range.
         role: decides or reported.
         outcome: what it says about the claim.
@@ -37,6 +40,7 @@ class StatisticResult(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     statistic: str
+    condition: str
     dataset: str
     method: str
     baseline: str
@@ -47,37 +51,34 @@ class StatisticResult(BaseModel):
     p: float | None
     p_holm: float | None
     smallest_effect: float | None
+    margin: float | None
     direction: str
     role: str
     outcome: Outcome
     note: str
 
 
-def result_of(effect: Effect, p_holm: float) -> StatisticResult:
-    """What an effect says about its claim.
-
-    Args:
-        effect: the effect.
-        p_holm: its p-value, adjusted over the deciding effects of its claim; NaN for one that is only reported.
-    """
-    statistic, estimate = effect.statistic, effect.estimate
+def result_of(effect: Effect) -> StatisticResult:
+    """What an effect says about its claim, before its method is adjusted for the others."""
+    statistic = effect.statistic
     if isinstance(statistic, TheoryStatistic):
-        low, high = statistic.supported_range
-        direction = f"within [{'-inf' if low is None else low:}, {'inf' if high is None else high}]"
-        smallest, outcome = None, _outcome_of_range(effect)
+        smallest = margin = None
+        direction, outcome = range_text(statistic), _outcome_of_range(effect, statistic)
     else:
-        direction, smallest = statistic.direction, statistic.smallest_effect
-        outcome = _outcome(effect, p_holm if statistic.role == "decides" else estimate.p)
-    numbers = {name: _known(number) for name, number in asdict(estimate).items() if name != "n"}
+        smallest, margin = statistic.smallest_effect, statistic.margin
+        direction, outcome = statistic.direction, _outcome(effect, statistic)
+    numbers = {name: known(number) for name, number in asdict(effect.estimate).items() if name != "n"}
     return StatisticResult(
         statistic=effect.name,
+        condition=statistic.condition,
         dataset=effect.dataset,
         method=effect.method,
         baseline=effect.baseline,
         **numbers,
-        n=estimate.n,
-        p_holm=_known(p_holm),
+        n=effect.estimate.n,
+        p_holm=None,
         smallest_effect=smallest,
+        margin=margin,
         direction=direction,
         role=statistic.role,
         outcome=outcome,
@@ -85,31 +86,35 @@ def result_of(effect: Effect, p_holm: float) -> StatisticResult:
     )
 
 
-def _known(value: float) -> float | None:
+def range_text(statistic: TheoryStatistic) -> str:
+    """The range that supports a claim, in words."""
+    low, high = statistic.supported_range
+    if low is None:
+        return f"at most {high:g}"
+    return f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
+
+
+def known(value: float) -> float | None:
+    """The number, or null if there is none."""
     return value if math.isfinite(value) else None
 
 
-def _outcome(effect: Effect, p: float) -> Outcome:
-    """What an effect with a direction says; measured so that the claimed way is positive."""
-    statistic, estimate = effect.statistic, effect.estimate
-    assert not isinstance(statistic, TheoryStatistic)
-    exact = effect.note == EXACT
-    if effect.note == NO_HEADROOM or not (exact or math.isfinite(estimate.low + p)):
+def _outcome(effect: Effect, statistic: EffectStatistic) -> Outcome:
+    """What an effect with a direction says; measured so that the claimed way is up."""
+    estimate, exact = effect.estimate, effect.note == EXACT
+    if not (exact or math.isfinite(estimate.low + estimate.p)):
         return "unresolved"
-    sign = 1 if statistic.direction in ("increase", "no_decrease") else -1
-    value, null = sign * estimate.value, sign * null_value(statistic)
-    highest = value if exact else max(sign * estimate.low, sign * estimate.high)
-    needed = null if statistic.direction.startswith("no_") else statistic.smallest_effect
-    if highest < needed:
+    value = statistic.sign * estimate.value
+    highest = value if exact else max(statistic.sign * estimate.low, statistic.sign * estimate.high)
+    if highest < statistic.needed:
         return "contradicts"
-    shown = exact or p < 1 - CONFIDENCE
-    return "supports" if value >= needed and value > null and shown else "unresolved"
+    shown = exact or estimate.p < 1 - CONFIDENCE
+    return "supports" if value >= statistic.needed and shown and effect.note != NO_HEADROOM else "unresolved"
 
 
-def _outcome_of_range(effect: Effect) -> Outcome:
+def _outcome_of_range(effect: Effect, statistic: TheoryStatistic) -> Outcome:
     """What a number with a supporting range says; one without an interval speaks by its value."""
-    assert isinstance(effect.statistic, TheoryStatistic)
-    estimate, (low, high) = effect.estimate, effect.statistic.supported_range
+    estimate, (low, high) = effect.estimate, statistic.supported_range
     if math.isnan(estimate.value):
         return "unresolved"
     exact = math.isnan(estimate.low) or math.isnan(estimate.high)

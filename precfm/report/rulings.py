@@ -1,136 +1,202 @@
-"""From the outcomes of its effects to the ruling on a claim.
+"""From the outcomes of its effects to the ruling on a claim: for theory and for data, which never overrule each other.
 
-The settings of a data set must all rule the same way. A method meets a claim if all its deciding effects support it
-and fails if one contradicts it. On a data set the claim is supported if one of its methods meets it, and not supported
-if all fail. With fewer than five seeds a ruling is indicative at most.
+One named method must meet all deciding statistics on every data set and recipe that counts. That is an
+intersection-union test, so each statistic is tested at its own level and a method's p-value is the largest of its
+statistics; over the methods, one of which suffices, it is adjusted by Holm. A method fails where one statistic
+contradicts, and a claim is contradicted if every method fails on every data set and recipe. Conditions, which the
+claims file lists before the run, are judged one by one: where one is supported and another contradicted, the claim is
+mixed. All else is open, conditions among it that are all supported but by no one method. With fewer than five seeds a
+ruling is indicative at most, and counts only where no other does.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, cast
 
-from precfm.core.statistics import INDICATIVE_BELOW
-from precfm.report.claims import Claim
+from pydantic import BaseModel, ConfigDict
+
+from precfm.core.statistics import CONFIDENCE, INDICATIVE_BELOW, holm
+from precfm.report.claims import Claim, Side
 from precfm.report.effects import expected
 from precfm.report.outcomes import Outcome, StatisticResult
 from precfm.report.vocabulary import method_label
 
 Ruling = Literal[
     "supported",
-    "not supported",
-    "indicative: supported",
-    "indicative: not supported",
-    "inconclusive",
+    "contradicted",
+    "mixed",
+    "open",
     "not tested",
+    "indicative: supported",
+    "indicative: contradicted",
+    "indicative: mixed",
 ]
 
 
-def rule(claim: Claim, results: Sequence[StatisticResult]) -> tuple[Ruling, str]:
-    """The ruling on a claim over its data sets, and its reason in one sentence.
+class MethodOutcome(BaseModel):
+    """What all deciding statistics say about one method.
+
+    Attributes:
+        method: its name; empty if the statistics are of none.
+        outcome: supports if all do, contradicts if one does; before the adjustment for other methods.
+        p: the largest of its statistics; 0 where all speak by their value, 1 where one is missing or has no test.
+        words: the same for a reader.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str
+    outcome: Outcome
+    p: float
+    words: str
+
+
+class Judged(BaseModel):
+    """One side, data set (with its recipe) and condition: what the methods of a claim do there.
+
+    Attributes:
+        side: theory or data.
+        dataset: empty for theory.
+        condition: one of the claim's; empty if it lists none for this side.
+        n: the fewest seeds that a deciding statistic of this side and data set rests on.
+        methods: one outcome for each.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    side: Side
+    dataset: str
+    condition: str
+    n: int
+    methods: tuple[MethodOutcome, ...]
+
+    @property
+    def sentence(self) -> str:
+        """Where, how it rules, and what each method does."""
+        where = ", ".join(filter(None, (self.dataset, self.condition)))
+        said = "; ".join(
+            (f"{method_label(each.method)} " if each.method else "") + each.words for each in self.methods
+        )
+        return (f"{where}: " if where else "") + f"{ruled([self])[0]}. {said} (n = {self.n})."
+
+
+def judged(claim: Claim, results: Sequence[StatisticResult]) -> list[Judged]:
+    """A claim's deciding statistics, by side, data set, condition and method.
 
     Args:
         claim: the claim.
-        results: of its deciding statistics.
+        results: of its statistics; what is only reported is left out.
     """
-    if not results:
-        return "not tested", f"The experiment has no numbers for it: {_wanted(claim)} would be needed."
-    rulings: dict[str, list[Ruling]] = {}
-    sentences = []
-    for dataset in dict.fromkeys(result.dataset for result in results):
-        ruling, sentence = _rule_dataset(claim, [r for r in results if r.dataset == dataset])
-        rulings.setdefault(_without_setting(dataset, claim.settings), []).append(ruling)
-        sentences.append((f"{dataset}: " if dataset else "") + sentence)
-    return combine(agreed(several) for several in rulings.values()), "; ".join(sentences) + "."
+    deciding = [result for result in results if result.role == "decides"]
+    found = []
+    for dataset in dict.fromkeys(result.dataset for result in deciding):
+        here = [result for result in deciding if result.dataset == dataset]
+        side: Side = "data" if dataset else "theory"
+        for condition in claim.conditions_of(side):
+            under = [result for result in here if result.condition in ("", condition)]
+            outcomes = [
+                _method_outcome(
+                    method,
+                    expected(claim, statistics, method),
+                    [result for result in under if result.method in ("", method)],
+                )
+                for method, statistics in claim.criteria(side, condition).items()
+            ]
+            fewest = min(
+                result.n for result in here
+            )  # of all conditions, so that none counts more than another
+            found.append(
+                Judged(side=side, dataset=dataset, condition=condition, n=fewest, methods=tuple(outcomes))
+            )
+    return found
 
 
-def _without_setting(dataset: str, settings: Sequence[str]) -> str:
-    """The data set that a setting is of: settings stand behind its name."""
-    return next((dataset.removesuffix(f"-{s}") for s in settings if dataset.endswith(f"-{s}")), dataset)
-
-
-def agreed(rulings: Sequence[Ruling]) -> Ruling:
-    """One ruling from several settings of a data set, which must all rule the same way.
-
-    Example:
-        >>> agreed(["supported", "indicative: supported"]), agreed(["supported", "inconclusive"])
-        ('indicative: supported', 'inconclusive')
-    """
-    ways = {ruling.removeprefix("indicative: ") for ruling in rulings}
-    if len(ways) > 1:
-        return "inconclusive"
-    return next((ruling for ruling in rulings if ruling.startswith("indicative")), rulings[0])
-
-
-def _wanted(claim: Claim) -> str:
-    names = ", ".join(statistic.name for statistic in claim.statistics if statistic.role == "decides")
-    if not claim.methods:
-        return names
-    baselines = ", ".join(name.format(method="<method>") for name in claim.baselines)
-    return f"{names} of {' or '.join(claim.methods)} beside {baselines}"
-
-
-def _rule_dataset(claim: Claim, results: Sequence[StatisticResult]) -> tuple[Ruling, str]:
-    groups: dict[str, list[StatisticResult]] = {}
-    for result in results:
-        groups.setdefault(result.method, []).append(result)
-    outcomes = {method: _outcome_of_method(claim, method, group) for method, group in groups.items()}
-    supporting = [method for method, (outcome, _) in outcomes.items() if outcome == "supports"]
-    if supporting:
-        ruling: Ruling = "supported"
-    elif all(outcome == "contradicts" for outcome, _ in outcomes.values()):
-        ruling = "not supported"
-    else:
-        ruling = "inconclusive"
-    counted = [r for method in (supporting or groups) for r in groups[method]]
-    fewest = min(result.n for result in counted)
-    if ruling != "inconclusive" and fewest < INDICATIVE_BELOW:
-        ruling = cast(Ruling, f"indicative: {ruling}")
-    said = ", ".join(
-        (f"{method_label(method)} " if method else "") + words for method, (_, words) in outcomes.items()
-    )
-    return ruling, f"{said} (n = {fewest}{' or more' if any(r.n > fewest for r in counted) else ''})"
-
-
-def _outcome_of_method(claim: Claim, method: str, results: Sequence[StatisticResult]) -> tuple[Outcome, str]:
+def _method_outcome(
+    method: str, wanted: set[tuple[str, str]], results: Sequence[StatisticResult]
+) -> MethodOutcome:
     """All deciding statistics, in every space and against every baseline, must be there and support."""
-    against = sum(result.outcome == "contradicts" for result in results)
+
+    def outcome(what: Outcome, words: str, p: float = 1.0) -> MethodOutcome:
+        return MethodOutcome(method=method, outcome=what, p=p, words=words)
+
+    against = [result for result in results if result.outcome == "contradicts"]
     if against:
-        return "contradicts", f"fails {against} of {_criteria(len(results))}"
-    missing = expected(claim, results[0].dataset, method) - {
-        (result.statistic, result.baseline) for result in results
-    }
+        return outcome("contradicts", f"fails {_listed(map(_named, against), len(results))}")
+    missing = wanted - {(result.statistic, result.baseline) for result in results}
     if missing:
-        names = ", ".join(
-            sorted(name + (f" to {baseline}" if baseline else "") for name, baseline in missing)
+        names = sorted(
+            name + (f" to {method_label(baseline)}" if baseline else "") for name, baseline in missing
         )
-        return "unresolved", f"lacks {names}"
-    open_ones = sum(result.outcome == "unresolved" for result in results)
-    if open_ones:
-        return "unresolved", f"leaves {open_ones} of {_criteria(len(results))} open"
-    return "supports", f"meets {'its' if len(results) == 1 else 'all'} {_criteria(len(results))}"
+        return outcome("unresolved", f"lacks {_listed(names, len(wanted))}")
+    untested = [result.p for result in results if result.dataset and not result.note.startswith("exact")]
+    p = max((1.0 if value is None else value for value in untested), default=0.0)
+    unresolved = [result for result in results if result.outcome == "unresolved"]
+    if unresolved:
+        return outcome("unresolved", f"leaves open {_listed(map(_named, unresolved), len(results))}", p)
+    return outcome("supports", f"meets {'its' if len(results) == 1 else 'all'} {_criteria(len(results))}", p)
+
+
+def _named(result: StatisticResult) -> str:
+    note = f" ({result.note})" if result.note.startswith("no headroom") else ""
+    return result.statistic + (f" to {method_label(result.baseline)}" if result.baseline else "") + note
+
+
+def _listed(names: Iterable[str], of: int) -> str:
+    """How many of how many criteria, and which; two of them by name."""
+    each = list(names)
+    which = ", ".join(each[:2]) + (" and others" if len(each) > 2 else "")
+    return f"{len(each)} of {_criteria(of)} ({which})"
 
 
 def _criteria(count: int) -> str:
     return f"{count} criteri{'on' if count == 1 else 'a'}"
 
 
-def combine(rulings: Iterable[Ruling]) -> Ruling:
-    """One ruling from several data sets or experiments: full verdicts before indicative ones.
+def adjusted(groups: Sequence[Judged]) -> Mapping[str, float]:
+    """By method, its p-value over these groups, adjusted by Holm over the methods."""
+    methods = list(dict.fromkeys(each.method for group in groups for each in group.methods))
+    largest = [max(_of(group, method).p for group in groups) for method in methods]
+    return dict(zip(methods, holm(largest), strict=True))
 
-    Rulings of the same weight that disagree leave it open.
 
-    Example:
-        >>> combine(["supported", "inconclusive", "indicative: not supported"])
-        'supported'
-        >>> combine(["supported", "not supported"]), combine(["not tested", "inconclusive"])
-        ('inconclusive', 'inconclusive')
+def _of(group: Judged, method: str) -> MethodOutcome:
+    absent = MethodOutcome(method=method, outcome="unresolved", p=1.0, words="was not run")
+    return next((each for each in group.methods if each.method == method), absent)
+
+
+def ruled(groups: Sequence[Judged]) -> tuple[Ruling, str]:
+    """The ruling of one side over its data sets and conditions.
+
+    Args:
+        groups: of one side, of one experiment or of several.
+
+    Returns:
+        The ruling, and in words how its conditions rule where they do not agree.
     """
-    present = set(rulings)
-    pairs: tuple[tuple[Ruling, Ruling], ...] = (
-        ("supported", "not supported"),
-        ("indicative: supported", "indicative: not supported"),
-    )
-    for pair_of in pairs:
-        chosen = [ruling for ruling in pair_of if ruling in present]
-        if chosen:
-            return chosen[0] if len(chosen) == 1 else "inconclusive"
-    return "inconclusive" if "inconclusive" in present else "not tested"
+    if not groups:
+        return "not tested", ""
+    full = [group for group in groups if group.n >= INDICATIVE_BELOW]
+    conditions: dict[str, list[Judged]] = {}
+    for group in full or groups:
+        conditions.setdefault(group.condition, []).append(group)
+    found = {condition: _way(several) for condition, several in conditions.items()}
+    ways = {condition: way for condition, (way, _) in found.items()}
+    words = ", ".join(f"{condition}: {each}" for condition, each in ways.items()) if len(ways) > 1 else ""
+    if set(ways.values()) == {"supported"}:
+        same = set.intersection(*(set(methods) for _, methods in found.values()))
+        way = "supported" if same else "open"
+        words += "" if same else ", but by no one method"
+    elif set(ways.values()) == {"contradicted"}:
+        way = "contradicted"
+    else:
+        way = "mixed" if {"supported", "contradicted"} <= set(ways.values()) else "open"
+    return cast(Ruling, way if full or way == "open" else f"indicative: {way}"), words
+
+
+def _way(groups: Sequence[Judged]) -> tuple[str, list[str]]:
+    """Supported, contradicted or open, under one condition on all its data sets; and the methods that support."""
+    p = adjusted(groups)
+    outcomes = {method: {_of(group, method).outcome for group in groups} for method in p}
+    supporting = [method for method in p if p[method] < 1 - CONFIDENCE and outcomes[method] == {"supports"}]
+    if supporting:
+        return "supported", supporting
+    return "contradicted" if all(found == {"contradicts"} for found in outcomes.values()) else "open", []

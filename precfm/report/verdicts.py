@@ -1,32 +1,52 @@
-"""Verdicts on the claims of the paper from the numbers of one experiment.
+"""Verdicts on the claims of the paper, and on our own, from the numbers of one experiment.
 
 What an effect says stands in `precfm.report.outcomes`, how effects make a ruling in `precfm.report.rulings`.
 """
 
-import math
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from precfm.core.statistics import holm
-from precfm.report.claims import Claim, ClaimsSpec
+from precfm.report.claims import Claim, ClaimsSpec, Side, Statistic, TheoryStatistic
 from precfm.report.effects import effects, frames_of
 from precfm.report.frames import Frames
-from precfm.report.outcomes import StatisticResult, result_of
-from precfm.report.rulings import Ruling, rule
+from precfm.report.outcomes import StatisticResult, known, range_text, result_of
+from precfm.report.rulings import Judged, Ruling, adjusted, judged, ruled
+from precfm.report.vocabulary import method_label
 
 
 class Verdict(BaseModel):
-    """The verdict on one claim in one experiment, its reason in one sentence, and what it rests on."""
+    """The verdict on one claim in one experiment: on theory and on data, apart.
+
+    Attributes:
+        claim, text, whose_words, caveat: as in the claims file.
+        rule: by side, what decides, in words; a side that nothing decides is absent.
+        experiments: those that count.
+        experiment: the one of this verdict.
+        theory: the ruling by controlled experiments.
+        data: the ruling by data sets.
+        verdict: both in one line.
+        reason: in one sentence for each side, data set and condition.
+        methods: those that were compared.
+        groups: what the rulings are made of.
+        statistics: all numbers.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     claim: str
     text: str
+    whose_words: str
+    caveat: str
+    rule: dict[Side, str]
+    experiments: tuple[str, ...]
     experiment: str
-    verdict: Ruling
+    theory: Ruling
+    data: Ruling
+    verdict: str
     reason: str
     methods: tuple[str, ...]
+    groups: tuple[Judged, ...]
     statistics: tuple[StatisticResult, ...]
 
 
@@ -51,20 +71,42 @@ def frames_read(spec: ClaimsSpec) -> frozenset[str]:
     )
 
 
+def summary(theory: Ruling, data: Ruling) -> str:
+    """Both rulings in one line; what was not tested on one side is left out.
+
+    Example:
+        >>> summary("supported", "open"), summary("not tested", "open"), summary("not tested", "not tested")
+        ('theory supported, data open', 'data open', 'not tested')
+    """
+    said = [f"{side} {way}" for side, way in (("theory", theory), ("data", data)) if way != "not tested"]
+    return ", ".join(said) or "not tested"
+
+
 def _evaluate(claim: Claim, frames: Frames, experiment: str) -> Verdict:
-    if experiment not in claim.experiments:
-        counting = ", ".join(claim.experiments)
-        return _verdict(claim, experiment, "not tested", f"Only these experiments count: {counting}.", [])
-    found = list(effects(claim, _of_settings(claim, frames)))
-    deciding = [effect for effect in found if effect.statistic.role == "decides"]
-    adjusted: dict[int, float] = {}
-    for dataset in {effect.dataset for effect in deciding}:
-        family = [effect for effect in deciding if effect.dataset == dataset]
-        corrected = holm([effect.estimate.p for effect in family])
-        adjusted |= dict(zip(map(id, family), corrected, strict=True))
-    results = [result_of(effect, adjusted.get(id(effect), math.nan)) for effect in found]
-    ruling, reason = rule(claim, [result for result in results if result.role == "decides"])
-    return _verdict(claim, experiment, ruling, reason, results)
+    groups: list[Judged] = []
+    results: list[StatisticResult] = []
+    if experiment in claim.experiments:
+        results = [result_of(effect) for effect in effects(claim, _of_settings(claim, frames))]
+        groups = judged(claim, results)
+    theory, data = (
+        ruled([group for group in groups if group.side == side])[0] for side in ("theory", "data")
+    )
+    return Verdict(
+        claim=claim.id,
+        text=claim.text,
+        whose_words=claim.whose_words,
+        caveat=claim.caveat,
+        rule=rules_of(claim),
+        experiments=claim.experiments,
+        experiment=experiment,
+        theory=theory,
+        data=data,
+        verdict=summary(theory, data),
+        reason=_reason(claim, experiment, groups),
+        methods=tuple(dict.fromkeys(result.method for result in results if result.method)),
+        groups=tuple(groups),
+        statistics=tuple(_with_holm(result, groups) for result in results),
+    )
 
 
 def _of_settings(claim: Claim, frames: Frames) -> Frames:
@@ -77,15 +119,56 @@ def _of_settings(claim: Claim, frames: Frames) -> Frames:
     }
 
 
-def _verdict(
-    claim: Claim, experiment: str, ruling: Ruling, reason: str, results: Sequence[StatisticResult]
-) -> Verdict:
-    return Verdict(
-        claim=claim.id,
-        text=claim.text,
-        experiment=experiment,
-        verdict=ruling,
-        reason=reason,
-        methods=tuple(dict.fromkeys(result.method for result in results if result.method)),
-        statistics=tuple(results),
+def _with_holm(result: StatisticResult, groups: Sequence[Judged]) -> StatisticResult:
+    """With the adjusted p-value of its method: on its data set, under its condition or the worst of all."""
+    here = [g for g in groups if g.dataset == result.dataset and result.condition in ("", g.condition)]
+    if result.role != "decides" or not result.dataset or not here:
+        return result
+    p = max(adjusted([group]).get(result.method, 1.0) for group in here)
+    return result.model_copy(update={"p_holm": known(p)})
+
+
+def _reason(claim: Claim, experiment: str, groups: Sequence[Judged]) -> str:
+    if experiment not in claim.experiments:
+        return f"Only these experiments count: {', '.join(claim.experiments)}."
+    if not groups:
+        return "The experiment has no numbers for it."
+    return " ".join(group.sentence for group in groups)
+
+
+def rules_of(claim: Claim) -> dict[Side, str]:
+    """What decides a claim, in words, by side."""
+    rules: dict[Side, str] = {}
+    sides: tuple[Side, ...] = ("theory", "data")
+    for side in sides:
+        if not (deciding := claim.deciding(side)):
+            continue
+        said: list[str] = []
+        for condition in dict.fromkeys((*claim.conditions_of(side), "")):
+            listed = dict.fromkeys(_criterion(claim, s) for s in deciding if s.condition == condition)
+            name = condition or ("under each condition" if said else "")
+            said += [(f"{name}: " if name else "") + ", ".join(listed)] if listed else []
+        where = f"setting {' or '.join(claim.settings)}; " if side == "data" and claim.settings else ""
+        methods = dict.fromkeys(
+            name for each in claim.conditions_of(side) for name in claim.criteria(side, each)
+        )
+        named = [method_label(name) for name in methods if name]
+        of = f"{'one of ' if len(named) > 1 else ''}{', '.join(named)} shows: " if named else ""
+        rules[side] = f"{where}{of}{'; '.join(said)}."
+    return rules
+
+
+def _criterion(claim: Claim, statistic: Statistic) -> str:
+    if isinstance(statistic, TheoryStatistic):
+        name = statistic.name.replace(statistic.method, "<method>") if statistic.method else statistic.name
+        return f"`{name}` {range_text(statistic)}"
+    way = statistic.direction.replace("_", " ")
+    size = (
+        f"{way} beyond {statistic.margin:g}"
+        if statistic.margin
+        else f"{way} by {statistic.smallest_effect:g}"
     )
+    spaces = f" ({', '.join(getattr(statistic, 'spaces', ()))})".replace(" ()", "")
+    baselines = claim.baselines_of(statistic, "itself")
+    beside = f" beside {' and '.join(map(method_label, baselines))}" if baselines else ""
+    return f"{statistic.name}{spaces}: {size}{beside}"
