@@ -9,7 +9,7 @@ from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, checked
 from precfm.flows.gaussian_mixture import ClassMixture
 from precfm.flows.models.base import VelocityNetwork, Wrapper
-from precfm.flows.models.gaussian_skip import coefficients, note_loaded_fit
+from precfm.flows.models.gaussian_skip import note_loaded_fit
 from precfm.flows.paths import ProbabilityPath, per_sample
 
 FLOPS = 12  # element-wise operations of the mixture's velocity for a component and direction; a logarithm counts as one
@@ -104,13 +104,16 @@ class MixtureSkip(Wrapper):
         time = per_sample(t, x_t)
         along = mixture.to_eigenbasis(x_t, classes, path.alpha(time))
         known = mixture.velocity(along, time, classes, path)
-        of_class_means = path.d_alpha(time) * mixture.class_means[classes]
+        of_class_means = path.d_alpha(time) * mixture.class_means.index_select(0, classes)
         if self.use == "input":
             known = of_class_means + known @ mixture.basis.T
             learned: Tensor = self.network(torch.cat([x_t, known], dim=1), t, labels)
             return learned
-        _, in_scale, out_scale = coefficients(mixture.eigenvalues, time, path)
-        learned = out_scale * self.network(in_scale * along, t, labels)
+        # The scales of `coefficients`, with fewer passes.
+        alpha, sigma = path.alpha(time), path.sigma(time)
+        in_scale = torch.addcmul(sigma.square(), alpha.square(), mixture.eigenvalues).rsqrt()
+        gain = (path.d_alpha(time) * sigma - path.d_sigma(time) * alpha).abs()
+        learned = self.network(in_scale * along, t, labels) * (gain * in_scale * mixture.eigenvalues.sqrt())
         return of_class_means + (known + learned) @ mixture.basis.T
 
     @property
