@@ -24,6 +24,7 @@ from precfm.flows.objectives import (
     DenoisingScore,
     FlowMatching,
     VelocityObjective,
+    XPrediction,
     denoising_score_loss,
     flow_matching_loss,
 )
@@ -366,6 +367,27 @@ def test_both_objectives_integrate_the_same_velocity(path: ProbabilityPath) -> N
     assert score.start_scale(path) == pytest.approx((alpha**2 + sigma**2) ** 0.5)
     assert 0 < score.start < 0.1
     assert not score.predicts_velocity
+
+
+@every_path
+def test_predicted_data_are_judged_by_their_velocity_and_sampled_by_it(path: ProbabilityPath) -> None:
+    x1 = spread(dtype=torch.float64)[0]
+    x0 = torch.randn(60, 4, generator=generator(), dtype=torch.float64)
+    t = torch.linspace(0, 0.9, 60, dtype=torch.float64)
+    x_t, velocity = path.sample(x0, x1, t)
+    objective = XPrediction(metric="inverse_variance").prepare(path, x1)
+    field = objective.velocity(lambda x, t, y: x1, path)
+    torch.testing.assert_close(field(x_t, t, None), velocity, rtol=1e-9, atol=1e-9)
+    found = objective.loss(curved, (x1,), (t, x0))
+    derived = objective.velocity(curved, path)
+    same = FlowMatching(metric="inverse_variance").prepare(path, x1).loss(derived, (x1,), (t, x0))
+    torch.testing.assert_close(found, same)  # before sigma_t is small
+    end = torch.ones_like(t)
+    bounded = XPrediction().prepare(path, x1).loss(curved, (x1,), (end, x0))
+    slope = numbers(path, 1.0)[3] / XPrediction.LOSS_SIGMA
+    torch.testing.assert_close(bounded, (slope * (curved(x1, end, None) - x1)).square().mean())
+    assert bool(derived(x1, end, None).isfinite().all())
+    assert not XPrediction.predicts_velocity
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])

@@ -467,6 +467,7 @@ def test_what_no_file_can_name_is_refused_before_anything_is_written(tmp_path: P
         ("models: .*VelocityNetwork", {"model": "torch.nn:Linear"}),
         ("model: got a GaussianSkip", {"model": GaussianSkip(network(), LinearPath())}),
         ("wrappers: got 'gaussian_skip'", {"wrappers": "gaussian_skip", "objective": "denoising_score"}),
+        ("wrappers: got 'mixture_skip'", {"wrappers": "mixture_skip", "objective": "x_prediction"}),
         (r"training\.steps: got 0", {"training": {"steps": 0}}),
         (r"training\.validate_every: got 5", {"training": TrainingOptions(validate_every=5)}),
     ],

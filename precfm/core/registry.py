@@ -57,6 +57,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "objectives": {
         "flow_matching": "precfm.flows.objectives:FlowMatching",
+        "x_prediction": "precfm.flows.objectives:XPrediction",
         "denoising_score": "precfm.flows.objectives:DenoisingScore",
     },
     "encoders": {

@@ -12,6 +12,7 @@ from precfm.flows.models.mlp import MLPVelocity as MLPVelocity
 from precfm.flows.objectives import DenoisingScore as DenoisingScore
 from precfm.flows.objectives import FlowMatching as FlowMatching
 from precfm.flows.objectives import VelocityObjective as VelocityObjective
+from precfm.flows.objectives import XPrediction as XPrediction
 from precfm.flows.objectives import denoising_score_loss as denoising_score_loss
 from precfm.flows.objectives import flow_matching_loss as flow_matching_loss
 from precfm.flows.paths import LinearPath as LinearPath
