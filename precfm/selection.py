@@ -71,10 +71,10 @@ class Selection:
         preconditioner: its map, fitted to the rows that did not judge.
         settings: of a flow in full length, with the candidate's wrappers.
         record: all that was found, as plain JSON data: `chosen`, `reason`, `score` (what the scores are), `rows`,
-            `validation_rows`, `seeds`, `flops` (of all fits, trainings and scores), `candidates` (for each
-            `preconditioner`, `wrappers`, `flops` and `out`, why it could not be used, or None) and `rungs` (for each
-            `steps`, `best`, and `candidates`: for each the `scores` by seed, their `mean`, the `difference` to the
-            best with its `standard_error`, and whether it was `kept`).
+            `validation_rows`, `steps` (of a flow in full length), `seeds`, `flops` (of all fits, trainings and
+            scores), `candidates` (for each `preconditioner`, `wrappers`, `flops` and `out`, why it could not be used,
+            or None) and `rungs` (for each `steps`, `projected_to`, `best`, and `candidates`: for each the fields of
+            `Standing`, and whether it was `kept`).
     """
 
     chosen: str
@@ -96,11 +96,16 @@ class Selection:
         last: dict[str, str] = {}
         for rung in self.record["rungs"]:
             for name, row in rung["candidates"].items():
+                mean = sum(row["scores"]) / len(row["scores"])
                 last[name] = (
-                    f"{row['mean']:.4g} after {rung['steps']} steps, {row['difference']:.3g} above {rung['best']} "
+                    f"{mean:.4g} after {rung['steps']} steps, {row['projected']:.4g} projected to "
+                    f"{rung['projected_to']}, {row['difference']:.3g} above {rung['best']} "
                     f"(standard error {row['standard_error']:.2g})"
                 )
-        lines = [f"{self.record['reason']}.", f"Score: {self.record['score']}, the lower the better."]
+        lines = [
+            f"{self.record['reason']}.",
+            f"Score: {self.record['score']}, the lower the better, of a flow of {self.record['steps']} steps.",
+        ]
         for name, entry in self.record["candidates"].items():
             lines.append(f"{name}: {last[name] if entry['out'] is None else 'out, ' + entry['out']}")
         return "\n".join(lines)
@@ -115,7 +120,7 @@ def select(
     settings: FlowSettings = DEFAULT_SETTINGS,
     validation: tuple[Tensor, Tensor | None] | None = None,
     judge: Judge | None = None,
-    budget_steps: Count = 2000,
+    budget_steps: Count | None = None,
     num_seeds: Annotated[int, Field(ge=3)] = 3,
     validation_rows: Annotated[int, Field(ge=10)] = 500,
     num_samples: Count = 2000,
@@ -126,14 +131,18 @@ def select(
 
     Each map is fitted once; behind it a flow is trained from the same seeds, hence with the same draws, and scored on
     rows that neither map nor flow has seen: by the negative log-likelihood in data space, which no map can lower by
-    changing units, or by a judge of samples. By successive halving the better half of the challengers, and always the
-    default `scalar`, are trained anew for twice as long, until at most two challengers are left. Then the one-standard-
-    error rule decides: of the candidates whose mean paired difference to the best is within one standard error, the
-    simplest is chosen. The standard error joins the scatter over seeds with that over validation rows, which all
-    candidates share. A candidate that is refused, diverges, or has no likelihood where one is needed, is out.
+    changing units, or by a judge of samples. What leads early need not lead late, since a map that is good by itself
+    leaves little to learn: so the scores count as they are projected to twice the steps (at most those of `settings`),
+    by what the last doubling has changed. By successive halving the better half of the challengers, and always the
+    default `scalar`, are trained anew for twice as long, until at most three challengers are left; the shortest
+    trainings drop nobody. Then the one-standard-error rule decides: of the candidates whose mean paired difference to
+    the best is within one standard error, the simplest is chosen. The standard error joins the scatter over seeds with
+    that over validation rows, which all candidates share. A candidate that is refused, diverges, or has no likelihood
+    where one is needed, is out.
 
-    What wins short trainings may lose long ones: `budget_steps` should not be far below the steps that the flow will
-    get.
+    Measured on 64 principal components of MNIST (MLP 256 x 3, one seed, nats): class whitening leads the Gaussian skip
+    by 6.0 at 1,000 steps and loses to it by 3.1 at 2,000, by 8.4 at 4,000; projected from 500 and 1,000 to 2,000 it
+    loses by 4.4. One doubling is as far as this was seen to hold.
 
     Args:
         x: data, shape (n, *dim).
@@ -142,7 +151,8 @@ def select(
         settings: of the flow, without wrappers, which come from the candidates.
         validation: rows and labels that judge; None holds out a fifth of each class of `x`, or less.
         judge: of samples instead of the likelihood, such as a Frechet distance; never one that reports results, too.
-        budget_steps: of the longest trainings; at most those of `settings` are taken.
+        budget_steps: of the longest trainings, at most those of `settings`; None for half of them, from where the
+            projection reaches the full length. With fewer, the winner may lose beyond.
         num_seeds: trainings of each candidate.
         validation_rows: most rows that judge; drawn at random from more.
         num_samples: that a judge sees.
@@ -181,31 +191,35 @@ def select(
     given = default_candidates(labelled=labels is not None) if candidates is None else candidates
     entries = _entries(given, settings)
     for entry in entries:
-        contest.fit(entry, derived_seed(seed, "preconditioner"))
+        contest.fit(entry, seed)
 
     left = [entry for entry in entries if entry.out is None]
     rungs: list[dict[str, Any]] = []
-    rung_steps = _rung_steps(
-        sum(entry.name != DEFAULT for entry in left), min(budget_steps, settings.training.steps)
-    )
     table: dict[str, Standing] = {}
+    before: dict[str, Tensor] = {}
+    full = settings.training.steps
+    most = max(1, full // 2) if budget_steps is None else min(budget_steps, full)
+    rung_steps = _rung_steps(sum(entry.name != DEFAULT for entry in left), most)
     for steps in rung_steps:
-        found = {entry.name: contest.scores(entry, steps) for entry in left}
-        table = standings({name: scores for name, scores in found.items() if scores is not None})
+        tried = {entry.name: contest.scores(entry, steps) for entry in left}
+        scores = {name: each for name, each in tried.items() if each is not None}
+        doublings = min(1.0, math.log2(full / steps)) if before else 0.0
+        table = standings(scores, before, doublings)
         if not table:
             break
         last = steps == rung_steps[-1] or len(table) == 1
-        kept = {preferred(table)[0]} if last else _better_half(table)
-        left = [entry for entry in left if entry.name in kept]
+        kept = {preferred(table)[0]} if last else _better_half(table) if before else set(table)
         rungs.append(
             {
                 "steps": steps,
-                "best": min(table, key=lambda name: table[name].mean),
+                "projected_to": round(steps * 2**doublings),
+                "best": _best(table),
                 "candidates": {
                     name: {**standing._asdict(), "kept": name in kept} for name, standing in table.items()
                 },
             }
         )
+        left, before = [entry for entry in left if entry.name in kept], scores
         if last:
             break
     if not table:
@@ -225,6 +239,7 @@ def select(
                 else "the judge's",
                 "rows": len(training[0]),
                 "validation_rows": len(held_out[0]),
+                "steps": full,
                 "seeds": list(contest.seeds),
                 "flops": sum(entry.flops for entry in entries),
                 "candidates": {entry.name: entry.record() for entry in entries},
@@ -239,18 +254,20 @@ class Standing(NamedTuple):
 
     Attributes:
         scores: by seed, the lower the better.
-        mean: over seeds.
-        difference: mean paired difference to the best, at least 0.
+        projected: mean over seeds, if the next steps change as much as the last ones did.
+        difference: mean paired difference to the best, projected; at least 0.
         standard_error: of the difference.
     """
 
     scores: list[float]
-    mean: float
+    projected: float
     difference: float
     standard_error: float
 
 
-def standings(scores: Mapping[str, Tensor]) -> dict[str, Standing]:
+def standings(
+    scores: Mapping[str, Tensor], before: Mapping[str, Tensor] | None = None, doublings: float = 0.0
+) -> dict[str, Standing]:
     """Each candidate against the best of them.
 
     The variance of a mean paired difference is that of the means over rows, over the number of seeds, and that of the
@@ -258,19 +275,24 @@ def standings(scores: Mapping[str, Tensor]) -> dict[str, Standing]:
 
     Args:
         scores: by name, shape (seeds, rows), paired in both; one column where rows are not scored one by one.
+        before: the same after half of the steps; where it is missing, nothing is projected.
+        doublings: of the steps, by which the scores are projected, linearly in the logarithm of the steps.
     """
-    means = {name: float(each.mean()) for name, each in scores.items()}
-    best = min(means, key=means.__getitem__, default="")
+    ahead = {name: now + doublings * (now - before[name]) if before else now for name, now in scores.items()}
+    best = min(ahead, key=lambda name: float(ahead[name].mean()), default="")
     found = {}
-    for name, each in scores.items():
-        difference = each - scores[best]
+    for name, each in ahead.items():
+        difference = each - ahead[best]
         variance = sum(
             float(difference.mean(dim=1 - axis).var()) / difference.shape[axis]
             for axis in (0, 1)
             if difference.shape[axis] > 1
         )
         found[name] = Standing(
-            each.mean(dim=1).tolist(), means[name], float(difference.mean()), math.sqrt(variance)
+            scores[name].mean(dim=1).tolist(),
+            float(each.mean()),
+            float(difference.mean()),
+            math.sqrt(variance),
         )
     return found
 
@@ -284,7 +306,7 @@ def preferred(table: Mapping[str, Standing]) -> tuple[str, str]:
     Returns:
         Its name, and the reason.
     """
-    best = min(table, key=lambda name: table[name].mean)
+    best = _best(table)
     chosen = next(name for name, each in table.items() if each.difference <= each.standard_error)
 
     def behind(name: str) -> str:
@@ -292,12 +314,17 @@ def preferred(table: Mapping[str, Standing]) -> tuple[str, str]:
 
     if chosen != best:
         return chosen, (
-            f"{chosen} is the simplest within one standard error of the best: {best} is better by {behind(chosen)}"
+            f"{chosen} is the simplest within one standard error of the best, {best}, which is better by "
+            f"{behind(chosen)}"
         )
-    reason = f"{best} has the best score"
+    reason = f"{best} is the best"
     if best != DEFAULT and DEFAULT in table:
         reason += f", better than {DEFAULT}, the default, by {behind(DEFAULT)}"
     return chosen, reason
+
+
+def _best(table: Mapping[str, Standing]) -> str:
+    return min(table, key=lambda name: table[name].projected)
 
 
 @dataclass
@@ -307,7 +334,10 @@ class _Entry:
     name: str
     preconditioner: Preconditioner
     settings: FlowSettings
+    wrapper_state: dict[str, Tensor] = field(default_factory=dict)
     flops: int = 0
+    flops_per_step: int = 0
+    flops_per_score: int = 0
     out: str | None = None
 
     def record(self) -> dict[str, Any]:
@@ -330,18 +360,19 @@ class _Contest:
     seeds: tuple[int, ...]
     num_samples: int
     solver_steps: int
-    # By name: operations of one score, counted once.
-    score_flops: dict[str, int] = field(default_factory=dict)
 
     def fit(self, entry: _Entry, seed: int) -> None:
-        """Fit a candidate's map; learned ones stop early on training rows, so that no validation row is seen twice."""
+        """Fit a candidate's map and wrappers, to training rows alone, so that no validation row is seen twice."""
         try:
             if self.judge is None and not entry.preconditioner.has_log_det:
                 raise PrecfmError(
                     "has no closed-form Jacobian determinant, hence no likelihood; a judge is needed"
                 )
-            entry.preconditioner.fit(*self.training, seed=seed)
-            PreconditionedFlow.from_settings(entry.settings, entry.preconditioner)
+            entry.preconditioner.fit(*self.training, seed=derived_seed(seed, "preconditioner"))
+            flow = PreconditionedFlow.from_settings(entry.settings, entry.preconditioner)
+            flow.prepare(*self.training, seed=seed)
+            entry.wrapper_state, entry.flops_per_step = flow.wrapper_state(), flow.flops_per_step
+            entry.flops = flow.wrapper_facts()["flops_per_fit"]
         except PrecfmError as error:
             entry.out = str(error)
         entry.flops += (
@@ -354,8 +385,8 @@ class _Contest:
         for position, seed in enumerate(self.seeds):
             flow = PreconditionedFlow.from_settings(entry.settings.shortened(steps), entry.preconditioner)
             try:
-                flow.prepare(*self.training, seed=seed)
-                entry.flops += flow.flops_per_step * steps
+                flow.prepare(*self.training, seed=seed, fitted_wrappers=entry.wrapper_state)
+                entry.flops += entry.flops_per_step * steps
                 flow.train(seed=seed, name=f"{entry.name}, {steps} steps, seed {position}")
                 score = self._score(entry, flow, seed)
                 if not bool(score.isfinite().all()):
@@ -389,9 +420,9 @@ class _Contest:
             if len(score) != 1:
                 raise PrecfmError(f"judge: gave {len(score)} numbers; one is needed")
             rows, probe = self.num_samples, samples
-        if entry.name not in self.score_flops:  # products of matrices grow with the rows
-            self.score_flops[entry.name] = rows * flops_of(lambda: probe(1))
-        entry.flops += self.score_flops[entry.name]
+        if not entry.flops_per_score:  # counted once, of one row
+            entry.flops_per_score = rows * flops_of(lambda: probe(1))
+        entry.flops += entry.flops_per_score
         return score.detach().double().cpu()
 
 
@@ -425,14 +456,14 @@ def _entries(candidates: Mapping[str, Candidate], settings: FlowSettings) -> lis
 
 
 def _rung_steps(challengers: int, most: int) -> list[int]:
-    """Steps of each rung: halvings until at most two challengers are left, doubling up to `most`."""
-    halvings = max(0, math.ceil(math.log2(max(challengers, 1))) - 1)
-    return sorted({max(1, most // 2**rung) for rung in range(halvings + 1)})
+    """Steps of each rung, doubling up to `most`: one that drops nobody, one for each halving to three, the last."""
+    halvings = max(0, math.ceil(math.log2(max(challengers, 1) / 3)))
+    return sorted({max(1, most // 2**rung) for rung in range(halvings + 2)})
 
 
 def _better_half(table: Mapping[str, Standing]) -> set[str]:
     """The default, and the better half of its challengers."""
-    challengers = sorted((name for name in table if name != DEFAULT), key=lambda name: table[name].mean)
+    challengers = sorted((name for name in table if name != DEFAULT), key=lambda name: table[name].projected)
     return {*challengers[: -(-len(challengers) // 2)], *({DEFAULT} & set(table))}
 
 

@@ -56,8 +56,9 @@ def ill() -> Selection:
 
 def test_ill_conditioned_data_get_a_map_or_a_skip(ill: Selection) -> None:
     assert ill.chosen in ("whitening", "skip")
-    (rung,) = ill.record["rungs"]
-    assert rung["steps"] == 60
+    rung = ill.record["rungs"][-1]
+    assert [each["steps"] for each in ill.record["rungs"]] == [30, 60]
+    assert rung["projected_to"] == 120
     row = rung["candidates"]["scalar"]
     assert row["difference"] > 4 * row["standard_error"] > 0
     assert not row["kept"]
@@ -87,7 +88,7 @@ def test_the_record_is_plain_data_and_counts_all_costs(ill: Selection) -> None:
     entries = ill.record["candidates"]
     assert ill.record["flops"] == sum(entry["flops"] for entry in entries.values())
     flow = ill.flow().prepare(gaussian(600, 1e4))
-    assert entries[ill.chosen]["flops"] > 3 * 60 * flow.flops_per_step
+    assert entries[ill.chosen]["flops"] > 3 * 90 * flow.flops_per_step
     assert (ill.record["rows"], ill.record["validation_rows"]) == (500, 100)
     assert next(iter(entries)) == "scalar"
 
@@ -110,16 +111,27 @@ def test_halving_keeps_the_better_half_and_the_default() -> None:
     x = gaussian(400, 1e2) + rows[:, None]
     wider = {
         f"exponent {exponent}": Candidate({"name": "whitening", "exponent": exponent})
-        for exponent in (0.1, 0.3, 0.5)
+        for exponent in (0.1, 0.2, 0.3, 0.5)
     }
     found = chosen_from(x, rows, candidates=wider, **QUICK | {"budget_steps": 20})
-    first, last = found.record["rungs"]
-    assert (first["steps"], last["steps"]) == (10, 20)
-    means = {name: row["mean"] for name, row in first["candidates"].items() if name != "scalar"}
-    better = sorted(means, key=means.__getitem__)[:2]
-    assert {name for name, row in first["candidates"].items() if row["kept"]} == {"scalar", *better}
+    first, middle, last = found.record["rungs"]
+    assert (first["steps"], middle["steps"], last["steps"]) == (5, 10, 20)
+    assert all(row["kept"] for row in first["candidates"].values())
+    projected = {name: row["projected"] for name, row in middle["candidates"].items() if name != "scalar"}
+    better = sorted(projected, key=projected.__getitem__)[:2]
+    assert {name for name, row in middle["candidates"].items() if row["kept"]} == {"scalar", *better}
     assert set(last["candidates"]) == {"scalar", *better}
     assert [name for name, row in last["candidates"].items() if row["kept"]] == [found.chosen]
+
+
+def test_what_falls_faster_may_overtake_what_leads() -> None:
+    before = {"scalar": torch.full((3, 1), 9.0), "early": torch.full((3, 1), 2.0)}
+    now = {"scalar": torch.full((3, 1), 4.0), "early": torch.full((3, 1), 1.5)}
+    assert preferred(standings(now))[0] == "early"
+    table = standings(now, before, doublings=1.0)
+    assert (table["scalar"].projected, table["early"].projected) == (-1.0, 1.0)
+    assert preferred(table)[0] == "scalar"
+    assert preferred(standings(now, before, doublings=0.5))[0] == "early"
 
 
 def test_a_judge_decides_where_one_is_given() -> None:
@@ -128,13 +140,13 @@ def test_a_judge_decides_where_one_is_given() -> None:
     def prefers_two(samples: Tensor, labels: Tensor | None) -> Tensor:
         assert labels is not None
         asked.append((tuple(samples.shape), labels.bincount().tolist()))
-        return -float(len(asked) > 3) * torch.ones(())
+        return -float((len(asked) - 1) // 3 % 2) * torch.ones(())  # of three trainings of each, in turn
 
     x, labels = gaussian(300, 1.0), torch.arange(300) % 3
     candidates = {"learned": Candidate({"name": "low_capacity_flow", "steps": 20, "tolerance": 1.0})}
     found = chosen_from(x, labels, candidates=candidates, judge=prefers_two, num_samples=30, budget_steps=10)
     assert found.chosen == "learned"  # which has no likelihood
-    assert asked == [((30, DIM), [10, 10, 10])] * 6
+    assert asked == [((30, DIM), [10, 10, 10])] * 12
     assert found.record["rungs"][0]["candidates"]["scalar"]["scores"] == [0.0] * 3
     with pytest.raises(PrecfmError, match=r"judge: gave 30"):
         chosen_from(x, candidates={}, judge=lambda samples, _: samples[:, 0], num_samples=30, budget_steps=10)
@@ -142,11 +154,20 @@ def test_a_judge_decides_where_one_is_given() -> None:
         chosen_from(x, candidates={}, judge=lambda samples, _: samples.sum() * math.nan, budget_steps=10)
 
 
-def test_given_validation_rows_judge_and_train_nothing() -> None:
+def test_given_validation_rows_judge_and_half_of_the_steps_are_taken() -> None:
     x, labels = gaussian(300, 10.0), torch.arange(300) % 2
-    found = chosen_from(x, labels, candidates={}, validation=(x[:150], labels[:150]), **QUICK)
+    found = chosen_from(
+        x,
+        labels,
+        candidates={"skip": SKIP},
+        settings=SMALL.shortened(8),
+        validation=(x[:150], labels[:150]),
+        budget_steps=None,
+        solver_steps=2,
+    )
     assert (found.record["rows"], found.record["validation_rows"]) == (300, 100)
     assert torch.equal(found.preconditioner.forward(x), Scalar().fit(x).forward(x))
+    assert [(rung["steps"], rung["projected_to"]) for rung in found.record["rungs"]] == [(2, 2), (4, 8)]
 
 
 def test_wrong_calls_are_refused_by_field() -> None:
