@@ -193,7 +193,9 @@ def _side(side: Side, verdicts: Sequence[Verdict]) -> str:
         "not tested": f"a run of an experiment that counts ({', '.join(verdicts[0].experiments)})",
     }[ruling.removeprefix("indicative: ")]
     more = ", on five seeds" if ruling.startswith("indicative") else ""
-    lines = [f"- {group.sentence}" for group in groups]
+    lines = [
+        line for group in groups for line in (f"- {group.head}", *(f"  - {words}" for words in group.said))
+    ]
     return "\n".join([f"{head} What would change it: {change}{more}.", *([""] if lines else []), *lines])
 
 

@@ -9,6 +9,7 @@ mixed. All else is open, conditions among it that are all supported but by no on
 ruling is indicative at most, and counts only where no other does.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, cast
 
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from precfm.core.statistics import CONFIDENCE, INDICATIVE_BELOW, holm
 from precfm.report.claims import Claim, Side
 from precfm.report.effects import expected
+from precfm.report.formatting import MISSING, interval_text, number_text
 from precfm.report.outcomes import Outcome, StatisticResult
 from precfm.report.vocabulary import method_label
 
@@ -70,13 +72,18 @@ class Judged(BaseModel):
     methods: tuple[MethodOutcome, ...]
 
     @property
-    def sentence(self) -> str:
-        """Where, how it rules, and what each method does."""
+    def head(self) -> str:
+        """Where, how it rules, and on how many seeds."""
         where = ", ".join(filter(None, (self.dataset, self.condition)))
-        said = "; ".join(
-            (f"{method_label(each.method)} " if each.method else "") + each.words for each in self.methods
-        )
-        return (f"{where}: " if where else "") + f"{ruled([self])[0]}. {said} (n = {self.n})."
+        return (f"{where}: " if where else "") + f"{ruled([self])[0]} (n = {self.n})"
+
+    @property
+    def said(self) -> list[str]:
+        """What each method does."""
+        return [
+            f"{method_label(each.method)} {each.words}" if each.method else each.words
+            for each in self.methods
+        ]
 
 
 def judged(claim: Claim, results: Sequence[StatisticResult]) -> list[Judged]:
@@ -127,23 +134,34 @@ def _method_outcome(
             name + (f" to {method_label(baseline)}" if baseline else "") for name, baseline in missing
         )
         return outcome("unresolved", f"lacks {_listed(names, len(wanted))}")
-    untested = [result.p for result in results if result.dataset and not result.note.startswith("exact")]
-    p = max((1.0 if value is None else value for value in untested), default=0.0)
+    p_values = [result.p for result in results if result.dataset and not result.note.startswith("exact")]
+    p = max((1.0 if value is None else value for value in p_values), default=0.0)
     unresolved = [result for result in results if result.outcome == "unresolved"]
     if unresolved:
         return outcome("unresolved", f"leaves open {_listed(map(_named, unresolved), len(results))}", p)
-    return outcome("supports", f"meets {'its' if len(results) == 1 else 'all'} {_criteria(len(results))}", p)
+    words = f"meets {'its' if len(results) == 1 else 'all'} {_criteria(len(results))}"
+    weakest = max(results, key=lambda result: result.p or 0.0)
+    if len(results) == 1:
+        words += f" ({_named(weakest)})"
+    elif p_values:  # theory of several criteria has no weakest one
+        words += f" (weakest: {_named(weakest)})"
+    return outcome("supports", words, p)
 
 
 def _named(result: StatisticResult) -> str:
-    note = f" ({result.note})" if result.note.startswith("no headroom") else ""
-    return result.statistic + (f" to {method_label(result.baseline)}" if result.baseline else "") + note
+    """A criterion with its number; of theory's rows with the remark that tells equal names apart."""
+    name = result.statistic + (f" to {method_label(result.baseline)}" if result.baseline else "")
+    low, high = (math.nan if end is None else end for end in (result.low, result.high))
+    value = MISSING if result.value is None else number_text(result.value)
+    interval = f" {interval_text(low, high)}" if low < high else ""
+    note = f"; {result.note}" if result.note and not result.note.startswith("exact") else ""
+    return f"{name}: {value}{interval}{note}"
 
 
 def _listed(names: Iterable[str], of: int) -> str:
     """How many of how many criteria, and which; two of them by name."""
     each = list(names)
-    which = ", ".join(each[:2]) + (" and others" if len(each) > 2 else "")
+    which = " | ".join(each[:2]) + (" and others" if len(each) > 2 else "")
     return f"{len(each)} of {_criteria(of)} ({which})"
 
 

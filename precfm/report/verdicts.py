@@ -133,7 +133,7 @@ def _reason(claim: Claim, experiment: str, groups: Sequence[Judged]) -> str:
         return f"Only these experiments count: {', '.join(claim.experiments)}."
     if not groups:
         return "The experiment has no numbers for it."
-    return " ".join(group.sentence for group in groups)
+    return " ".join(f"{group.head}: {'; '.join(group.said)}." for group in groups)
 
 
 def rules_of(claim: Claim) -> dict[Side, str]:
