@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +26,7 @@ from precfm.flows.description import (
     require_imported,
     write_description,
 )
-from precfm.flows.likelihood import T_DATA, log_likelihood
+from precfm.flows.likelihood import T_DATA, LogLikelihood, log_likelihood_with_error
 from precfm.flows.models.base import VelocityNetwork, Wrapper
 from precfm.flows.objectives import VelocityObjective
 from precfm.flows.paths import ProbabilityPath
@@ -329,17 +330,24 @@ class PreconditionedFlow:
         )
         return self.preconditioner.inverse(z1, asked)
 
-    def log_prob(self, x: Tensor, labels: Tensor | None = None, *, steps: int = 100, seed: int = 0) -> Tensor:
+    def log_prob(self, x: Tensor, labels: Tensor | None = None, *, steps: int = 32, seed: int = 0) -> Tensor:
+        """The values of `log_prob_with_error` alone, shape (n,)."""
+        return self.log_prob_with_error(x, labels, steps=steps, seed=seed).values
+
+    def log_prob_with_error(
+        self, x: Tensor, labels: Tensor | None = None, *, steps: int = 32, seed: int = 0
+    ) -> LogLikelihood:
         """Log density of data: log p(x) = log p_flow(P(x)) + log |det dP/dx|.
 
         Args:
             x: data, shape (n, *dim).
             labels: classes, shape (n,), where the flow was fitted with labels.
-            steps: of the solver.
+            steps: nodes of the quadrature.
             seed: of the trace's estimate above 64 dimensions.
 
         Returns:
-            Log densities in nats, shape (n,); see `precfm.flows.likelihood.log_likelihood`.
+            Log densities in nats, shape (n,), with the error of an estimated trace; see
+            `precfm.flows.likelihood.log_likelihood_with_error`.
 
         Raises:
             PrecfmError: the flow is not fitted, or its preconditioner has no log-determinant.
@@ -351,7 +359,7 @@ class PreconditionedFlow:
         labels = _checked_labels(x, labels, "x")
         z1 = self.preconditioner.forward(x, labels).to(_weights_of(self.network).dtype)
         change = self.preconditioner.log_abs_det_jacobian(x, labels) + z1[0:1].numel() * math.log(alpha)
-        return change + log_likelihood(
+        found = log_likelihood_with_error(
             self.objective.velocity(self.network, self.path),
             alpha * z1,
             labels,
@@ -360,6 +368,7 @@ class PreconditionedFlow:
             steps=steps,
             seed=seed,
         )
+        return replace(found, values=change + found.values)
 
     def to(self, device: torch.device | str) -> Self:
         """Move the map and, if there is one, the network."""

@@ -3,7 +3,9 @@ from precfm.flows.compute import flops_per_step as flops_per_step
 from precfm.flows.compute import matched_steps as matched_steps
 from precfm.flows.compute import matched_width as matched_width
 from precfm.flows.compute import num_parameters as num_parameters
+from precfm.flows.likelihood import LogLikelihood as LogLikelihood
 from precfm.flows.likelihood import log_likelihood as log_likelihood
+from precfm.flows.likelihood import log_likelihood_with_error as log_likelihood_with_error
 from precfm.flows.models.base import VelocityNetwork as VelocityNetwork
 from precfm.flows.models.base import Wrapper as Wrapper
 from precfm.flows.models.gaussian_skip import GaussianSkip as GaussianSkip

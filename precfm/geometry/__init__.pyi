@@ -2,7 +2,9 @@ from precfm.geometry.decoder import decoder_sensitivity as decoder_sensitivity
 from precfm.geometry.decoder import pull_back_metric as pull_back_metric
 from precfm.geometry.moments import Moments as Moments
 from precfm.geometry.recovery import EigenvalueRecovery as EigenvalueRecovery
+from precfm.geometry.recovery import RecoveryReplicates as RecoveryReplicates
 from precfm.geometry.recovery import eigenvalue_recovery as eigenvalue_recovery
+from precfm.geometry.recovery import recovery_replicates as recovery_replicates
 from precfm.geometry.spectra import Spectrum as Spectrum
 from precfm.geometry.spectra import class_covariances as class_covariances
 from precfm.geometry.spectra import condition_number as condition_number
