@@ -27,6 +27,7 @@ use rule artifact as extract_features with:
     input:
         data=parents("data"),
         latents=parents("latents"),
+        encoder=parents("encoder"),
         classifiers=parents("classifiers"),
     wildcard_constraints:
         kind="features",

@@ -1,4 +1,12 @@
-"""Matched baselines, recipes, predictions; the flows themselves."""
+"""Skips around networks, matched baselines, recipes, predictions; the flows themselves."""
+
+
+use rule artifact as fit_skip with:
+    input:
+        latents=parents("latents"),
+        preconditioner=parents("preconditioner"),
+    wildcard_constraints:
+        kind="skips",
 
 
 use rule artifact as match_budget with:
@@ -6,6 +14,7 @@ use rule artifact as match_budget with:
         latents=parents("latents"),
         preconditioner=parents("preconditioner"),
         decoder_metric=parents("decoder_metric"),
+        skip=parents("skip"),
     wildcard_constraints:
         kind="budgets",
 
@@ -15,6 +24,7 @@ use rule artifact as search_recipe with:
         latents=parents("latents"),
         preconditioner=parents("preconditioner"),
         decoder_metric=parents("decoder_metric"),
+        skip=parents("skip"),
         budget=parents("budget"),
         data=parents("data"),
         encoder=parents("encoder"),
@@ -37,6 +47,7 @@ use rule artifact as train_flow with:
         latents=parents("latents"),
         preconditioner=parents("preconditioner"),
         decoder_metric=parents("decoder_metric"),
+        skip=parents("skip"),
         budget=parents("budget"),
         recipe=parents("recipe"),
     wildcard_constraints:

@@ -7,8 +7,10 @@ use rule artifact as gather with:
         diagnostics=parents("diagnostics"),
         budgets=parents("budgets"),
         kernels=parents("kernels"),
+        skips=parents("skips"),
         flows=parents("flows"),
         evaluations=parents("evaluations"),
+        likelihoods=parents("likelihoods"),
         theory=parents("theory"),
     wildcard_constraints:
         kind="frames",

@@ -1,4 +1,4 @@
-"""Samples, and their metrics against the held-out split."""
+"""Samples, their metrics against the held-out split, and its likelihood."""
 
 
 use rule artifact as sample with:
@@ -6,7 +6,9 @@ use rule artifact as sample with:
     input:
         latents=parents("latents"),
         preconditioner=parents("preconditioner"),
+        skip=parents("skip"),
         flow=parents("flow"),
+        recipe=parents("recipe"),
     wildcard_constraints:
         kind="samples",
 
@@ -16,6 +18,8 @@ use rule artifact as sample_and_evaluate with:
     # flow) shares a job.
     input:
         flow=parents("flow"),
+        recipe=parents("recipe"),
+        skip=parents("skip"),
         preconditioner=parents("preconditioner"),
         latents=parents("latents"),
         data=parents("data"),
@@ -24,3 +28,14 @@ use rule artifact as sample_and_evaluate with:
         features=parents("features"),
     wildcard_constraints:
         kind="evaluations",
+
+
+use rule artifact as measure_likelihood with:
+    # Of what has no network, all of one setting share a job.
+    input:
+        flow=parents("flow"),
+        skip=parents("skip"),
+        preconditioner=parents("preconditioner"),
+        latents=parents("latents"),
+    wildcard_constraints:
+        kind="likelihoods",

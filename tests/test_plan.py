@@ -106,17 +106,33 @@ def test_a_further_seed_keeps_what_exists(planned):
     assert len(after.of("flows")) == len(before.of("flows")) * 3 // 2
 
 
-def test_a_learned_preconditioner_brings_matched_baselines(planned):
+@pytest.mark.parametrize("method", ["normalizing_flow", "mixture_skip"])
+def test_what_is_fitted_brings_matched_baselines_without_it(planned, method):
     plan = planned({"settings": {"plain": {"matched": None}}, "seeds": [0]})
-    (budget,) = plan.of("budgets")
+    budgets = {node.label: node for node in plan.of("budgets")}
     flows = {node.label: node for node in plan.of("flows")}
+    assert set(budgets) == {"mnist5k-L16-normalizing_flow-s0", "mnist5k-L16-mixture_skip-s0"}
     for match in "PF":
-        flow = flows[f"mnist5k-L16-normalizing_flow-{match}-s0"]
+        flow = flows[f"mnist5k-L16-{method}-{match}-s0"]
         assert flow.params["match"] == match
-        assert flow.parents["budget"] == (budget.id,)
+        assert flow.params["flow"]["wrappers"] == []
+        assert flow.parents["budget"] == (budgets[f"mnist5k-L16-{method}-s0"].id,)
         fitted = plan.node(flow.parents["preconditioner"][0])
         assert fitted.params["preconditioner"]["name"] == "scalar"
     assert not planned({"settings": {"plain": {"matched": []}}}).of("budgets")
+
+
+def test_a_skip_is_fitted_once_for_all_its_trainings_and_judged_alone(planned):
+    plan = planned({"seeds": [0]})
+    skips = {node.id for node in plan.of("skips")}
+    assert skips
+    for flow in plan.of("flows"):
+        assert set(flow.parents.get("skip", ())) <= skips
+        assert bool(flow.params["flow"]["wrappers"]) == ("skip" in flow.parents)
+    alone = [
+        about for about in plan.of("frames")[0].params["about"]["evaluations"] if "alone" in about["method"]
+    ]
+    assert "alone:mixture_skip" in {about["method"] for about in alone}
 
 
 def test_a_setting_changes_what_it_says_and_shares_the_rest(planned):

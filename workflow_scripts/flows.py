@@ -26,6 +26,7 @@ def make(job: Job) -> None:
         split["labels"].to(device),
         seed=seed,
         decoder_metric=job.tensor("decoder_metric", "metric.safetensors", "metric"),
+        fitted_wrappers=job.parent("skip").tensors("wrappers.safetensors") if job.parents("skip") else None,
     )
 
     def write_checkpoint(step: int, network: nn.Module) -> None:

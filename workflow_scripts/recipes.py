@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -27,25 +28,17 @@ def make(job: Job) -> None:
         budget = validated(Budget, job.parent("budget").json("budget.json"))
         settings = settings.matched(budget, job.params["match"])
     score = ValidationScore(job)
-    names = ("time", "learning_rate", "schedule")
-    rows = []
+    names, rows = ("time", "learning_rate", "schedule"), []
     for position, values in enumerate(itertools.product(*(search[name] for name in names))):
-        recipe = validated(Recipe, dict(zip(names, values, strict=True)))
-        row = {**recipe.model_dump(), "score": math.inf, "note": ""}
-        try:
-            row["score"] = score(settings.shortened(search["steps"]).tuned(recipe), f"recipe {position}")
-        except (DivergenceError, NotFiniteError) as error:  # no recipe for this method
-            row["note"] = str(error)
-        rows.append(row)
+        trained = dict(zip(names, values, strict=True))
+        recipes = [validated(Recipe, {**trained, "solver_steps": steps}) for steps in search["solver_steps"]]
+        scores = score(settings.shortened(search["steps"]), recipes, f"recipe {position}")
+        rows += [{**recipe.model_dump(), **found} for recipe, found in zip(recipes, scores, strict=True)]
     best = min(rows, key=lambda row: row["score"])
     if math.isinf(best["score"]):
         raise PrecfmError(f"search: no combination works; the best says: {best['note']}")
     job.write_frame("search.csv", pd.DataFrame(rows))
-    job.write_json("recipe.json", {name: best[name] for name in names})
-
-
-class NotFiniteError(PrecfmError):
-    """The samples of a trained flow, or the features of their images, are not finite."""
+    job.write_json("recipe.json", {name: best[name] for name in Recipe.model_fields})
 
 
 class ValidationScore:
@@ -61,21 +54,41 @@ class ValidationScore:
         self.classifier = load_network(job.parent("classifier").verified(), self.device)
         self.reference = extract(self.classifier, images)
 
-    def __call__(self, settings: FlowSettings, name: str) -> float:
-        """The score of one recipe: lower is better."""
-        preconditioner = load(self.job.parent("preconditioner").verified()).to(self.device)
-        flow = PreconditionedFlow.from_settings(settings, preconditioner)
-        metric = self.job.tensor("decoder_metric", "metric.safetensors", "metric")
-        flow.prepare(self.x1, self.labels, seed=self.seed, decoder_metric=metric)
-        flow.train(seed=self.seed, scratch=self.job.scratch / name.replace(" ", "-"), name=name)
-        n, solver = self.job.params["search"]["n"], self.job.params["solver"]
+    def __call__(self, settings: FlowSettings, recipes: list[Recipe], name: str) -> list[dict[str, Any]]:
+        """The scores of recipes that differ in the solver's steps alone, lower is better; infinite where none is."""
+        try:
+            flow = self.trained(settings.tuned(recipes[0]), name)
+        except DivergenceError as error:  # no recipes for this method
+            return [{"score": math.inf, "note": str(error)} for _ in recipes]
+        n = self.job.params["search"]["n"]
         asked = evaluation_labels(n, self.labels, self.seed)
         noise = evaluation_noise(n, tuple(self.x1.shape[1:]), self.seed)
-        try:
-            made = flow.transport(noise, asked, solver=solver, steps=self.job.params["solver_steps"])
-            return self.distance(made.cpu())
-        except PrecfmError as error:
-            raise NotFiniteError(str(error)) from error
+        found = []
+        for recipe in recipes:
+            try:
+                how = {"solver": self.job.params["solver"], "steps": recipe.solver_steps}
+                made = flow.transport(noise, asked, **how).cpu()
+                found.append({"score": self.distance(made), "note": ""})
+            except PrecfmError as error:  # samples, or the features of their images, are not finite
+                found.append({"score": math.inf, "note": str(error)})
+        return found
+
+    def trained(self, settings: FlowSettings, name: str) -> PreconditionedFlow:
+        """A short training."""
+        job = self.job
+        preconditioner = load(job.parent("preconditioner").verified()).to(self.device)
+        flow = PreconditionedFlow.from_settings(settings, preconditioner)
+        flow.prepare(
+            self.x1,
+            self.labels,
+            seed=self.seed,
+            decoder_metric=job.tensor("decoder_metric", "metric.safetensors", "metric"),
+            fitted_wrappers=job.parent("skip").tensors("wrappers.safetensors")
+            if job.parents("skip")
+            else None,
+        )
+        flow.train(seed=self.seed, scratch=job.scratch / name.replace(" ", "-"), name=name)
+        return flow
 
     def distance(self, latents: Tensor) -> float:
         """The score of generated latents, (n, *dim)."""

@@ -1,9 +1,12 @@
-"""Kind `samples`: draw latents from a flow, from a preconditioner alone, or from the train split (the floor)."""
+"""Kind `samples`: draw latents from a flow or a skip, from a map alone, or from the train split (the floor)."""
 
 import torch
 
+from precfm.core.options import validated
 from precfm.core.seeds import derived_seed
-from precfm.flows.sampling import evaluation_labels, evaluation_noise, rows_with_labels
+from precfm.flows.sampling import evaluation_labels, evaluation_noise
+from precfm.flows.settings import Recipe
+from precfm.metrics.floor import floor_rows
 from precfm.pipeline.job import Job
 from precfm.preconditioned_flow import PreconditionedFlow
 from precfm.preconditioners.saving import load
@@ -17,7 +20,8 @@ def make(job: Job) -> None:
     labels = evaluation_labels(n, train["labels"], seed)
     noise = evaluation_noise(n, tuple(train["latents"].shape[1:]), seed)
     if source == "train":
-        samples = {"step-000000": train["latents"][rows_with_labels(labels, train["labels"])]}
+        rows = floor_rows(labels, train["labels"], job.params["seed"], options["seed"])
+        samples = {"step-000000": train["latents"][rows]}
     elif source == "preconditioner":
         samples = {"step-000000": load(job.parent("preconditioner").verified()).inverse(noise, labels)}
     else:
@@ -31,6 +35,8 @@ def from_flow(job: Job, noise: torch.Tensor, labels: torch.Tensor) -> dict[str, 
     preconditioner = load(job.parent("preconditioner").verified())
     flow = PreconditionedFlow.from_description(artifact.json("flow.json"), preconditioner).to(job.node.device)
     how = {"solver": options["solver"], "steps": options["steps"]}
+    if job.parents("recipe"):
+        how["steps"] = validated(Recipe, job.parent("recipe").json("recipe.json")).solver_steps
     return {
         name.removesuffix(".safetensors"): flow.load_weights(artifact.path(name))
         .transport(noise, labels, **how)

@@ -76,6 +76,12 @@ STATISTICS = (
         jump=1e-3,
     ),
     Tolerance(
+        ("nearer_train",),
+        "a sample may be nearer to another row: one of so many as the row says, or of a thousand",
+        jump=1e-3,
+    ),
+    Tolerance(("nll",), "a sum over all dimensions of terms that nearly cancel", absolute=1e-3),
+    Tolerance(
         ("clamped_share",),
         "a pixel may fall on the other side of the clamp: ten of a million",
         jump=1e-5,

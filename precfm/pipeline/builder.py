@@ -1,6 +1,7 @@
 """From an experiment to its plan: which artifacts there are, and what each is made from."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from precfm.pipeline.experiments import load_experiment, read_yaml
 from precfm.pipeline.keys import KeyedArtifacts
 from precfm.pipeline.node import Node
 from precfm.pipeline.plan import Plan
-from precfm.pipeline.schema import PLAIN, Experiment, Flow, Method, Setting
-from precfm.pipeline.spaces import Space, sources_of, spaces
-from precfm.report.claims import parse_claims
+from precfm.pipeline.schema import PLAIN, Experiment, Flow, Setting
+from precfm.pipeline.spaces import REPLICATES, Space, sources_of, spaces
+from precfm.report.claims import missing_arms, parse_claims
 from precfm.report.frames import available
 from precfm.report.reads import wanted
 
@@ -20,7 +21,7 @@ CLAIMS = Path("config/claims.yaml")
 METRIC_POINTS = 1000  # latents over which the decoder's pull-back metric is averaged
 KERNEL_POINTS = 48  # points of the tangent kernel
 KERNEL_THRESHOLD = 0.01  # residual, in units of the latents' mean variance, to which it predicts the steps
-SEARCH_STEPS = 25  # of the midpoint solver
+FLOOR_DRAWS = 10  # of the train split: how far apart two samples of the data are
 MATCHES = ("P", "F")  # baselines of as many parameters, of as many training FLOPs
 
 
@@ -31,6 +32,48 @@ def build_plan(name: str) -> Plan:
         PrecfmError: the configuration is wrong.
     """
     return _Builder(load_experiment(name)).build()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One flow: of a method, under one seed.
+
+    Attributes:
+        label: of the comparison, in tables the data set.
+        method: its name there.
+        flow: how it is built and trained.
+        seed: of the training.
+        setting: the comparison.
+        space: the latents.
+        preconditioner: the fitted map.
+        skip: the fitted wrappers, where their fit is an artifact of its own.
+        match: for a matched baseline, what matches and the budget.
+    """
+
+    label: str
+    method: str
+    flow: Flow
+    seed: int
+    setting: Setting
+    space: Space
+    preconditioner: Node | None = None
+    skip: Node | None = None
+    match: tuple[str, Node] | None = None
+
+    def behind(self, preconditioner: Node) -> "_Run":
+        """The same behind a fitted map, without a skip."""
+        return replace(self, preconditioner=preconditioner, skip=None)
+
+    @property
+    def ends(self) -> dict[str, Node]:
+        """Data and map."""
+        assert self.preconditioner is not None
+        return {"latents": self.space.latents, "preconditioner": self.preconditioner}
+
+    @property
+    def parents(self) -> dict[str, Node]:
+        """Data, map and skip."""
+        return {**self.ends, **({} if self.skip is None else {"skip": self.skip})}
 
 
 class _Builder:
@@ -48,7 +91,7 @@ class _Builder:
         self.reported: dict[str, list[Node]] = {}
         self.searched: dict[str, Node] = {}
         self.setting = PLAIN
-        self.alone: set[tuple[str, str]] = set()
+        self.alone: dict[tuple[str, str], str] = {}  # the method that a map alone is named after
 
     def build(self) -> Plan:
         for space in spaces(self.experiment, self.artifacts):
@@ -68,92 +111,108 @@ class _Builder:
         self.about.setdefault(role, []).append(about)
 
     def _setting(self, label: str, setting: Setting, space: Space) -> None:
-        """All methods of one comparison, and the floor: the train split against the held-out one."""
-        floor = {"source": "train", "sampling": setting.sampling, "seed": setting.seeds[0]}
-        self._evaluate(
-            label, "floor", setting.seeds[0], floor, {"latents": space.latents}, space, batch=label
-        )
+        """All methods of one comparison, and the floor: draws of the train split against the held-out one."""
+        for draw in range(FLOOR_DRAWS):
+            drawn = {"source": "train", "sampling": setting.sampling, "seed": draw}
+            self._evaluate(label, "floor", draw, drawn, {"latents": space.latents}, space, batch=label)
         for name, method in setting.methods.items():
             for seed in setting.seeds:
-                self._method(label, name, method, seed, setting, space)
+                self._method(_Run(label, name, method.flow, seed, setting, space), method.preconditioner)
 
-    def _method(
-        self, label: str, name: str, method: Method, seed: int, setting: Setting, space: Space
-    ) -> None:
-        component, first = method.preconditioner, seed == setting.seeds[0]
+    def _method(self, run: "_Run", component: Component) -> None:
+        """A method under one seed: its map, its skip, what both do alone, its flow, and the baselines that match it."""
+        label, flow, setting, space = run.label, run.flow, run.setting, run.space
         seeded = component.constant("uses_seed")
-        preconditioner = self._preconditioner(label, name, component, seed, space)
-        ends = {"latents": space.latents, "preconditioner": preconditioner}
+        run = run.behind(self._preconditioner(run, component))
+        if flow.wrappers:
+            run = replace(run, skip=self._skip(run))
         diagnostics = self.add(
             "diagnostics",
-            f"{label}-{name}" + (f"-s{seed}" if seeded else ""),
-            {"path": method.flow.path},
-            ends,
-            method.flow.path.targets,
+            f"{label}-{run.method}" + (f"-s{run.seed}" if seeded else ""),
+            {"path": flow.path},
+            run.ends,
+            flow.path.targets,
             batch=label,
         )
-        self._report("diagnostics", diagnostics, dataset=label, method=name, seed=seed)
-        self._flow(label, name, method.flow, seed, preconditioner, setting, space)
-        if component.name != "none" and (label, preconditioner.id) not in self.alone:
-            self.alone.add((label, preconditioner.id))
-            drawn = {"source": "preconditioner", "sampling": setting.sampling, "seed": seed}
-            self._evaluate(label, f"alone:{name}", seed, drawn, ends, space, batch="" if seeded else label)
-        if self.setting in self.experiment.predict and first and method.flow.is_plain:
-            self._kernel(label, name, method.flow, seed, preconditioner, space)
-        wanted = name in setting.matched if setting.matched is not None else seeded
-        if wanted:
+        self._report("diagnostics", diagnostics, dataset=label, method=run.method, seed=run.seed)
+        self._flow(run)
+        self._alone(run, component)
+        first = run.seed == setting.seeds[0]
+        if self.setting in self.experiment.predict and first and flow.is_plain:
+            self._kernel(run)
+        learned = seeded or flow.skip_is_fitted
+        if run.method in setting.matched if setting.matched is not None else learned:
+            bare = run.behind(self._preconditioner(replace(run, method="baseline"), self.experiment.baseline))
+            plain = bare.flow.without_fitted_skips
             budget = self.add(
                 "budgets",
-                f"{label}-{name}-s{seed}",
-                {"flow": method.flow},
-                {**ends, **self._geometry(method.flow, space)},
-                method.flow.targets,
+                f"{label}-{run.method}-s{run.seed}",
+                {"flow": flow, **({} if plain == flow else {"baseline": plain})},
+                {**run.parents, **self._geometry(flow, space)},
+                flow.targets,
             )
-            self._report("budgets", budget, dataset=label, method=name, seed=seed)
-            bare = self._preconditioner(label, "baseline", self.experiment.baseline, seed, space)
+            self._report("budgets", budget, dataset=label, method=run.method, seed=run.seed)
             for match in MATCHES:
-                self._flow(label, f"{name}-{match}", method.flow, seed, bare, setting, space, (match, budget))
+                self._flow(replace(bare, method=f"{run.method}-{match}", flow=plain, match=(match, budget)))
 
-    def _preconditioner(self, label: str, name: str, component: Component, seed: int, space: Space) -> Node:
+    def _preconditioner(self, run: "_Run", component: Component) -> Node:
         """The fitted map; a fit without randomness is one for all seeds."""
-        seeded = component.constant("uses_seed")
-        metric = self._decoder_metric(space) if component.constant("needs_metric") else {}
+        seeded, label = component.constant("uses_seed"), run.label
+        metric = self._decoder_metric(run.space) if component.constant("needs_metric") else {}
         return self.add(
             "preconditioners",
-            f"{label}-{name}" + (f"-s{seed}" if seeded else ""),
-            {"preconditioner": component, "seed": seed if seeded else 0},
-            {"latents": space.latents, **metric},
+            f"{label}-{run.method}" + (f"-s{run.seed}" if seeded else ""),
+            {"preconditioner": component, "seed": run.seed if seeded else 0},
+            {"latents": run.space.latents, **metric},
             component.targets,
             batch="" if seeded else label,  # in closed form
         )
 
-    def _flow(
-        self,
-        label: str,
-        name: str,
-        flow: Flow,
-        seed: int,
-        preconditioner: Node,
-        setting: Setting,
-        space: Space,
-        match: tuple[str, Node] | None = None,
-    ) -> None:
-        """Train, sample and evaluate one flow: under the plain recipe, or under one that a search has chosen."""
-        spec: dict[str, Any] = {"flow": flow}
-        ends = {"latents": space.latents, "preconditioner": preconditioner}
-        parents: dict[str, Node] = {**ends, **self._geometry(flow, space)}
-        if match is not None:
-            spec["match"], parents["budget"] = match
-        if setting.recipe == "tuned":
-            search = {"search": self.experiment.search, "solver": "midpoint", "solver_steps": SEARCH_STEPS}
+    def _skip(self, run: "_Run") -> Node:
+        """The wrappers around a network, fitted behind its map; one for all seeds where neither is random."""
+        flow, ends = run.flow, run.ends
+        seeded = any(wrapper.constant("uses_seed") for wrapper in flow.wrappers)
+        of_seed = seeded or not ends["preconditioner"].batch
+        skip = self.add(
+            "skips",
+            f"{run.label}-{run.method}" + (f"-s{run.seed}" if of_seed else ""),
+            {"wrappers": flow.wrappers, "path": flow.path, "seed": run.seed if seeded else 0},
+            ends,
+            flow.targets,
+            batch="" if of_seed else run.label,
+        )
+        self._report("skips", skip, dataset=run.label, method=run.method, seed=run.seed)
+        return skip
+
+    def _alone(self, run: "_Run", component: Component) -> None:
+        """What a map, or a skip, makes of the noise of the flow behind it; once for all methods that have it."""
+        parents, source = run.ends, "preconditioner"
+        alone = parents["preconditioner"]
+        if run.flow.has_skip:
+            assert run.skip is not None
+            alone, source, parents = run.skip, "flow", {**parents, "flow": run.skip}
+        elif component.name == "none":
+            return
+        first = self.alone.setdefault((run.label, alone.id), run.method)
+        if run.method == first:
+            self._judge(run, f"alone:{run.method}", source, parents, batch=run.label if alone.batch else "")
+
+    def _flow(self, run: "_Run") -> None:
+        """Train, sample and judge one flow: under the plain recipe, or under one that a search has chosen."""
+        spec: dict[str, Any] = {"flow": run.flow}
+        parents: dict[str, Node] = {**run.parents, **self._geometry(run.flow, run.space)}
+        if run.match is not None:
+            spec["match"], parents["budget"] = run.match
+        sampled: dict[str, Node] = dict(run.ends)
+        name, space, targets = f"{run.label}-{run.method}", run.space, run.flow.targets
+        if run.setting.recipe == "tuned":
+            searched = {**spec, "search": self.experiment.search, "solver": "midpoint"}
             judged = {"data": space.data, "encoder": space.encoder, "classifier": space.selecting}
-            parents["recipe"] = self._searched(
-                f"{label}-{name}", {**spec, **search}, {**parents, **judged}, flow.targets
-            )
-        trained = self.add("flows", f"{label}-{name}-s{seed}", {**spec, "seed": seed}, parents, flow.targets)
-        self._report("flows", trained, dataset=label, method=name, seed=seed)
-        drawn = {"source": "flow", "sampling": setting.sampling, "seed": seed}
-        self._evaluate(label, name, seed, drawn, {**ends, "flow": trained}, space, flow.targets)
+            parents["recipe"] = self._searched(name, searched, {**parents, **judged}, targets)
+            sampled["recipe"] = parents["recipe"]
+        trained = self.add("flows", f"{name}-s{run.seed}", {**spec, "seed": run.seed}, parents, targets)
+        self._report("flows", trained, dataset=run.label, method=run.method, seed=run.seed)
+        self._judge(run, run.method, "flow", {**sampled, "flow": trained})
 
     def _searched(
         self, label: str, params: Mapping[str, Any], parents: Mapping[str, Any], targets: Iterable[str]
@@ -163,18 +222,16 @@ class _Builder:
             self.searched[label] = self.add("recipes", label, params, parents, targets)
         return self.searched[label]
 
-    def _kernel(
-        self, label: str, name: str, flow: Flow, seed: int, preconditioner: Node, space: Space
-    ) -> None:
+    def _kernel(self, run: "_Run") -> None:
         """What the tangent kernel predicts, for the first seed."""
         kernel = self.add(
             "kernels",
-            f"{label}-{name}-s{seed}",
-            {"flow": flow, "seed": seed, "points": KERNEL_POINTS, "threshold": KERNEL_THRESHOLD},
-            {"latents": space.latents, "preconditioner": preconditioner, **self._geometry(flow, space)},
-            flow.targets,
+            f"{run.label}-{run.method}-s{run.seed}",
+            {"flow": run.flow, "seed": run.seed, "points": KERNEL_POINTS, "threshold": KERNEL_THRESHOLD},
+            {**run.ends, **self._geometry(run.flow, run.space)},
+            run.flow.targets,
         )
-        self._report("kernels", kernel, dataset=label, method=name, seed=seed)
+        self._report("kernels", kernel, dataset=run.label, method=run.method, seed=run.seed)
 
     def _geometry(self, flow: Flow, space: Space) -> dict[str, Node]:
         """The decoder's metric, where the objective measures errors in it."""
@@ -185,6 +242,27 @@ class _Builder:
         return {
             "decoder_metric": self.add("decoder_metrics", space.label, {"points": METRIC_POINTS}, parents)
         }
+
+    def _judge(
+        self, run: "_Run", method: str, source: str, parents: Mapping[str, Node], *, batch: str = ""
+    ) -> None:
+        """Samples with their metrics; and how likely held-out latents are, where the setting asks for it.
+
+        What is in a batch has no randomness of its own: other seeds draw other samples of one and the same density.
+        """
+        targets = run.flow.targets if source == "flow" else ()
+        drawn = {"source": source, "sampling": run.setting.sampling, "seed": run.seed}
+        self._evaluate(run.label, method, run.seed, drawn, parents, run.space, targets, batch=batch)
+        if run.setting.likelihood:
+            likelihood = self.add(
+                "likelihoods",
+                f"{run.label}-{method.replace(':', '-')}" + ("" if batch else f"-s{run.seed}"),
+                {"source": source, "likelihood": self.experiment.likelihood, "replicates": REPLICATES},
+                {role: node for role, node in parents.items() if role != "recipe"},
+                targets,
+                batch=batch,
+            )
+            self._report("likelihoods", likelihood, dataset=run.label, method=method, seed=run.seed)
 
     def _evaluate(
         self,
@@ -217,6 +295,13 @@ class _Builder:
                 )
                 self._report("theory", node, name=name, run=spec.run.name, seed=seed)
 
+    def _arms(self) -> dict[str, set[str]]:
+        """By setting, the flows that are judged."""
+        arms: dict[str, set[str]] = {}
+        for about in self.about.get("flows", ()):
+            arms.setdefault(about["setting"], set()).add(about["method"])
+        return arms
+
     def _reports(self) -> None:
         experiment = self.experiment
         if not self.reported:  # classifiers alone
@@ -229,5 +314,5 @@ class _Builder:
                 target = import_string(group, name)
                 self.add(kind, name, {"name": name, **named}, {"frames": frames}, [target], batch=kind)
         claims = read_yaml(CLAIMS)
-        parse_claims(claims)  # refused before the first job, not by the last one
+        missing_arms(parse_claims(claims), experiment.name, self._arms())  # refused before the first job
         self.add("verdicts", "claims", {"claims": claims, **named}, {"frames": frames})

@@ -5,8 +5,9 @@ of the run will cost.
 """
 
 import csv
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -29,11 +30,14 @@ class Cost(Strict):
         artifacts: how many the jobs made.
         seconds: of all these jobs; none where other kinds' jobs made them, as those of evaluations make samples.
         megabytes: of the job that needed most memory; None where no job ran for long enough to be measured.
+        by_label: mean seconds of a job by the label of what it made, without the seed; of kinds with a job for each
+            artifact.
     """
 
     artifacts: Annotated[int, Field(ge=1)]
     seconds: Annotated[float, Field(ge=0)]
     megabytes: Annotated[float, Field(ge=0)] | None = None
+    by_label: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
 
 
 _COSTS = TypeAdapter(dict[str, Cost])
@@ -50,9 +54,26 @@ def measured_costs(plan: Plan) -> dict[str, Cost]:
     for kind in (kind for kind in KINDS if made[kind]):
         jobs = [found for node_id, found in timed.items() if plan.nodes[node_id].kind == kind]
         memory = [megabytes for _, megabytes in jobs if megabytes is not None]
-        seconds = round(sum(seconds for seconds, _ in jobs), 1)
-        costs[kind] = Cost(artifacts=len(made[kind]), seconds=seconds, megabytes=max(memory, default=None))
+        costs[kind] = Cost(
+            artifacts=len(made[kind]),
+            seconds=round(sum(seconds for seconds, _ in jobs), 1),
+            megabytes=max(memory, default=None),
+            by_label=_by_label(
+                (plan.nodes[node_id], found[0])
+                for node_id, found in timed.items()
+                if plan.nodes[node_id].kind == kind
+            ),
+        )
     return costs
+
+
+def _by_label(seconds: Iterable[tuple[Node, float]]) -> dict[str, float]:
+    """Mean seconds of jobs by label without the seed."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for node, taken in seconds:
+        if not node.batch:
+            found[re.sub(r"-s\d+$", "", node.label)].append(taken)
+    return {label: round(sum(several) / len(several), 1) for label, several in sorted(found.items())}
 
 
 def _together(plan: Plan, node: Node) -> Iterator[Node]:

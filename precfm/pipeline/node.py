@@ -23,6 +23,7 @@ ON_DEVICE = frozenset(
         "flows",
         "samples",
         "evaluations",
+        "likelihoods",
     }
 )
 WITHOUT_TORCH = frozenset({"frames", "table_files", "figure_files", "verdicts"})

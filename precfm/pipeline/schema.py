@@ -11,7 +11,8 @@ from pydantic import AfterValidator, Field, PlainValidator, ValidationError, mod
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, Strict, complaint
-from precfm.pipeline.components import Component, component
+from precfm.core.registry import build
+from precfm.pipeline.components import Component, component, plain
 from precfm.pipeline.pinned import pinned_model
 from precfm.training.options import TrainingOptions
 
@@ -59,6 +60,8 @@ def _field(inherited: Location, places: list[Location]) -> str:
     return ".".join(inherited).removeprefix(f"settings.{PLAIN}.")
 
 
+# As in precfm.flows.times, which needs torch.
+TimeName = Literal["uniform", "logit_normal", "kappa_directed", "mixed", "early", "late"]
 Training = Annotated[TrainingOptions, AfterValidator(_without_validation)]
 Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
 Preconditioner = Annotated[Component, PlainValidator(partial(component, "preconditioners"))]
@@ -191,6 +194,30 @@ class Flow(Strict):
     training: Training
 
     @property
+    def skip_is_fitted(self) -> bool:
+        """Whether a wrapper's fit is an artifact of its own."""
+        return any(wrapper.constant("costly_fit") for wrapper in self.wrappers)
+
+    @property
+    def has_skip(self) -> bool:
+        """Whether a wrapper adds a velocity of its own to that of the network."""
+        network, path, found = (
+            build("models", {"name": "mlp"}, shape=(1,), num_classes=0),
+            self.path.made(),
+            False,
+        )
+        for wrapper in self.wrappers:
+            network = build("wrappers", plain(wrapper), network=network, path=path)
+            found = found or network.adds_velocity
+        return found
+
+    @property
+    def without_fitted_skips(self) -> "Flow":
+        """The same without the wrappers whose fit is an artifact of its own."""
+        kept = tuple(wrapper for wrapper in self.wrappers if not wrapper.constant("costly_fit"))
+        return self.model_copy(update={"wrappers": kept})
+
+    @property
     def is_plain(self) -> bool:
         """Plain flow matching by a plain network and optimizer: all that the tangent kernel can predict."""
         usual = component("objectives", {"name": "flow_matching"})
@@ -210,10 +237,10 @@ class Flow(Strict):
                 f"training.checkpoints: got {list(checkpoints)}; the last must be training.steps, {steps}, where the "
                 "final numbers come from (so a file that extends another and changes steps gives checkpoints too)"
             )
-        if self.objective.name == "denoising_score" and self.wrappers:
+        if self.wrappers and not self.objective.constant("predicts_velocity"):
             raise PrecfmError(
-                f"objective: got 'denoising_score' with the wrapper '{self.wrappers[0].name}', which makes a velocity; "
-                "'flow_matching', or no wrapper, is needed"
+                f"objective: got '{self.objective.name}' with the wrapper '{self.wrappers[0].name}', which makes a "
+                "velocity; 'flow_matching', or no wrapper, is needed"
             )
         return self
 
@@ -235,23 +262,37 @@ class Sampling(Strict):
 
 
 class Evaluation(Strict):
-    """What is measured on the samples, against the held-out split."""
+    """What is measured on the samples, against the held-out split.
+
+    Metrics of pairs (KID, MMD, precision, recall) look at no more than the first `pairs` rows of either, which are in
+    random order.
+    """
 
     neighbours: Count = 3
+    pairs: Count = 5000
     precision_recall: Literal["last", "all"] = "last"
+    seed: int = 0
+
+
+class Likelihood(Strict):
+    """The negative log-likelihood of held-out latents, in the space before the map: where, and of how many.
+
+    The points are drawn once, and are the same for all flows.
+    """
+
+    points: Count = 1000
     seed: int = 0
 
 
 class Search(Strict):
     """The tuned recipe: every method tries every combination, in short trainings judged on the validation split.
 
-    The judge is a classifier that reports nothing, on validation images; one training for each combination.
+    The judge is a classifier that reports nothing, on validation images; one training for each combination of time,
+    learning rate and schedule, sampled with each number of solver steps.
     """
 
-    time: Annotated[tuple[Literal["uniform", "logit_normal", "kappa_directed"], ...], Field(min_length=1)] = (
-        "uniform",
-        "logit_normal",
-    )
+    time: Annotated[tuple[TimeName, ...], Field(min_length=1)] = ("uniform", "logit_normal")
+    solver_steps: Annotated[tuple[Count, ...], Field(min_length=1)] = (50,)
     learning_rate: Annotated[tuple[float, ...], Field(min_length=1)] = (1e-3, 4e-3)
     schedule: Annotated[tuple[Literal["constant", "cosine"], ...], Field(min_length=1)] = (
         "constant",
@@ -265,8 +306,9 @@ class Search(Strict):
 class Setting(Strict):
     """One comparison: methods that differ in nothing but themselves, on the same seeds.
 
-    Numbers of different settings are never compared. A learned preconditioner brings two matched baselines without
-    it, `<method>-P` of as many parameters and `<method>-F` of as many training FLOPs, unless `matched` leaves it out.
+    Numbers of different settings are never compared. A learned preconditioner, and a skip whose fit is an artifact of
+    its own, bring two matched baselines without it, `<method>-P` of as many parameters and `<method>-F` of as many
+    training FLOPs, unless `matched` leaves it out. With `likelihood` every flow is judged by that, too.
     """
 
     methods: Annotated[dict[str, Method], Field(min_length=1)]
@@ -275,6 +317,7 @@ class Setting(Strict):
     sampling: Sampling
     recipe: Literal["plain", "tuned"] = "plain"
     matched: tuple[str, ...] | None = None
+    likelihood: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> "Setting":
@@ -310,6 +353,7 @@ class Experiment(Strict):
     baseline: Preconditioner = Field(default={"name": "scalar"}, validate_default=True)
     predict: tuple[str, ...] = ()  # settings whose flows the tangent kernel predicts, where it can
     evaluation: Evaluation = Evaluation()
+    likelihood: Likelihood = Likelihood()
     theory: dict[str, Theory] = Field(default_factory=dict)
 
     @model_validator(mode="after")

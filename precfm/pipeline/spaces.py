@@ -13,6 +13,8 @@ from precfm.pipeline.node import Node
 from precfm.pipeline.pinned import pinned_model
 from precfm.pipeline.schema import Dataset, Encoder, Experiment, Setting, source_name
 
+REPLICATES = 100  # resamples of the held-out split, by which intervals know how far they hang on it
+
 
 @dataclass(frozen=True)
 class Space:
@@ -78,7 +80,8 @@ class _DatasetSpaces:
             latents = self.add("latents", label, encoded, {"data": self.data, "encoder": made})
             judged: dict[str, Any] = {"data": self.data, "latents": latents, "classifiers": classifiers}
             if settings:
-                judged |= {"features": self.add("features", label, {}, judged), "encoder": made}
+                judged["encoder"] = made
+                judged["features"] = self.add("features", label, {"replicates": REPLICATES}, judged)
             yield Space(label, self.data, made, latents, settings, judged, selecting)
 
     def _data(self) -> Node:
