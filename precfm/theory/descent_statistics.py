@@ -93,7 +93,9 @@ def _slope(
         where = "slowest direction" if quantity == "lowest" else "total excess risk"
         closed = float(np.mean(exact)) if exact else math.nan
         used, total = cells_used(group, quantity)
-        note = f"{about}; {where}; kappa_t from 10; {used} of {total} cells; closed form {closed:.3f}"
+        most = group[_usable(group, quantity)]["condition_number_t"].max()
+        span = f"kappa_t from {KAPPA_FROM} to {most:.1e}; {used} of {total} cells"
+        note = f"{about}; {where}; {span}; closed form {closed:.3f}"
         yield statistic, t_estimate(fits), note
 
 
