@@ -104,11 +104,7 @@ OUT_OF_RANGE: dict[str, dict[str, dict[str, list[Any]]]] = {
         "low_capacity_flow": {"tolerance": [0.0], "max_solver_steps": [20], "width": [0], "shrinkage": ["much"]},
         "decoder_metric": {"floor": [0.0, 1.5]},
         "projection": {"rank": [0], "explained": [0.0]},
-        "composition": {"stages": [(), ({"exponent": 0.5},), ({"name": "auto"},)]},
-        "auto": {
-            "candidates": [(), ({"exponent": 0.5},), ({"name": "none"}, {"name": "auto"})],
-            "accuracy": [0.0, 1.0], "margin": [-0.1, math.nan], "validation_share": [1.0],
-        },
+        "composition": {"stages": [(), ({"exponent": 0.5},)]},
     },
     "models": {"mlp": {"width": [0, 8.0], "depth": [0], "time_features": [3, 0]}},
     "wrappers": {"gaussian_skip": {"skip": ["some"], "input_scaling": [1]}},
@@ -165,9 +161,6 @@ def test_what_is_out_of_range_is_refused_by_field(group: str, name: str, option:
         ("composition", {"stages": [{"name": "whitening", "width": 3}]}, "stages.0: width: got 3"),
         ("composition", {"stages": [{"name": "projection", "explained": 0.0}]}, "stages.0: explained: got 0.0"),
         ("composition", {"stages": [{"name": "none"}, {"name": "os:getcwd"}]}, "stages.1: "),
-        ("auto", {"candidates": [{"name": "whitening", "width": 3}]}, "candidates.0: width: got 3"),
-        ("auto", {"candidates": [{"name": "whitening", "exponent": 2.0}]}, "candidates.0: exponent: got 2.0"),
-        ("auto", {"candidates": [{"name": "auto", "margin": -1.0}]}, "candidates.0: margin: got -1.0"),
     ],
 )  # fmt: skip
 def test_rules_across_options_and_inside_components_name_their_field(

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from precfm.core.errors import PrecfmError
-from precfm.preconditioners.auto import Auto
 from precfm.preconditioners.composition import Composition
 from precfm.preconditioners.saving import JSON_FILE, TENSORS_FILE, describe, load, rebuild, save
 from precfm.preconditioners.scalar import Scalar
@@ -140,13 +139,6 @@ def test_a_file_does_not_choose_what_is_called(folder: Path, name: str) -> None:
     edit(folder, options={"stages": [{"name": name}]})
     with pytest.raises(PrecfmError, match=r"stages.0: .*no Preconditioner"):
         load(folder)
-
-
-def test_a_record_that_fits_nothing_is_refused(tmp_path: Path) -> None:
-    save(Auto(({"name": "scalar"},)).fit(X), tmp_path)
-    edit(tmp_path, record={"chosen": 5})
-    with pytest.raises(PrecfmError, match="no saved preconditioner"):
-        load(tmp_path)
 
 
 def test_a_header_without_description_is_refused(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ _TINY: dict[str, Callable[[Any], Any]] = {
     "warmup_steps": _at_most(2),
     "validate_every": _at_most(6),
     "checkpoints": lambda value: [6, 12] if value else [],
+    "horizons": lambda value: [6, 12] if value else [],
     "batch_size": _at_most(32),
     "width": _at_most(32),
     "rows": _at_most(100),

@@ -1,4 +1,4 @@
-"""Preconditioners within another one, as its options name them: stages, or candidates."""
+"""Preconditioners within another one, as its options name them: the stages of a composition."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +16,6 @@ def _named(entries: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
     for position, entry in enumerate(entries):
         if not isinstance(entry.get("name"), str):
             raise PrecfmError(f"entry {position}: got {entry!r}; the 'name' of a preconditioner is needed")
-        if entry["name"] == "auto":
-            raise PrecfmError(f"entry {position}: got 'auto', which chooses by itself; any other is allowed")
     return entries
 
 
