@@ -107,7 +107,8 @@ def test_log_det_is_that_of_the_jacobian(fitted: Preconditioner, data: Labelled)
         one, label = x[row : row + 1], labels[row : row + 1]
         jacobian = torch.autograd.functional.jacobian(lambda v, y=label: fitted.forward(v, y), one)
         expected = torch.linalg.slogdet(jacobian.reshape(FEATURES, FEATURES)).logabsdet
-        assert torch.allclose(claimed[row], expected, rtol=1e-8, atol=1e-8)
+        error = 1e-4 if type(fitted).__name__ == "MixtureFlow" else 1e-8  # that of a solver
+        assert torch.allclose(claimed[row], expected, rtol=error, atol=error)
 
 
 def calls_of(fitted: Preconditioner) -> list[Callable[..., Any]]:
@@ -170,8 +171,8 @@ def test_labels_are_checked_where_they_are_needed(fitted: Preconditioner, data: 
             assert torch.equal(fitted.inverse(x, wrong(labels)), fitted.inverse(x))
             continue
         calls = list(maps)
-        if "row 4" not in found and not (found == "missing" and type(fitted).__name__ == "Auto"):
-            calls.append(fit)  # a fit takes any classes, and Auto chooses without labels, too
+        if "row 4" not in found:
+            calls.append(fit)  # a fit takes any classes
         for call in calls:
             with pytest.raises(PrecfmError, match=f"labels.*{found}"):
                 call(x, wrong(labels))
@@ -187,7 +188,7 @@ def test_labels_matter_where_they_are_needed(fitted: Preconditioner, data: Label
 def test_fits_to_too_little_are_refused(fitted: Preconditioner, data: Labelled) -> None:
     x, labels = data
     fit = calls_of(fitted)[-1]
-    with pytest.raises(PrecfmError, match=r"2 rows|at least 12"):  # Auto asks for validation rows first
+    with pytest.raises(PrecfmError, match="2 rows"):
         fit(x[:1], labels[:1])
     with pytest.raises(PrecfmError, match="no batches"):
         fit([])
@@ -207,7 +208,7 @@ def batches(x: Tensor, labels: Tensor, *, labelled: bool) -> Iterator[Any]:
 
 def test_a_fit_to_batches_is_the_fit_to_all_rows(fitted: Preconditioner, data: Labelled) -> None:
     x, labels = data
-    given = batches(x, labels, labelled=fitted.needs_labels or type(fitted).__name__ == "Auto")
+    given = batches(x, labels, labelled=fitted.needs_labels)
     again = unfitted(fitted).fit(given, metric=METRIC, seed=3)
     for name in ("event_shape", "classes", "flops_per_fit", "num_parameters", "notes"):
         assert getattr(again, name) == getattr(fitted, name)
@@ -289,9 +290,8 @@ def test_a_fit_that_failed_leaves_nothing_usable(
 def test_a_state_dict_fills_an_equal_map(fitted: Preconditioner, data: Labelled) -> None:
     other = ill_conditioned(450, seed=8)
     again = unfitted(fitted).fit(*other, metric=METRIC, seed=4)
-    if type(fitted).__name__ != "Auto":  # which may have chosen another map
-        again.load_state_dict(fitted.state_dict())
-        assert torch.equal(again.forward(*data), fitted.forward(*data))
+    again.load_state_dict(fitted.state_dict())
+    assert torch.equal(again.forward(*data), fitted.forward(*data))
 
 
 def test_fits_are_a_function_of_data_and_seed(fitted: Preconditioner, data: Labelled, tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_fits_are_a_function_of_data_and_seed(fitted: Preconditioner, data: Labe
 @pytest.mark.parametrize("name", REGISTRY["preconditioners"])
 def test_the_class_says_whether_the_seed_and_a_metric_matter(name: str) -> None:
     cls = registered("preconditioners", name)
-    assert cls.uses_seed is (name in (*LEARNED, "composition", "auto"))
+    assert cls.uses_seed is (name in (*LEARNED, "mixture_flow", "composition"))
     assert cls.needs_metric is (name == "decoder_metric")
 
 

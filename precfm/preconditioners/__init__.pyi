@@ -5,6 +5,7 @@ from precfm.preconditioners.decoder_metric import DecoderMetric as DecoderMetric
 from precfm.preconditioners.identity import Identity as Identity
 from precfm.preconditioners.jacobian import inverse_jacobian as inverse_jacobian
 from precfm.preconditioners.low_capacity_flow import LowCapacityFlow as LowCapacityFlow
+from precfm.preconditioners.mixture_flow import MixtureFlow as MixtureFlow
 from precfm.preconditioners.normalizing_flow import NormalizingFlow as NormalizingFlow
 from precfm.preconditioners.per_channel import PerChannel as PerChannel
 from precfm.preconditioners.projection import Projection as Projection
