@@ -8,6 +8,7 @@ from precfm.geometry.moments import Moments
 from precfm.preconditioners.base import Preconditioner
 from precfm.preconditioners.fit_data import FitData
 from precfm.preconditioners.symmetric_power import (
+    Exponent,
     SymmetricMap,
     deficiency,
     power_flops,
@@ -52,7 +53,7 @@ class ClassWhitening(Preconditioner):
     @checked
     def __init__(
         self,
-        exponent: Share = 0.5,
+        exponent: Exponent = 0.5,
         shrinkage: Share = 0.0,
         rows_per_feature: NotNegative = 5.0,
     ) -> None:

@@ -1,8 +1,9 @@
 """The linear algebra of whitening: powers of a covariance, shrunk on request, refused if not invertible."""
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
@@ -12,6 +13,8 @@ from precfm.preconditioners.inputs import summary
 # Beyond this condition number float32 data cannot make the round trip: its precision 6e-8 times the ratio of
 # the extreme standard deviations, 1e6, is no longer small. So such a covariance counts as rank-deficient.
 LARGEST_CONDITION_NUMBER = 1e12
+
+Exponent: TypeAlias = Annotated[float, Field(ge=-0.5, le=1)]
 
 
 class SymmetricMap(NamedTuple):
@@ -36,7 +39,8 @@ def symmetric_power(cov: Tensor, exponent: float, shrinkage: float, what: str) -
 
     Args:
         cov: covariance of the data, shape (dim, dim), float64.
-        exponent: 0.5 whitens, 0.25 takes the square root of the condition number, 0 leaves the shape.
+        exponent: 0.5 whitens, 0.25 takes the square root of the condition number, 0 leaves the shape, below 0 spreads
+            it further.
         shrinkage: weight `s` of the isotropic covariance, in [0, 1].
         what: the data, as the beginning of a sentence: `x:`, or `x: class 3`.
 

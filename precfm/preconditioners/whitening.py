@@ -9,17 +9,18 @@ from precfm.core.options import Neutral, Share, checked
 from precfm.geometry.moments import Moments
 from precfm.preconditioners.fit_data import FitData
 from precfm.preconditioners.symmetric_affine import SymmetricAffine
-from precfm.preconditioners.symmetric_power import deficiency, power_flops, symmetric_power
+from precfm.preconditioners.symmetric_power import Exponent, deficiency, power_flops, symmetric_power
 
 
 class Whitening(SymmetricAffine):
     """Centres data and multiplies it by a power of its covariance, `z = c Sigma_1^(-exponent) (x - mean)`.
 
     With exponent 0.5 the mapped data has the identity as covariance. With a smaller exponent ("tempered") its
-    condition number is `kappa^(1 - 2 exponent)`. The factor `c` keeps the mean variance of `z` at one.
+    condition number is `kappa^|1 - 2 exponent|`. The factor `c` keeps the mean variance of `z` at one.
 
     Arguments:
-        exponent: 0.5 whitens fully, 0.25 half-way on the logarithmic scale.
+        exponent: 0.5 whitens fully, 0.25 half-way on the logarithmic scale; below 0 the data become worse
+            conditioned, above 0.5 their spectrum turns over.
         shrinkage: weight in [0, 1] of the isotropic covariance `(trace(Sigma_1) / dim) I` in the one that is
             inverted; above 0, constant and dependent features are accepted, and noted.
         rows: fit on the first so many rows only, to study whitening from few samples; None takes all.
@@ -40,7 +41,7 @@ class Whitening(SymmetricAffine):
     @checked
     def __init__(
         self,
-        exponent: Share = 0.5,
+        exponent: Exponent = 0.5,
         shrinkage: Share = 0.0,
         rows: Annotated[Annotated[int, Field(ge=2)] | None, Neutral(None)] = None,
     ) -> None:
