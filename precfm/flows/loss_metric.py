@@ -7,6 +7,14 @@ With J = dx/dz, the Jacobian of the preconditioner's inverse (x in data space, z
 - `decoder`: J^T G J, with the decoder's pull-back metric G in data space;
 - `inverse_variance`: the inverse covariance of the data in the flow's space, its spectrum floored at 1e-6 of the
   largest eigenvalue: it weighs the directions as whitening would, without changing coordinates.
+
+So path and metric are chosen apart. Up to constant factors the four cells of {path of the data, of white data} x {error
+measured in the data's coordinates, in white ones} are
+
+- data, data: the map `scalar` and `flow` (or `latent`, the same there);
+- data, white: `scalar` and `inverse_variance`;
+- white, data: `whitening` and `latent`;
+- white, white: `whitening` and `flow`.
 """
 
 import math

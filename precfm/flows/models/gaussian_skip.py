@@ -85,7 +85,9 @@ class GaussianSkip(Wrapper):
     plain one. What the Gaussian is:
 
     * `none`: no skip. Scales take eigenvalues and basis from the second moment of all data about zero. With both
-      scalings off this is exactly the plain network: no statistics, last layer not at zero.
+      scalings off this is exactly the plain network: no statistics, last layer not at zero. With the input scaling
+      alone the network sees Sigma_t^(-1/2) x_t in the eigenbasis, not centred: behind a map that centres the data, as
+      `scalar` does, the second moment is their covariance.
     * `scalar`: mean zero and one variance for all directions and classes, E|x1|^2 / dim, as EDM does.
     * `mean`: class means, and one variance: the mean variance within classes.
     * `covariance`: class means and the covariance within classes, pooled over them.
