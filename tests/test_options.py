@@ -110,7 +110,7 @@ OUT_OF_RANGE: dict[str, dict[str, dict[str, list[Any]]]] = {
     "wrappers": {"gaussian_skip": {"skip": ["some"], "input_scaling": [1]}},
     "objectives": {
         "flow_matching": {
-            "time": ["late"], "time_std": [0.0, math.nan], "coupling": ["sinkhorn"], "metric": ["pixels"],
+            "time": ["never"], "time_std": [0.0, math.nan], "coupling": ["sinkhorn"], "metric": ["pixels"],
         },
         "denoising_score": {"time_std": [-1.0]},
     },

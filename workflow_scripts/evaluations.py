@@ -19,6 +19,7 @@ from precfm.metrics.values import records
 from precfm.pipeline.job import Job
 
 OF_PAIRS = tuple(metric for metric in METRICS if metric != "frechet")
+NEIGHBOURS = ("precision", "recall")  # in latent coordinates: kernels are for features
 GRID = 40  # decoded samples that are kept to be looked at
 DECODED = "-decoded"  # spaces whose reference are held-out images that were encoded and decoded
 
@@ -80,7 +81,8 @@ class _Evaluation:
             if space in self.classifiers:
                 tables.append(self._records(space + DECODED, space, features, ("frechet",), step))
             if full:
-                tables.append(self._records(space, space, features, OF_PAIRS, step, self.options["pairs"]))
+                metrics = OF_PAIRS if space in self.classifiers else NEIGHBOURS
+                tables.append(self._records(space, space, features, metrics, step, self.options["pairs"]))
         protocol = tables[0].iloc[0]
         recovery = eigenvalue_recovery(made["latent"], self.reference["latent"], self.directions)
         tables.append(recovery_records(recovery, protocol))
