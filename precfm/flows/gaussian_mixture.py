@@ -251,16 +251,22 @@ class ClassMixture(nn.Module):
         Returns:
             Velocities in the eigenbasis, shape (batch, dim).
         """
-        alpha, sigma, d_alpha, d_sigma = path.alpha(t), path.sigma(t), path.d_alpha(t), path.d_sigma(t)
-        parts = []
-        for part in self._blocks(len(rows)):
-            known = self.posterior(rows[part], classes[part], alpha[part], sigma[part])
-            weights = known.weights[:, None]
-            noise = (weights @ known.scaled)[:, 0] * sigma[part]
-            spread = (weights @ (known.own_variances * known.scaled))[:, 0]
-            data = (weights @ known.own_means)[:, 0] + alpha[part] * spread
-            parts.append(d_alpha[part] * data + d_sigma[part] * noise)
+        schedules = path.alpha(t), path.sigma(t), path.d_alpha(t), path.d_sigma(t)
+        blocks = self._blocks(len(rows))
+        if len(blocks) == 1:  # slices cost a small network a per cent of its step
+            return self._velocity(rows, classes, *schedules)
+        parts = [self._velocity(rows[b], classes[b], *(each[b] for each in schedules)) for b in blocks]
         return torch.cat(parts) if parts else torch.zeros_like(rows)
+
+    def _velocity(
+        self, rows: Tensor, classes: Tensor, alpha: Tensor, sigma: Tensor, d_alpha: Tensor, d_sigma: Tensor
+    ) -> Tensor:
+        known = self.posterior(rows, classes, alpha, sigma)
+        weights = known.weights[:, None]
+        noise = (weights @ known.scaled)[:, 0] * sigma
+        spread = (weights @ (known.own_variances * known.scaled))[:, 0]
+        data = torch.addcmul((weights @ known.own_means)[:, 0], alpha, spread)
+        return torch.addcmul(d_alpha * data, d_sigma, noise)
 
     def divergence(self, rows: Tensor, t: Tensor, classes: Tensor, path: ProbabilityPath) -> Tensor:
         """The divergence of `velocity`, in closed form, shape (batch,); arguments as there.
