@@ -95,7 +95,7 @@ GIVEN: dict[str, dict[str, Any]] = {
 }
 OUT_OF_RANGE: dict[str, dict[str, dict[str, list[Any]]]] = {
     "preconditioners": {
-        "whitening": {"exponent": [-0.1, 1.5, math.nan, "text", None, [1]], "shrinkage": [1.5], "rows": [1, True]},
+        "whitening": {"exponent": [-0.6, 1.5, math.nan, "text", None, [1]], "shrinkage": [1.5], "rows": [1, True]},
         "class_whitening": {"rows_per_feature": [-1.0]},
         "normalizing_flow": {
             "kind": ["planar"], "width": [0], "max_log_scale": [0.0], "validation_share": [1.0], "steps": [0],

@@ -135,6 +135,12 @@ def test_a_skip_is_fitted_once_for_all_its_trainings_and_judged_alone(planned):
     assert "alone:mixture_skip" in {about["method"] for about in alone}
 
 
+def test_more_components_than_half_the_rows_of_a_class_are_refused(planned):
+    skip = {"flow": {"wrappers": [{"name": "mixture_skip", "components": 31}]}}
+    with pytest.raises(PrecfmError, match=r"mixture_skip: components: got 31; at most 30"):
+        planned({"methods": {"mixture_skip": skip}})
+
+
 def test_a_setting_changes_what_it_says_and_shares_the_rest(planned):
     solver = {"methods": ["none"], "matched": [], "sampling": {"steps": 3}}
     before, after = planned({"seeds": [0]}), planned({"seeds": [0], "settings": {"coarse": solver}})

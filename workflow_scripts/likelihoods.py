@@ -33,8 +33,12 @@ def make(job: Job) -> None:
         log_p = density + preconditioner.log_abs_det_jacobian(x, labels)
     else:
         artifact = job.parent("flow")
-        last = max(name for name in artifact.record["files"] if name.startswith("step-"))
-        step = int(last.removeprefix("step-").removesuffix(".safetensors"))
+        steps = {
+            int(name.removeprefix("step-").removesuffix(".safetensors")): name
+            for name in artifact.record["files"]
+            if name.startswith("step-")
+        }
+        step, last = max(steps.items())
         flow = PreconditionedFlow.from_description(artifact.json("flow.json"), preconditioner)
         flow.to(job.node.device).load_weights(artifact.path(last))
         found = flow.log_prob_with_error(x.to(job.node.device), labels.to(job.node.device))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from precfm.core.errors import PrecfmError
 from precfm.core.registry import REGISTRY, import_string, load
 from precfm.pipeline.components import Component
 from precfm.pipeline.experiments import load_experiment, read_yaml
@@ -22,6 +23,8 @@ METRIC_POINTS = 1000  # latents over which the decoder's pull-back metric is ave
 KERNEL_POINTS = 48  # points of the tangent kernel
 KERNEL_THRESHOLD = 0.01  # residual, in units of the latents' mean variance, to which it predicts the steps
 FLOOR_DRAWS = 10  # of the train split: how far apart two samples of the data are
+# Of published data sets; of your own images the job finds out.
+CLASSES = {"mnist": 10, "mnist5k": 10, "fashion_mnist": 10}
 MATCHES = ("P", "F")  # baselines of as many parameters, of as many training FLOPs
 
 
@@ -32,6 +35,19 @@ def build_plan(name: str) -> Plan:
         PrecfmError: the configuration is wrong.
     """
     return _Builder(load_experiment(name)).build()
+
+
+def _refuse_more_components_than_rows(run: "_Run", components: Iterable[Component]) -> None:
+    """Refuse a mixture of more components than half of the rows of a class, where its classes are known already."""
+    of_data = run.space.data.params["dataset"]
+    classes = CLASSES.get(of_data["source"]["name"])
+    for each in components:
+        asked = getattr(each.options, "components", 0)
+        if classes and 2 * asked * classes > of_data["train"]:
+            raise PrecfmError(
+                f"methods.{run.method}: {each.name}: components: got {asked}; at most "
+                f"{of_data['train'] // (2 * classes)} are possible, half of the training rows of a class"
+            )
 
 
 @dataclass(frozen=True)
@@ -46,7 +62,8 @@ class _Run:
         setting: the comparison.
         space: the latents.
         preconditioner: the fitted map.
-        skip: the fitted wrappers, where their fit is an artifact of its own.
+        maps: import strings of what the map is made of.
+        skip: the fitted wrappers.
         match: for a matched baseline, what matches and the budget.
     """
 
@@ -57,6 +74,7 @@ class _Run:
     setting: Setting
     space: Space
     preconditioner: Node | None = None
+    maps: tuple[str, ...] = ()
     skip: Node | None = None
     match: tuple[str, Node] | None = None
 
@@ -123,7 +141,8 @@ class _Builder:
         """A method under one seed: its map, its skip, what both do alone, its flow, and the baselines that match it."""
         label, flow, setting, space = run.label, run.flow, run.setting, run.space
         seeded = component.constant("uses_seed")
-        run = run.behind(self._preconditioner(run, component))
+        _refuse_more_components_than_rows(run, (component, *flow.wrappers))
+        run = replace(run.behind(self._preconditioner(run, component)), maps=tuple(component.targets))
         if flow.wrappers:
             run = replace(run, skip=self._skip(run))
         diagnostics = self.add(
@@ -142,7 +161,9 @@ class _Builder:
             self._kernel(run)
         learned = seeded or flow.skip_is_fitted
         if run.method in setting.matched if setting.matched is not None else learned:
-            bare = run.behind(self._preconditioner(replace(run, method="baseline"), self.experiment.baseline))
+            baseline = self.experiment.baseline
+            bare = run.behind(self._preconditioner(replace(run, method="baseline"), baseline))
+            bare = replace(bare, maps=tuple(baseline.targets))
             plain = bare.flow.without_fitted_skips
             budget = self.add(
                 "budgets",
@@ -250,7 +271,7 @@ class _Builder:
 
         What is in a batch has no randomness of its own: other seeds draw other samples of one and the same density.
         """
-        targets = run.flow.targets if source == "flow" else ()
+        targets = (*run.maps, *(run.flow.targets if source == "flow" else ()))
         drawn = {"source": source, "sampling": run.setting.sampling, "seed": run.seed}
         self._evaluate(run.label, method, run.seed, drawn, parents, run.space, targets, batch=batch)
         if run.setting.likelihood:
