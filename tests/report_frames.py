@@ -31,6 +31,11 @@ DRAWS = 10  # of the floor
 REPLICATES = 20
 
 
+def checkpoints(method: str, seed: int) -> tuple[int, ...]:
+    """Of a flow; one with as many training FLOPs ends at a step of its own for every seed."""
+    return (*STEPS[:-1], STEPS[-1] + 550 + seed) if method.endswith("-F") else STEPS
+
+
 def gain(method: str) -> float:
     """The effect of a method; a matched baseline has none."""
     return GAIN.get(method, 0.0)
@@ -67,13 +72,15 @@ def cell(table, **chosen):
 def records(rng, seeds, methods, dataset) -> pd.DataFrame:
     rows = []
 
-    def add(method, seed, step, values):
+    def add(method, seed, step, values, key=""):
+        key = key or f"{method}-s{seed}"
         for metric, space, value in values:
             judge = space.removesuffix("-decoded")
             extractor = {"classifier-0": "a81f0c33", "classifier-1": "77b0e2d9"}.get(judge, "none")
             counts = (1000, 0 if metric == "nll" else 3000 if method == "floor" else 1000)
             reference = "heldout, decoded" if space in DECODED else "heldout"
-            rows.append((dataset, method, seed, step, metric, space, value, *counts, reference, 0, extractor))
+            about = (dataset, method, seed, step, metric, space, value)
+            rows.append((*about, *counts, reference, 0, extractor, key))
 
     def noise(size):
         return size * rng.standard_normal()
@@ -82,7 +89,7 @@ def records(rng, seeds, methods, dataset) -> pd.DataFrame:
         luck = noise(0.1)
         for method in methods:
             good = gain(method)
-            for step in STEPS:
+            for step in checkpoints(method, seed):
                 base = 1.5 + 25 / step**0.5 * 0.1 + luck + good * (step / 5000) ** 0.3
                 for space, scale in zip(CLASSIFIERS, (1.0, 1.7), strict=True):
                     add(method, seed, step, [("frechet", space, scale * (base + noise(0.02)))])
@@ -95,20 +102,22 @@ def records(rng, seeds, methods, dataset) -> pd.DataFrame:
                 ]
                 add(method, seed, step, of_latents)
             for space in (*CLASSIFIERS, "latent-whitened"):
-                add(method, seed, STEPS[-1], [("precision", space, 0.93 - 0.05 * good + noise(0.01))])
-                add(method, seed, STEPS[-1], [("recall", space, 0.9 - 0.06 * good + noise(0.01))])
+                add(method, seed, step, [("precision", space, 0.93 - 0.05 * good + noise(0.01))])
+                add(method, seed, step, [("recall", space, 0.9 - 0.06 * good + noise(0.01))])
             for space, scale in zip(DECODED, (1.0, 1.7), strict=True):
-                add(method, seed, STEPS[-1], [("frechet", space, scale * (base - 1.05) + noise(0.01))])
+                add(method, seed, step, [("frechet", space, scale * (base - 1.05) + noise(0.01))])
             likelihood = [
                 ("nll", "latent", 18 + 9 * good + noise(0.1)),
                 ("nearer_train", "latent", 0.5 + noise(0.003)),
             ]
-            add(method, seed, STEPS[-1], likelihood)
+            add(method, seed, step, likelihood)
             if method != "none":
                 alone = [("frechet", space, 9.0 + 10 * good + noise(0.1)) for space in CLASSIFIERS]
                 alone.append(("eigenvalue_log_error_low", "latent", 0.05 + 0.01 * rng.random()))
                 if method in LEARNED or seed == 0:  # what has no randomness is listed once
                     add(f"alone:{method}", seed, 0, alone)
+                likelihood = [("nll", "latent", 20 + 9 * good + 0.1 * seed * (method in LEARNED))]
+                add(f"alone:{method}", seed, 0, likelihood, key=artifact(method, seed))
     for draw in range(DRAWS):
         for space, distance in zip(CLASSIFIERS, (1.1, 1.9), strict=True):
             of_space = {"frechet": distance + noise(0.01), "kid": 0.001, "precision": 0.96, "recall": 0.95}
@@ -122,13 +131,13 @@ def records(rng, seeds, methods, dataset) -> pd.DataFrame:
             0,
             [(f"eigenvalue_{name}", "latent", value + noise(0.001)) for name, value in of_latents.items()],
         )
-    return pd.DataFrame(rows, columns=list(FRAMES["records"].columns))
+    return pd.DataFrame(rows, columns=[*FRAMES["records"].columns, "artifact"])
 
 
 def bootstrap(values) -> pd.DataFrame:
     """Replicates of what has some, at each run's last step: one shift for all runs of a metric, and a little more."""
     rng, parts = np.random.default_rng(11), []
-    last = values["step"] == values.groupby("method")["step"].transform("max")
+    last = values["step"] == values.groupby(["method", "seed"])["step"].transform("max")
     kinds = {"frechet", "eigenvalue_log_error_low", "eigenvalue_log_error", "nll"}
     for _, rows in values[last & values["metric"].isin(kinds)].groupby(["metric", "space"]):
         size = 0.02 * rows["value"].mean()
@@ -204,7 +213,7 @@ def recovery(rng, seeds, methods, dataset) -> pd.DataFrame:
     reference = eigenvalues("none", "all", 0)
     for method in (*methods, *(f"alone:{m}" for m in methods if m != "none"), "floor"):
         for seed in range(DRAWS if method == "floor" else seeds):
-            for step in STEPS[-2:] if method in methods else (0,):
+            for step in checkpoints(method, seed)[-2:] if method in methods else (0,):
                 excess = max(0.0, 0.7 + 2.2 * GAIN.get(method, -0.32))
                 logs = excess * np.linspace(1, 0, DIM) ** 2 + 0.05 * rng.standard_normal(DIM)
                 for index in range(DIM):

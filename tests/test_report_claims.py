@@ -119,12 +119,31 @@ def test_mistakes_in_the_file_are_named(change, message):
 
 def test_a_verdict_is_not_asked_of_arms_that_were_not_run():
     spec = parse_claims(metric_claim(baselines=["none", "{method}-P", "alone:{method}"], settings=["tuned"]))
-    missing_arms(spec, "x", {"tuned": ["m", "none", "m-P"], "ablation": ["none"]})
-    missing_arms(spec, "another", {"tuned": ["none"]})
-    missing_arms(spec, "x", {})
+    missing_arms(spec, "x", {"tuned": ["m", "none", "m-P"], "ablation": ["none"]}, [])
+    missing_arms(spec, "another", {"tuned": ["none"]}, [])
+    missing_arms(spec, "x", {}, [])
     for lacking in ("m", "none", "m-P"):
         with pytest.raises(PrecfmError, match=rf"claims\.C1: '{lacking}'.* x;"):
-            missing_arms(spec, "x", {"tuned": {"m", "none", "m-P"} - {lacking}})
+            missing_arms(spec, "x", {"tuned": {"m", "none", "m-P"} - {lacking}}, [])
+    with pytest.raises(PrecfmError, match=r"claims\.C1: .*tuned.* x;"):
+        missing_arms(spec, "x", {"plain": ["m", "none", "m-P"]}, [])
+
+
+def test_a_likelihood_that_decides_must_be_measured():
+    content, arms = (
+        metric_claim(settings=["tuned", "plain"]),
+        {"tuned": ["m", "none"], "plain": ["m", "none"]},
+    )
+    statistic = content["claims"][0]["statistics"][0]
+    missing_arms(parse_claims(content), "x", arms, [])
+    statistic["metric"] = "nll"
+    spec = parse_claims(content)
+    missing_arms(spec, "x", arms, ["tuned", "plain"])
+    with pytest.raises(PrecfmError, match=r"claims\.C1: 'nll'.*'plain'"):
+        missing_arms(spec, "x", arms, ["tuned"])
+    other = {**statistic, "name": "decides", "metric": "frechet"}
+    content["claims"][0]["statistics"] = [{**statistic, "role": "reported"}, other]
+    missing_arms(parse_claims(content), "x", arms, [])
 
 
 @pytest.mark.parametrize(
@@ -208,6 +227,31 @@ def test_a_claim_is_contradicted_only_if_every_method_fails():
     assert judge(content, records(BAD)).data == "open"  # the other was not run
 
 
+def test_all_methods_must_fail_in_one_and_the_same_statistic():
+    content = metric_claim(methods=["m", "other"], spaces=("classifier-0", "classifier-1"))
+    (statistic,) = content["claims"][0]["statistics"]
+    content["claims"][0]["statistics"].append(
+        {**statistic, "name": "second", "metric": "kid", "spaces": ["classifier-0"]}
+    )
+
+    def ruling(on_d, on_e):
+        """By data set and method, what fails there: a judge of the first statistic, or the second one."""
+        parts = []
+        for dataset, by_method in (("d", on_d), ("e", on_e)):
+            for method, fails in zip(("m", "other"), by_method, strict=True):
+                for space in ("classifier-0", "classifier-1"):
+                    parts.append(records(BAD if fails == space else GOOD, method, space, dataset))
+                parts.append(records(BAD if fails == "second" else GOOD, method, dataset=dataset))
+                parts[-1] = parts[-1].replace({"metric": {"frechet": "kid"}})
+        return judge(content, *parts).data
+
+    judges = ("classifier-0", "classifier-1")
+    assert ruling(judges, judges) == ruling(judges, judges[::-1]) == "contradicted"
+    assert ruling(("second", "second"), ("second", "second")) == "contradicted"
+    assert ruling(("classifier-0", "second"), ("classifier-0", "second")) == "open"
+    assert ruling(judges, ("second", "second")) == "open"
+
+
 def test_one_method_must_hold_on_every_data_set_and_recipe():
     content = metric_claim(methods=["m", "other"])
 
@@ -249,7 +293,7 @@ def two_conditions(**changes):
 def test_only_listed_conditions_make_a_verdict_mixed(day, night, verdict):
     found = judge(two_conditions(), records(day), records(night, space="classifier-1"))
     assert found.data == verdict
-    _, text = merge_claims([write_claims([found])[0]])
+    _, text = merge_claims([write_claims([found])[0]], parse_claims(two_conditions()))
     assert ("by day: supported, at night: contradicted" in text) == ("mixed" in verdict)
     same = two_conditions()
     for statistic in same["claims"][0]["statistics"]:
@@ -288,13 +332,36 @@ def test_intervals_join_the_bootstrap_and_what_both_sides_share_cancels():
     assert wide.high - wide.low > 5 * (plain.high - plain.low)
 
 
+def test_a_run_without_the_replicates_that_others_have_leaves_its_effects_open():
+    frame = pd.concat([records(GOOD), records(GOOD, dataset="e")])
+    resampled = replicates(frame, 0.1)
+    assert judge(metric_claim(), frame, bootstrap=resampled).data == "supported"
+    for method, seed in (("m", 4), ("none", 0)):
+        run = (resampled["method"] == method) & (resampled["seed"] == seed) & (resampled["dataset"] == "e")
+        found = judge(metric_claim(), frame, bootstrap=resampled[~run])
+        whole, lacking = found.statistics
+        assert (whole.outcome, whole.note) == ("supports", "")
+        assert (lacking.outcome, lacking.low, lacking.p) == ("unresolved", None, None)
+        assert "replicates" in lacking.note
+        assert found.data == "open"
+    of_e = resampled[resampled["dataset"] == "d"]  # none at all in a data set: seeds alone
+    assert judge(metric_claim(), frame, bootstrap=of_e).data == "supported"
+
+
 def test_what_a_map_does_alone_is_no_merit_of_the_flow_behind_it():
     content = metric_claim(baselines=["alone:{method}"])
     base = records(GOOD).query("method == 'm'")
     once = base.iloc[:1].assign(method="alone:m", step=0)  # without randomness: one row for all seeds
     better = judge(content, base, once.assign(value=12.0))
     assert (better.data, better.statistics[0].n) == ("supported", 5)
+    assert better.statistics[0].note == "6.49 against 12.0 alone"
+    assert better.statistics[0].note in better.reason
     assert judge(content, base, once.assign(value=3.0)).data == "contradicted"
+    listed = base.assign(
+        method="alone:m", step=0, value=12.0, artifact="one"
+    )  # under every seed, and yet one
+    same = judge(content, base.assign(artifact=[f"of-{seed}" for seed in base["seed"]]), listed)
+    assert same.statistics[0] == better.statistics[0]
     each = base.assign(method="alone:m", step=0, value=base["value"] + 1.0)
     assert judge(content, base, each).statistics[0].value == pytest.approx(-1.0)
 
@@ -346,8 +413,15 @@ def test_matched_baselines_must_both_be_there():
     assert judge(content, base).data == "not tested"
     wider = base.replace({"method": {"none": "m-P"}})
     assert "longer flow" in judge(content, wider).reason
-    longer = base[base["method"] == "none"].assign(method="m-F", step=30)
-    assert judge(content, wider, longer).data == "supported"
+    longer = base[base["method"] == "none"].assign(method="m-F")
+    longer["step"] = 30 + longer["seed"]  # every seed ends at its own
+    early = base.assign(step=5)
+    checkpoints = [early, early.replace({"method": {"none": "m-P"}}), longer.assign(step=5, value=0.0)]
+    for parts in ([wider, longer], [wider, longer, *checkpoints]):
+        frame = pd.concat(parts)
+        found = judge(content, frame, bootstrap=replicates(frame[frame["step"] > 5], 1.0, 0.1))
+        assert found.data == "supported"
+        assert [result.value for result in found.statistics] == pytest.approx([np.mean(GOOD)] * 2)
 
 
 def path_frames(values, seeds=5):
@@ -418,15 +492,15 @@ def test_at_the_floor_a_statistic_cannot_support_but_contradict():
     assert judge(content, with_floor(better, [6.8])).data == "open"  # one draw: its value
 
 
-def test_ratios_have_their_room_where_the_encoder_takes_nothing():
+def test_the_room_above_the_floor_is_measured_in_the_statistics_own_space():
     content = metric_claim(smallest=0.05)
-    content["claims"][0]["statistics"][0] |= {"effect": "log_ratio"}
-    base = with_floor(records(GOOD), [6.8] * 10)
-    decoded = records(GOOD, space="classifier-0-decoded").assign(reference="heldout, decoded")
-    decoded["value"] -= 4.0
-    twin = with_floor(decoded, [0.1] * 10)
-    assert judge(content, base).data == "open"
-    assert judge(content, base, twin).data == "supported"
+    statistic = content["claims"][0]["statistics"][0]
+    statistic["effect"] = "log_ratio"
+    low_floor = with_floor(records(GOOD, space="classifier-1"), [0.1] * 10)
+    high_floor = with_floor(records(GOOD), [6.8] * 10)
+    assert judge(content, high_floor, low_floor).data == "open"
+    statistic["spaces"] = ["classifier-1"]
+    assert judge(content, high_floor, low_floor).data == "supported"
 
 
 def test_theory_and_data_are_judged_apart_and_neither_overrides():
@@ -593,19 +667,45 @@ def test_documents_hold_the_verdicts_and_merge():
     numbers = {"value", "low", "high", "n", "p", "p_holm", "smallest_effect", "margin"}
     assert numbers <= set(by_claim["C11"]["statistics"][0])
     assert "## C11: data supported" in documents[1][1]
-    text, markdown = merge_claims([document for document, _ in documents], {"quick": "revision abc"})
-    assert (
-        merge_claims([document for document, _ in reversed(documents)], {"quick": "revision abc"})[0] == text
-    )
+    texts, made_by = [document for document, _ in documents], {"quick": "revision abc"}
+    text, markdown = merge_claims(texts, spec, made_by)
+    assert merge_claims(texts[::-1], spec, made_by)[0] == text
     merged = {claim["claim"]: claim for claim in json.loads(text)["claims"]}
     assert list(merged) == sorted(merged, key=claim_order)
     assert (merged["C11"]["theory"], merged["C11"]["data"]) == ("not tested", "supported")
     assert [part["experiment"] for part in merged["C11"]["by_experiment"]] == ["mnist-ablations", "quick"]
     assert merged["C8c"]["data"] == "not tested"
-    assert "| C11 | abstract v2 (preconditioner-quality ablations) | – | **supported** |" in markdown
+    row = "| C11 | abstract v2 (preconditioner-quality ablations) | – | **supported** (1 of 3 named experiments) |"
+    assert row in markdown
     for said in ("Whose words", "Rule", "To know", "What would change it", "the settings are ours"):
         assert said in markdown
     assert "- quick: revision abc." in markdown
+
+
+def test_experiments_that_were_not_run_are_named_beside_the_ruling():
+    content = metric_claim(experiments=["theory", "x", "y", "flowers"])
+    spec = parse_claims(content)
+
+    def merged(*documents):
+        text, markdown = merge_claims(documents, spec)
+        return json.loads(text)["claims"][0], markdown
+
+    of_x, of_y = (write_claims([judge(content, records(GOOD), experiment=name)])[0] for name in ("x", "y"))
+    one, markdown = merged(of_x)
+    assert (one["data"], one["not_run"]) == ("supported", ["y", "flowers"])
+    assert "Not run: y, flowers." in markdown
+    assert "**supported** (1 of 3 named experiments)" in markdown
+    empty = write_claims([judge(content, experiment="y")])[0]  # published, but nothing of this claim
+    assert merged(of_x, empty)[0]["not_run"] == ["y", "flowers"]
+    assert merged(of_x, of_y)[0]["not_run"] == ["flowers"]
+    none, markdown = merged()
+    assert (none["verdict"], none["not_run"]) == ("not tested", ["x", "y", "flowers"])
+    assert "(0 of 3 named experiments)" in markdown
+    content = metric_claim(experiments=["theory", "x"])
+    spec = parse_claims(content)
+    whole, markdown = merged(write_claims([judge(content, records(GOOD))])[0])
+    assert (whole["data"], whole["not_run"]) == ("supported", [])
+    assert "named experiments" not in markdown
 
 
 def test_five_seeds_of_one_experiment_are_not_outvoted_by_two_of_another():
@@ -615,7 +715,7 @@ def test_five_seeds_of_one_experiment_are_not_outvoted_by_two_of_another():
         return write_claims([judge(content, records(values), experiment=name)])[0]
 
     def merged(*documents):
-        return json.loads(merge_claims(documents)[0])["claims"][0]["data"]
+        return json.loads(merge_claims(documents, parse_claims(content))[0])["claims"][0]["data"]
 
     assert merged(document("x", GOOD), document("y", BAD[:2])) == "supported"
     assert merged(document("x", GOOD[:3]), document("y", [])) == "indicative: supported"
@@ -627,15 +727,46 @@ def test_verdicts_by_earlier_rules_are_shown_and_count_for_nothing():
     old = {"claim": "C8", "text": "t", "experiment": "methods", "verdict": "supported", "reason": "r"}
     earlier = json.dumps({"claims": [{**old, "methods": [], "statistics": []}]})
     now = write_claims([judge(metric_claim(), records(GOOD))])[0]
-    text, markdown = merge_claims([earlier, now])
+    text, markdown = merge_claims([earlier, now], parse_claims(metric_claim()))
     assert [claim["claim"] for claim in json.loads(text)["claims"]] == ["C1"]
     assert json.loads(text)["by_earlier_rules"][0]["verdict"] == "supported"
     assert "| methods | C8 | supported | t |" in markdown.partition("By earlier rules")[2]
 
 
+def reworded(content):
+    content["claims"][0].update(text="other words", caveat="c", whose_words="ours")
+    (statistic,) = content["claims"][0]["statistics"]
+    content["claims"][0]["statistics"].append({**statistic, "name": "beside", "role": "reported"})
+
+
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        (reworded, True),
+        (lambda c: c["claims"][0]["statistics"][0].update(smallest_effect=0.2), False),
+        (lambda c: c["claims"][0]["statistics"][0].update(spaces=["classifier-1"]), False),
+        (lambda c: c["claims"][0]["methods"].append("other"), False),
+        (lambda c: c["claims"][0].update(baselines=["scalar"]), False),
+        (lambda c: c["claims"][0].update(settings=["tuned"]), False),
+        (lambda c: c["claims"][0].update(experiments=["x", "y"]), False),
+        (lambda c: c["claims"][0].update(id="C2"), False),
+    ],
+)
+def test_a_verdict_counts_only_while_the_same_content_decides_its_claim(change, counts):
+    document = write_claims([judge(metric_claim(), records(GOOD))])[0]
+    content = metric_claim()
+    change(content)
+    text, markdown = merge_claims([document], parse_claims(content))
+    merged = json.loads(text)
+    assert merged["claims"][0]["data"] == ("supported" if counts else "not tested")
+    assert merged["claims"][0]["text"] == content["claims"][0]["text"]
+    assert len(merged["by_earlier_rules"]) == (not counts)
+    assert ("| x | C1 | data supported | t |" in markdown.partition("By earlier rules")[2]) != counts
+
+
 def test_a_file_that_holds_no_verdicts_is_refused():
     with pytest.raises(PrecfmError, match=r"claims\.json: .*"):
-        merge_claims(['{"claims": [{"claim": "C1"}]}'])
+        merge_claims(['{"claims": [{"claim": "C1"}]}'], parse_claims(CLAIMS))
 
 
 def test_settings_that_do_not_count_decide_nothing_and_those_that_do_must_agree():

@@ -13,8 +13,8 @@ from precfm.report.documents import latex_text
 from precfm.report.formatting import estimate_texts
 from precfm.report.frames import FRAMES
 from precfm.report.reads import LeftOutError, frame
-from precfm.report.rows import at_final, final_steps, pair, per_seed
-from precfm.report.tables import conditioning, metrics, paired, recovery, sides, theory, training
+from precfm.report.rows import at_final, pair, per_seed
+from precfm.report.tables import conditioning, methods, metrics, paired, recovery, sides, theory, training
 from tests import report_frames
 from tests.report_frames import cell
 
@@ -79,7 +79,6 @@ def test_longer_runs_of_some_seeds_do_not_move_the_final_checkpoint():
     rows = pd.DataFrame(
         [("d", "none", seed, step) for seed, step in runs], columns=["dataset", "method", "seed", "step"]
     )
-    assert final_steps(rows)[("d", "none")] == 20
     assert set(at_final(rows)["step"]) == {20}
 
 
@@ -98,13 +97,85 @@ def test_pairs_share_seed_step_and_protocol():
     assert pair(other, "m", "none", ["dataset", "extractor"]).empty
 
 
-def test_a_flop_matched_baseline_keeps_its_own_final_step():
-    rows = [("d", "m", 0, step, 1.0) for step in (5, 10)] + [
-        ("d", "m-F", 0, step, step) for step in (5, 10, 16)
-    ]
-    values = pd.DataFrame(rows, columns=["dataset", "method", "seed", "step", "value"])
-    assert pair(values, "m", "m-F", ["dataset"])["value_baseline"].tolist() == [16]
-    assert pair(values.replace("m-F", "m-P"), "m", "m-P", ["dataset"])["value_baseline"].tolist() == [10]
+@pytest.fixture(scope="module", params=["plain", "tuned"])
+def matched(request):
+    """Five seeds whose FLOP-matched flow ends apart; under a tuned recipe there is one checkpoint, the last."""
+    of_data = report_frames.frames(seeds=5, methods=("none", "scalar", "ours", "ours-P", "ours-F"))
+    if request.param == "plain":
+        return of_data
+    early = report_frames.STEPS[:-1]
+    return {
+        name: rows[~rows["step"].isin(early)] if name in ("records", "recovery") else rows
+        for name, rows in of_data.items()
+    }
+
+
+def test_flows_that_end_apart_are_taken_at_their_own_ends(matched):
+    ends = [report_frames.STEPS[-1] + 550 + seed for seed in range(5)]
+    records = matched["records"]
+    of_metric = per_seed(records[(records["metric"] == "frechet") & (records["space"] == "latent-whitened")])
+    assert sorted(at_final(of_metric[of_metric["method"] == "ours-F"])["step"]) == ends
+    for method, baseline in (("ours", "ours-F"), ("ours-F", "none")):
+        both = pair(of_metric, method, baseline, ["dataset"])
+        steps = dict.fromkeys(("step", "step_baseline"), [report_frames.STEPS[-1]] * 5)
+        steps["step" if method == "ours-F" else "step_baseline"] = ends
+        assert both["seed"].tolist() == list(range(5))
+        assert {name: both[name].tolist() for name in steps} == steps
+        mine = at_final(of_metric[of_metric["method"] == method]).set_index("seed")["value"]
+        assert both["value"].tolist() == mine[both["seed"]].tolist()
+    wider = pair(of_metric, "ours", "ours-P", ["dataset"])
+    assert set(wider["step"]) == set(wider["step_baseline"]) == {report_frames.STEPS[-1]}
+
+
+def test_tables_show_flows_that_end_apart_once_at_the_mean_of_their_ends(matched):
+    end = report_frames.STEPS[-1] + 552
+    chosen = {"method": "ours-F", "metric": "frechet", "space": "latent-whitened"}
+    records = records_of(matched, **chosen)
+    last = records[records["step"] > report_frames.STEPS[-1]]["value"].mean()
+    for table in (metrics, sides):
+        row = cell(table.tidy(matched), **chosen)
+        assert (row["step"], row["n"], row["value"]) == (end, 5, pytest.approx(last))
+    quantity = cell(methods.tidy(matched), method="ours-F", quantity="frechet, latent-whitened")
+    assert (quantity["n"], quantity["value"]) == (5, pytest.approx(last))
+    low = cell(recovery.tidy(matched), method="ours-F", quantity="low_ratio")
+    assert (low["step"], low["n"]) == (end, 5)
+    difference = cell(paired.tidy(matched), **chosen)
+    assert (difference["step"], difference["n"]) == (end, 5)
+    alone = {**matched, "bootstrap": matched["bootstrap"].iloc[:0]}
+    assert (
+        difference["low"] != cell(paired.tidy(alone), **chosen)["low"]
+    )  # its replicates are of its own ends
+    if len(records) > 5:
+        course = training.tidy(matched)
+        course = course[(course["method"] == "ours-F") & (course["metric"] == "kid")]
+        assert set(course["step"]) == {*report_frames.STEPS[:-1], end}
+        assert set(course["n"]) == {5}
+    else:
+        with pytest.raises(LeftOutError):
+            training.tidy(matched)
+
+
+def test_what_several_seeds_have_from_one_artifact_is_one_observation(frames):
+    table = sides.tidy(frames)
+    closed, learned = (cell(table, method=f"alone:{m}", metric="nll") for m in ("whitening", "ours"))
+    assert (closed["n"], learned["n"]) == (1, 5)
+    assert math.isnan(closed["low"])
+    values = per_seed(records_of(frames, metric="nll"))
+    both = pair(values, "whitening", "alone:whitening", ["dataset"])
+    assert (both["seed"].tolist(), set(both["seed_baseline"])) == (list(range(5)), {0})
+
+
+def test_without_some_replicates_there_is_no_interval(frames):
+    def lacking(method, seed):
+        rows = frames["bootstrap"]
+        return {**frames, "bootstrap": rows[(rows["method"] != method) | (rows["seed"] != seed)]}
+
+    chosen = {"method": "ours", "metric": "nll"}
+    for method in ("ours", "none"):
+        row = cell(paired.tidy(lacking(method, 3)), **chosen)
+        assert (math.isnan(row["low"]), math.isnan(row["p"]), row["n"]) == (True, True, 5)
+    assert math.isnan(cell(sides.tidy(lacking("ours", 3)), **chosen)["low"])
+    assert not math.isnan(cell(sides.tidy(lacking("none", 3)), **chosen)["low"])
 
 
 def test_paired_differences_are_those_of_scipy_with_holm_over_the_table(frames):
@@ -213,9 +284,9 @@ def test_a_metric_that_a_method_has_at_one_checkpoint_has_no_row_in_the_training
     records = frames["records"]
     alone = (records["method"] == "ours") & (records["metric"] == "kid") & (records["step"] < 5000)
     table = training.tidy({**frames, "records": records[~alone]})
-    methods = {metric: set(rows["method"]) for metric, rows in table.groupby("metric")}
-    assert "ours" in methods["frechet"]
-    assert methods["kid"] == methods["frechet"] - {"ours"}
+    shown = {metric: set(rows["method"]) for metric, rows in table.groupby("metric")}
+    assert "ours" in shown["frechet"]
+    assert shown["kid"] == shown["frechet"] - {"ours"}
 
 
 def test_missing_columns_are_named(frames):

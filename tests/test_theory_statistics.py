@@ -67,8 +67,10 @@ def test_every_row_says_the_table_that_it_was_computed_from(statistics):
 
 
 def test_a_diverged_cell_and_cells_left_out_are_seen():
-    identity = pd.DataFrame({"relative_error": [1e-12, math.nan, 1e-13]})
-    assert math.isnan(values_of(linear_grid__identity=identity)["identity_relative_error"])
+    identity = pd.DataFrame({"relative_error": [1e-12, math.nan, 1e-13, 1e-13], "seed": [0, 0, 1, 1]})
+    found = theory_statistics({"linear_grid.identity": identity}).iloc[0]
+    assert math.isnan(found["value"])
+    assert found["n"] == 2  # seeds, not cases
     steps = pd.DataFrame({"condition_number_t": [5.0, 10.0, 100.0, 1000.0], "seed": 0, "counts_lowest": True})
     assert cells_used(steps.assign(lowest=[1.0, 2.0, math.nan, 4.0]), "lowest") == (2, 3)
 

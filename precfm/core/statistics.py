@@ -68,7 +68,8 @@ def joint_estimate(
 
     Args:
         values: one (paired) value per seed, shape (n,), finite.
-        replicates: the same values where what they share is resampled, shape (n, B), one resample per column.
+        replicates: the same values where what they share is resampled, shape (n, B), one resample per column; NaN where
+            a resample is missing, which leaves neither interval nor test.
         null: the mean under the null hypothesis.
         alternative: the side of the test; the interval always has two.
         confidence: coverage of the interval.

@@ -24,6 +24,7 @@ class Bootstrap:
         # Twice the same run and replicate: evaluation seeds, which count as their mean, as in the records.
         values = rows.astype({"value": float}).groupby([*_RUN, "replicate"])["value"].mean()
         self._wide: pd.DataFrame = values.unstack("replicate")
+        self._resampled = set(zip(rows["dataset"], rows["metric"], rows["space"], strict=True))
 
     def of(self, about: Mapping[str, Any], method: str, runs: pd.DataFrame) -> NDArray[np.float64] | None:
         """The replicates of one method's runs.
@@ -34,14 +35,14 @@ class Bootstrap:
             runs: columns seed and step.
 
         Returns:
-            Shape (runs, B); None if one of the runs has none.
+            Shape (runs, B), NaN for a run that has none, so that there is no interval; None where the metric has none
+            at all in this data set and space, so that the interval is that of seeds alone.
         """
-        shared = [about[key] for key in ("dataset", "metric", "space")]
-        keys = [(*shared, method, seed, step) for seed, step in zip(runs["seed"], runs["step"], strict=True)]
-        if self._wide.empty or not keys or not all(key in self._wide.index for key in keys):
+        shared = tuple(about[key] for key in ("dataset", "metric", "space"))
+        if shared not in self._resampled or runs.empty:
             return None
-        found = self._wide.loc[keys].to_numpy()
-        return None if np.isnan(found).any() else found
+        keys = [(*shared, method, seed, step) for seed, step in zip(runs["seed"], runs["step"], strict=True)]
+        return self._wide.reindex(pd.MultiIndex.from_tuples(keys, names=_RUN)).to_numpy()
 
     def mean(self, about: Mapping[str, Any], method: str, runs: pd.DataFrame) -> Estimate:
         """Mean over a method's runs, which have a column value too."""
@@ -69,10 +70,18 @@ class Bootstrap:
             null: the difference under the null hypothesis.
             alternative: the side of the test.
         """
-        theirs = pairs[["seed_baseline", "step_baseline"]].set_axis(["seed", "step"], axis=1)
-        sides = (self.of(about, method, pairs), self.of(about, baseline, theirs))
-        replicates = None
-        if sides[0] is not None and sides[1] is not None:
-            replicates = transform(sides[0]) - transform(sides[1])
+        mine, theirs = self._sides(about, method, baseline, pairs)
+        replicates = None if mine is None or theirs is None else transform(mine) - transform(theirs)
         differences = pairs["value"] - pairs["value_baseline"]
         return joint_estimate(differences, replicates, null=null, alternative=alternative)
+
+    def lack(self, about: Mapping[str, Any], method: str, baseline: str, pairs: pd.DataFrame) -> bool:
+        """Whether one of the runs has no replicates, though the metric has some in this data set and space."""
+        sides = self._sides(about, method, baseline, pairs)
+        return any(side is not None and bool(np.isnan(side).any()) for side in sides)
+
+    def _sides(
+        self, about: Mapping[str, Any], method: str, baseline: str, pairs: pd.DataFrame
+    ) -> list[NDArray[np.float64] | None]:
+        theirs = pairs[["seed_baseline", "step_baseline"]].set_axis(["seed", "step"], axis=1)
+        return [self.of(about, method, pairs), self.of(about, baseline, theirs)]

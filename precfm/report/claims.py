@@ -1,5 +1,6 @@
 """What `config/claims.yaml` may say: claims, their statistics, directions and smallest effects."""
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
@@ -8,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Positive, Strict, complaint
-from precfm.report.vocabulary import ALONE
+from precfm.report.vocabulary import ALONE, LIKELIHOOD
 
 Role = Literal["decides", "reported"]
 Direction = Literal["decrease", "increase", "no_increase", "no_decrease"]
@@ -209,6 +210,15 @@ class Claim(Strict):
             raise ValueError("statistics: every name may stand there once")
         return self
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what decides; texts and what is only reported are not in it."""
+        content = self.model_dump(
+            mode="json", include={"methods", "baselines", "conditions", "experiments", "settings"}
+        )
+        content["statistics"] = [s.model_dump(mode="json") for s in self.statistics if s.role == "decides"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
     def deciding(self, side: Side) -> list[Statistic]:
         """The statistics that decide on one side."""
         theory = side == "theory"
@@ -267,30 +277,58 @@ def parse_claims(content: Mapping[str, Any], source: str = "config/claims.yaml")
         raise PrecfmError(f"{source}: {_field(content, first['loc'])}: {complaint(first)}") from None
 
 
-def missing_arms(spec: ClaimsSpec, experiment: str, arms: Mapping[str, Collection[str]]) -> None:
+def missing_arms(
+    spec: ClaimsSpec,
+    experiment: str,
+    arms: Mapping[str, Collection[str]],
+    likelihoods: Collection[str] | None = None,
+) -> None:
     """Refuse an experiment that a claim names, but that does not run what the verdict would be asked of.
 
     Args:
         spec: the claims.
         experiment: its name; what only extends it, or a tiny copy, is named by no claim.
-        arms: by setting, the names of its methods, matched baselines (`-P`, `-F`) among them.
+        arms: by setting, the names of its methods, matched baselines (`-P`, `-F`) among them; empty for controlled
+            experiments alone.
+        likelihoods: the settings with likelihoods; None leaves them unasked.
 
     Raises:
-        PrecfmError: a counting setting lacks a method, or a baseline of one; names it and the claim. Maps alone are
-            never lacking: every map and skip has its row.
+        PrecfmError: none of the claim's settings is there, or one lacks a method, a baseline or the likelihood; names
+            it and the claim. Maps alone are never lacking: every map and skip has its row.
     """
+
+    def refused(claim: Claim, what: str) -> PrecfmError:
+        return PrecfmError(
+            f"claims.{claim.id}: {what}; run it there, or take the experiment out of the claim"
+        )
+
     for claim in spec.claims:
-        if experiment not in claim.experiments:
+        deciding = claim.deciding("data")
+        if experiment not in claim.experiments or not deciding or not arms:
             continue
-        for setting in (name for name in arms if not claim.settings or name in claim.settings):
-            for statistic in (each for each in claim.deciding("data") if each.kind in COMPARING):
-                for method in claim.methods:
-                    for name in (method, *claim.baselines_of(statistic, method)):
-                        if name not in arms[setting] and not name.startswith(ALONE):
-                            raise PrecfmError(
-                                f"claims.{claim.id}: {name!r} is not among the methods of the setting '{setting}' of "
-                                f"{experiment}; run it there, or take the experiment out of the claim"
-                            )
+        counting = [name for name in arms if not claim.settings or name in claim.settings]
+        if not counting:
+            raise refused(claim, f"none of the settings {', '.join(claim.settings)} is one of {experiment}")
+        for setting in counting:
+            for statistic in deciding:
+                needed = getattr(statistic, "metric", "") == LIKELIHOOD
+                if needed and likelihoods is not None and setting not in likelihoods:
+                    raise refused(
+                        claim, f"{LIKELIHOOD!r} decides, but the setting '{setting}' of {experiment} has none"
+                    )
+                for name in _compared(claim, statistic):
+                    if name not in arms[setting]:
+                        raise refused(
+                            claim,
+                            f"{name!r} is not among the methods of the setting '{setting}' of {experiment}",
+                        )
+
+
+def _compared(claim: Claim, statistic: Statistic) -> list[str]:
+    """The trained flows that a statistic compares."""
+    methods = claim.methods if statistic.kind in COMPARING else ()
+    names = [name for method in methods for name in (method, *claim.baselines_of(statistic, method))]
+    return [name for name in names if not name.startswith(ALONE)]
 
 
 def _field(content: Mapping[str, Any], location: tuple[int | str, ...]) -> str:

@@ -8,30 +8,33 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from precfm.core.errors import PrecfmError
-from precfm.report.claims import Side
+from precfm.report.claims import Claim, ClaimsSpec, Side
 from precfm.report.documents import markdown_cells
 from precfm.report.formatting import MISSING, interval_text, number_text, p_text
 from precfm.report.outcomes import StatisticResult
-from precfm.report.rulings import Judged, Ruling, ruled
-from precfm.report.verdicts import Verdict, summary
+from precfm.report.rulings import Judged, ruled
+from precfm.report.verdicts import Verdict, rules_of, summary
 from precfm.report.vocabulary import claim_order, method_label
 
 SIDES: tuple[Side, Side] = ("theory", "data")
+THEORY = "theory"  # the experiment without a data set
 _HEAD = (
     "This is a conceptual replication: the settings are ours, since those of the paper are not public. Theory "
     "(controlled experiments) and data are judged apart, and neither overrides the other. **Supported**: one named "
-    "method meets every deciding statistic, each one-sided at 5%, on every data set and recipe that counts; its "
-    "largest p-value is adjusted by Holm over the methods of the claim. **Contradicted**: on each of them every method "
-    "fails one, that is, its whole 95% interval is below the smallest effect that matters, or beyond the margin. "
+    "method meets every deciding statistic, each one-sided at 5%, on every data set and recipe that counts; on data "
+    "its largest p-value is adjusted by Holm over the methods of the claim; theory has intervals alone, which are not "
+    "adjusted for its methods. **Contradicted**: on each of them every method fails, that is, a whole 95% interval "
+    "is below the smallest effect that matters, or beyond the margin; on data all in one and the same statistic. "
     "**Mixed**: one of the conditions that were listed before the run is supported, another contradicted. **Open**: "
     "all else. *Indicative*: fewer than five seeds, and counted only where no other experiment is. Where the baseline "
     "stands at the floor (ten draws of the train split), a statistic cannot support. Intervals join the scatter of "
-    "training seeds with the bootstrap of the held-out rows that all seeds share. The rules stand in "
+    "training seeds with the bootstrap of the held-out rows that all seeds share; those of precision, recall, KID and "
+    "late slopes, which have no such replicates, hold the scatter of seeds alone. The rules stand in "
     "`config/claims.yaml`, their history, with what was known at each change, in `docs/claims-history.md`."
 )
 _EARLIER = (
-    "Judged by the rules of the revision that made them, named above and dated in `docs/claims-history.md`; they count "
-    "for no verdict of this page."
+    "Judged by what decided at the revision that made them, named above and dated in `docs/claims-history.md`; they "
+    "count for no verdict of this page."
 )
 
 
@@ -71,7 +74,8 @@ def write_claims(verdicts: Sequence[Verdict]) -> tuple[str, str]:
         _summary([v.model_dump() for v in verdicts]),
     ]
     for verdict in verdicts:
-        lines += [f"## {verdict.claim}: {verdict.verdict}", *_about(verdict), f"**Found.** {verdict.reason}"]
+        about = _about(verdict.model_dump())
+        lines += [f"## {verdict.claim}: {verdict.verdict}", *about, f"**Found.** {verdict.reason}"]
         if verdict.statistics:
             lines.append(_statistics(verdict.statistics))
     lines.append(f"Made by `make reproduce EXPERIMENT={experiment}`.")
@@ -79,13 +83,17 @@ def write_claims(verdicts: Sequence[Verdict]) -> tuple[str, str]:
     return _json(payload), "\n\n".join(lines) + "\n"
 
 
-def merge_claims(documents: Sequence[str], made_by: Mapping[str, str] | None = None) -> tuple[str, str]:
+def merge_claims(
+    documents: Sequence[str], spec: ClaimsSpec, made_by: Mapping[str, str] | None = None
+) -> tuple[str, str]:
     """All experiments together: for each claim one ruling on theory and one on data.
 
-    Verdicts by earlier rules are listed with the experiment that they are of, and count for nothing.
+    Verdicts by earlier rules, on what then decided a claim, are listed with the experiment that they are of, and count
+    for nothing.
 
     Args:
         documents: the text of each experiment's `claims.json`.
+        spec: the present claims.
         made_by: by experiment, in words, which revision made it and how much of that is of the present code.
 
     Returns:
@@ -94,21 +102,22 @@ def merge_claims(documents: Sequence[str], made_by: Mapping[str, str] | None = N
     Raises:
         PrecfmError: a document is no claims file.
     """
-    present: dict[str, list[Verdict]] = {}
-    earlier: list[_Earlier] = []
+    fingerprints = {claim.id: claim.fingerprint for claim in spec.claims}
+    present: dict[str, list[Verdict]] = {claim: [] for claim in fingerprints}
+    earlier: list[Verdict | _Earlier] = []
     for verdict in (each for document in documents for each in _read(document)):
-        if isinstance(verdict, Verdict):
-            present.setdefault(verdict.claim, []).append(verdict)
+        if isinstance(verdict, Verdict) and verdict.fingerprint == fingerprints.get(verdict.claim):
+            present[verdict.claim].append(verdict)
         else:
             earlier.append(verdict)
     payload, details = [], []
-    for claim in sorted(present, key=claim_order):
-        verdicts = sorted(present[claim], key=lambda verdict: verdict.experiment)
-        merged = _merged(verdicts)
+    for claim in sorted(spec.claims, key=lambda claim: claim_order(claim.id)):
+        verdicts = sorted(present[claim.id], key=lambda verdict: verdict.experiment)
+        merged = _merged(claim, verdicts)
         payload.append(merged)
-        details += [f"## {claim}: {merged['verdict']}", *_about(verdicts[0])]
-        details += [_side(side, verdicts) for side in verdicts[0].rule]
-    lines = ["# Verdicts on the claims of the paper", _HEAD, *([_summary(payload)] if payload else [])]
+        details += [f"## {claim.id}: {merged['verdict']}", *_about(merged)]
+        details += [_side(side, claim, verdicts) for side in merged["rule"]]
+    lines = ["# Verdicts on the claims of the paper", _HEAD, _summary(payload)]
     revisions = dict(sorted((made_by or {}).items()))
     lines.append("\n".join(f"- {experiment}: {words}." for experiment, words in revisions.items()))
     lines += details
@@ -123,7 +132,8 @@ def merge_claims(documents: Sequence[str], made_by: Mapping[str, str] | None = N
         ]
         lines += ["## By earlier rules", _EARLIER, markdown_cells(pd.DataFrame(rows), numbers=False)]
     lines.append("Numbers: `results/published/<experiment>/claims.md`. Made by `precfm publish`.")
-    by_earlier_rules = [each.model_dump(exclude={"methods", "statistics"}) for each in tested]
+    said = {"claim", "text", "experiment", "verdict", "reason"}
+    by_earlier_rules = [each.model_dump(mode="json", include=said) for each in tested]
     content = {"claims": payload, "by_earlier_rules": by_earlier_rules, "made_by": revisions}
     return _json(content), "\n\n".join(filter(None, lines)) + "\n"
 
@@ -139,23 +149,31 @@ def _read(document: str) -> Sequence[Verdict | _Earlier]:
         ) from None
 
 
-def _merged(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def _merged(claim: Claim, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """One claim over all experiments."""
-    theory, data = (_ruled(verdicts, side)[0] for side in SIDES)
+    theory, data = (ruled(_groups(verdicts, side))[0] for side in SIDES)
     parts = {"experiment", "theory", "data", "verdict", "reason", "statistics"}
     return {
-        **verdicts[0].model_dump(
-            mode="json", include={"claim", "text", "whose_words", "caveat", "rule", "experiments"}
-        ),
+        "claim": claim.id,
+        **claim.model_dump(mode="json", include={"text", "whose_words", "caveat", "experiments"}),
+        "rule": dict(rules_of(claim)),
         "theory": theory,
         "data": data,
         "verdict": summary(theory, data),
+        "not_run": _not_run(claim, verdicts),
         "by_experiment": [each.model_dump(mode="json", include=parts) for each in verdicts],
     }
 
 
-def _ruled(verdicts: Sequence[Verdict], side: Side) -> tuple[Ruling, str]:
-    return ruled(_groups(verdicts, side))
+def _of_data(claim: Claim) -> list[str]:
+    """The experiments that a claim names for its side of data."""
+    return [name for name in claim.experiments if name != THEORY] if claim.deciding("data") else []
+
+
+def _not_run(claim: Claim, verdicts: Sequence[Verdict]) -> list[str]:
+    """Those of them that have published no number on data for it, by the present rules."""
+    ran = {each.experiment for each in verdicts if any(group.side == "data" for group in each.groups)}
+    return [name for name in _of_data(claim) if name not in ran]
 
 
 def _groups(verdicts: Sequence[Verdict], side: Side) -> list[Judged]:
@@ -168,19 +186,19 @@ def _groups(verdicts: Sequence[Verdict], side: Side) -> list[Judged]:
     ]
 
 
-def _about(verdict: Verdict) -> list[str]:
+def _about(verdict: Mapping[str, Any]) -> list[str]:
     """The claim, whose words it is in, how it is judged and what to know of that."""
-    caveat = [f"**To know.** {verdict.caveat}"] if verdict.caveat else []
-    rules = [f"- {side}: {rule}" for side, rule in verdict.rule.items()]
+    caveat = [f"**To know.** {verdict['caveat']}"] if verdict["caveat"] else []
+    rules = [f"- {side}: {rule}" for side, rule in verdict["rule"].items()]
     return [
-        verdict.text,
-        f"**Whose words.** {verdict.whose_words}.",
+        verdict["text"],
+        f"**Whose words.** {verdict['whose_words']}.",
         "\n".join(["**Rule.**", "", *rules]),
         *caveat,
     ]
 
 
-def _side(side: Side, verdicts: Sequence[Verdict]) -> str:
+def _side(side: Side, claim: Claim, verdicts: Sequence[Verdict]) -> str:
     """One side's ruling, a line for each experiment, data set and condition, and what would change it."""
     groups = _groups(verdicts, side)
     ruling, words = ruled(groups)
@@ -190,13 +208,17 @@ def _side(side: Side, verdicts: Sequence[Verdict]) -> str:
         "contradicted": "one method that meets all that the rule asks for",
         "mixed": "a condition that rules the other way",
         "open": "more seeds, or larger effects, in the criteria named as open, lacking or failed",
-        "not tested": f"a run of an experiment that counts ({', '.join(verdicts[0].experiments)})",
+        "not tested": f"a run of an experiment that counts ({', '.join(claim.experiments)})",
     }[ruling.removeprefix("indicative: ")]
     more = ", on five seeds" if ruling.startswith("indicative") else ""
     lines = [
         line for group in groups for line in (f"- {group.head}", *(f"  - {words}" for words in group.said))
     ]
-    return "\n".join([f"{head} What would change it: {change}{more}.", *([""] if lines else []), *lines])
+    not_run = _not_run(claim, verdicts) if side == "data" else []
+    left = f" Not run: {', '.join(not_run)}." if not_run else ""
+    return "\n".join(
+        [f"{head} What would change it: {change}{more}.{left}", *([""] if lines else []), *lines]
+    )
 
 
 def _json(payload: Any) -> str:
@@ -209,12 +231,20 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
             "claim": row["claim"],
             "whose words": row["whose_words"],
             "theory": f"**{row['theory']}**" if "theory" in row["rule"] else MISSING,
-            "data": f"**{row['data']}**" if "data" in row["rule"] else MISSING,
+            "data": f"**{row['data']}**{_share_run(row)}" if "data" in row["rule"] else MISSING,
             "text": row["text"],
         }
         for row in rows
     ]
     return markdown_cells(pd.DataFrame(cells), numbers=False)
+
+
+def _share_run(row: Mapping[str, Any]) -> str:
+    """How many of the named experiments a ruling on data rests on, where it is not all."""
+    if not row.get("not_run"):
+        return ""
+    named = len([name for name in row["experiments"] if name != THEORY])
+    return f" ({named - len(row['not_run'])} of {named} named experiments)"
 
 
 def _statistics(results: Sequence[StatisticResult]) -> str:

@@ -20,15 +20,17 @@ from precfm.report.claims import (
     Statistic,
     TheoryStatistic,
 )
+from precfm.report.formatting import number_text
 from precfm.report.frames import STATISTICS, Frames
 from precfm.report.predictor_values import FRAME_OF, RANKED_METHODS, beside_results
 from precfm.report.reads import Declared, declared, frame, reads
 from precfm.report.rows import ALL, RECORD_KEYS, pair, per_seed
 from precfm.report.summaries import late_slopes, logarithms
-from precfm.report.vocabulary import FLOOR, decoded
+from precfm.report.vocabulary import ALONE, FLOOR
 
 EXACT = "exact: no randomness"
 NO_HEADROOM = "no headroom above the floor"
+NO_REPLICATES = "a run lacks replicates of the held-out rows"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Effect:
         dataset: data set; empty for theory.
         method: the preconditioner; empty if it is about all of them or about none.
         baseline: what it was compared with.
-        note: a remark from the frame, `EXACT` or `NO_HEADROOM`.
+        note: a remark from the frame, `EXACT`, `NO_HEADROOM`, `NO_REPLICATES`, or what a map does alone.
     """
 
     statistic: Statistic
@@ -106,18 +108,20 @@ def _paths(claim: Claim, statistic: PathStatistic, frames: Frames) -> Iterator[E
 def _metrics(claim: Claim, statistic: MetricStatistic, frames: Frames) -> Iterator[Effect]:
     records, replicates = per_seed(frame(frames, "records")), frame(frames, "bootstrap")
     bootstrap = Bootstrap(replicates[replicates["metric"] == statistic.metric])
-    spaces = (*statistic.spaces, *map(decoded, statistic.spaces))
-    values = records[(records["metric"] == statistic.metric) & records["space"].isin(spaces)]
+    values = _chosen(records, statistic)
     transform: Callable[[Any], Any] = np.asarray
     if statistic.effect == "log_ratio":
         values, transform = values.assign(value=logarithms(values["value"], statistic.metric)), np.log
-    chosen = values[values["space"].isin(statistic.spaces)]
     for method, baseline in _comparisons(claim, statistic):
-        for about, pairs in _pairs(chosen, method, baseline):
+        for about, pairs in _pairs(values, method, baseline):
             estimate = bootstrap.difference(
                 about, method, baseline, pairs, transform=transform, **_test(statistic)
             )
-            note = "" if _headroom(statistic, values, about, baseline, pairs) else NO_HEADROOM
+            note = _alone(pairs) if baseline.startswith(ALONE) else ""
+            if not _headroom(statistic, values, about, pairs):
+                note = NO_HEADROOM
+            if bootstrap.lack(about, method, baseline, pairs):
+                note = NO_REPLICATES
             name = _name(statistic, str(about["space"]))
             yield Effect(statistic, estimate, name, str(about["dataset"]), method, baseline, note)
 
@@ -154,35 +158,35 @@ def _test(statistic: EffectStatistic) -> dict[str, Any]:
 
 
 def _headroom(
-    statistic: MetricStatistic,
-    values: pd.DataFrame,
-    about: Mapping[str, object],
-    baseline: str,
-    pairs: pd.DataFrame,
+    statistic: MetricStatistic, values: pd.DataFrame, about: Mapping[str, object], pairs: pd.DataFrame
 ) -> bool:
     """Whether the baseline leaves room for the smallest effect that matters above the floor's own uncertainty.
 
-    A ratio is diluted by what encoder and decoder lose on held-out images, so where these have been decoded, too, its
-    room is measured there. Without a floor there is no limit.
+    Without a floor there is no limit.
     """
     if statistic.smallest_effect is None:
         return True
-    rows = values[(values["dataset"] == about["dataset"]) & (values["space"] == about["space"])]
-    rows = rows[rows["extractor"] == about["extractor"]]
-    twin = values[(values["dataset"] == about["dataset"]) & (values["space"] == decoded(str(about["space"])))]
-    if statistic.effect == "log_ratio" and (twin["method"] == FLOOR).any():
-        rows = twin
-    floor = joint_estimate(rows.loc[rows["method"] == FLOOR, "value"])
-    runs = rows[(rows["method"] == baseline) & rows["seed"].isin(pairs["seed_baseline"])]
-    level = runs.loc[runs["step"].isin(pairs["step_baseline"]), "value"].mean()
-    if floor.n == 0 or math.isnan(level):
+    floor_rows = values["method"] == FLOOR
+    for key in ("dataset", "space", "extractor"):
+        floor_rows &= values[key] == about[key]
+    floor = joint_estimate(values.loc[floor_rows, "value"])
+    if floor.n == 0:
         return True
     edge = floor.low if statistic.sign > 0 else floor.high
+    level = pairs["value_baseline"].mean()
     room = statistic.sign * ((floor.value if math.isnan(edge) else edge) - level)
     return bool(room >= statistic.smallest_effect)
 
 
-def _chosen(values: pd.DataFrame, statistic: LateSlopeStatistic | RankCorrelationStatistic) -> pd.DataFrame:
+def _alone(pairs: pd.DataFrame) -> str:
+    """What the flow leaves, and what its map does alone."""
+    levels = (number_text(pairs[column].mean()) for column in ("value", "value_baseline"))
+    return "{} against {} alone".format(*levels)
+
+
+def _chosen(
+    values: pd.DataFrame, statistic: MetricStatistic | LateSlopeStatistic | RankCorrelationStatistic
+) -> pd.DataFrame:
     return values[(values["metric"] == statistic.metric) & values["space"].isin(statistic.spaces)]
 
 
@@ -225,13 +229,16 @@ def _name(statistic: Statistic, where: str) -> str:
     return f"{statistic.name} ({where})" if where else statistic.name
 
 
+def names_of(statistic: Statistic) -> tuple[str, ...]:
+    """The names of a statistic's effects: one for each space."""
+    return tuple(_name(statistic, space) for space in getattr(statistic, "spaces", ("",)))
+
+
 def expected(claim: Claim, statistics: Sequence[Statistic], method: str) -> set[tuple[str, str]]:
     """Name and baseline of every effect that these statistics of a claim must have for a method."""
-    names = set()
-    for statistic in statistics:
-        spaces: tuple[str, ...] = ("",)
-        if isinstance(statistic, MetricStatistic | LateSlopeStatistic | RankCorrelationStatistic):
-            spaces = statistic.spaces
-        baselines = claim.baselines_of(statistic, method) or ("",)
-        names |= {(_name(statistic, space), baseline) for space in spaces for baseline in baselines}
-    return names
+    return {
+        (name, baseline)
+        for statistic in statistics
+        for name in names_of(statistic)
+        for baseline in claim.baselines_of(statistic, method) or ("",)
+    }

@@ -5,7 +5,9 @@ that matters, and its one-sided p-value is below 5%; a claim of no harm is suppo
 excluded. It contradicts the claim if its whole 95% interval is below the smallest effect that matters, or
 beyond the margin. Otherwise it is unresolved. A comparison without randomness speaks by its value, and counts as one
 seed. Where the baseline stands at the floor of its metric, nothing could be gained: an effect cannot support there, but
-contradict. A number of theory supports if its whole interval is within the range, and contradicts if it is outside.
+contradict. Where a metric has replicates of the held-out rows and a run lacks them, there is no interval, and the
+effect is unresolved. A number of theory supports if its whole interval is within the range, and contradicts if it is
+outside.
 """
 
 import math

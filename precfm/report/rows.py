@@ -56,12 +56,13 @@ def of_settings(rows: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
 def per_seed(records: pd.DataFrame) -> pd.DataFrame:
     """One value per training seed: the mean over evaluation seeds, everything else equal.
 
-    A missing extractor becomes `NO_EXTRACTOR`, so that it groups like any other name.
+    What several seeds have from one artifact is one observation (`one_per_artifact`). A missing extractor becomes
+    `NO_EXTRACTOR`, so that it groups like any other name.
 
     Raises:
         PrecfmError: a value is not finite.
     """
-    values = records.copy()
+    values = (one_per_artifact(records) if "artifact" in records.columns else records).copy()
     values["value"] = values["value"].astype(float)
     bad = values[~np.isfinite(values["value"])]
     if not bad.empty:
@@ -85,35 +86,66 @@ def one_per_artifact(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.loc[rows["seed"] == first]
 
 
-def final_steps(rows: pd.DataFrame) -> pd.Series:
-    """The final checkpoint of each method: the last step that all of its seeds reached.
+def ends_apart(method: str) -> bool:
+    """Whether its runs end where their own budget does: seeds of a FLOP-matched baseline (`-F`) share no last step.
 
-    So a method whose first seeds were trained for longer is still compared at the step where all seeds are.
-
-    Args:
-        rows: with columns dataset, method, seed, step.
-
-    Returns:
-        Steps, indexed by (dataset, method).
+    A map or a skip alone is not trained at all.
     """
-    seeds = rows.groupby(["dataset", "method"])["seed"].transform("nunique")
-    reached = rows.groupby(["dataset", "method", "step"])["seed"].transform("nunique")
-    return rows[reached == seeds].groupby(["dataset", "method"])["step"].max().astype("int64")
+    return split_matched(method)[1] == "-F" or method.startswith(ALONE)
 
 
 def at_final(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each method's final checkpoint."""
-    final = final_steps(rows).rename("final_step")
-    steps = rows.merge(final, left_on=["dataset", "method"], right_index=True, how="left")["final_step"]
-    return rows.loc[rows["step"] == steps]
+    """The rows of each method's final checkpoint: the last step that all of its seeds reached.
+
+    So a method whose first seeds were trained for longer is still compared at the step where all seeds are. Of methods
+    that end apart it is each run's own last step.
+
+    Args:
+        rows: with columns dataset, method, seed, step.
+    """
+    by_method = [rows["dataset"], rows["method"]]
+    seeds = rows.groupby(["dataset", "method"])["seed"].transform("nunique")
+    reached = rows.groupby(["dataset", "method", "step"])["seed"].transform("nunique")
+    shared = rows["step"].where(reached == seeds).groupby(by_method).transform("max")
+    apart = rows["method"].map(ends_apart).astype(bool)
+    return rows.loc[rows["step"] == _last_steps(rows).where(apart, shared)]
+
+
+def with_common_end(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with one last step for all seeds of a method that ends apart: the mean of theirs, rounded.
+
+    So that the seeds of a method share a row of a table.
+
+    Args:
+        rows: with columns dataset, method, seed, step.
+    """
+    last = _last_steps(rows)
+    mean = last.groupby([rows["dataset"], rows["method"]]).transform("mean").round()
+    moved = rows["method"].map(ends_apart).astype(bool) & (rows["step"] == last)
+    return rows.assign(step=rows["step"].mask(moved, mean).astype("int64"))
+
+
+def with_a_course(values: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs that have a metric at two checkpoints or more.
+
+    Args:
+        values: one value per seed, as from `per_seed`.
+    """
+    runs = values.groupby([*RECORD_KEYS, "method", "seed"])
+    return values[runs["step"].transform("nunique") > 1]
+
+
+def _last_steps(rows: pd.DataFrame) -> pd.Series:
+    """The last step of each row's run."""
+    steps: pd.Series = rows.groupby(["dataset", "method", "seed"])["step"].transform("max")
+    return steps
 
 
 def pair(values: pd.DataFrame, method: str, baseline: str, keys: Sequence[str]) -> pd.DataFrame:
     """Values of a method beside those of a baseline with the same seed and the same protocol.
 
-    Both are taken at the last checkpoint that all their seeds share. A baseline with as many training FLOPs
-    (`-F`) exists to be trained for longer, and a map alone is not trained at all, so against them each is taken at its
-    own final checkpoint. A map without randomness is listed alone once, and stands beside every seed.
+    Both are taken at the last checkpoint that all their seeds share. Where one of them ends apart (`ends_apart`), each
+    is taken at its own final checkpoint. A map without randomness is alone one observation, beside every seed.
 
     Args:
         values: one value per seed; columns dataset, method, seed, value, `keys`, and step if there are
@@ -128,22 +160,23 @@ def pair(values: pd.DataFrame, method: str, baseline: str, keys: Sequence[str]) 
     both = values[values["method"].isin([method, baseline])]
     steps = ["step"] if "step" in values.columns else []
     if steps and not both.empty:
-        own = split_matched(baseline)[1] == "-F" or baseline.startswith(ALONE)
-        parts = [at_final(rows) if own else _at_shared(rows) for _, rows in both.groupby("dataset")]
-        both = pd.concat(parts)
+        apart = ends_apart(method) or ends_apart(baseline)
+        both = (
+            at_final(both) if apart else pd.concat([_at_shared(rows) for _, rows in both.groupby("dataset")])
+        )
     on = [*keys, "seed"]
     mine, theirs = (both[both["method"] == name] for name in (method, baseline))
     theirs = theirs[[*on, "value", *steps]].assign(seed_baseline=theirs["seed"])
     if baseline.startswith(ALONE):
-        theirs = _beside_every_seed(theirs, mine)
+        theirs = _beside_every_seed(theirs, mine, keys)
     merged = mine[[*on, "value", *steps]].merge(theirs, on=on, suffixes=("", "_baseline"))
     kept = [*on, "value", "value_baseline", "seed_baseline", *steps, *(f"{name}_baseline" for name in steps)]
     return merged[kept].sort_values(on, ignore_index=True)
 
 
-def _beside_every_seed(once: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """The rows of data sets with one seed repeated for every seed of the runs."""
-    single = once.groupby("dataset")["seed"].transform("nunique") == 1
+def _beside_every_seed(once: pd.DataFrame, runs: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The rows that agree in the keys and have one seed, repeated for every seed of the runs."""
+    single = once.groupby(list(keys))["seed"].transform("nunique") == 1
     seeds = runs[["dataset", "seed"]].drop_duplicates()
     repeated = once[single].drop(columns="seed").merge(seeds, on="dataset")
     return pd.concat([once[~single], repeated]) if len(repeated) else once

@@ -3,10 +3,11 @@
 One named method must meet all deciding statistics on every data set and recipe that counts. That is an
 intersection-union test, so each statistic is tested at its own level and a method's p-value is the largest of its
 statistics; over the methods, one of which suffices, it is adjusted by Holm. A method fails where one statistic
-contradicts, and a claim is contradicted if every method fails on every data set and recipe. Conditions, which the
-claims file lists before the run, are judged one by one: where one is supported and another contradicted, the claim is
-mixed. All else is open, conditions among it that are all supported but by no one method. With fewer than five seeds a
-ruling is indicative at most, and counts only where no other does.
+contradicts, and a claim is contradicted if every method fails on every data set and recipe; on data all of them in one
+and the same statistic, in whatever space and beside whatever baseline. Conditions, which the claims file lists before
+the run, are judged one by one: where one is supported and another contradicted, the claim is mixed. All else is open,
+conditions among it that are all supported but by no one method. With fewer than five seeds a ruling is indicative at
+most, and counts only where no other does.
 """
 
 import math
@@ -16,8 +17,8 @@ from typing import Literal, cast
 from pydantic import BaseModel, ConfigDict
 
 from precfm.core.statistics import CONFIDENCE, INDICATIVE_BELOW, holm
-from precfm.report.claims import Claim, Side
-from precfm.report.effects import expected
+from precfm.report.claims import Claim, Side, Statistic
+from precfm.report.effects import expected, names_of
 from precfm.report.formatting import MISSING, interval_text, number_text
 from precfm.report.outcomes import Outcome, StatisticResult
 from precfm.report.vocabulary import method_label
@@ -40,6 +41,7 @@ class MethodOutcome(BaseModel):
     Attributes:
         method: its name; empty if the statistics are of none.
         outcome: supports if all do, contradicts if one does; before the adjustment for other methods.
+        fails: the names of the statistics that contradict, without their spaces.
         p: the largest of its statistics; 0 where all speak by their value, 1 where one is missing or has no test.
         words: the same for a reader.
     """
@@ -48,6 +50,7 @@ class MethodOutcome(BaseModel):
 
     method: str
     outcome: Outcome
+    fails: tuple[str, ...] = ()
     p: float
     words: str
 
@@ -103,6 +106,7 @@ def judged(claim: Claim, results: Sequence[StatisticResult]) -> list[Judged]:
             outcomes = [
                 _method_outcome(
                     method,
+                    statistics,
                     expected(claim, statistics, method),
                     [result for result in under if result.method in ("", method)],
                 )
@@ -118,22 +122,27 @@ def judged(claim: Claim, results: Sequence[StatisticResult]) -> list[Judged]:
 
 
 def _method_outcome(
-    method: str, wanted: set[tuple[str, str]], results: Sequence[StatisticResult]
+    method: str,
+    statistics: Sequence[Statistic],
+    wanted: set[tuple[str, str]],
+    results: Sequence[StatisticResult],
 ) -> MethodOutcome:
     """All deciding statistics, in every space and against every baseline, must be there and support."""
 
-    def outcome(what: Outcome, words: str, p: float = 1.0) -> MethodOutcome:
-        return MethodOutcome(method=method, outcome=what, p=p, words=words)
+    def outcome(what: Outcome, words: str, p: float = 1.0, fails: tuple[str, ...] = ()) -> MethodOutcome:
+        return MethodOutcome(method=method, outcome=what, fails=fails, p=p, words=words)
 
     against = [result for result in results if result.outcome == "contradicts"]
     if against:
-        return outcome("contradicts", f"fails {_listed(map(_named, against), len(results))}")
+        names = {result.statistic for result in against}
+        fails = tuple(each.name for each in statistics if names & set(names_of(each)))
+        return outcome("contradicts", f"fails {_listed(map(_named, against), len(results))}", fails=fails)
     missing = wanted - {(result.statistic, result.baseline) for result in results}
     if missing:
-        names = sorted(
+        lacking = sorted(
             name + (f" to {method_label(baseline)}" if baseline else "") for name, baseline in missing
         )
-        return outcome("unresolved", f"lacks {_listed(names, len(wanted))}")
+        return outcome("unresolved", f"lacks {_listed(lacking, len(wanted))}")
     p_values = [result.p for result in results if result.dataset and not result.note.startswith("exact")]
     p = max((1.0 if value is None else value for value in p_values), default=0.0)
     unresolved = [result for result in results if result.outcome == "unresolved"]
@@ -217,4 +226,11 @@ def _way(groups: Sequence[Judged]) -> tuple[str, list[str]]:
     supporting = [method for method in p if p[method] < 1 - CONFIDENCE and outcomes[method] == {"supports"}]
     if supporting:
         return "supported", supporting
-    return "contradicted" if all(found == {"contradicts"} for found in outcomes.values()) else "open", []
+    failed = all(found == {"contradicts"} for found in outcomes.values())
+    return "contradicted" if failed and _same_way(groups) else "open", []
+
+
+def _same_way(groups: Sequence[Judged]) -> bool:
+    """Whether all methods fail in one and the same statistic; in theory each may have statistics of its own."""
+    fails = [set(each.fails) for group in groups if group.side == "data" for each in group.methods]
+    return not fails or bool(set.intersection(*fails))

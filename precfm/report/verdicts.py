@@ -23,6 +23,7 @@ class Verdict(BaseModel):
         rule: by side, what decides, in words; a side that nothing decides is absent.
         experiments: those that count.
         experiment: the one of this verdict.
+        fingerprint: hash of what decides, `precfm.report.claims.Claim.fingerprint`.
         theory: the ruling by controlled experiments.
         data: the ruling by data sets.
         verdict: both in one line.
@@ -41,6 +42,7 @@ class Verdict(BaseModel):
     rule: dict[Side, str]
     experiments: tuple[str, ...]
     experiment: str
+    fingerprint: str
     theory: Ruling
     data: Ruling
     verdict: str
@@ -99,6 +101,7 @@ def _evaluate(claim: Claim, frames: Frames, experiment: str) -> Verdict:
         rule=rules_of(claim),
         experiments=claim.experiments,
         experiment=experiment,
+        fingerprint=claim.fingerprint,
         theory=theory,
         data=data,
         verdict=summary(theory, data),

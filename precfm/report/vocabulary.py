@@ -7,6 +7,7 @@ from typing import Literal
 DATA = "data"  # the row before any preconditioner
 FLOOR = "floor"
 ALONE = "alone:"
+LIKELIHOOD = "nll"
 MATCHED = {"-P": "same parameters", "-F": "same training FLOPs"}
 
 # In the order of every table and legend: from no preconditioning to the most expressive one.
@@ -53,7 +54,7 @@ _METRICS = {
     "eigenvalue_ratio_low": MetricText("low eigenvalue ratio", "one", multiplicative=True),
     "eigenvalue_log_error_low": MetricText("low |ln ratio|", "lower"),
     "eigenvalue_log_error": MetricText("mean |ln ratio|", "lower"),
-    "nll": MetricText("NLL (nats)", "lower"),
+    LIKELIHOOD: MetricText("NLL (nats)", "lower"),
     "nearer_train": MetricText("nearer to train", "lower"),
 }
 

@@ -18,7 +18,8 @@ ALGORITHMS = ("descent", "stochastic")
 
 def identity(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
     """Excess risk = weighted trace: the largest relative error; of `linear_grid.identity`."""
-    yield _worst("identity_relative_error", table["relative_error"], "difference of two losses on samples")
+    note = "difference of two losses on samples"
+    yield _worst("identity_relative_error", table["relative_error"], table["seed"].nunique(), note)
 
 
 def agreement(table: pd.DataFrame, kinds: Sequence[str] = ("",)) -> Iterator[tuple[str, Estimate, str]]:
@@ -27,8 +28,8 @@ def agreement(table: pd.DataFrame, kinds: Sequence[str] = ("",)) -> Iterator[tup
         rows = _of(table, kind)
         deviations = rows[rows["algorithm"] == "descent"]["worst_deviation"]
         if len(deviations):
-            note = "excess risk of every direction, seed and step"
-            yield _worst(f"{kind}descent_relative_error", deviations, note)
+            note = "excess risk of every direction, seed and step; cells are the observations"
+            yield _worst(f"{kind}descent_relative_error", deviations, len(deviations), note)
         covered = rows[rows["algorithm"] == "stochastic"]["covered"]
         if len(covered) and not kind.startswith("score_"):
             note = "share of 95% intervals over seeds that hold the closed form; cells are the observations"
@@ -56,7 +57,7 @@ def slopes(table: pd.DataFrame, kinds: Sequence[str] = ("",)) -> Iterator[tuple[
 def residual_bound(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
     """Measured steps over their bound, the largest; of `residual_linear.steps`."""
     note = "measured steps over the bound in the residual kappa, total excess risk"
-    yield _worst("residual_bound_ratio", table["total"] / table["bound"], note)
+    yield _worst("residual_bound_ratio", table["total"] / table["bound"], table["seed"].nunique(), note)
 
 
 def seed_slopes(steps: pd.DataFrame, quantity: str) -> list[float]:
@@ -122,10 +123,10 @@ def _usable(steps: pd.DataFrame, quantity: str) -> "pd.Series[bool]":
     return usable
 
 
-def _worst(statistic: str, values: "pd.Series[float]", note: str) -> tuple[str, Estimate, str]:
+def _worst(statistic: str, values: "pd.Series[float]", n: int, note: str) -> tuple[str, Estimate, str]:
     """A largest deviation: there is no sampling error, so that the interval is the value; NaN if one is NaN."""
     worst = float(values.max(skipna=False))
-    return statistic, Estimate(worst, worst, worst, len(values)), f"largest of all cases; {note}"
+    return statistic, Estimate(worst, worst, worst, n), f"largest of all cases; {note}"
 
 
 def _of(table: pd.DataFrame, kind: str) -> pd.DataFrame:

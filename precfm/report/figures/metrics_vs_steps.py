@@ -11,7 +11,7 @@ from precfm.report.figures.axes import (
 from precfm.report.figures.style import Drawing, method_styles
 from precfm.report.frames import Frames
 from precfm.report.reads import LeftOutError, needed, reads
-from precfm.report.rows import TRAINED, groups, of_settings, per_seed
+from precfm.report.rows import TRAINED, groups, of_settings, per_seed, with_a_course, with_common_end
 from precfm.report.vocabulary import FLOOR, in_order, is_flow, metric_text, space_label
 
 COLUMNS = 3
@@ -21,10 +21,9 @@ COLUMNS = 3
 def draw(frames: Frames) -> Drawing:
     """Small multiples of the metrics that were taken at two checkpoints or more."""
     records = per_seed(of_settings(needed(frames, "records"), TRAINED))
-    records = records.assign(x=records["step"].astype(int))
-    flows = records[records["method"].map(is_flow)]
+    flows = with_common_end(with_a_course(records[records["method"].map(is_flow)]))
+    flows = flows.assign(x=flows["step"].astype(int))
     keys = ["dataset", "metric", "space", "extractor"]
-    flows = flows[flows.groupby(keys)["x"].transform("nunique") > 1]
     if flows.empty:
         raise LeftOutError("no metric was taken at more than one checkpoint")
     parts, styles = dict(groups(flows, *keys)), method_styles(frames)

@@ -13,7 +13,7 @@ from precfm.report.figures.axes import (
 from precfm.report.figures.style import Drawing, method_styles
 from precfm.report.frames import Frames
 from precfm.report.reads import needed, reads
-from precfm.report.rows import RECORD_KEYS, TRAINED, at_final, groups, of_settings, per_seed
+from precfm.report.rows import RECORD_KEYS, TRAINED, at_final, groups, of_settings, per_seed, with_common_end
 from precfm.report.tables.time_to_quality import METRIC, baseline_of, curves
 from precfm.report.vocabulary import FLOOR, in_order, metric_text, space_label
 
@@ -23,7 +23,7 @@ COLUMNS = 2
 @reads("records", "budgets")
 def draw(frames: Frames) -> Drawing:
     """One panel per setting and classifier, one line per method."""
-    rows, styles = curves(frames), method_styles(frames)
+    rows, styles = with_common_end(curves(frames)), method_styles(frames)
     # Seeds may differ a little in what their fit cost: one place on the axis for all.
     rows["x"] = rows.groupby([*RECORD_KEYS, "method", "step"])["flops"].transform("mean")
     records = per_seed(of_settings(needed(frames, "records"), TRAINED))

@@ -7,7 +7,7 @@ import pandas as pd
 from precfm.report.formatting import count_text, estimate_texts, estimates_of, seeds_text
 from precfm.report.frames import Frames
 from precfm.report.reads import needed, reads
-from precfm.report.rows import NO_EXTRACTOR, PROTOCOL, at_final, groups, per_seed
+from precfm.report.rows import NO_EXTRACTOR, PROTOCOL, at_final, groups, per_seed, with_common_end
 from precfm.report.summaries import summarised
 from precfm.report.tables.blocks import Block, Table, method_cells, steps_and_seeds
 from precfm.report.vocabulary import FLOOR, is_flow, metric_text, space_label
@@ -18,9 +18,9 @@ def tidy(frames: Frames) -> pd.DataFrame:
 
     Returns:
         Columns dataset, method, step, metric, space, value, low, high, n, n_real, n_generated, reference,
-        extractor; the final checkpoint of each method.
+        extractor; the final checkpoint of each method (the mean step, where its runs end apart).
     """
-    return summarise(at_final(per_seed(needed(frames, "records"))))
+    return summarise(with_common_end(at_final(per_seed(needed(frames, "records")))))
 
 
 def summarise(values: pd.DataFrame) -> pd.DataFrame:
@@ -45,7 +45,8 @@ def build(frames: Frames) -> Table:
         f"({seeds_text((flows if len(flows) else data)['n'])}; ratios are averaged on the log scale, "
         "interval in brackets; a number without one rests on one seed or does not vary). A training seed refits the "
         "preconditioner and the flow; encoder, classifiers, evaluation labels and noise are the same "
-        "for all. The floor compares independent draws of the train split with the reference split; a method alone is "
+        "for all. A flow matched in FLOPs ends at another step for every seed: the mean is given. "
+        "The floor compares independent draws of the train split with the reference split; a method alone is "
         "the preconditioner applied to Gaussian noise, without a flow. Arrows point to better values."
     )
     return Table(data, blocks, caption)

@@ -26,16 +26,16 @@ BASELINE = "none"
 
 
 def tidy(frames: Frames) -> pd.DataFrame:
-    """Paired differences to the baseline at the last checkpoint that both share.
+    """Paired differences to the baseline at the last checkpoint that both share (`precfm.report.rows.pair`).
 
     Metrics whose best value is 1 are left out: a difference of such ratios has no good direction, and the
     table has their logarithmic errors instead.
 
     Returns:
-        Columns dataset, method, baseline, step, metric, space, value (mean of method minus baseline), low,
-        high, n, p (paired t test; all three joined with the bootstrap of the held-out rows, where there is one),
-        p_holm (within this table), resolvable (smallest true difference that seeds alone find with 80% power),
-        indicative (fewer than five seeds), and the protocol.
+        Columns dataset, method, baseline, step (of the method; the mean, where its runs end apart), metric, space,
+        value (mean of method minus baseline), low, high, n, p (paired t test; all three joined with the bootstrap of
+        the held-out rows, where there is one), p_holm (within this table), resolvable (smallest true difference that
+        seeds alone find with 80% power), indicative (fewer than five seeds), and the protocol.
     """
     records = per_seed(needed(frames, "records"))
     values = records[records["method"].map(is_flow)]
@@ -52,7 +52,7 @@ def tidy(frames: Frames) -> pd.DataFrame:
                     **about,
                     "method": method,
                     "baseline": BASELINE,
-                    "step": int(group["step"].max()),
+                    "step": round(group["step"].mean()),
                     **asdict(estimate),
                     "resolvable": smallest_resolvable(group["value"] - group["value_baseline"]),
                     "indicative": estimate.n < INDICATIVE_BELOW,

@@ -5,7 +5,7 @@ import pandas as pd
 from precfm.report.formatting import count_text, seeds_text
 from precfm.report.frames import Frames
 from precfm.report.reads import LeftOutError, needed, reads
-from precfm.report.rows import PROTOCOL, RECORD_KEYS, groups, per_seed
+from precfm.report.rows import PROTOCOL, RECORD_KEYS, groups, per_seed, with_common_end
 from precfm.report.summaries import LATE_CHECKPOINTS, late_slopes, summarised
 from precfm.report.tables.blocks import Block, Table, by_method, estimate_column, method_cells
 from precfm.report.tables.metrics import extractor_text
@@ -24,7 +24,7 @@ def tidy(frames: Frames) -> pd.DataFrame:
     """
     records = per_seed(needed(frames, "records"))
     flows = records[records["method"].map(is_flow) & records["metric"].isin(METRICS)]
-    slopes = late_slopes(flows, ["method", *RECORD_KEYS], LATE_FROM)
+    slopes = late_slopes(with_common_end(flows), ["method", *RECORD_KEYS], LATE_FROM)
     if slopes.empty:
         raise LeftOutError(f"no method has {LATE_CHECKPOINTS} checkpoints in the last part of its training")
     about = ["dataset", "method", "metric", "space", "first", "last", "checkpoints"]

@@ -6,7 +6,7 @@ import pandas as pd
 from precfm.report.formatting import seeds_text
 from precfm.report.frames import Frames
 from precfm.report.reads import needed, reads
-from precfm.report.rows import at_final, groups
+from precfm.report.rows import at_final, groups, with_common_end
 from precfm.report.summaries import long_form, lowest_quartile_count, summarised
 from precfm.report.tables.blocks import (
     Block,
@@ -30,9 +30,9 @@ def tidy(frames: Frames) -> pd.DataFrame:
     """How far each method's variances are from the reference ones, at its final checkpoint.
 
     Returns:
-        Columns dataset, method, step, quantity, value, low, high, n.
+        Columns dataset, method, step (the mean, where runs end apart), quantity, value, low, high, n.
     """
-    values = per_seed_recovery(at_final(needed(frames, "recovery")))
+    values = per_seed_recovery(with_common_end(at_final(needed(frames, "recovery"))))
     keys = ["dataset", "method", "step", "quantity"]
     long = long_form(values, [*keys[:-1], "seed"], _QUANTITIES)
     return summarised(long, keys, long["quantity"] == "low_ratio")

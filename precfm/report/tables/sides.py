@@ -8,7 +8,7 @@ from precfm.report.bootstrap import Bootstrap
 from precfm.report.formatting import seeds_text
 from precfm.report.frames import Frames
 from precfm.report.reads import LeftOutError, frame, needed, reads
-from precfm.report.rows import PROTOCOL, at_final, groups, per_seed
+from precfm.report.rows import PROTOCOL, at_final, groups, per_seed, with_common_end
 from precfm.report.tables.blocks import Block, Columns, Table, estimate_column, method_cells, steps_and_seeds
 from precfm.report.tables.metrics import extractor_text
 from precfm.report.vocabulary import decoded, is_flow, metric_text
@@ -26,17 +26,18 @@ COLUMNS = {
     ("nll", "latent"): ("likelihood", metric_text("nll").head),
     ("nearer_train", "latent"): ("copying", metric_text("nearer_train").head),
 }
-_KEYS = ["dataset", "method", "step", "metric", "space", *PROTOCOL]
+_KEYS = ["dataset", "method", "metric", "space", *PROTOCOL]
 
 
 def tidy(frames: Frames) -> pd.DataFrame:
     """The numbers of all sides at each method's final checkpoint, mean over seeds (over draws for the floor).
 
     Returns:
-        Columns dataset, method, step, side, metric, space, value, low, high (seeds and bootstrap joined), n, and the
-        protocol.
+        Columns dataset, method, step (the mean, where runs end apart), side, metric, space, value, low, high (seeds and
+        bootstrap joined), n, and the protocol.
     """
     final = at_final(per_seed(needed(frames, "records")))
+    ends = with_common_end(final)["step"]
     bootstrap, rows = Bootstrap(frame(frames, "bootstrap")), []
     for key, runs in final.groupby(_KEYS, sort=True):
         about = dict(zip(_KEYS, key, strict=True))
@@ -44,7 +45,7 @@ def tidy(frames: Frames) -> pd.DataFrame:
         if column is None:
             continue
         found = asdict(bootstrap.mean(about, str(about["method"]), runs))
-        rows.append({**about, "side": column[0], **found})
+        rows.append({**about, "step": ends[runs.index[0]], "side": column[0], **found})
     if not rows:
         raise LeftOutError("this experiment has none of the metrics of the three sides")
     front = ["dataset", "method", "step", "side", "metric", "space", "value", "low", "high", "n"]

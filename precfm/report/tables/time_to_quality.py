@@ -8,7 +8,7 @@ import pandas as pd
 from precfm.report.formatting import number_text, seeds_text
 from precfm.report.frames import Frames
 from precfm.report.reads import LeftOutError, needed, reads, with_baseline
-from precfm.report.rows import RECORD_KEYS, at_final, groups, per_seed
+from precfm.report.rows import RECORD_KEYS, at_final, groups, per_seed, with_a_course
 from precfm.report.summaries import with_training_flops
 from precfm.report.tables.blocks import Block, Table, by_method, method_cells
 from precfm.report.tables.metrics import extractor_text
@@ -30,7 +30,7 @@ def curves(frames: Frames) -> pd.DataFrame:
     records = per_seed(needed(frames, "records"))
     chosen = (records["metric"] == METRIC) & records["space"].isin(SPACES) & (records["step"] > 0)
     rows = with_training_flops(records[chosen & records["method"].map(is_flow)], budgets)
-    rows = rows[rows.groupby([*RECORD_KEYS, "method"])["step"].transform("nunique") > 1]
+    rows = with_a_course(rows)
     if rows.empty:
         raise LeftOutError("no run with a budget has its Fréchet distance at more than one checkpoint")
     return rows

@@ -5,27 +5,25 @@ import pandas as pd
 from precfm.report.formatting import count_text, estimate_texts, estimates_of, seeds_text
 from precfm.report.frames import Frames
 from precfm.report.reads import LeftOutError, needed, reads
-from precfm.report.rows import groups, per_seed
+from precfm.report.rows import groups, per_seed, with_a_course, with_common_end
 from precfm.report.tables.blocks import Block, Table, method_cells
 from precfm.report.tables.metrics import extractor_text, summarise
 from precfm.report.vocabulary import is_flow, metric_text, space_label
 
 
 def tidy(frames: Frames) -> pd.DataFrame:
-    """Mean and interval over seeds of every metric that its method has at two checkpoints or more.
+    """Mean and interval over seeds of every metric that a run of its method has at two checkpoints or more.
 
     Returns:
-        Columns dataset, method, step, metric, space, value, low, high, n, and the protocol.
+        Columns dataset, method, step (of the last, where runs end apart, the mean), metric, space, value, low, high, n,
+        and the protocol.
     """
     records = per_seed(needed(frames, "records"))
     flows = records[records["method"].map(is_flow)]
-    checkpoints = flows.groupby(["dataset", "method", "metric", "space", "extractor"])["step"].transform(
-        "nunique"
-    )
-    curves = flows[checkpoints > 1]
+    curves = with_a_course(flows)
     if curves.empty:
         raise LeftOutError("no method has a metric at more than one checkpoint")
-    return summarise(curves)
+    return summarise(with_common_end(curves))
 
 
 @reads("records")
