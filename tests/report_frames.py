@@ -141,10 +141,17 @@ def bootstrap(values) -> pd.DataFrame:
     kinds = {"frechet", "eigenvalue_log_error_low", "eigenvalue_log_error", "nll"}
     for _, rows in values[last & values["metric"].isin(kinds)].groupby(["metric", "space"]):
         size = 0.02 * rows["value"].mean()
-        for replicate, shift in enumerate(size * rng.standard_normal(REPLICATES)):
-            own = 0.1 * size * rng.standard_normal(len(rows))
-            parts.append(rows.assign(replicate=replicate, value=rows["value"] + shift + own))
+        shared, own = size * rng.standard_normal(REPLICATES), 0.1 * size * rng.standard_normal(REPLICATES)
+        replicates = [
+            texts(value + shared + own * rng.standard_normal(REPLICATES)) for value in rows["value"]
+        ]
+        parts.append(rows.assign(replicates=replicates))
     return pd.concat(parts, ignore_index=True)[list(FRAMES["bootstrap"].columns)]
+
+
+def texts(replicates) -> str:
+    """Replicates as a field of the frame `bootstrap`, with all digits."""
+    return " ".join(map(str, replicates.tolist()))
 
 
 def artifact(method: str, seed: int) -> str:

@@ -312,11 +312,11 @@ def test_conditions_must_be_met_by_one_and_the_same_method():
 def replicates(frame, shift, own=0.0, count=60):
     """Of each run of `records`, with a shift that all runs share in a replicate, and scatter of its own."""
     rng = np.random.default_rng(3)
-    parts = [
-        frame.assign(replicate=r, value=frame["value"] + shift * draw + own * rng.standard_normal(len(frame)))
-        for r, draw in enumerate(rng.standard_normal(count))
+    shared, values = shift * rng.standard_normal(count), frame["value"].to_numpy()
+    rows = values[:, None] + shared + own * rng.standard_normal((len(frame), count))
+    return frame.assign(replicates=[report_frames.texts(row) for row in rows])[
+        list(FRAMES["bootstrap"].columns)
     ]
-    return pd.concat(parts)[list(FRAMES["bootstrap"].columns)]
 
 
 def test_intervals_join_the_bootstrap_and_what_both_sides_share_cancels():

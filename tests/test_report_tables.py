@@ -9,6 +9,7 @@ from scipy import stats
 
 from precfm.core.errors import PrecfmError
 from precfm.core.statistics import Estimate, holm, joint_estimate, t_estimate
+from precfm.report.bootstrap import unpacked
 from precfm.report.documents import latex_text
 from precfm.report.formatting import estimate_texts
 from precfm.report.frames import FRAMES
@@ -192,12 +193,16 @@ def test_paired_differences_are_those_of_scipy_with_holm_over_the_table(frames):
 
 
 def test_paired_intervals_join_the_bootstrap_where_there_is_one(frames):
-    def differences(rows, *columns):
-        wide = rows[rows["metric"] == "nll"].pivot(index="seed", columns=["method", *columns], values="value")
-        return wide["class_whitening"] - wide["none"]
+    def difference(rows):
+        of_method = rows.droplevel([name for name in rows.index.names if name not in ("method", "seed")])
+        return of_method.loc["class_whitening"] - of_method.loc["none"]
+
+    def of_nll(name):
+        return frames[name][frames[name]["metric"] == "nll"]
 
     chosen = {"method": "class_whitening", "metric": "nll", "space": "latent"}
-    values, replicates = differences(frames["records"]), differences(frames["bootstrap"], "replicate")
+    values = difference(of_nll("records").set_index(["method", "seed"])["value"])
+    replicates = difference(unpacked(of_nll("bootstrap")))
     joint = joint_estimate(values, replicates)
     row = cell(paired.tidy(frames), **chosen)
     assert (row["value"], row["low"], row["p"]) == pytest.approx((joint.value, joint.low, joint.p))

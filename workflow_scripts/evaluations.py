@@ -10,7 +10,12 @@ from precfm.encoders.base import load
 from precfm.flows.sampling import rows_with_labels
 from precfm.geometry.recovery import EigenvalueRecovery, eigenvalue_recovery, recovery_replicates
 from precfm.geometry.spectra import covariance, eigen_spectrum
-from precfm.metrics.bootstrap import GaussianFits, frechet_against_fits, reference_resamples
+from precfm.metrics.bootstrap import (
+    GaussianFits,
+    frechet_against_fits,
+    reference_resamples,
+    replicates_text,
+)
 from precfm.metrics.copying import copying_check
 from precfm.metrics.evaluate import METRICS, evaluate_features
 from precfm.metrics.extractors.base import extract
@@ -97,7 +102,7 @@ class _Evaluation:
         return pd.concat(tables, ignore_index=True), pd.DataFrame(by_direction)
 
     def replicates(self, step: int, made: dict[str, Tensor]) -> pd.DataFrame:
-        """The metrics again, where the held-out rows are drawn with replacement: the same resamples for all methods."""
+        """The metrics again, where the held-out rows are drawn with replacement: the same resamples for all."""
         tables = []
         for space in sorted({name.rpartition("/")[0] for name in self.fits}):
             fits = GaussianFits(self.fits[f"{space}/means"], self.fits[f"{space}/factors"])
@@ -108,7 +113,12 @@ class _Evaluation:
         recovery = recovery_replicates(made["latent"], held_out, self.directions, resamples)
         tables.append(("eigenvalue_log_error", "latent", recovery.log_error))
         tables.append(("eigenvalue_log_error_low", "latent", recovery.log_error_low))
-        return pd.concat([replicate_records(step, *table) for table in tables], ignore_index=True)
+        return pd.DataFrame(
+            [
+                {"step": step, "metric": metric, "space": space, "replicates": replicates_text(values)}
+                for metric, space, values in tables
+            ]
+        )
 
     def _records(
         self,
@@ -148,13 +158,6 @@ class _Evaluation:
 def step_number(name: str) -> int:
     """The training step that a checkpoint's name stands for."""
     return int(name.removeprefix("step-"))
-
-
-def replicate_records(step: int, metric: str, space: str, values: Tensor) -> pd.DataFrame:
-    """A metric over resamples of the held-out split, one row for each."""
-    return pd.DataFrame(
-        {"step": step, "metric": metric, "space": space, "replicate": range(len(values)), "value": values}
-    )
 
 
 def recovery_records(recovery: EigenvalueRecovery, protocol: pd.Series) -> pd.DataFrame:

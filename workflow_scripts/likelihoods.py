@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 from precfm.core.seeds import generator_for
-from precfm.metrics.bootstrap import reference_resamples, resampled_means
+from precfm.metrics.bootstrap import reference_resamples, replicates_text, resampled_means
 from precfm.pipeline.job import Job
 from precfm.preconditioned_flow import PreconditionedFlow
 from precfm.preconditioners.saving import load
@@ -65,6 +65,4 @@ def make(job: Job) -> None:
     job.write_frame("records.csv", pd.DataFrame([record]))
     resamples = reference_resamples(len(rows), job.params["replicates"])
     means = resampled_means(values, resamples)
-    job.write_frame(
-        "bootstrap.csv", pd.DataFrame({**about, "replicate": range(len(means)), "value": means.numpy()})
-    )
+    job.write_frame("bootstrap.csv", pd.DataFrame([{**about, "replicates": replicates_text(means)}]))

@@ -124,3 +124,8 @@ def _weights(resamples: Tensor, n: int) -> Tensor:
     if resamples.ndim != 2 or resamples.shape[1] != n:
         raise PrecfmError(f"resamples: got shape {tuple(resamples.shape)}; (replicates, {n}) is needed")
     return resamples.to(torch.float64) / n
+
+
+def replicates_text(values: Tensor) -> str:
+    """Replicates as one field of a table, seven digits each: what float32 holds, in a tenth of the space of rows."""
+    return " ".join(f"{value:.7g}" for value in values.tolist())

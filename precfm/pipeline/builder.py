@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from precfm.core.errors import PrecfmError
 from precfm.core.registry import REGISTRY, import_string, load
 from precfm.pipeline.components import Component
-from precfm.pipeline.experiments import load_experiment, read_yaml
+from precfm.pipeline.experiments import CLAIMS, load_experiment, read_yaml
 from precfm.pipeline.keys import KeyedArtifacts
 from precfm.pipeline.node import Node
 from precfm.pipeline.plan import Plan
@@ -18,7 +17,6 @@ from precfm.report.claims import missing_arms, parse_claims
 from precfm.report.frames import available
 from precfm.report.reads import wanted
 
-CLAIMS = Path("config/claims.yaml")
 METRIC_POINTS = 1000  # latents over which the decoder's pull-back metric is averaged
 KERNEL_POINTS = 48  # points of the tangent kernel
 KERNEL_THRESHOLD = 0.01  # residual, in units of the latents' mean variance, to which it predicts the steps
@@ -335,5 +333,6 @@ class _Builder:
                 target = import_string(group, name)
                 self.add(kind, name, {"name": name, **named}, {"frames": frames}, [target], batch=kind)
         claims = read_yaml(CLAIMS)
-        missing_arms(parse_claims(claims), experiment.name, self._arms())  # refused before the first job
+        likelihoods = {about["setting"] for about in self.about.get("likelihoods", ())}
+        missing_arms(parse_claims(claims), experiment.name, self._arms(), likelihoods)  # before the first job
         self.add("verdicts", "claims", {"claims": claims, **named}, {"frames": frames})

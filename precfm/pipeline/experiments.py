@@ -19,6 +19,7 @@ from precfm.pipeline.node import PUBLISHED
 from precfm.pipeline.schema import PLAIN, Experiment, in_words
 
 CONFIG_FOLDER = Path("config")
+CLAIMS = CONFIG_FOLDER / "claims.yaml"
 PARAMS = Path("params.yaml")  # what the ledger holds
 NAME = r"[A-Za-z][A-Za-z0-9_-]*"  # of an experiment: it becomes part of paths and of commands
 TINY = "-tiny"  # `<experiment>-tiny` is that experiment, cut to seconds

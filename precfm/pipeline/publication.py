@@ -18,11 +18,13 @@ from filelock import FileLock
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.costs import COSTS, costs_text, measured_costs
+from precfm.pipeline.experiments import CLAIMS, read_yaml
 from precfm.pipeline.files import remove, write_whole
 from precfm.pipeline.manifest import MANIFEST, manifest_text, read_manifest, without_label
 from precfm.pipeline.node import PUBLISHED, RESULTS
 from precfm.pipeline.plan import Plan, load_plan
 from precfm.pipeline.products import manifest_of, products
+from precfm.report.claims import parse_claims
 from precfm.report.claims_document import merge_claims
 
 CODE = (
@@ -140,7 +142,8 @@ def merged_claims() -> dict[Path, str]:
         raise PrecfmError(f"{PUBLISHED}: holds no verdicts; `precfm publish EXPERIMENT` puts them there")
     origins = [origin(file.parent) for file in files]
     made_by = {each.experiment: str(each) for each in origins}
-    as_json, as_markdown = merge_claims([file.read_text(encoding="utf-8") for file in files], made_by)
+    documents = [file.read_text(encoding="utf-8") for file in files]
+    as_json, as_markdown = merge_claims(documents, parse_claims(read_yaml(CLAIMS)), made_by)
     texts = {PUBLISHED / "claims.json": as_json, PUBLISHED / "claims.md": as_markdown}
     if README.is_file():
         text = README.read_bytes().decode("utf-8")

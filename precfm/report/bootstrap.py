@@ -16,14 +16,19 @@ from precfm.core.statistics import Alternative, Estimate, joint_estimate
 _RUN = ["dataset", "metric", "space", "method", "seed", "step"]
 
 
+def unpacked(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for each of the frame `bootstrap`, one column for each replicate, which a row holds as text."""
+    replicates = [[float(value) for value in text.split()] for text in rows["replicates"]]
+    return pd.DataFrame(replicates, index=pd.MultiIndex.from_frame(rows[_RUN]), dtype=float)
+
+
 class Bootstrap:
     """The replicates of every number that has some."""
 
     def __init__(self, rows: pd.DataFrame) -> None:
         """Take the frame `bootstrap`, or part of it; an empty one gives intervals of the scatter of seeds alone."""
         # Twice the same run and replicate: evaluation seeds, which count as their mean, as in the records.
-        values = rows.astype({"value": float}).groupby([*_RUN, "replicate"])["value"].mean()
-        self._wide: pd.DataFrame = values.unstack("replicate")
+        self._wide = unpacked(rows).groupby(level=_RUN).mean()
         self._resampled = set(zip(rows["dataset"], rows["metric"], rows["space"], strict=True))
 
     def of(self, about: Mapping[str, Any], method: str, runs: pd.DataFrame) -> NDArray[np.float64] | None:

@@ -281,7 +281,7 @@ def missing_arms(
     spec: ClaimsSpec,
     experiment: str,
     arms: Mapping[str, Collection[str]],
-    likelihoods: Collection[str] | None = None,
+    likelihoods: Collection[str],
 ) -> None:
     """Refuse an experiment that a claim names, but that does not run what the verdict would be asked of.
 
@@ -290,7 +290,7 @@ def missing_arms(
         experiment: its name; what only extends it, or a tiny copy, is named by no claim.
         arms: by setting, the names of its methods, matched baselines (`-P`, `-F`) among them; empty for controlled
             experiments alone.
-        likelihoods: the settings with likelihoods; None leaves them unasked.
+        likelihoods: the settings with likelihoods.
 
     Raises:
         PrecfmError: none of the claim's settings is there, or one lacks a method, a baseline or the likelihood; names
@@ -312,7 +312,7 @@ def missing_arms(
         for setting in counting:
             for statistic in deciding:
                 needed = getattr(statistic, "metric", "") == LIKELIHOOD
-                if needed and likelihoods is not None and setting not in likelihoods:
+                if needed and setting not in likelihoods:
                     raise refused(
                         claim, f"{LIKELIHOOD!r} decides, but the setting '{setting}' of {experiment} has none"
                     )

@@ -118,7 +118,7 @@ FRAMES: Mapping[str, FrameSource] = {
     ),
     "bootstrap": FrameSource(
         {"evaluations": "bootstrap.csv", "likelihoods": "bootstrap.csv"},
-        _of_run("step metric space replicate value"),
+        _of_run("step metric space replicates"),
         of_several,
     ),
     "recovery": FrameSource({"evaluations": "recovery.csv"}, _of_run("step index eigenvalue ratio")),
