@@ -20,6 +20,8 @@ from precfm.flows.models.mlp import MLPVelocity
 from precfm.flows.paths import LinearPath, ProbabilityPath, VariancePreservingPath
 from precfm.flows.sampling import evaluation_noise
 from precfm.preconditioned_flow import PreconditionedFlow
+from precfm.preconditioners.mixture_flow import MixtureFlow
+from precfm.preconditioners.round_trip import round_trip_error
 from precfm.preconditioners.scalar import Scalar
 from precfm.theory.mixtures import ExactVelocity
 from precfm.training.options import TrainingOptions
@@ -107,19 +109,17 @@ def test_the_velocity_is_exact_at_all_times(path: ProbabilityPath, t: float) -> 
 
 
 @every_path
-def test_the_divergence_is_that_of_the_velocity_in_blocks_of_any_size(
+def test_the_jacobian_is_that_of_the_velocity_in_blocks_of_any_size(
     path: ProbabilityPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mixture, (rows, classes) = known(), points()
     time = torch.linspace(0, 1, len(rows), dtype=torch.float64)[:, None]
-    velocity, divergence = (
-        call(rows, time, classes, path) for call in (mixture.velocity, mixture.divergence)
-    )
-    jacobian = torch.autograd.functional.jacobian(lambda x: mixture.velocity(x, time, classes, path), rows)
-    torch.testing.assert_close(divergence, torch.einsum("nini->n", jacobian))
+    velocity = mixture.velocity(rows, time, classes, path)
+    expected = torch.autograd.functional.jacobian(lambda x: mixture.velocity(x, time, classes, path), rows)
+    found = mixture.jacobian(rows, time, classes, path)
+    torch.testing.assert_close(found, torch.einsum("ninj->nij", expected))
     monkeypatch.setattr("precfm.flows.gaussian_mixture.BLOCK", 5 * COMPONENTS * DIM)
     torch.testing.assert_close(mixture.velocity(rows, time, classes, path), velocity)
-    torch.testing.assert_close(mixture.divergence(rows, time, classes, path), divergence)
     assert mixture.velocity(rows[:0], time[:0], classes[:0], path).shape == (0, DIM)
 
 
@@ -196,6 +196,35 @@ def test_too_many_components_are_refused(components: int, rows: int) -> None:
     x, classes = sampled(rows)
     with pytest.raises(PrecfmError, match=r"^components: .*class 0"):
         wrapped(components).fit(x.float(), classes)
+
+
+# ---- the map
+
+
+def gapped(rows: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Of each class two narrow clusters far apart, with a few rows in the gap."""
+    source, classes = torch.Generator().manual_seed(seed), torch.arange(rows) % 2
+    x = 0.02 * torch.randn(rows, 2, generator=source, dtype=torch.float64)
+    x[:, 0] += torch.arange(rows) // 2 % 2 * 2 - 1
+    x[: rows // 100, 0] = 2 * torch.rand(rows // 100, generator=source, dtype=torch.float64) - 1
+    x[:, 1] += classes
+    return x, classes
+
+
+def test_the_map_is_smoothed_until_points_in_a_gap_come_back() -> None:
+    (x, classes), (new, asked) = gapped(800, 0), gapped(800, 1)
+    options = {"components": 2, "steps": 40}
+    rough, fitted = (MixtureFlow(**options, tolerance=each).fit(x, classes) for each in (1e9, 1e-2))
+    assert round_trip_error(rough, new.float(), asked) > 1e-2
+    assert round_trip_error(fitted, new.float(), asked) <= 1e-2
+    assert float(rough.mixture.floor) < float(fitted.mixture.floor)
+    to_noise = fitted.forward(new, asked).square().sum(1) / 2 + math.log(2 * math.pi)
+    density = fitted.log_abs_det_jacobian(new, asked) - to_noise
+    white = fitted.whitening.forward(new)
+    expected = fitted.mixture.log_prob(white, asked)
+    torch.testing.assert_close(density, expected + fitted.whitening.log_det, rtol=0, atol=1e-2)
+    with pytest.raises(PrecfmError, match=r"^steps: "):
+        MixtureFlow(**options, tolerance=1e-12).fit(x, classes)
 
 
 # ---- the wrapper

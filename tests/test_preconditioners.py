@@ -107,8 +107,7 @@ def test_log_det_is_that_of_the_jacobian(fitted: Preconditioner, data: Labelled)
         one, label = x[row : row + 1], labels[row : row + 1]
         jacobian = torch.autograd.functional.jacobian(lambda v, y=label: fitted.forward(v, y), one)
         expected = torch.linalg.slogdet(jacobian.reshape(FEATURES, FEATURES)).logabsdet
-        error = 1e-4 if type(fitted).__name__ == "MixtureFlow" else 1e-8  # that of a solver
-        assert torch.allclose(claimed[row], expected, rtol=error, atol=error)
+        assert torch.allclose(claimed[row], expected, rtol=1e-8, atol=1e-8)
 
 
 def calls_of(fitted: Preconditioner) -> list[Callable[..., Any]]:

@@ -268,25 +268,28 @@ class ClassMixture(nn.Module):
         data = torch.addcmul((weights @ known.own_means)[:, 0], alpha, spread)
         return torch.addcmul(d_alpha * data, d_sigma, noise)
 
-    def divergence(self, rows: Tensor, t: Tensor, classes: Tensor, path: ProbabilityPath) -> Tensor:
-        """The divergence of `velocity`, in closed form, shape (batch,); arguments as there.
+    def jacobian(self, rows: Tensor, t: Tensor, classes: Tensor, path: ProbabilityPath) -> Tensor:
+        """The derivative of `velocity` by the rows, in closed form, shape (batch, dim, dim); arguments as there.
 
         With the velocity v_k = alpha_t' m_k + g_k S_k q_k of a component, g_k = (alpha_t alpha_t' v_k +
         sigma_t sigma_t') / S_k, and grad w_k = w_k (sum_j w_j q_j - q_k), it is
-        sum_k w_k (sum g_k - q_k . v_k) + (sum_k w_k q_k) . (sum_k w_k v_k).
+        diag(sum_k w_k g_k) + sum_k w_k v_k (sum_j w_j q_j - q_k)^T. All rows are held at once: the caller's blocks
+        bound the memory.
         """
         alpha, sigma, d_alpha, d_sigma = path.alpha(t), path.sigma(t), path.d_alpha(t), path.d_sigma(t)
-        parts = []
-        for part in self._blocks(len(rows)):
-            known = self.posterior(rows[part], classes[part], alpha[part], sigma[part])
-            weights, scaled, variances = known[1:4]
-            slope = (alpha * d_alpha)[part, :, None] * known.own_variances
-            slope = slope + (sigma * d_sigma)[part, :, None]
-            own = d_alpha[part, :, None] * known.own_means + slope * scaled
-            inner = (slope / variances).sum(-1) - (scaled * own).sum(-1)
-            means = [(weights[:, None] @ each)[:, 0] for each in (scaled, own)]
-            parts.append((weights * inner).sum(1) + (means[0] * means[1]).sum(1))
-        return torch.cat(parts) if parts else rows.new_zeros(0)
+        known = self.posterior(rows, classes, alpha, sigma)
+        weights, scaled = known.weights[:, None], known.scaled
+        slope = (alpha * d_alpha)[:, None] * known.own_variances + (sigma * d_sigma)[:, None]
+        own = d_alpha[:, None] * known.own_means + slope * scaled
+        gradients = known.weights[..., None] * (weights @ scaled - scaled)  # of the weights
+        found = own.mT @ gradients
+        found.diagonal(dim1=1, dim2=2).add_((weights @ (slope / known.variances))[:, 0])
+        return found
+
+    def raise_variances(self, floor: float) -> None:
+        """Raise all variances to at least a share of the pooled ones: a smoother law, no longer the likeliest."""
+        self.variances.copy_(torch.maximum(self.variances, floor * self.eigenvalues))
+        self.floor.clamp_(min=floor)
 
     def _require_rows(self, counts: Tensor) -> None:
         few = ((counts > 0) & (counts < 2 * self.components)).nonzero().flatten().tolist()
