@@ -18,6 +18,7 @@ from precfm.core.options import validated
 from precfm.core.registry import build
 from precfm.core.seeds import derived_seed, seeded_module
 from precfm.core.tensors import require_tensor
+from precfm.flows.alternation import CountedSteps, InTurn
 from precfm.flows.compute import flops_per_step, num_parameters
 from precfm.flows.description import (
     FlowDescription,
@@ -263,8 +264,79 @@ class PreconditionedFlow:
             self.settings.training,
             seed=seed,
             scratch=scratch,
-            facts={**self.settings.model_dump(mode="json", exclude={"training"}), **self._facts},
+            facts=self._identity(),
             on_checkpoint=on_checkpoint,
+            name=name,
+        )
+
+    def train_through(
+        self,
+        maps: Sequence[Preconditioner],
+        x1: Tensor,
+        labels: Tensor | None = None,
+        *,
+        seed: int = 0,
+        decoder_metric: Tensor | None = None,
+        scratch: str | Path | None = None,
+        on_checkpoint: Callable[[int, nn.Module], None] | None = None,
+        name: str = "flow",
+    ) -> TrainingResult:
+        """Train one network behind one map after the other, as where map and flow are fitted in turns.
+
+        Each map has an equal share of the steps. It is one training: the optimizer, the schedule and the average of the
+        weights go on when the map changes, steps and checkpoints are counted over the whole, and the scratch folder is
+        one. The last map becomes the flow's own, through which it samples.
+
+        Args:
+            maps: fitted preconditioners, in their order.
+            x1: data, shape (n, *dim); they are held once for each map.
+            labels: classes from 0, int64, shape (n,), or None.
+            seed: seed of the initial weights and of the training.
+            decoder_metric: as in `fit`.
+            scratch: as in `fit`.
+            on_checkpoint: as in `fit`.
+            name: of the training in messages.
+
+        Returns:
+            What the training leaves beside the weights.
+
+        Raises:
+            PrecfmError: there are no maps or more than steps, or the flow has wrappers, which know one space; or as
+                `prepare` and `train`.
+            DivergenceError: the training diverged.
+        """
+        steps, spaces = self.settings.training.steps, list[Tensor]()
+        if not 1 <= len(maps) <= steps:
+            raise PrecfmError(
+                f"maps: got {len(maps)}; 1 to {steps} are needed, since each has a share of the steps"
+            )
+        if self.settings.wrappers:
+            raise PrecfmError(
+                f"wrappers: got {self.settings.wrappers[0]['name']!r}, which is fitted in the space of one map; () is "
+                "needed to train through several"
+            )
+        objectives = []
+        for preconditioner in maps:
+            self.preconditioner, self._came_fitted = preconditioner, True
+            self.objective = copy.deepcopy(self.objective)
+            self.prepare(x1, labels, seed=seed, decoder_metric=decoder_metric)
+            spaces.append(self.data[0])
+            objectives.append(self.objective)
+
+        def hand_out(step: int, module: nn.Module) -> None:
+            assert isinstance(module, CountedSteps)
+            if on_checkpoint is not None:
+                on_checkpoint(step, module.network)
+
+        return train(
+            CountedSteps(self.network),
+            InTurn(objectives, steps),
+            (*spaces, *self.data[1:]),
+            self.settings.training,
+            seed=seed,
+            scratch=scratch,
+            facts=self._identity(),
+            on_checkpoint=hand_out,
             name=name,
         )
 
@@ -523,6 +595,10 @@ class PreconditionedFlow:
         for wrapper in chosen.wrappers:
             network = build("wrappers", wrapper, network=network, path=self.path)
         return network
+
+    def _identity(self) -> dict[str, Any]:
+        """What tells a training from others, beside data, weights and options."""
+        return {**self.settings.model_dump(mode="json", exclude={"training"}), **self._facts}
 
     @property
     def _wrappers(self) -> list[Wrapper]:

@@ -298,6 +298,66 @@ def test_a_killed_fit_run_again_ends_in_the_same_bytes(
         assert (tmp_path / "resumed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
+# ---- through several maps
+
+
+def test_equal_maps_are_one_and_the_last_is_sampled_through() -> None:
+    fitted = Whitening().fit(X)
+    plain, twice = small(fitted).fit(X, LABELS), small()
+    steps = list[int]()
+    result = twice.train_through(
+        [fitted, copy.deepcopy(fitted)], X, LABELS, on_checkpoint=lambda step, _: steps.append(step)
+    )
+    assert_same(twice, plain)
+    assert (steps, result.steps_run) == ([6, 12], 12)
+
+    scalar = Scalar().fit(X)
+    other, behind_last = small(), small(scalar).fit(X, LABELS)
+    other.train_through([fitted, scalar], X, LABELS)
+    assert other.preconditioner is scalar
+    assert torch.equal(other.data[0], behind_last.data[0])
+    noise = evaluation_noise(4, 3, 0)
+    assert not torch.allclose(other.transport(noise, LABELS[:4]), behind_last.transport(noise, LABELS[:4]))
+
+
+@pytest.mark.parametrize("steps", [4, 8, 11])
+def test_a_killed_training_through_maps_ends_in_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    maps = [Scalar().fit(X), Whitening().fit(X)]
+    options = {"objective": {"name": "flow_matching", "metric": "latent"}}
+    taken, descend = [0], TrainingState.descend
+
+    def dying(self: TrainingState, loss: Tensor) -> None:
+        if taken[0] == steps:
+            raise Killed
+        taken[0] += 1
+        descend(self, loss)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingState, "descend", dying)
+        with pytest.raises(Killed):
+            small(**options).train_through(maps, X, scratch=tmp_path)
+    resumed, whole = small(**options), small(**options)
+    resumed.train_through(maps, X, scratch=tmp_path)
+    whole.train_through(maps, X)
+    assert_same(resumed, whole)
+
+
+def test_maps_that_do_not_go_together_are_refused() -> None:
+    fitted = Whitening().fit(X)
+    flat = Whitening().fit(X[:, :2])
+    for field, flow, maps in [
+        ("maps", small(), []),
+        ("maps", small(), [fitted] * 13),
+        ("wrappers", small(wrappers=["gaussian_skip"]), [fitted]),
+        ("Whitening", small(), [fitted, Whitening()]),
+        ("x", small(), [fitted, flat]),
+    ]:
+        with pytest.raises(PrecfmError, match=f"^{field}: "):
+            flow.train_through(maps, X)
+
+
 @pytest.mark.parametrize(
     "change",
     [
