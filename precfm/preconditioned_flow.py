@@ -29,6 +29,7 @@ from precfm.flows.description import (
 )
 from precfm.flows.likelihood import T_DATA, LogLikelihood, log_likelihood_with_error
 from precfm.flows.models.base import VelocityNetwork, Wrapper
+from precfm.flows.models.mixture_label import MixtureLabel
 from precfm.flows.objectives import VelocityObjective
 from precfm.flows.paths import ProbabilityPath
 from precfm.flows.sampling import Solver, evaluation_labels, evaluation_noise, integrate
@@ -70,7 +71,8 @@ class PreconditionedFlow:
         network: the velocity network with its wrappers; after `fit`, in evaluation mode.
         objective: the objective.
         path: the probability path.
-        data: z1, and labels if there are any: what the network is trained on; only after `prepare` or `fit`.
+        data: z1, and labels if there are any (with the wrapper `mixture_label`, those of components): what the network
+            is trained on; only after `prepare` or `fit`.
 
     Raises:
         PrecfmError: a name is unknown, an option is wrong, or the components do not go together.
@@ -234,6 +236,8 @@ class PreconditionedFlow:
                 wrapper.fit(z1, labels, seed=derived_seed(seed, "wrapper", position), validation=held_out)
         else:
             self._load_wrappers(fitted_wrappers)
+        if isinstance(self.network, MixtureLabel):
+            self.data = z1, self.network.training_labels(z1, labels)
         jacobian = None
         if self.objective.needs_inverse_jacobian:
             jacobian = inverse_jacobian(self.preconditioner, z1[0].numel(), labels)
@@ -370,10 +374,18 @@ class PreconditionedFlow:
             counts = torch.tensor(self._label_counts)
             classes = torch.arange(len(counts)).repeat_interleave(counts)
             labels = evaluation_labels(n, classes, seed)
-        return self.transport(evaluation_noise(n, self._shape, seed), labels, solver=solver, steps=steps)
+        return self.transport(
+            evaluation_noise(n, self._shape, seed), labels, solver=solver, steps=steps, seed=seed
+        )
 
     def transport(
-        self, noise: Tensor, labels: Tensor | None = None, *, solver: Solver = "midpoint", steps: int = 50
+        self,
+        noise: Tensor,
+        labels: Tensor | None = None,
+        *,
+        solver: Solver = "midpoint",
+        steps: int = 50,
+        seed: int = 0,
     ) -> Tensor:
         """Carry given noise to samples, so that several flows can share it.
 
@@ -382,6 +394,7 @@ class PreconditionedFlow:
             labels: classes to ask for, shape (n,), or None.
             solver: of the ODE.
             steps: of the solver.
+            seed: of the components, where the wrapper `mixture_label` draws them.
 
         Returns:
             Samples in data space, shape (n, *dim).
@@ -392,10 +405,13 @@ class PreconditionedFlow:
         weights = _weights_of(self.network)
         asked = None if labels is None else labels.to(weights.device)
         start = noise.to(weights) * self.objective.start_scale(self.path)
+        told = asked
+        if isinstance(self.network, MixtureLabel):
+            told = self.network.drawn_labels(start, asked, seed)
         z1 = integrate(
             self.objective.velocity(self.network, self.path),
             start,
-            asked,
+            told,
             solver=solver,
             steps=steps,
             t0=self.objective.start,
@@ -431,15 +447,23 @@ class PreconditionedFlow:
         labels = _checked_labels(x, labels, "x")
         z1 = self.preconditioner.forward(x, labels).to(_weights_of(self.network).dtype)
         change = self.preconditioner.log_abs_det_jacobian(x, labels) + z1[0:1].numel() * math.log(alpha)
-        found = log_likelihood_with_error(
-            self.objective.velocity(self.network, self.path),
-            alpha * z1,
-            labels,
-            t_noise=self.objective.start,
-            noise_scale=self.objective.start_scale(self.path),
-            steps=steps,
-            seed=seed,
-        )
+
+        def density(told: Tensor | None) -> LogLikelihood:
+            return log_likelihood_with_error(
+                self.objective.velocity(self.network, self.path),
+                alpha * z1,
+                told,
+                t_noise=self.objective.start,
+                noise_scale=self.objective.start_scale(self.path),
+                steps=steps,
+                seed=seed,
+            )
+
+        if isinstance(self.network, MixtureLabel):
+            parts = self.network.labels_with_weights(z1, labels)
+            found = _mixed([(density(told), log_weights) for told, log_weights in parts])
+        else:
+            found = density(labels)
         return replace(found, values=change + found.values)
 
     def to(self, device: torch.device | str) -> Self:
@@ -593,6 +617,10 @@ class PreconditionedFlow:
         else:
             network = build("models", chosen.model, shape=self._shape, num_classes=num_classes)
         for wrapper in chosen.wrappers:
+            if isinstance(network, MixtureLabel):
+                raise PrecfmError(
+                    f"wrappers: got {wrapper['name']!r} around a MixtureLabel, which has other labels; it stands alone"
+                )
             network = build("wrappers", wrapper, network=network, path=self.path)
         return network
 
@@ -644,6 +672,15 @@ class PreconditionedFlow:
 def save_weights(network: nn.Module, file: Path) -> None:
     """Write a network's weights as safetensors."""
     save_file({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}, file)
+
+
+def _mixed(parts: Sequence[tuple[LogLikelihood, Tensor]]) -> LogLikelihood:
+    """The density of a mixture from those of its parts and the logarithms of their weights."""
+    joint = torch.stack([found.values + log_weights for found, log_weights in parts])
+    # The parts share the estimate's vectors, so that their errors may add up.
+    errors = torch.stack([found.trace_error for found, _ in parts])
+    evaluations = sum(found.function_evaluations for found, _ in parts)
+    return LogLikelihood(joint.logsumexp(0), (joint.softmax(0) * errors).sum(0), evaluations)
 
 
 def _checked_labels(x: Tensor, labels: Tensor | None, name: str = "x1") -> Tensor | None:

@@ -14,7 +14,9 @@ from precfm.core.errors import PrecfmError
 from precfm.core.seeds import seeded_module
 from precfm.datasets.synthetic import Gaussian, Mixture, rotation
 from precfm.flows.gaussian_mixture import FLOORS, ClassMixture
+from precfm.flows.likelihood import T_DATA, log_likelihood
 from precfm.flows.models.gaussian_skip import GaussianSkip, coefficients
+from precfm.flows.models.mixture_label import MixtureLabel
 from precfm.flows.models.mixture_skip import MixtureSkip
 from precfm.flows.models.mlp import MLPVelocity
 from precfm.flows.paths import LinearPath, ProbabilityPath, VariancePreservingPath
@@ -283,7 +285,7 @@ def test_bad_input_is_refused() -> None:
         wrapped(0)
 
 
-# ---- in a flow
+# ---- the component as a label
 
 TRAINING = TrainingOptions(steps=6, batch_size=32)
 
@@ -291,6 +293,89 @@ TRAINING = TrainingOptions(steps=6, batch_size=32)
 def flow_of(wrapper: Any, preconditioner: Any = "scalar", **options: Any) -> PreconditionedFlow:
     model = {"name": "mlp", "width": 16, "depth": 2}
     return PreconditionedFlow(preconditioner, model=model, wrappers=[wrapper], training=TRAINING, **options)
+
+
+def labelled(components: int = COMPONENTS) -> MixtureLabel:
+    network = MLPVelocity(DIM, CLASSES, width=16)
+    return seeded_module(lambda: MixtureLabel(network, PATHS[0], components=components), 0)
+
+
+def test_labels_are_the_likeliest_components_and_drawn_by_their_weights() -> None:
+    model = labelled()
+    model.mixture = known()
+    x, classes = sampled(50)
+    found = model.training_labels(x, classes)
+    for label, law in enumerate(laws()):
+        rows = classes == label
+        joint = torch.stack(
+            [
+                part_weight.log()
+                + torch.distributions.MultivariateNormal(
+                    part.mean, part.basis @ torch.diag(part.eigenvalues) @ part.basis.T
+                ).log_prob(x[rows])
+                for part_weight, part in zip(law.weights, law.components, strict=True)
+            ]
+        )
+        assert torch.equal(found[rows], label * COMPONENTS + joint.argmax(0))
+    n = 4000
+    asked = torch.ones(n, dtype=torch.int64)
+    drawn = model.drawn_labels(torch.zeros(n, DIM), asked, 0)
+    assert torch.equal(drawn, model.drawn_labels(torch.zeros(n, DIM), asked, 0))
+    assert not torch.equal(drawn, model.drawn_labels(torch.zeros(n, DIM), asked, 1))
+    shares = drawn.bincount(minlength=CLASSES * COMPONENTS) / n
+    assert not shares[:COMPONENTS].any()
+    torch.testing.assert_close(shares[COMPONENTS:].double(), laws()[1].weights, rtol=0, atol=0.03)
+
+
+def test_a_flow_of_components_is_sampled_saved_and_has_a_density(tmp_path: Path) -> None:
+    x, classes = sampled()
+    flow = flow_of({"name": "mixture_label", "components": 3}).fit(x.float(), classes)
+    z1, components = flow.data
+    assert torch.equal(components // 3, classes)
+    assert len(components.unique()) == 6
+    asked = classes[::140]
+    made = flow.sample(9, asked, seed=1)
+    assert not torch.equal(made, flow.transport(evaluation_noise(9, DIM, 1), asked, seed=2))
+    flow.save(tmp_path / "flow")
+    loaded = PreconditionedFlow.load(tmp_path / "flow")
+    assert torch.equal(loaded.sample(9, seed=1), flow.sample(9, seed=1))
+
+    taken = flow_of({"name": "mixture_label", "components": 3}, flow.preconditioner)
+    taken.prepare(x.float(), classes, fitted_wrappers=flow.wrapper_state()).train()
+    assert torch.equal(taken.data[1], components)
+    assert torch.equal(taken.sample(9, seed=1), flow.sample(9, seed=1))
+    assert flow.wrapper_facts()["flops_per_fit"] > 0
+
+    model = flow.network
+    assert isinstance(model, MixtureLabel)
+    alpha = float(flow.path.alpha(torch.tensor(T_DATA)))
+    each = [
+        model.mixture.log_weights[asked, k] + log_likelihood(model, alpha * z1[::140], asked * 3 + k)
+        for k in range(3)
+    ]
+    change = flow.preconditioner.log_abs_det_jacobian(x[::140].float()) + DIM * math.log(alpha)
+    torch.testing.assert_close(
+        flow.log_prob(x[::140].float(), asked), torch.logsumexp(torch.stack(each), 0) + change
+    )
+
+
+def test_components_of_data_without_labels() -> None:
+    x, _ = sampled()
+    flow = flow_of({"name": "mixture_label", "components": 4}).fit(x.float())
+    assert len(flow.data[1].unique()) == 4
+    assert flow.sample(5).shape == (5, DIM)
+    assert flow.log_prob(x[:2].float()).isfinite().all()
+
+
+@pytest.mark.parametrize("wrappers", [["mixture_label", "gaussian_skip"], ["gaussian_skip", "mixture_label"]])
+def test_labels_of_components_stand_alone(wrappers: list[str]) -> None:
+    x, classes = sampled()
+    flow = PreconditionedFlow("scalar", wrappers=wrappers, training=TRAINING)
+    with pytest.raises(PrecfmError, match=r"^wrappers: .*MixtureLabel"):
+        flow.fit(x.float(), classes)
+
+
+# ---- in a flow
 
 
 @pytest.mark.parametrize("name", ["mixture_skip", "gaussian_skip"])

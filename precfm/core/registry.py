@@ -51,6 +51,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     "wrappers": {
         "gaussian_skip": "precfm.flows.models.gaussian_skip:GaussianSkip",
         "mixture_skip": "precfm.flows.models.mixture_skip:MixtureSkip",
+        "mixture_label": "precfm.flows.models.mixture_label:MixtureLabel",
     },
     "paths": {
         "linear": "precfm.flows.paths:LinearPath",

@@ -203,14 +203,18 @@ class ClassMixture(nn.Module):
 
     def log_prob(self, x: Tensor, classes: Tensor) -> Tensor:
         """Log density of rows under the mixture of their class, in nats, shape (n,)."""
+        return self.log_joint(x, classes).logsumexp(1)
+
+    def log_joint(self, x: Tensor, classes: Tensor) -> Tensor:
+        """Log density of rows and each component of their class together, in nats, shape (n, components)."""
         rows = self.to_eigenbasis(x, classes)
         one, zero = rows.new_ones(len(rows), 1), rows.new_zeros(len(rows), 1)
         found = [
-            self.posterior(rows[part], classes[part], one[part], zero[part]).log_joint.logsumexp(1)
+            self.posterior(rows[part], classes[part], one[part], zero[part]).log_joint
             for part in self._blocks(len(rows))
         ]
         constant = 0.5 * self.dim * math.log(2 * math.pi)
-        return torch.cat(found) - constant if found else rows.new_zeros(0)
+        return torch.cat(found) - constant if found else rows.new_zeros(0, self.components)
 
     def posterior(self, rows: Tensor, classes: Tensor, alpha: Tensor, sigma: Tensor) -> Posterior:
         """Which component x_t comes from.
