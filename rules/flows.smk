@@ -48,6 +48,7 @@ use rule artifact as train_flow with:
         preconditioner=parents("preconditioner"),
         decoder_metric=parents("decoder_metric"),
         skip=parents("skip"),
+        through=parents("through"),
         budget=parents("budget"),
         recipe=parents("recipe"),
     wildcard_constraints:

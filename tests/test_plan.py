@@ -135,6 +135,18 @@ def test_a_skip_is_fitted_once_for_all_its_trainings_and_judged_alone(planned):
     assert "alone:mixture_skip" in {about["method"] for about in alone}
 
 
+def test_a_flow_may_be_trained_behind_one_map_after_the_other(planned):
+    maps = [{"name": "whitening", "exponent": exponent} for exponent in (0.1, 0.3)]
+    turns = {"preconditioner": {"name": "whitening"}, "through": maps}
+    plan = planned({"methods": {"turns": turns}, "seeds": [0]})
+    (flow,) = [node for node in plan.of("flows") if node.label.endswith("-turns-s0")]
+    fitted = [plan.node(parent).params["preconditioner"]["exponent"] for parent in flow.parents["through"]]
+    assert fitted == [0.1, 0.3]
+    wrapped = {**turns, "flow": {"wrappers": [{"name": "gaussian_skip"}]}}
+    with pytest.raises(PrecfmError, match=r"turns: through: got 2 maps"):
+        planned({"methods": {"turns": wrapped}})
+
+
 def test_more_components_than_half_the_rows_of_a_class_are_refused(planned):
     skip = {"flow": {"wrappers": [{"name": "mixture_skip", "components": 31}]}}
     with pytest.raises(PrecfmError, match=r"mixture_skip: components: got 31; at most 30"):

@@ -19,26 +19,28 @@ def make(job: Job) -> None:
     if job.parents("recipe"):
         settings = settings.tuned(validated(Recipe, job.parent("recipe").json("recipe.json")))
     split = job.parent("latents").tensors("train.safetensors")
+    x1, labels = split["latents"].to(device), split["labels"].to(device)
+    metric = job.tensor("decoder_metric", "metric.safetensors", "metric")
     preconditioner = load(job.parent("preconditioner").verified()).to(device)
+    before = [load(each.verified()).to(device) for each in job.parents("through")]
     flow = PreconditionedFlow.from_settings(settings, preconditioner)
-    flow.prepare(
-        split["latents"].to(device),
-        split["labels"].to(device),
-        seed=seed,
-        decoder_metric=job.tensor("decoder_metric", "metric.safetensors", "metric"),
-        fitted_wrappers=job.parent("skip").tensors("wrappers.safetensors") if job.parents("skip") else None,
-    )
 
     def write_checkpoint(step: int, network: nn.Module) -> None:
         save_weights(network, job.folder / f"step-{step:06d}.safetensors")
 
+    how = {"seed": seed, "scratch": job.scratch, "on_checkpoint": write_checkpoint}
+    if before:
+        result = flow.train_through([*before, preconditioner], x1, labels, decoder_metric=metric, **how)
+    else:
+        fitted = job.parent("skip").tensors("wrappers.safetensors") if job.parents("skip") else None
+        flow.prepare(x1, labels, seed=seed, decoder_metric=metric, fitted_wrappers=fitted)
+        result = flow.train(**how)
     cost = {
         "flow_parameters": flow.num_parameters,
         "flops_per_step": flow.flops_per_step,
         "steps": settings.training.steps,
         "notes": " ".join(flow.notes),
     }
-    result = flow.train(seed=seed, scratch=job.scratch, on_checkpoint=write_checkpoint)
     job.write_frame("history.csv", result.history)
     job.write_json("flow.json", flow.description())
     job.write_json("cost.json", cost)

@@ -34,7 +34,8 @@ def from_flow(job: Job, noise: torch.Tensor, labels: torch.Tensor) -> dict[str, 
     artifact, options = job.parent("flow"), job.params["sampling"]
     preconditioner = load(job.parent("preconditioner").verified())
     flow = PreconditionedFlow.from_description(artifact.json("flow.json"), preconditioner).to(job.node.device)
-    how = {"solver": options["solver"], "steps": options["steps"]}
+    seed = derived_seed(options["seed"], "training seed", job.params["seed"])
+    how = {"solver": options["solver"], "steps": options["steps"], "seed": seed}
     if job.parents("recipe"):
         how["steps"] = validated(Recipe, job.parent("recipe").json("recipe.json")).solver_steps
     return {

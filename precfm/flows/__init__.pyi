@@ -9,6 +9,7 @@ from precfm.flows.likelihood import log_likelihood_with_error as log_likelihood_
 from precfm.flows.models.base import VelocityNetwork as VelocityNetwork
 from precfm.flows.models.base import Wrapper as Wrapper
 from precfm.flows.models.gaussian_skip import GaussianSkip as GaussianSkip
+from precfm.flows.models.mixture_label import MixtureLabel as MixtureLabel
 from precfm.flows.models.mixture_skip import MixtureSkip as MixtureSkip
 from precfm.flows.models.mlp import MLPVelocity as MLPVelocity
 from precfm.flows.objectives import DenoisingScore as DenoisingScore

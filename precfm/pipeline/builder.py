@@ -62,6 +62,7 @@ class _Run:
         preconditioner: the fitted map.
         maps: import strings of what the map is made of.
         skip: the fitted wrappers.
+        through: the fitted maps behind which the network is trained before.
         match: for a matched baseline, what matches and the budget.
     """
 
@@ -74,6 +75,7 @@ class _Run:
     preconditioner: Node | None = None
     maps: tuple[str, ...] = ()
     skip: Node | None = None
+    through: tuple[Node, ...] = ()
     match: tuple[str, Node] | None = None
 
     def behind(self, preconditioner: Node) -> "_Run":
@@ -133,9 +135,10 @@ class _Builder:
             self._evaluate(label, "floor", draw, drawn, {"latents": space.latents}, space, batch=label)
         for name, method in setting.methods.items():
             for seed in setting.seeds:
-                self._method(_Run(label, name, method.flow, seed, setting, space), method.preconditioner)
+                run = _Run(label, name, method.flow, seed, setting, space)
+                self._method(run, method.preconditioner, method.through)
 
-    def _method(self, run: "_Run", component: Component) -> None:
+    def _method(self, run: "_Run", component: Component, through: tuple[Component, ...]) -> None:
         """A method under one seed: its map, its skip, what both do alone, its flow, and the baselines that match it."""
         label, flow, setting, space = run.label, run.flow, run.setting, run.space
         seeded = component.constant("uses_seed")
@@ -143,6 +146,10 @@ class _Builder:
         run = replace(run.behind(self._preconditioner(run, component)), maps=tuple(component.targets))
         if flow.wrappers:
             run = replace(run, skip=self._skip(run))
+        before = [
+            self._preconditioner(replace(run, method=f"{run.method}-{place}"), each)
+            for place, each in enumerate(through)
+        ]
         diagnostics = self.add(
             "diagnostics",
             f"{label}-{run.method}" + (f"-s{run.seed}" if seeded else ""),
@@ -152,7 +159,7 @@ class _Builder:
             batch=label,
         )
         self._report("diagnostics", diagnostics, dataset=label, method=run.method, seed=run.seed)
-        self._flow(run)
+        self._flow(replace(run, through=tuple(before)))
         self._alone(run, component)
         first = run.seed == setting.seeds[0]
         if self.setting in self.experiment.predict and first and flow.is_plain:
@@ -219,7 +226,9 @@ class _Builder:
     def _flow(self, run: "_Run") -> None:
         """Train, sample and judge one flow: under the plain recipe, or under one that a search has chosen."""
         spec: dict[str, Any] = {"flow": run.flow}
-        parents: dict[str, Node] = {**run.parents, **self._geometry(run.flow, run.space)}
+        parents: dict[str, Any] = {**run.parents, **self._geometry(run.flow, run.space)}
+        if run.through:
+            parents["through"] = run.through
         if run.match is not None:
             spec["match"], parents["budget"] = run.match
         sampled: dict[str, Node] = dict(run.ends)

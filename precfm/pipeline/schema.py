@@ -246,10 +246,20 @@ class Flow(Strict):
 
 
 class Method(Strict):
-    """A preconditioner and the flow that is trained behind it."""
+    """A preconditioner and the flow that is trained behind it; `through`: behind these before, each for as long."""
 
     preconditioner: Preconditioner
     flow: Flow
+    through: tuple[Preconditioner, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Method":
+        if self.through and self.flow.wrappers:
+            raise PrecfmError(
+                f"through: got {len(self.through)} maps with the wrapper '{self.flow.wrappers[0].name}', which is "
+                "fitted in the space of one; without wrappers is needed"
+            )
+        return self
 
 
 class Sampling(Strict):

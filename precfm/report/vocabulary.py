@@ -22,6 +22,7 @@ _METHOD_LABELS = {
     "low_capacity_flow": "low-capacity flow",
     "gaussian_skip": "Gaussian skip",
     "mixture_skip": "mixture skip",
+    "mixture_label": "mixture label",
 }
 
 
