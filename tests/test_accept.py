@@ -29,6 +29,12 @@ OTHER = SCRIPT.replace('job.params.get("seed", 0)', 'job.params.get("seed", 0) /
 
 
 @pytest.fixture
+def planned(planned):
+    """Plans whose flows are of one code: no wrappers."""
+    return lambda change=None: planned({"methods": {"mixture_skip": None}, **(change or {})})
+
+
+@pytest.fixture
 def scripts(planned, project, monkeypatch):
     """Small scripts instead of the real ones, and no equivalences yet."""
     folder = project / "workflow_scripts"

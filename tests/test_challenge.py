@@ -488,7 +488,9 @@ def test_a_source_that_cannot_be_had_is_named_before_any_work(project, monkeypat
     def fabricated(node):
         def make(job):
             if node.kind == "table_files":
-                (job.folder / f"{node.params['name']}.csv").write_text(table)
+                of_data = node.params["name"] == "metrics"  # the one table that a number can be drawn from
+                text = table if of_data else table.splitlines(keepends=True)[0]
+                (job.folder / f"{node.params['name']}.csv").write_text(text)
             elif node.kind == "verdicts":
                 job.write_json("claims.json", {"claims": [verdict]})
             else:

@@ -21,7 +21,7 @@ run = CliRunner().invoke
 
 def test_ls_lists_what_is_to_be_made(project):
     lines = run(app, ["ls", "smoke", "--kind", "flows"]).stdout.splitlines()
-    assert len(lines) == 3 * 2 + 2 * 2 + 1  # methods x seeds, matched baselines x seeds, one tuned
+    assert len(lines) == 4 * 2 + 2 * 2 + 1  # methods x seeds, matched baselines x seeds, one tuned
     assert all(line.startswith("- flows/mnist5k-L16-") for line in lines)
 
 

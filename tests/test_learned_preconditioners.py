@@ -124,12 +124,6 @@ def test_a_map_that_does_not_close_is_refused(
         make(case).fit(*data)
 
 
-def test_a_map_without_determinant_says_so_inside_too(data: Labelled) -> None:
-    flow = LowCapacityFlow(**TINY_FLOW).fit(*data)
-    with pytest.raises(PrecfmError, match="LowCapacityFlow"):
-        flow._log_abs_det(data[0].flatten(1), None)
-
-
 def test_a_killed_fit_resumes_from_its_scratch_folder(
     data: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

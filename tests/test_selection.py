@@ -26,6 +26,12 @@ WHITENING = Candidate("whitening")
 SKIP = Candidate("scalar", ("gaussian_skip",))
 
 
+class Opaque(Scalar):
+    """A map of which no likelihood can be had."""
+
+    has_log_det = False
+
+
 def gaussian(rows: int, kappa: float) -> Tensor:
     """Rotated Gaussian with a mean, shape (rows, DIM), float32."""
     source = torch.Generator().manual_seed(7)
@@ -47,7 +53,7 @@ def ill() -> Selection:
         "whitening": WHITENING,
         "skip": SKIP,
         "by class": Candidate("class_whitening"),
-        "learned": Candidate({"name": "low_capacity_flow", "conditional": False}),
+        "opaque": Candidate("tests.test_selection:Opaque"),
         "greedy": Candidate({"name": "whitening", "rows": 10_000}),
         "diverging": Candidate({"name": "normalizing_flow", "conditional": False, "learning_rate": 1e4}),
     }
@@ -74,7 +80,7 @@ def test_a_candidate_that_cannot_be_used_is_out_with_its_reason(ill: Selection) 
     out = {name: entry["out"] for name, entry in ill.record["candidates"].items()}
     assert out["scalar"] is out["whitening"] is out["skip"] is None
     assert "labels" in out["by class"]
-    assert "determinant" in out["learned"]
+    assert "determinant" in out["opaque"]
     assert "rows: got 10000" in out["greedy"]
     assert "learning_rate" in out["diverging"]
     assert ill.record["candidates"]["diverging"]["flops"] > 0  # a fit that was refused was paid for
