@@ -487,6 +487,9 @@ def test_at_the_floor_a_statistic_cannot_support_but_contradict():
     assert (close.data, close.statistics[0].note) == ("open", "no headroom above the floor")
     assert "no headroom" in close.reason
     assert judge(content, with_floor(worse, 2.4 + draws)).data == "contradicted"
+    alike = records([1e-3 * each for each in GOOD])  # no gain is excluded, but there was none to be had
+    assert judge(content, with_floor(alike, draws)).data == "contradicted"
+    assert judge(content, with_floor(alike, 2.9 + draws)).data == "open"
     scattered = [2.0, 9.0] * 5  # its mean is as low, but its interval is not
     assert judge(content, with_floor(better, scattered)).data == "open"
     assert judge(content, with_floor(better, [6.8])).data == "open"  # one draw: its value

@@ -2,12 +2,12 @@
 
 The rule, fixed before any run. An effect supports a claim if it points the claimed way, is at least the smallest one
 that matters, and its one-sided p-value is below 5%; a claim of no harm is supported if a change beyond the margin is
-excluded. It contradicts the claim if its whole 95% interval is below the smallest effect that matters, or
-beyond the margin. Otherwise it is unresolved. A comparison without randomness speaks by its value, and counts as one
-seed. Where the baseline stands at the floor of its metric, nothing could be gained: an effect cannot support there, but
-contradict. Where a metric has replicates of the held-out rows and a run lacks them, there is no interval, and the
-effect is unresolved. A number of theory supports if its whole interval is within the range, and contradicts if it is
-outside.
+excluded. It contradicts the claim if its whole 95% interval is below the smallest effect that matters, or beyond the
+margin. Otherwise it is unresolved. A comparison without randomness speaks by its value, and counts as one seed. Where
+the baseline stands at the floor of its metric, nothing could be gained: an effect cannot support there, and
+contradicts only by harm, if its whole interval is on the wrong side of zero. Where a metric has replicates of the
+held-out rows and a run lacks them, there is no interval, and the effect is unresolved. A number of theory supports if
+its whole interval is within the range, and contradicts if it is outside.
 """
 
 import math
@@ -108,7 +108,7 @@ def _outcome(effect: Effect, statistic: EffectStatistic) -> Outcome:
         return "unresolved"
     value = statistic.sign * estimate.value
     highest = value if exact else max(statistic.sign * estimate.low, statistic.sign * estimate.high)
-    if highest < statistic.needed:
+    if highest < (0.0 if effect.note == NO_HEADROOM else statistic.needed):
         return "contradicts"
     shown = exact or estimate.p < 1 - CONFIDENCE
     return "supports" if value >= statistic.needed and shown and effect.note != NO_HEADROOM else "unresolved"
