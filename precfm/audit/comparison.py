@@ -36,6 +36,8 @@ from precfm.audit.number_tables import (
 from precfm.audit.tolerances import RELATIVE, tolerance_of
 
 MIN_SEEDS = 3
+P_VALUES = ("p", "p_holm")
+NO_CHANCE = 1e-9  # p-values below it say the same, whatever their digits
 _METRICS = "tables/metrics.csv"
 _UNREADABLE = (csv.Error, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
@@ -245,6 +247,8 @@ def judge(
         return apart / larger, "rounding"
     if column in FROM_SEEDS:
         limit = max(RELATIVE * larger, follows(column, mine, other, of_value, size))
+        if column in P_VALUES and larger < NO_CHANCE:
+            limit = larger
     else:
         limit = max(tolerance.rounding(a, b, size if column == "value" else 0.0), tolerance.jump)
     if apart <= limit:

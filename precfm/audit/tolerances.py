@@ -48,7 +48,7 @@ _LOGARITHM = (
 
 COLUMNS = (
     Tolerance(
-        ("n", "first", "last", "checkpoints", "smallest_effect"),
+        ("n", "first", "last", "checkpoints", "smallest_effect", "margin"),
         "a count or a setting: nothing is rounded",
         relative=0.0,
     ),
