@@ -215,7 +215,7 @@ def gapped(rows: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def test_the_map_is_smoothed_until_points_in_a_gap_come_back() -> None:
     (x, classes), (new, asked) = gapped(800, 0), gapped(800, 1)
-    options = {"components": 2, "steps": 40}
+    options = {"components": 2, "solver_steps": 40}
     rough, fitted = (MixtureFlow(**options, tolerance=each).fit(x, classes) for each in (1e9, 1e-2))
     assert round_trip_error(rough, new.float(), asked) > 1e-2
     assert round_trip_error(fitted, new.float(), asked) <= 1e-2
@@ -225,7 +225,7 @@ def test_the_map_is_smoothed_until_points_in_a_gap_come_back() -> None:
     white = fitted.whitening.forward(new)
     expected = fitted.mixture.log_prob(white, asked)
     torch.testing.assert_close(density, expected + fitted.whitening.log_det, rtol=0, atol=1e-2)
-    with pytest.raises(PrecfmError, match=r"^steps: "):
+    with pytest.raises(PrecfmError, match=r"^solver_steps: "):
         MixtureFlow(**options, tolerance=1e-12).fit(x, classes)
 
 

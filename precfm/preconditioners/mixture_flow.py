@@ -49,7 +49,7 @@ class MixtureFlow(Preconditioner):
 
     Arguments:
         components: Gaussians for each class.
-        steps: of the solver, of four evaluations each.
+        solver_steps: of the solver, of four evaluations each.
         conditional: whether each class has its own mixture.
         shrinkage: of the whitening before, as in `Whitening`.
         tolerance: largest round-trip error, relative to the smallest standard deviation of the data.
@@ -69,13 +69,13 @@ class MixtureFlow(Preconditioner):
         self,
         *,
         components: Count = 10,
-        steps: Count = 120,
+        solver_steps: Count = 120,
         conditional: bool = True,
         shrinkage: Share = 0.0,
         tolerance: Positive = 1e-2,
     ) -> None:
         super().__init__()
-        self.components, self.steps, self.shrinkage = components, steps, shrinkage
+        self.components, self.solver_steps, self.shrinkage = components, solver_steps, shrinkage
         self.conditional = self.needs_labels = conditional
         self.tolerance = self.round_trip_tolerance = tolerance
 
@@ -122,8 +122,8 @@ class MixtureFlow(Preconditioner):
                 break
         else:
             raise PrecfmError(
-                f"steps: got {self.steps}, too few for a reversible map: the round-trip error is {error:.2g}; at most "
-                f"{self.tolerance / MARGIN:.2g} is accepted: raise steps, raise tolerance or lower components"
+                f"solver_steps: got {self.solver_steps}, too few for a reversible map: the round-trip error is {error:.2g}; at most "
+                f"{self.tolerance / MARGIN:.2g} is accepted: raise them, raise tolerance or lower components"
             )
         self.notes.append(
             f"the map's mixture has variances of at least {float(self.mixture.floor):g} of the pooled ones: round-trip "
@@ -132,9 +132,9 @@ class MixtureFlow(Preconditioner):
 
     def _worst_error(self, x: Tensor, classes: Tensor | None) -> float:
         """The largest round-trip error, on the points where a rough solution has the largest ones."""
-        rough = self._errors(x, classes, max(1, self.steps // ROUGH))
+        rough = self._errors(x, classes, max(1, self.solver_steps // ROUGH))
         worst = rough.topk(min(MEASURED, len(x))).indices
-        found = self._errors(x[worst], None if classes is None else classes[worst], self.steps)
+        found = self._errors(x[worst], None if classes is None else classes[worst], self.solver_steps)
         return float(found.max())
 
     def _errors(self, x: Tensor, classes: Tensor | None, steps: int) -> Tensor:
@@ -162,7 +162,7 @@ class MixtureFlow(Preconditioner):
             t, slope = _time(s, len(rows))
             return (slope * self.mixture.velocity(state[0], t, classes, PATH),)
 
-        return _solved(field, (rows,), start, end, steps or self.steps)[0]
+        return _solved(field, (rows,), start, end, steps or self.solver_steps)[0]
 
     def _log_abs_det(self, x: Tensor, classes: Tensor | None) -> Tensor:
         """Of the numerical solution as it is: the same steps carry its Jacobian along with the points."""
@@ -180,7 +180,7 @@ class MixtureFlow(Preconditioner):
                 return slope * velocity, slope * (jacobian @ state[1])
 
             unit = torch.eye(self.features, dtype=x.dtype, device=x.device).expand(len(start), -1, -1)
-            columns = _solved(field, (start, unit), 1.0, 0.0, self.steps)[1]
+            columns = _solved(field, (start, unit), 1.0, 0.0, self.solver_steps)[1]
             found.append(torch.linalg.slogdet(columns.double()).logabsdet)
         log_det: Tensor = self.whitening.log_det + torch.cat(found).to(x.dtype)
         return log_det
