@@ -123,7 +123,8 @@ class MixtureFlow(Preconditioner):
         else:
             raise PrecfmError(
                 f"solver_steps: got {self.solver_steps}, too few for a reversible map: the round-trip error is "
-                f"{error:.2g}; at most {self.tolerance / MARGIN:.2g} is accepted: raise them, raise tolerance or lower components"
+                f"{error:.2g}; at most {self.tolerance / MARGIN:.2g} is accepted: raise them, raise tolerance or lower "
+                "components"
             )
         self.notes.append(
             f"the map's mixture has variances of at least {float(self.mixture.floor):g} of the pooled ones: round-trip "
