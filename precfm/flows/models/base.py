@@ -102,7 +102,8 @@ class Wrapper(VelocityNetwork):
     """A velocity field around a network, which knows something of the data that the network need not learn.
 
     A subclass takes the network and the probability path first and gives every other argument a default. What it learns
-    in `fit` it keeps in buffers of its own, so that weights and `fitted_state` carry it.
+    in `fit` it keeps in buffers of its own, so that weights and `fitted_state` carry it. Where `forward` needs them it
+    calls `declare_fit` when it is made, `mark_fitted` at the end of `fit`, and `checked_points` in `forward`.
 
     Attributes:
         network: what is wrapped; a wrapper, too, perhaps.
@@ -118,10 +119,13 @@ class Wrapper(VelocityNetwork):
     uses_seed: ClassVar[bool] = False
     costly_fit: ClassVar[bool] = False
 
+    fitted: Tensor
+
     def __init__(self, network: VelocityNetwork) -> None:
         super().__init__()
         self.network = network
         self.shape, self.num_classes = network.shape, network.num_classes
+        self._ready = True
 
     @property
     def flops_per_fit(self) -> int:
@@ -185,6 +189,30 @@ class Wrapper(VelocityNetwork):
         """Set the last layer of the wrapped network to zero."""
         self.network.zero_output()
 
+    def declare_fit(self) -> None:
+        """Refuse `checked_points` until `mark_fitted`, or until weights are loaded that say so: the buffer `fitted`."""
+        self.register_buffer("fitted", torch.tensor(False))
+        self._ready = False
+        self.register_load_state_dict_post_hook(_note_loaded_fit)  # type: ignore[no-untyped-call]
+
+    def mark_fitted(self) -> None:
+        """Say that `fit` is done."""
+        self.fitted.fill_(True)
+        self._ready = True
+
+    def checked_points(self, x_t: Tensor) -> None:
+        """Refuse points that are no vectors of the network's dimension, and any before `fit`.
+
+        Raises:
+            PrecfmError: they are not, or the wrapper is not fitted.
+        """
+        if not self._ready:
+            raise PrecfmError(
+                f"{type(self).__name__}: used before fit; call fit(z1, labels) with the training data first"
+            )
+        if x_t.ndim != 2 or x_t.shape[1] != self.dim:
+            raise PrecfmError(f"x_t: got shape {tuple(x_t.shape)}; (batch, {self.dim}) is needed")
+
     def checked_rows(self, z1: Tensor) -> None:
         """Refuse training data that are no finite vectors of the network's dimension.
 
@@ -204,3 +232,8 @@ class Wrapper(VelocityNetwork):
         if not self.num_classes:
             return torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
         return self.checked_labels(labels, len(rows))
+
+
+def _note_loaded_fit(module: Any, _incompatible_keys: Any) -> None:
+    """Make a loaded wrapper know whether it was fitted, without asking the device at each call."""
+    module._ready = bool(module.fitted)

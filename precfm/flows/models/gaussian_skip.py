@@ -1,6 +1,6 @@
 """The analytic Gaussian velocity as a skip connection: a network that only learns what is not Gaussian."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -131,7 +131,6 @@ class GaussianSkip(Wrapper):
     means: Tensor
     eigenvalues: Tensor
     basis: Tensor
-    fitted: Tensor
 
     @checked
     def __init__(
@@ -147,7 +146,6 @@ class GaussianSkip(Wrapper):
         self.path, self.skip = path, skip
         self.input_scaling, self.output_scaling = input_scaling, output_scaling
         self.plain = skip == "none" and not input_scaling and not output_scaling
-        self._ready = self.plain
         if self.plain:
             return
         network.zero_output()
@@ -157,8 +155,7 @@ class GaussianSkip(Wrapper):
         self.register_buffer("eigenvalues", torch.ones(spectra, self.dim))
         if not self._isotropic:
             self.register_buffer("basis", torch.eye(self.dim).repeat(spectra, 1, 1))
-        self.register_buffer("fitted", torch.tensor(False))
-        self.register_load_state_dict_post_hook(note_loaded_fit)  # type: ignore[no-untyped-call]
+        self.declare_fit()
 
     @torch.no_grad()
     def fit(
@@ -187,17 +184,11 @@ class GaussianSkip(Wrapper):
         self.notes = []
         self._fill_spectra(pooled, [centred[classes == label] for label in range(len(means))])
         self.means.copy_(means)
-        self.fitted.fill_(True)
-        self._ready = True
+        self.mark_fitted()
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The velocity at `x_t`, as `VelocityNetwork.forward`; refused before `fit`."""
-        if not self._ready:
-            raise PrecfmError(
-                "GaussianSkip: used before fit; call fit(z1, labels) with the training data first"
-            )
-        if x_t.ndim != 2 or x_t.shape[1] != self.dim:
-            raise PrecfmError(f"x_t: got shape {tuple(x_t.shape)}; (batch, {self.dim}) is needed")
+        self.checked_points(x_t)
         if self.plain:
             plain: Tensor = self.network(x_t, t, labels)
             return plain
@@ -273,8 +264,3 @@ class GaussianSkip(Wrapper):
                 f"pooled one and {1 - weight:.2f} of its own"
             )
         return weight * pooled + (1 - weight) * centred.T @ centred / max(len(centred) - 1, 1)
-
-
-def note_loaded_fit(module: Any, _incompatible_keys: Any) -> None:
-    """Make a loaded field know whether it was fitted, without asking the device at each call."""
-    module._ready = bool(module.fitted)

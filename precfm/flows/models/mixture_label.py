@@ -56,6 +56,7 @@ class MixtureLabel(Wrapper):
         self.num_classes = network.num_classes
         self.path, self.components = path, components
         self.mixture = ClassMixture(self.dim, classes, components)
+        self.declare_fit()
 
     def fit(
         self,
@@ -72,9 +73,11 @@ class MixtureLabel(Wrapper):
             self.checked_rows(validation[0])
             held_out = validation[0], self.classes_of(validation[1], validation[0])
         self.notes = self.mixture.fit(z1, self.classes_of(labels, z1), held_out, seed=seed)
+        self.mark_fitted()
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The velocity at `x_t`, as `VelocityNetwork.forward`, for labels of components."""
+        """The velocity at `x_t`, as `VelocityNetwork.forward`, for labels of components; refused before `fit`."""
+        self.checked_points(x_t)
         velocity: Tensor = self.network(x_t, t, labels)
         return velocity
 

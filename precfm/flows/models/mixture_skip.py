@@ -5,11 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, checked
 from precfm.flows.gaussian_mixture import ClassMixture
 from precfm.flows.models.base import VelocityNetwork, Wrapper
-from precfm.flows.models.gaussian_skip import note_loaded_fit
 from precfm.flows.paths import ProbabilityPath, per_sample
 
 FLOPS = 12  # element-wise operations of the mixture's velocity for a component and direction; a logarithm counts as one
@@ -52,8 +50,6 @@ class MixtureSkip(Wrapper):
     uses_seed = True
     costly_fit = True
 
-    fitted: Tensor
-
     @checked
     def __init__(
         self,
@@ -70,9 +66,7 @@ class MixtureSkip(Wrapper):
         else:
             network.extend_input(self.dim)
         self.mixture = ClassMixture(self.dim, max(self.num_classes, 1), components)
-        self.register_buffer("fitted", torch.tensor(False))
-        self._ready = False
-        self.register_load_state_dict_post_hook(note_loaded_fit)  # type: ignore[no-untyped-call]
+        self.declare_fit()
 
     def fit(
         self,
@@ -89,17 +83,11 @@ class MixtureSkip(Wrapper):
             self.checked_rows(validation[0])
             held_out = validation[0], self.classes_of(validation[1], validation[0])
         self.notes = self.mixture.fit(z1, self.classes_of(labels, z1), held_out, seed=seed)
-        self.fitted.fill_(True)
-        self._ready = True
+        self.mark_fitted()
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The velocity at `x_t`, as `VelocityNetwork.forward`; refused before `fit`."""
-        if not self._ready:
-            raise PrecfmError(
-                "MixtureSkip: used before fit; call fit(z1, labels) with the training data first"
-            )
-        if x_t.ndim != 2 or x_t.shape[1] != self.dim:
-            raise PrecfmError(f"x_t: got shape {tuple(x_t.shape)}; (batch, {self.dim}) is needed")
+        self.checked_points(x_t)
         mixture, path, classes = self.mixture, self.path, self.classes_of(labels, x_t)
         time = per_sample(t, x_t)
         along = mixture.to_eigenbasis(x_t, classes, path.alpha(time))
