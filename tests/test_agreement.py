@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from precfm.audit.agreement import AGREEMENT, BEYOND, SCATTER, WIDTH, agreement_with_published, agreements
-from precfm.cli import MISUSE, app
+from precfm.cli import app
+from precfm.cli.checking import MISUSE
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.node import PUBLISHED, RESULTS
 from tests.test_store import script

@@ -34,7 +34,7 @@ CHANGES = {
     "precfm/report/verdicts.py": {"verdicts"},
     "precfm/pipeline/build.py": set(),
     "precfm/audit/lineage.py": set(),
-    "precfm/cli.py": set(),
+    "precfm/cli/checking.py": set(),
     "precfm/__init__.py": set(),
     "precfm/flows/__init__.py": set(),
     "workflow_scripts/latents.py": {"latents"},

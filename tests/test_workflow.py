@@ -218,7 +218,7 @@ def test_dvc_sees_a_change_of_code_exactly_where_a_key_has_changed(made):
             run(made, BIN / "precfm", "keys")
             return stages_changed(made)
 
-    assert changed_by("precfm/cli.py") == set()
+    assert changed_by("precfm/cli/checking.py") == set()
     assert changed_by("precfm/report/verdicts.py") == {"verdicts"}
     flows = {"flows", "samples", "evaluations", "frames", "table_files", "figure_files", "verdicts"}
     around = {"recipes", "budgets", "kernels", "skips", "likelihoods"}

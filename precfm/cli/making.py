@@ -1,0 +1,131 @@
+"""Commands that make artifacts, and that sort what was made."""
+
+import os
+import signal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from precfm.cli.arguments import ExperimentName
+from precfm.core.errors import PrecfmError
+
+if TYPE_CHECKING:
+    from precfm.pipeline.node import Node
+    from precfm.pipeline.plan import Plan
+
+app = typer.Typer()
+
+
+@app.command("ls")
+def list_artifacts(
+    experiment: ExperimentName,
+    kind: Annotated[str | None, typer.Option(help="Only this kind.")] = None,
+    missing: Annotated[bool, typer.Option("--missing", help="Only what does not exist yet.")] = False,
+) -> None:
+    """List the artifacts of a plan: + exists, - is still to be made."""
+    from precfm.pipeline.plan import load_plan
+
+    plan = load_plan(experiment)
+    for node in plan.nodes.values() if kind is None else plan.required(kind):
+        if not (missing and node.exists):
+            typer.echo(f"{'+' if node.exists else '-'} {node.id}")
+
+
+@app.command()
+def make(
+    experiment: ExperimentName,
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(help="Kinds, or KIND/LABEL-KEY, with what they need; default: everything."),
+    ] = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="In 12 steps on little data: the experiment EXPERIMENT-tiny.")
+    ] = False,
+) -> None:
+    """Make artifacts in order, without Snakemake and DVC, in a checkout."""
+    from precfm.pipeline.plan import KINDS, load_plan
+
+    experiment += "-tiny" if tiny else ""
+    plan = load_plan(experiment)
+    for name in ids or []:
+        _ = plan.required(name) if name in KINDS else plan.node(name)  # refuses what is not in the plan
+    asked = {node.id for node in plan.nodes.values() if not ids or node.kind in ids or node.id in ids}
+    wanted = plan.with_missing_parents(asked)
+    _make(plan, wanted)
+    if not ids:
+        from precfm.pipeline.products import write_products
+
+        write_products(plan)
+
+
+def _make(plan: "Plan", wanted: "Sequence[Node]") -> None:
+    """Make artifacts in order, and say which."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(plan.threads))
+    import torch
+
+    from precfm.pipeline.build import build
+    from precfm.pipeline.job import script_of
+
+    torch.set_num_threads(plan.threads)
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # so that both signals clean up on their way out
+    for count, node in enumerate(wanted, start=1):
+        try:
+            made = build(node, script_of(node))
+        except PrecfmError as error:
+            raise PrecfmError(f"{node.id}: {error}") from error
+        except KeyboardInterrupt:
+            typer.echo("precfm: stopped; what is finished is kept; the same command goes on", err=True)
+            raise typer.Exit(128 + signal.SIGINT) from None
+        typer.echo(f"[{count}/{len(wanted)}] {'made' if made else 'kept'} {node.id}")
+
+
+@app.command("pin")
+def pin_models(
+    experiment: Annotated[str, typer.Argument(help="Whose trained encoders and classifiers.")] = "models",
+) -> None:
+    """Train encoders and classifiers and pin them: weights and records in data/models/, which git holds."""
+    from precfm.pipeline.node import MODELS
+    from precfm.pipeline.pinning import pin, rename_in_configurations, trained_models
+    from precfm.pipeline.plan import load_plan
+    from precfm.pipeline.publication import revision
+
+    plan = load_plan(experiment)
+    nodes, made_by = trained_models(plan), revision()
+    _make(plan, plan.with_missing_parents(node.id for node in nodes))
+    references = pin(nodes, made_by)
+    for reference in references:
+        typer.echo(reference)
+    for file in rename_in_configurations(references):
+        typer.echo(f"{file}: names them now")
+    size = sum(file.stat().st_size for file in MODELS.iterdir()) / 1e6
+    typer.echo(f"{MODELS}: {size:.1f} MB; commit it with config/")
+
+
+@app.command()
+def tidy(experiment: ExperimentName) -> None:
+    """Move what the plan no longer wants to the attic, and fetch back what it wants again."""
+    from precfm.pipeline.attic import tidy as tidy_results
+    from precfm.pipeline.plan import load_plan
+    from precfm.pipeline.products import summary
+
+    plan = load_plan(experiment)
+    left, returned = tidy_results(plan)
+    wanted, existing = (sum(column) for column in list(zip(*summary(plan), strict=True))[1:])
+    typer.echo(
+        f"{experiment}: {wanted} artifacts, {existing} exist "
+        f"({len(left)} moved to the attic, {len(returned)} fetched back or copied)"
+    )
+
+
+@app.command("gc")
+def garbage() -> None:
+    """Empty the attic and remove the remains of abandoned jobs."""
+    from precfm.pipeline.attic import collect_garbage
+    from precfm.pipeline.experiments import CONFIG_FOLDER
+    from precfm.pipeline.plan import load_plan
+
+    names = [file.stem for file in sorted(CONFIG_FOLDER.glob("*.yaml")) if file.stem != "claims"]
+    typer.echo(f"freed {collect_garbage(load_plan(name) for name in names) / 1e6:.1f} MB")

@@ -1,0 +1,100 @@
+"""Commands that need no experiment: the machine, metrics of any two sets, raw data."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+data_app = typer.Typer(no_args_is_help=True, help="Raw data: fetch it, or register your own.")
+app.add_typer(data_app, name="data")
+
+FEW_FILES = 10  # so many are named one by one
+
+
+@app.command()
+def doctor(
+    network: Annotated[bool, typer.Option("--network", help="Also try to reach data sources.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the diagnoses as JSON.")] = False,
+) -> None:
+    """Look whether this machine can run the pipeline, and say what to do; exit code 1 if it cannot."""
+    import json
+    from dataclasses import asdict
+
+    from precfm.audit.doctor import examine
+
+    diagnoses = []
+    for diagnosis in examine(network=network):
+        diagnoses.append(diagnosis)
+        if not as_json:
+            typer.echo(str(diagnosis))
+    well = all(diagnosis.status != "problem" for diagnosis in diagnoses)
+    if as_json:
+        typer.echo(json.dumps({"ok": well, "diagnoses": [asdict(each) for each in diagnoses]}, indent=1))
+    if not well:
+        raise typer.Exit(1)
+
+
+@app.command()
+def metrics(
+    real: Annotated[
+        Path, typer.Argument(help="Folder of images, .npy or .safetensors file, or an artifact.")
+    ],
+    generated: Annotated[Path, typer.Argument(help="The same for the generated set.")],
+    extractor: Annotated[
+        str, typer.Option(help="inception, imagenet or identity; for folders of images.")
+    ] = "inception",
+    weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights.")] = None,
+    tensor: Annotated[str | None, typer.Option(help="Which tensor of .safetensors files.")] = None,
+    generated_tensor: Annotated[
+        str | None, typer.Option(help="Which tensor of the generated file, where it has another name.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the records there as CSV, too.")] = None,
+) -> None:
+    """Compare generated with real: the pipeline's metrics, each with its protocol."""
+    from precfm.metrics.files import compare
+    from precfm.metrics.values import records
+
+    values = compare(
+        real,
+        generated,
+        extractor=extractor,
+        weights=weights,
+        tensor=tensor,
+        generated_tensor=generated_tensor,
+    )
+    table = records(values)
+    if output:
+        table.to_csv(output, index=False, lineterminator="\n")
+    typer.echo(table.dropna(axis="columns", how="all").to_string(index=False))
+
+
+@data_app.command("fetch")
+def fetch_data(name: Annotated[str, typer.Argument(help="A source in data/sources.yaml.")]) -> None:
+    """Bring the raw files of a source to data/raw/NAME and check them."""
+    from precfm.datasets.sources import fetch_raw
+
+    folder, files = fetch_raw(name)
+    kept = sum(file.origin == "kept" for file in files)
+    for file in files if len(files) <= FEW_FILES else [file for file in files if file.refused]:
+        typer.echo(file)
+    typer.echo(f"{folder}: files in place and intact: {len(files)} ({kept} from before)")
+
+
+@data_app.command("add")
+def add_data(
+    name: Annotated[str, typer.Argument(help="A new name for the source.")],
+    path: Annotated[Path, typer.Argument(help="A folder or zip file of images, one folder per class.")],
+) -> None:
+    """Register your own images: write their checksums into data/sources.yaml."""
+    from precfm.datasets.image_names import class_name, image_names
+    from precfm.datasets.manifest import add_source
+    from precfm.datasets.sources import SOURCES
+
+    images = image_names(file.name for file in add_source(name, path, SOURCES).files)
+    classes = len({class_name(image) for image in images})
+    what = f"{len(images)} images in {classes} classes" if images else "a zip file"
+    typer.echo(
+        f"{name}: {what}, registered in {SOURCES}; in a config it is "
+        f"`source: {{name: imagefolder, source: {name}}}`"
+    )
