@@ -126,6 +126,9 @@ def test_flows_behind_a_map_are_set_against_what_is_not():
             f"{prefix}_normalizing_flow_to_alone": 0.1,
         }
     )
+    rooms = theory_statistics({"mixture_networks.components": components}).set_index("statistic")["room"]
+    assert rooms[f"{prefix}_normalizing_flow_to_P"] == pytest.approx(1.5 - 0.1)
+    assert rooms[f"{prefix}_normalizing_flow_to_skip"] == pytest.approx(0.2 - 0.1)
 
 
 def test_the_scale_control_tells_kappa_from_smallest_variance():
@@ -147,6 +150,9 @@ def test_the_scale_control_tells_kappa_from_smallest_variance():
     assert effects.to_dict() == pytest.approx(
         {
             "scale_control_kappa_effect": (math.log(2 / 9) + math.log(0.5)) / 2,
+            "scale_control_kappa_effect_large_scale": math.log(0.5),
+            "scale_control_kappa_effect_small_scale": math.log(2 / 9),
+            "scale_control_kappa_against_scale": math.log(0.5 / 9),
             "scale_control_variance_effect": (math.log(9) + math.log(4)) / 2,
         }
     )
@@ -188,6 +194,9 @@ def test_gains_at_fixed_horizons_and_what_whitening_leaves():
     assert found["horizon_final_difference_cosine"] == pytest.approx(-0.4 * scale)
     assert found["horizon_gain_difference_cosine"] == pytest.approx((0.4 - 1.6) * scale)
     assert math.isnan(found["horizon_crossing_cosine"])
+    rooms = theory_statistics({"trained_budgets.summary": table}).set_index("statistic")["room"]
+    assert rooms["horizon_final_difference_cosine"] == pytest.approx(0.5 * scale)
+    assert rooms["controlled_final_log_error_low_difference"] == pytest.approx(0.5 * scale)
 
 
 def test_the_crossing_is_interpolated_in_the_logarithm_of_the_steps():

@@ -44,7 +44,8 @@ class Effect:
         dataset: data set; empty for theory.
         method: the preconditioner; empty if it is about all of them or about none.
         baseline: what it was compared with.
-        note: a remark from the frame, `EXACT`, `NO_HEADROOM`, `NO_REPLICATES`, or what a map does alone.
+        note: a remark from the frame, behind `NO_HEADROOM` where it applies, or `EXACT`, `NO_HEADROOM`,
+            `NO_REPLICATES`, or what a map does alone.
     """
 
     statistic: Statistic
@@ -80,10 +81,13 @@ def frames_of(statistic: Statistic) -> tuple[str, ...]:
 def _theory(claim: Claim, statistic: TheoryStatistic, frames: Frames) -> Iterator[Effect]:
     rows = frame(frames, STATISTICS)
     chosen = rows[(rows["claim"] == claim.id) & (rows["statistic"] == statistic.name)]
-    columns = [chosen[name].astype(float) for name in ("value", "low", "high", "n")]
-    for value, low, high, n, note in zip(*columns, chosen["note"].fillna(""), strict=True):
+    columns = [chosen[name].astype(float) for name in ("value", "low", "high", "n", "room")]
+    for value, low, high, n, room, note in zip(*columns, chosen["note"].fillna(""), strict=True):
+        most = statistic.supported_range[1]
+        full = most is not None and room < -most  # never where there is no floor
+        about = f"{NO_HEADROOM}; {note}" if full else str(note)
         estimate = Estimate(value, low, high, int(n))
-        yield Effect(statistic, estimate, statistic.name, method=statistic.method, note=str(note))
+        yield Effect(statistic, estimate, statistic.name, method=statistic.method, note=about)
 
 
 @reads("path_conditioning")

@@ -7,7 +7,7 @@ margin. Otherwise it is unresolved. A comparison without randomness speaks by it
 the baseline stands at the floor of its metric, nothing could be gained: an effect cannot support there, and
 contradicts only by harm, if its whole interval is on the wrong side of zero. Where a metric has replicates of the
 held-out rows and a run lacks them, there is no interval, and the effect is unresolved. A number of theory supports if
-its whole interval is within the range, and contradicts if it is outside.
+its whole interval is within the range, and contradicts if it is outside; of a gain, the same holds at the floor.
 """
 
 import math
@@ -122,6 +122,8 @@ def _outcome_of_range(effect: Effect, statistic: TheoryStatistic) -> Outcome:
     exact = math.isnan(estimate.low) or math.isnan(estimate.high)
     lowest, highest = (estimate.value, estimate.value) if exact else (estimate.low, estimate.high)
     bottom, top = -math.inf if low is None else low, math.inf if high is None else high
+    if effect.note.startswith(NO_HEADROOM):  # of a gain, which is a decrease: the range ends below zero
+        return "contradicts" if lowest > 0 else "unresolved"
     if bottom <= lowest and highest <= top:
         return "supports"
     return "contradicts" if highest < bottom or lowest > top else "unresolved"

@@ -4,6 +4,7 @@
 decide.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
@@ -12,10 +13,12 @@ import pandas as pd
 from precfm.core.statistics import Estimate
 from precfm.theory import descent_statistics, mixture_statistics, network_statistics
 
-COLUMNS = ("claim", "statistic", "value", "low", "high", "n", "note", "frame")
+COLUMNS = ("claim", "statistic", "value", "low", "high", "n", "room", "note", "frame")
+
+Row = tuple[str, Estimate, str] | tuple[str, Estimate, str, float]
 
 _SCORE = ("score_", "score_preconditioned_")
-STATISTICS: Mapping[str, Mapping[str, Callable[[pd.DataFrame], Iterator[tuple[str, Estimate, str]]]]] = {
+STATISTICS: Mapping[str, Mapping[str, Callable[[pd.DataFrame], Iterator[Row]]]] = {
     "C1": {"linear_grid.identity": descent_statistics.identity},
     "C2": {
         "linear_grid.agreement": descent_statistics.agreement,
@@ -50,7 +53,8 @@ STATISTICS: Mapping[str, Mapping[str, Callable[[pd.DataFrame], Iterator[tuple[st
 }
 """By claim, the tables as `<experiment>.<table>`, and what each statistic is computed from: that table and no other.
 
-A function yields the name of a statistic, its estimate, and a note."""
+A function yields the name of a statistic, its estimate, a note, and perhaps the room: by how much what is improved upon
+stands above the floor, at most what could be gained."""
 
 TABLE_ONLY = (
     "*_interval_coverage",  # the share of 95% intervals that hold the closed form: asked of the code, not the claim
@@ -79,13 +83,24 @@ def theory_statistics(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             left out.
 
     Returns:
-        One row per statistic, with `COLUMNS`; `frame` is the table that it was computed from.
+        One row per statistic, with `COLUMNS`; `frame` is the table that it was computed from, and `room` is NaN where a
+        statistic has no floor.
     """
     rows = [
-        (claim, statistic, estimate.value, estimate.low, estimate.high, estimate.n, note, frame)
+        (
+            claim,
+            statistic,
+            estimate.value,
+            estimate.low,
+            estimate.high,
+            estimate.n,
+            *(room or [math.nan]),
+            note,
+            frame,
+        )
         for claim, sources in STATISTICS.items()
         for frame, compute in sources.items()
         if frame in frames
-        for statistic, estimate, note in compute(frames[frame])
+        for statistic, estimate, note, *room in compute(frames[frame])
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))

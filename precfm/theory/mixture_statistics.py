@@ -60,12 +60,12 @@ def conditioning(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
             yield name, t_estimate(change), f"mixture, {regime}; {method} against none"
 
 
-def matched_differences(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
+def matched_differences(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str, float]]:
     """Refutation test: error of the lowest eigenvalues, a flow behind a map minus what is set against it.
 
     Of `mixture_networks.components`: the mean over components, each counting equally; paired by seed. Set against it
     are the flow without a map, the compute-matched ones, the Gaussian skip, and the map alone; against the skip, too,
-    where there is such a row.
+    where there is such a row. Last comes the room of what it is set against, see `room`.
     """
     means = table.groupby(["regime", "method", "seed"]).agg({"log_error_low": "mean"}).reset_index()
     for regime, method, group in _preconditioned(means):
@@ -82,7 +82,14 @@ def matched_differences(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, st
                 name = f"controlled_matched_difference_{regime}_{method}_to_{short}"
                 estimate = t_estimate(differences(group, other, "log_error_low"))
                 left = f"{group['log_error_low'].mean():.3f} against {other['log_error_low'].mean():.3f}"
-                yield name, estimate, f"mixture, {regime}; {method} minus {baseline}: {left}"
+                space = room(other["log_error_low"], _of(means, regime, "floor")["log_error_low"])
+                yield name, estimate, f"mixture, {regime}; {method} minus {baseline}: {left}", space
+
+
+def room(baseline: "pd.Series[float]", floor: "pd.Series[float]") -> float:
+    """By how much an error's mean is above its floor and the floor's own uncertainty; NaN without a floor."""
+    least = t_estimate(floor)
+    return float(baseline.mean()) - (least.value if math.isnan(least.high) else least.high)
 
 
 def differences(group: pd.DataFrame, other: pd.DataFrame, column: str) -> "pd.Series[float]":
@@ -149,7 +156,7 @@ def _ablations(
 def _scale_control(
     table: pd.DataFrame, column: str, prefix: str, note: str
 ) -> Iterator[tuple[str, Estimate, str]]:
-    """Effects of the condition number and of the smallest variance, the mean over both levels of the other."""
+    """Effects of condition number and smallest variance, at each level of the other and in the mean, and against it."""
     control = table[table["ablation"] == "scale"]
     if control.empty:
         return
@@ -171,6 +178,12 @@ def _scale_control(
     for name, ((plain, other), (at_plain, at_other)) in effects.items():
         text = f"mean of {plain.mean():.2f} at {at_plain} and {other.mean():.2f} at {at_other}"
         yield f"{prefix}scale_control_{name}_effect", t_estimate((plain + other) / 2), f"{note}; {text}"
+        if name == "kappa":
+            for scale, effect in (("large", plain), ("small", other)):
+                yield f"{prefix}scale_control_kappa_effect_{scale}_scale", t_estimate(effect), note
+    text = f"kappa {control['condition_number'].max():g} at smallest variance 1 against kappa 1 at the smaller one"
+    effect = logs[True, False] - logs[False, True]
+    yield f"{prefix}scale_control_kappa_against_scale", t_estimate(effect), f"{note}; {text}"
 
 
 def _preconditioned(table: pd.DataFrame) -> Iterator[tuple[Hashable, Hashable, pd.DataFrame]]:

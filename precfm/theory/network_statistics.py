@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from precfm.core.statistics import Estimate, geometric_estimate, t_estimate
-from precfm.theory.mixture_statistics import differences
+from precfm.theory.mixture_statistics import differences, room
 
 
 def whitening_by_factor(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
@@ -19,22 +19,25 @@ def whitening_by_factor(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, st
         yield "controlled_log_error_low_difference", estimate, note
 
 
-def whitening_by_budget(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
-    """The same by recipe and length, the longest once more and beside whitening alone; of `trained_budgets.summary`."""
+def whitening_by_budget(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str, float]]:
+    """The same by recipe and length, the longest once more and beside whitening alone; of `trained_budgets.summary`.
+
+    Last comes the room that the flow without a map leaves above what the solver makes of the exact field (`room`).
+    """
     for recipe, level in table.groupby("level"):
         last = level[level["step"] == level["step"].max()]
         for step, estimate, note in _whitening(level):
-            yield "controlled_log_error_low_difference", estimate, note
+            yield "controlled_log_error_low_difference", estimate, note, math.nan
             if step == last["step"].max():
-                yield "controlled_final_log_error_low_difference", estimate, note
+                yield "controlled_final_log_error_low_difference", estimate, note, _room_of_plain(table, last)
         behind, alone = last[last["method"] == "whitening"], level[level["method"] == "alone:whitening"]
         estimate = t_estimate(differences(behind, alone, "log_error_low"))
         note = f"networks; {recipe}, {last['step'].max()} steps; flow behind whitening minus whitening alone"
         left = f"{behind['log_error_low'].mean():.3f} against {alone['log_error_low'].mean():.3f}"
-        yield "controlled_final_log_error_low_difference_to_alone", estimate, f"{note}: {left}"
+        yield "controlled_final_log_error_low_difference_to_alone", estimate, f"{note}: {left}", math.nan
 
 
-def fixed_horizons(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
+def fixed_horizons(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str, float]]:
     """What whitening gains at a short and at a long fixed horizon, by recipe; of `trained_budgets.summary`.
 
     The gain is the error of the lowest eigenvalues without minus that with whitening. Where whitening only speeds up,
@@ -46,14 +49,20 @@ def fixed_horizons(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
         first, last = gains.columns[0], gains.columns[-1]
         about = f"networks; {recipe}, a fixed set of data, {level['epochs'].max():g} passes at {last} steps"
         note = f"{about}; gain of {gains[last].mean():.3f} minus that of {gains[first].mean():.3f} at {first} steps"
-        yield f"horizon_gain_difference_{recipe}", t_estimate(gains[last] - gains[first]), note
-        note = f"{about}; whitening minus none"
-        yield f"horizon_final_difference_{recipe}", t_estimate(-gains[last]), note
+        yield f"horizon_gain_difference_{recipe}", t_estimate(gains[last] - gains[first]), note, math.nan
+        space = _room_of_plain(table, level[level["step"] == last])
+        yield (
+            f"horizon_final_difference_{recipe}",
+            t_estimate(-gains[last]),
+            f"{about}; whitening minus none",
+            space,
+        )
         crossings = [_crossing(gain) for _, gain in gains.iterrows()]
         found = [step for step in crossings if math.isfinite(step)]
         note = f"{about}; step from which whitening is no better, {len(found)} of {len(crossings)} seeds get there"
-        yield f"horizon_crossing_{recipe}", geometric_estimate(found), note
-    yield from _late_changes(table)
+        yield f"horizon_crossing_{recipe}", geometric_estimate(found), note, math.nan
+    for name, estimate, note in _late_changes(table):
+        yield name, estimate, note, math.nan
 
 
 def _late_changes(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str]]:
@@ -82,6 +91,11 @@ def _whitening(table: pd.DataFrame) -> Iterator[tuple[Hashable, Estimate, str]]:
         whitened, plain = (group[group["method"] == method] for method in ("whitening", "none"))
         estimate = t_estimate(differences(whitened, plain, "log_error_low"))
         yield step, estimate, f"networks; {factor} {level}, {step} steps; whitening minus none"
+
+
+def _room_of_plain(table: pd.DataFrame, last: pd.DataFrame) -> float:
+    exact = table[table["method"] == "exact:none"].groupby("seed")["log_error_low"].mean()
+    return room(last[last["method"] == "none"]["log_error_low"], exact)
 
 
 def _crossing(gain: "pd.Series[float]") -> float:

@@ -16,7 +16,6 @@ from precfm.core.seeds import derived_seed
 from precfm.datasets.synthetic import Mixture, mixture
 from precfm.flows.compute import flops_per_step, matched_steps, matched_width, num_parameters
 from precfm.flows.objectives import Network
-from precfm.flows.sampling import evaluation_labels
 from precfm.geometry.spectra import class_covariances, condition_number, covariance
 from precfm.preconditioners.base import Preconditioner
 from precfm.preconditioners.class_whitening import ClassWhitening
@@ -79,8 +78,8 @@ class Problem:
 
     @property
     def asked_of_samples(self) -> Tensor | None:
-        """Labels that samples are asked for."""
-        return evaluation_labels(self.samples, self.labels, self.evaluation) if self.labelled else None
+        """Labels that samples are asked for: of each component equally many, so that all errors have equal noise."""
+        return torch.arange(self.samples) % self.num_classes if self.labelled else None
 
     @property
     def num_classes(self) -> int:
@@ -111,9 +110,9 @@ def run(
 ) -> dict[str, pd.DataFrame]:
     """Train a flow without and with each preconditioner, and what is set against them.
 
-    * `<method>-P` has no preconditioner, and at least as many parameters as flow and preconditioner together;
-      `<method>-F` at least as many training operations. Baselines that come out equal are trained once and listed under
-      each name.
+    * `<method>-P` has no preconditioner but centre and one scale, and at least as many parameters as flow and
+      preconditioner together; `<method>-F` at least as many training operations. Baselines that come out equal are
+      trained once and listed under each name.
     * `gaussian_skip` has the information of whitening in an unchanged space (centre and one scale): the fitted
       Gaussian's exact field as a skip around the network, that of each class with labels, else that of all data.
     * `alone:<method>` is what a map makes of noise, or a skip without its trained network: no merit of a flow.
@@ -132,7 +131,7 @@ def run(
         samples, ratio_low, log_error_low, log_error, excess: of the field in data space, NaN but for networks without
         map and skip); `methods`: (regime, method, seed, width, steps, parameters, preconditioner_parameters, loss,
         kappa of the flow's space, kappa_worst of its classes) of what is trained. Method `floor` is an independent draw
-        of the law of equal size.
+        of the law of equal size. With labels, equally many samples are asked of each component.
     """
     law = mixture(dim, condition_numbers, separation=separation, seed=derived_seed(seed, "law"))
     x, labels = law.sample(data_size, derived_seed(seed, "data"))
@@ -141,7 +140,8 @@ def run(
     methods: list[dict[str, Any]] = []
     for regime in regimes:
         problem = Problem(law, x, labels, regime == "labels", samples, seed)
-        plain, unconditioned = fitted("none", problem), {"none": base}
+        scalar = fitted("scalar", problem)
+        unconditioned: dict[str, NetworkSetup] = {}
         results: dict[str, Comparison] = {}
         untrained: dict[str, list[dict[str, Any]]] = {}
         for method in preconditioners:
@@ -155,14 +155,14 @@ def run(
                 wider, longer = matched_setups(problem, base, preconditioner)
                 unconditioned |= {f"{method}-P": wider, f"{method}-F": longer}
         skip = replace(base, skip="classwise" if problem.labelled else "covariance")
-        scalar = fitted("scalar", problem)
         results[SKIP] = train_and_compare(problem, skip, scalar, SKIP)
         initial = initial_network(scalar.forward(x), problem.asked, skip, seed=seed)
         untrained[f"alone:{SKIP}"] = sampled_and_compared(problem, initial, scalar)
+        results["none"] = train_and_compare(problem, base, fitted("none", problem), "none")
         trained: dict[NetworkSetup, Comparison] = {}
         for baseline, setup in unconditioned.items():
             if setup not in trained:
-                trained[setup] = train_and_compare(problem, setup, plain, baseline)
+                trained[setup] = train_and_compare(problem, setup, scalar, baseline)
             results[baseline] = trained[setup]
         untrained["floor"] = compared(problem, *law.sample(samples, derived_seed(seed, "floor")))
         for listed, (rows, facts) in results.items():
