@@ -177,6 +177,19 @@ def test_the_classifier_that_selects_does_not_report(planned, place):
         planned(experiment(report, copy))
 
 
+@pytest.mark.parametrize("change", [{"selection_seed": 101}, {"seeds": [100, 1000]}])
+def test_the_classifier_that_is_trained_for_selection_does_not_report(planned, change):
+    """As for pinned ones; 1000 is the seed of selection where none is given."""
+    seed = change.get("selection_seed", 1000)
+    with pytest.raises(PrecfmError, match=rf"mine\.yaml: classifiers: selection_seed: got {seed}"):
+        planned({"classifiers": change})
+    plan = planned({"classifiers": {"selection_seed": 102}})
+    reporting = {parent for each in plan.of("evaluations") for parent in each.parents["classifiers"]}
+    (selecting,) = {parent for each in plan.of("recipes") for parent in each.parents["classifier"]}
+    assert len(reporting) == 2
+    assert selecting not in reporting
+
+
 def test_the_list_of_training_images_is_in_the_key(planned, place):
     """Whoever corrects it has the job look again."""
     report = [place("a")]
