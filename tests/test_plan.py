@@ -1,18 +1,26 @@
 """The plan: keys change exactly downstream of what changes, and of nothing else."""
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import pytest
 
 from precfm.core.errors import PrecfmError
+from precfm.core.registry import REGISTRY
 from precfm.datasets.manifest import add_source, files_checksum, source_manifest
-from precfm.pipeline.experiments import load_experiment
+from precfm.pipeline.builder import statistics_of
+from precfm.pipeline.components import component
+from precfm.pipeline.experiments import CLAIMS, load_experiment, read_yaml
 from precfm.pipeline.fingerprints import SCRIPTS
 from precfm.pipeline.plan import KINDS, Plan, load_plan
+from precfm.report.claims import parse_claims
+from precfm.theory.claim_statistics import theory_statistics
+from tests import theory_frames
 
 
 def changed_ids(before, after):
@@ -147,10 +155,150 @@ def test_a_flow_may_be_trained_behind_one_map_after_the_other(planned):
         planned({"methods": {"turns": wrapped}})
 
 
-def test_more_components_than_half_the_rows_of_a_class_are_refused(planned):
-    skip = {"flow": {"wrappers": [{"name": "mixture_skip", "components": 31}]}}
-    with pytest.raises(PrecfmError, match=r"mixture_skip: components: got 31; at most 30"):
-        planned({"methods": {"mixture_skip": skip}})
+def composed(*stages):
+    return {"name": "composition", "stages": [{"name": "scalar"}, *stages]}
+
+
+def with_components(count):
+    """By field, a change of `smoke` that asks for so many components there; 30 are half the rows of a class."""
+    mixture = {"name": "mixture_flow", "components": count}
+    skips = [{"name": "gaussian_skip"}, {"name": "mixture_skip", "components": count}]
+    methods = {
+        "preconditioner": {"preconditioner": mixture},
+        "preconditioner.stages.1": {"preconditioner": composed(mixture)},
+        "preconditioner.stages.1.stages.1": {"preconditioner": composed(composed(mixture))},
+        "through.1": {"preconditioner": {"name": "none"}, "through": [{"name": "scalar"}, mixture]},
+        "through.0.stages.1": {"preconditioner": {"name": "none"}, "through": [composed(mixture)]},
+        "flow.wrappers.1": {"preconditioner": {"name": "none"}, "flow": {"wrappers": skips}},
+    }
+    changes = {f"methods.x.{field}": {"methods": {"x": method}} for field, method in methods.items()}
+    return {
+        **changes,
+        "baseline": {"baseline": mixture},
+        "baseline.stages.1": {"baseline": composed(mixture)},
+    }
+
+
+@pytest.mark.parametrize("field", with_components(1))
+def test_more_components_than_half_the_rows_of_a_class_are_refused(planned, field):
+    assert planned(with_components(30)[field]).nodes
+    with pytest.raises(PrecfmError, match=rf"^{re.escape(field)}\.components: got 31"):
+        planned(with_components(31)[field])
+
+
+def test_a_baseline_that_nothing_is_matched_with_is_not_judged(planned):
+    unmatched = {"settings": {"plain": {"matched": []}}, **with_components(31)["baseline"]}
+    assert planned(unmatched).nodes
+
+
+def theory_of(project, experiment, jobs):
+    """Give jobs of a shipped experiment other options; `None` takes the job out."""
+    file = project / "config" / f"{experiment}.yaml"
+    content = read_yaml(file)
+    for job, options in jobs.items():
+        if options is None:
+            del content["theory"][job]
+        else:
+            content["theory"].setdefault(job, {"run": {"name": job}, "seeds": [0]})["run"].update(options)
+    file.write_text(json.dumps(content))
+    return load_plan(experiment)
+
+
+GRIDS = ("linear_grid_linear", "linear_grid_variance_preserving")
+BUDGETS = ("trained_budgets_constant", "trained_budgets_cosine")
+THREE = ["whitening", "class_whitening", "normalizing_flow"]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "jobs", "field"),
+    [
+        ("theory", dict.fromkeys(GRIDS), "C1: 'identity_relative_error'"),
+        ("theory", {job: {"targets": ["score"]} for job in GRIDS}, "C2: 'descent_relative_error'"),
+        (
+            "theory",
+            {"steps_to_accuracy": {"paths": ["linear"]}},
+            "C2: 'descent_total_steps_slope_variance_preserving'.*theory.steps_to_accuracy ",
+        ),
+        ("theory", {"steps_to_accuracy": {"targets": ["velocity"]}}, "C4: 'score_descent_steps_slope'"),
+        ("theory", {"mixture_ablations": {"methods": ["class_whitening"]}}, "C5b: 'conditioning_varied"),
+        ("theory", {"mixture_ablations": {"control_condition_number": None}}, "C5b: 'scale_control_kappa"),
+        (
+            "theory",
+            {job: {"methods": ["none"]} for job in BUDGETS},
+            "C7: 'controlled_final_log_error_low_difference'.*_constant and theory.trained_budgets_cosine ",
+        ),
+        ("theory", {"trained_budgets_cosine": None}, "C9: 'horizon_gain_difference_cosine'"),
+        (
+            "theory",
+            {"mixture_networks": {"preconditioners": THREE}},
+            "C10: 'controlled_matched_difference_labels_low_capacity_flow_to_P'.*theory.mixture_networks ",
+        ),
+        (
+            "theory",
+            {"mixture_networks": {"matched": ["class_whitening", "low_capacity_flow"]}},
+            "C10: 'controlled_matched_difference_labels_normalizing_flow_to_P'",
+        ),
+        (
+            "theory",
+            {"mixture_networks": {"regimes": ["labels"]}},
+            "C10: 'controlled_matched_difference_unlabelled_normalizing_flow_to_P'",
+        ),
+        ("theory", {"mixture_networks": None}, "C10: 'controlled_matched_difference_labels"),
+        ("quick", {"linear_grid": None}, "C1: 'identity_relative_error'"),
+        ("quick", {"trained_budgets": {"methods": ["whitening"]}}, "C7: 'controlled_final_log_error_low"),
+    ],
+)
+def test_a_claim_is_not_to_be_decided_by_statistics_that_no_job_yields(project, experiment, jobs, field):
+    with pytest.raises(PrecfmError, match=rf"^claims\.{field}"):
+        theory_of(project, experiment, jobs)
+
+
+def test_a_claim_may_name_an_experiment_for_its_data_alone(project):
+    """C7 is decided in theory by `trained_budgets`, of which `quick` has none and need have none."""
+    plan = load_plan("quick")
+    assert {node.params["run"]["name"] for node in plan.of("theory")}.isdisjoint({"trained_budgets"})
+    assert theory_of(project, "quick", {"trained_budgets": {}}).of("theory")
+
+
+def theory_names():
+    claims = parse_claims(read_yaml(CLAIMS)).claims
+    return {each.name for claim in claims for each in claim.statistics if each.kind == "theory"}
+
+
+def matching(names, name, options):
+    patterns = statistics_of(component("theory", {"name": name, **options}))
+    return {each for each in names if any(fnmatchcase(each, pattern) for pattern in patterns)}
+
+
+def test_every_statistic_that_a_claim_asks_for_is_yielded_by_default(project):
+    names = theory_names()
+    assert set().union(*(matching(names, name, {}) for name in REGISTRY["theory"])) == names
+
+
+@pytest.mark.xdist_group("theory frames")
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *((name, {}) for name in theory_frames.TOY),
+        ("linear_grid", {"targets": ("score",)}),
+        ("steps_to_accuracy", {"paths": ("linear",), "targets": ("score",)}),
+        ("mixture_networks", {"preconditioners": ("class_whitening", "low_capacity_flow"), "matched": ()}),
+        ("mixture_networks", {"regimes": ("unlabelled",), "preconditioners": ("class_whitening",)}),
+        ("mixture_ablations", {"methods": ("class_whitening",)}),
+        ("mixture_ablations", {"methods": ("none",), "control_condition_number": None}),
+        ("mixture_ablations", {"worst_weights": ()}),
+        ("mixture_ablations", {"worst_weights": (), "control_condition_number": None}),
+        ("mixture_ablations", {"worst_weights": (0.8,), "worst_condition_numbers": ()}),
+        ("trained_budgets", {"checkpoints": ()}),
+        ("trained_budgets", {"horizons": ()}),
+    ],
+)
+def test_the_plan_knows_which_statistics_a_job_yields(project, name, changes):
+    names = theory_names()
+    tables = theory_frames.run(name, 0, **changes)
+    found = theory_statistics({f"{name}.{table}": frame for table, frame in tables.items()})
+    options = {**theory_frames.TOY[name], **changes}
+    assert matching(names, name, options) == names & set(found["statistic"])
 
 
 def test_a_setting_changes_what_it_says_and_shares_the_rest(planned):

@@ -1,19 +1,20 @@
 """From an experiment to its plan: which artifacts there are, and what each is made from."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from precfm.core.errors import PrecfmError
 from precfm.core.registry import REGISTRY, import_string, load
-from precfm.pipeline.components import Component
+from precfm.pipeline.components import NESTED, Component, component
 from precfm.pipeline.experiments import CLAIMS, load_experiment, read_yaml
 from precfm.pipeline.keys import KeyedArtifacts
 from precfm.pipeline.node import Node
 from precfm.pipeline.plan import Plan
 from precfm.pipeline.schema import PLAIN, Experiment, Flow, Setting
 from precfm.pipeline.spaces import REPLICATES, Space, sources_of, spaces
-from precfm.report.claims import missing_arms, parse_claims
+from precfm.report.claims import ClaimsSpec, missing_arms, missing_statistics, parse_claims
 from precfm.report.frames import available
 from precfm.report.reads import wanted
 
@@ -35,16 +36,73 @@ def build_plan(name: str) -> Plan:
     return _Builder(load_experiment(name)).build()
 
 
-def _refuse_more_components_than_rows(run: "_Run", components: Iterable[Component]) -> None:
-    """Refuse a mixture of more components than half of the rows of a class, where its classes are known already."""
-    of_data = run.space.data.params["dataset"]
+def statistics_of(run: Component) -> list[str]:
+    """Patterns of the statistics that a controlled experiment yields with these options.
+
+    Of those that claims ask for. `precfm.theory.claim_statistics` names them, but from a job's tables, which no plan
+    has; so the names stand here once more, and a test compares both.
+    """
+    given: Any = run.options
+    match run.name:
+        case "linear_grid":
+            errors = [f"{kind}descent_relative_error" for kind in _kinds(given.targets)]
+            return ["identity_relative_error", *errors]
+        case "steps_to_accuracy":
+            totals = [f"descent_total_steps_slope_{path}" for path in given.paths]
+            slopes = ["descent_steps_slope", "stochastic_steps_slope", *totals]
+            return [kind + slope for kind in _kinds(given.targets) for slope in slopes]
+        case "mixture_networks":
+            compared = [
+                f"controlled_matched_difference_{regime}_{method}_to_{other}"
+                for regime, method in product(given.regimes, given.preconditioners)
+                if regime == "labels" or method != "class_whitening"  # which needs them
+                for other in ("none", "alone", "skip", *(MATCHES if method in given.matched else ()))
+            ]
+            return ["slowest_component_*", *compared]
+        case "mixture_ablations" if "none" in given.methods:
+            scale = given.control_condition_number is not None
+            varied = {
+                "weights_varied_*": given.worst_weights,
+                "conditioning_varied_*": given.worst_condition_numbers,
+                "scale_control_*": scale,
+                "slowest_component_*": given.worst_weights or scale,
+            }
+            return [pattern for pattern, there in varied.items() if there]
+        case "trained_budgets" if {"none", "whitening"} <= {*given.methods}:
+            recipes = {"constant_ema": given.checkpoints, "cosine": given.horizons}
+            return ["controlled_final_*", *(f"horizon_*_{name}" for name, there in recipes.items() if there)]
+    return []
+
+
+def _kinds(targets: Iterable[str]) -> list[str]:
+    """How the names of statistics of linear descent begin: by target, without and behind P."""
+    starts = ["" if target == "velocity" else f"{target}_" for target in targets]
+    return [start + behind for start in starts for behind in ("", "preconditioned_")]
+
+
+def _with_inner(field: str, part: Component) -> Iterator[tuple[str, Component]]:
+    """A component and all inside it, such as the stages of a composition, each with its field."""
+    yield field, part
+    for option in NESTED:
+        for place, entry in enumerate(getattr(part.options, option, None) or ()):
+            yield from _with_inner(f"{field}.{option}.{place}", component(part.group, entry))
+
+
+def _refuse_more_components_than_rows(space: Space, parts: Mapping[str, Component]) -> None:
+    """Refuse a mixture of more components than half of the rows of a class, where its classes are known already.
+
+    Args:
+        space: the latents that it is fitted to.
+        parts: maps and wrappers, by their field in the configuration.
+    """
+    of_data = space.data.params["dataset"]
     classes = CLASSES.get(of_data["source"]["name"])
-    for each in components:
+    for field, each in (inner for part in parts.items() for inner in _with_inner(*part)):
         asked = getattr(each.options, "components", 0)
         if classes and 2 * asked * classes > of_data["train"]:
             raise PrecfmError(
-                f"methods.{run.method}: {each.name}: components: got {asked}; at most "
-                f"{of_data['train'] // (2 * classes)} are possible, half of the training rows of a class"
+                f"{field}.components: got {asked}, of '{each.name}'; at most {of_data['train'] // (2 * classes)} are "
+                "possible, half of the training rows of a class"
             )
 
 
@@ -142,7 +200,11 @@ class _Builder:
         """A method under one seed: its map, its skip, what both do alone, its flow, and the baselines that match it."""
         label, flow, setting, space = run.label, run.flow, run.setting, run.space
         seeded = component.constant("uses_seed")
-        _refuse_more_components_than_rows(run, (component, *flow.wrappers))
+        own = f"methods.{run.method}"
+        parts = {f"{own}.preconditioner": component}
+        parts |= {f"{own}.through.{place}": each for place, each in enumerate(through)}
+        parts |= {f"{own}.flow.wrappers.{place}": each for place, each in enumerate(flow.wrappers)}
+        _refuse_more_components_than_rows(space, parts)
         run = replace(run.behind(self._preconditioner(run, component)), maps=tuple(component.targets))
         if flow.wrappers:
             run = replace(run, skip=self._skip(run))
@@ -167,6 +229,7 @@ class _Builder:
         learned = seeded or flow.skip_is_fitted
         if run.method in setting.matched if setting.matched is not None else learned:
             baseline = self.experiment.baseline
+            _refuse_more_components_than_rows(space, {"baseline": baseline})
             bare = run.behind(self._preconditioner(replace(run, method="baseline"), baseline))
             bare = replace(bare, maps=tuple(baseline.targets))
             plain = bare.flow.without_fitted_skips
@@ -330,6 +393,18 @@ class _Builder:
             arms.setdefault(about["setting"], set()).add(about["method"])
         return arms
 
+    def _refuse_undecided(self, spec: ClaimsSpec) -> None:
+        """Before the first job: refuse what a claim asks for and no job will make."""
+        name, arms = self.experiment.name, self._arms()
+        likelihoods = {about["setting"] for about in self.about.get("likelihoods", ())}
+        missing_arms(spec, name, arms, likelihoods)
+        runs = {job: theory.run for job, theory in self.experiment.theory.items()}
+        by_default = {job: component(run.group, {"name": run.name}) for job, run in runs.items()}
+        yielded, possible = (
+            {job: statistics_of(run) for job, run in each.items()} for each in (runs, by_default)
+        )
+        missing_statistics(spec, name, yielded, possible, has_data=bool(arms))
+
     def _reports(self) -> None:
         experiment = self.experiment
         if not self.reported:  # classifiers alone
@@ -342,6 +417,5 @@ class _Builder:
                 target = import_string(group, name)
                 self.add(kind, name, {"name": name, **named}, {"frames": frames}, [target], batch=kind)
         claims = read_yaml(CLAIMS)
-        likelihoods = {about["setting"] for about in self.about.get("likelihoods", ())}
-        missing_arms(parse_claims(claims), experiment.name, self._arms(), likelihoods)  # before the first job
+        self._refuse_undecided(parse_claims(claims))
         self.add("verdicts", "claims", {"claims": claims, **named}, {"frames": frames})

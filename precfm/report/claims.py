@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -322,6 +323,50 @@ def missing_arms(
                             claim,
                             f"{name!r} is not among the methods of the setting '{setting}' of {experiment}",
                         )
+
+
+def missing_statistics(
+    spec: ClaimsSpec,
+    experiment: str,
+    yielded: Mapping[str, Collection[str]],
+    possible: Mapping[str, Collection[str]],
+    *,
+    has_data: bool,
+) -> None:
+    """Refuse an experiment that is to decide a claim in theory, but whose jobs do not yield a statistic that decides.
+
+    It is to decide where one of its jobs is of an experiment that yields any of the claim's statistics. So that a claim
+    may name it for its data alone, it need have no such job if it has data and the claim is decided on data, too.
+
+    Args:
+        spec: the claims.
+        experiment: its name; what only extends it, or a tiny copy, is named by no claim.
+        yielded: by theory job, patterns of the statistics' names.
+        possible: the same for the options' defaults, with which a job leaves nothing out.
+        has_data: whether it has data, and not controlled experiments alone.
+
+    Raises:
+        PrecfmError: a statistic is yielded by no job; names it and the claim.
+    """
+
+    def of(jobs: Mapping[str, Collection[str]], name: str) -> list[str]:
+        return [job for job, patterns in jobs.items() if any(fnmatchcase(name, each) for each in patterns)]
+
+    for claim in spec.claims:
+        names = [statistic.name for statistic in claim.deciding("theory")]
+        for_data = has_data and claim.deciding("data") and not any(of(possible, name) for name in names)
+        if experiment not in claim.experiments or for_data:
+            continue
+        for name in names:
+            if not of(yielded, name):
+                jobs = [f"theory.{job}" for job in of(possible, name)]
+                where = (
+                    f"the options of {' and '.join(jobs)} leave it out" if jobs else "no theory job yields it"
+                )
+                raise PrecfmError(
+                    f"claims.{claim.id}: {name!r} decides, but in {experiment} {where}; run it there (the default "
+                    "options of its job do), or take the experiment out of the claim"
+                )
 
 
 def _compared(claim: Claim, statistic: Statistic) -> list[str]:
