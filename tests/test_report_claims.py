@@ -20,7 +20,7 @@ from precfm.report.claims import missing_arms, parse_claims
 from precfm.report.claims_document import merge_claims, write_claims
 from precfm.report.effects import effects, frames_of
 from precfm.report.frames import FRAMES
-from precfm.report.verdicts import evaluate_claims
+from precfm.report.verdicts import evaluate_claims, rules_of
 from precfm.report.vocabulary import claim_order
 from tests import report_frames
 
@@ -59,6 +59,12 @@ def judge(content, *frames, experiment="x", **others):
     everything = {"records": pd.concat(frames).drop_duplicates()} if frames else {}
     (verdict,) = evaluate_claims(parse_claims(content), {**everything, **others}, experiment)
     return verdict
+
+
+def theory_frame(*rows):
+    """Rows of claim, statistic, value, low, high, n and note; what else there is stays empty."""
+    named = pd.DataFrame(rows, columns=["claim", "statistic", "value", "low", "high", "n", "note"])
+    return named.reindex(columns=list(FRAMES["theory_statistics"].columns))
 
 
 def claim_of(content, claim_id):
@@ -294,7 +300,9 @@ def test_only_listed_conditions_make_a_verdict_mixed(day, night, verdict):
     found = judge(two_conditions(), records(day), records(night, space="classifier-1"))
     assert found.data == verdict
     _, text = merge_claims([write_claims([found])[0]], parse_claims(two_conditions()))
-    assert ("by day: supported, at night: contradicted" in text) == ("mixed" in verdict)
+    (words,) = re.findall(r"By condition: (.*)\.$", text, re.MULTILINE) or [""]
+    assert ("by day: supported" in words and "at night: contradicted" in words) == ("mixed" in verdict)
+    assert words.count("(indicative)") == (2 if "indicative" in verdict else 0)
     same = two_conditions()
     for statistic in same["claims"][0]["statistics"]:
         statistic.pop("condition")
@@ -511,9 +519,7 @@ def test_theory_and_data_are_judged_apart_and_neither_overrides():
     content["claims"][0]["statistics"].append(
         {"kind": "theory", "name": "s", "supported_range": [None, -0.05]}
     )
-    theory = pd.DataFrame(
-        [("C1", "s", -1.0, -1.1, -0.9, 5, "")], columns=list(FRAMES["theory_statistics"].columns)
-    )
+    theory = theory_frame(("C1", "s", -1.0, -1.1, -0.9, 5, ""))
 
     def both(*parts, **others):
         found = judge(content, *parts, **others)
@@ -622,7 +628,7 @@ def test_theory_statistics_against_their_range(row, verdict):
     statistic = {"kind": "theory", "name": "slope", "supported_range": [0.9, 1.1]}
     claim = {"id": "C2", "text": "t", "whose_words": "w", "experiments": ["x"], "statistics": [statistic]}
     rows = [("C2", "slope", *row, "why"), ("C3", "slope", 9.0, 9.0, 9.0, 9, "another claim's")]
-    theory = pd.DataFrame(rows, columns=["claim", "statistic", "value", "low", "high", "n", "note"])
+    theory = theory_frame(*rows)
     found = judge({"claims": [claim]}, theory_statistics=theory)
     assert found.theory == verdict
     worse = theory.iloc[:1].assign(value=5.0, low=4.9, high=5.1)
@@ -649,7 +655,7 @@ def test_theory_of_several_methods_needs_one_that_meets_all_under_every_conditio
         rows = [
             ("C10", f"{m} {c}", v, v - 0.01, v + 0.01, 5, "") for (m, c), v in zip(names, values, strict=True)
         ]
-        theory = pd.DataFrame(rows, columns=list(FRAMES["theory_statistics"].columns))
+        theory = theory_frame(*rows)
         return judge({"claims": [{**claim, "statistics": statistics}]}, theory_statistics=theory).theory
 
     assert ruling(-1, -1, 1, 1) == "supported"
@@ -678,8 +684,7 @@ def test_documents_hold_the_verdicts_and_merge():
     assert (merged["C11"]["theory"], merged["C11"]["data"]) == ("not tested", "supported")
     assert [part["experiment"] for part in merged["C11"]["by_experiment"]] == ["mnist-ablations", "quick"]
     assert merged["C8c"]["data"] == "not tested"
-    row = "| C11 | abstract v2 (preconditioner-quality ablations) | – | **supported** (1 of 3 named experiments) |"
-    assert row in markdown
+    assert re.search(r"\| C11 \| .* \| – \| \*\*supported\*\* \(1 of 3 named experiments\) \|", markdown)
     for said in ("Whose words", "Rule", "To know", "What would change it", "the settings are ours"):
         assert said in markdown
     assert "- quick: revision abc." in markdown
@@ -690,25 +695,102 @@ def test_experiments_that_were_not_run_are_named_beside_the_ruling():
     spec = parse_claims(content)
 
     def merged(*documents):
-        text, markdown = merge_claims(documents, spec)
-        return json.loads(text)["claims"][0], markdown
+        text, markdown = merge_claims(documents, spec, planned=["flowers"])
+        claim = json.loads(text)["claims"][0]
+        assert list(claim["coverage"]) == ["data"]
+        return claim["data"], claim["coverage"]["data"], markdown
 
     of_x, of_y = (write_claims([judge(content, records(GOOD), experiment=name)])[0] for name in ("x", "y"))
-    one, markdown = merged(of_x)
-    assert (one["data"], one["not_run"]) == ("supported", ["y", "flowers"])
-    assert "Not run: y, flowers." in markdown
+    ruling, found, markdown = merged(of_x)
+    assert (ruling, found["run"], found["not_run"]) == ("supported", ["x"], ["y", "flowers"])
+    assert "y, flowers (planned)" in markdown
     assert "**supported** (1 of 3 named experiments)" in markdown
     empty = write_claims([judge(content, experiment="y")])[0]  # published, but nothing of this claim
-    assert merged(of_x, empty)[0]["not_run"] == ["y", "flowers"]
-    assert merged(of_x, of_y)[0]["not_run"] == ["flowers"]
-    none, markdown = merged()
-    assert (none["verdict"], none["not_run"]) == ("not tested", ["x", "y", "flowers"])
+    _, found, markdown = merged(of_x, empty)
+    assert (found["without_numbers"], found["not_run"]) == (["y"], ["flowers"])
+    assert "(1 of 3 named experiments)" in markdown
+    assert merged(of_x, of_y)[1]["not_run"] == ["flowers"]
+    ruling, found, markdown = merged()
+    assert (ruling, found["not_run"]) == ("not tested", ["x", "y", "flowers"])
     assert "(0 of 3 named experiments)" in markdown
     content = metric_claim(experiments=["theory", "x"])
     spec = parse_claims(content)
-    whole, markdown = merged(write_claims([judge(content, records(GOOD))])[0])
-    assert (whole["data"], whole["not_run"]) == ("supported", [])
+    ruling, found, markdown = merged(write_claims([judge(content, records(GOOD))])[0])
+    assert (ruling, found["not_run"]) == ("supported", [])
     assert "named experiments" not in markdown
+
+
+def test_each_side_names_only_the_experiments_that_can_bear_on_it():
+    """A claim of theory alone says which experiments have theory."""
+    both = metric_claim(experiments=["theory", "x", "y", "paper"])["claims"][0]
+    statistic = {"kind": "theory", "name": "s", "supported_range": [None, -0.05]}
+    alone = {"id": "C2", "text": "t", "whose_words": "w", "statistics": [statistic]}
+    alone["experiments"] = ["theory", "x", "paper"]
+    spec = parse_claims({"claims": [{**both, "statistics": [*both["statistics"], statistic]}, alone]})
+    frames = {
+        "records": records(GOOD),
+        "theory_statistics": theory_frame(("C2", "s", -1.0, -1.1, -0.9, 5, "")),
+    }
+    text, markdown = merge_claims([write_claims(evaluate_claims(spec, frames, "x"))[0]], spec)
+    first, second = (claim["coverage"] for claim in json.loads(text)["claims"])
+    assert (first["theory"]["without_numbers"], first["theory"]["not_run"]) == (["x"], ["theory", "paper"])
+    assert (first["data"]["run"], first["data"]["not_run"]) == (["x"], ["y", "paper"])
+    assert (second["theory"]["run"], second["theory"]["not_run"]) == (["x"], ["theory", "paper"])
+    assert "| C2 | w | **supported** (1 of 3 named experiments) | – |" in markdown
+
+
+def what_would_change(content, *parts, **others):
+    document = write_claims([judge(content, *parts, **others)])[0]
+    (words,) = re.findall("What would change it: (.*)", merge_claims([document], parse_claims(content))[1])
+    return words
+
+
+def test_what_would_change_a_verdict_follows_from_what_is_missing():
+    content = metric_claim(smallest=0.05, experiments=["x", "y"])
+    content["claims"][0]["statistics"][0] |= {"effect": "log_ratio"}
+    floor = 6.4 + 0.1 * np.arange(10)
+    at_floor = what_would_change(content, with_floor(records(GOOD), floor))
+    assert "more room above the floor" in at_floor
+    assert re.search(r"\by\b", at_floor.partition("not run")[2])
+    assert "five seeds" not in at_floor
+    assert "five seeds" in what_would_change(content, with_floor(records(GOOD[:2]), floor))
+    assert "five seeds" in what_would_change(content, records(VAGUE[:2]))
+    vague = what_would_change(content, records(VAGUE))
+    assert "more seeds" in vague
+    assert "floor" not in vague
+
+
+def test_a_criterion_shows_its_threshold_and_a_method_that_fails_what_it_meets():
+    content = metric_claim(smallest=0.405, baselines=["none", "scalar"])
+    (statistic,) = content["claims"][0]["statistics"]
+    harmless = {**statistic, "name": "kept", "direction": "no_increase", "margin": 0.05}
+    content["claims"][0]["statistics"].append({**harmless, "smallest_effect": None})
+    frame = pd.concat([records([-0.9, -0.8, -0.85, -0.8, -0.9]), records(BAD, baseline="scalar")])
+    frame.loc[frame["method"] == "scalar", "value"] -= 2.0  # the method's own rows are those of the first
+    (method,) = judge(content, frame.drop_duplicates(["method", "seed"])).groups[0].methods
+    failed, met = method.words.split("; meets ")
+    assert "claimed: decrease of at least 0.405" in failed
+    assert "allowed: no increase beyond 0.05" in failed
+    assert "scalar" in failed
+    assert met == "2: frechet (classifier-0) (none) | kept (classifier-0) (none)"
+    theory = {"kind": "theory", "name": "s", "supported_range": [0.9, 1.1]}
+    content["claims"][0]["statistics"] = [theory]
+    (method,) = (
+        judge(content, theory_statistics=theory_frame(("C1", "s", 1.0, 0.95, 1.05, 5, ""))).groups[0].methods
+    )
+    assert "claimed range: 0.9 to 1.1" in method.words
+
+
+def test_rules_name_under_each_condition_the_methods_that_have_statistics_there():
+    (claim,) = parse_claims(claim_of(CLAIMS, "C10")).claims
+    labels, unlabelled = re.findall(
+        r"^- (?:labels|unlabelled) (.*)$", rules_of(claim)["theory"], re.MULTILINE
+    )
+    assert "class whitening" in labels
+    assert "class whitening" not in unlabelled
+    for each in parse_claims(CLAIMS).claims:
+        for rule in rules_of(each).values():
+            assert all(line.lstrip().startswith("- ") for line in rule.splitlines()[2:])
 
 
 def test_five_seeds_of_one_experiment_are_not_outvoted_by_two_of_another():

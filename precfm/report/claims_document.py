@@ -1,7 +1,8 @@
 """Verdicts as documents: `claims.json` and `claims.md` of one experiment, and of all experiments together."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
@@ -12,31 +13,73 @@ from precfm.report.claims import Claim, ClaimsSpec, Side
 from precfm.report.documents import markdown_cells
 from precfm.report.formatting import MISSING, interval_text, number_text, p_text
 from precfm.report.outcomes import StatisticResult
-from precfm.report.rulings import Judged, ruled
+from precfm.report.rulings import Judged, counting, few_seeds, judged, ruled, threshold_text
 from precfm.report.verdicts import Verdict, rules_of, summary
 from precfm.report.vocabulary import claim_order, method_label
 
 SIDES: tuple[Side, Side] = ("theory", "data")
 THEORY = "theory"  # the experiment without a data set
-_HEAD = (
-    "This is a conceptual replication: the settings are ours, since those of the paper are not public. Theory "
-    "(controlled experiments) and data are judged apart, and neither overrides the other. **Supported**: one named "
-    "method meets every deciding statistic, each one-sided at 5%, on every data set and recipe that counts; on data "
-    "its largest p-value is adjusted by Holm over the methods of the claim; theory has intervals alone, which are not "
-    "adjusted for its methods. **Contradicted**: on each of them every method fails, that is, a whole 95% interval is"
-    " below the smallest effect that matters, or beyond the margin; on data all in one and the same statistic. "
-    "**Mixed**: one of the conditions that were listed before the run is supported, another contradicted. **Open**: "
-    "all else. *Indicative*: fewer than five seeds, and counted only where no other experiment is. Where the baseline"
-    " stands at the floor (ten draws of the train split), a statistic cannot support, and contradicts only by harm: "
-    "its whole interval on the wrong side of zero. Intervals join the scatter of training seeds with the bootstrap of"
-    " the held-out rows that all seeds share; those of precision, recall, KID and late slopes, which have no such "
-    "replicates, hold the scatter of seeds alone. The rules stand in `config/claims.yaml`, their history, with what "
-    "was known at each change, in `docs/claims-history.md`."
-)
+_HEAD = """\
+This is a conceptual replication: the settings are ours, since those of the paper are not public. Theory (controlled
+experiments) and data are judged apart, and neither overrides the other.
+
+Verdicts:
+
+- **Supported**: one named method meets every criterion, on every data set and recipe that counts.
+- **Contradicted**: every method fails, on every data set and recipe that counts. On data all of them fail in one and
+  the same statistic.
+- **Mixed**: of the conditions that the claim lists, one is supported and another contradicted.
+- **Open**: everything else.
+- *Indicative*: fewer than five seeds. Such a verdict counts only where no other experiment has more. With two seeds the
+  95% intervals cover between .87 and .95 (simulated), which is one reason for the word.
+
+Criteria:
+
+- An effect is method minus baseline, paired by training seed at the last checkpoint.
+- A claimed effect is met if it points the claimed way, is at least as large as claimed, and has a one-sided p below 5%.
+  It fails if its whole 95% interval falls short of the claimed size.
+- An allowed change is met if a larger one is excluded (one-sided, 5%). It fails if its whole interval is beyond.
+- A claimed range (theory) is met if the whole interval is within. It fails if the whole interval is outside.
+- No headroom: the baseline stands at the floor, which is what a perfect flow would score (on data, ten draws of the
+  train split). Nothing can be gained there. A claimed effect cannot be met, and fails only by harm, with its whole
+  interval on the wrong side of zero.
+
+Numbers:
+
+- A method's p is the largest of its criteria. On data it is adjusted by Holm over the claim's methods. Theory has
+  intervals alone, which are not adjusted for its methods.
+- Intervals join the scatter of training seeds with the bootstrap of the held-out rows that all seeds share. Precision,
+  recall, KID and late slopes have no bootstrap, so that their intervals hold the scatter of seeds alone.
+- Names in `code` are statistics of the controlled experiments. The table of theory (`tables/theory.md`) describes each.
+  `_to_P` and `_to_F` compare with baselines of as many parameters or training FLOPs, `_to_skip` with a Gaussian skip.
+
+The rules stand in `config/claims.yaml`. Their history, with what was known at each change, is in
+`docs/claims-history.md`."""
 _EARLIER = (
     "Judged by what decided at the revision that made them, named above and dated in `docs/claims-history.md`; they "
     "count for no verdict of this page."
 )
+
+
+@dataclass(frozen=True)
+class _Coverage:
+    """The experiments that a claim names for one side.
+
+    Attributes:
+        run: those with numbers for it, by the present rules.
+        without_numbers: those that are published by the present rules, but have none.
+        not_run: the others.
+    """
+
+    run: list[str]
+    without_numbers: list[str]
+    not_run: list[str]
+
+    @property
+    def share(self) -> str:
+        """How many of them the ruling rests on, where it is not all."""
+        named = len(self.run) + len(self.without_numbers) + len(self.not_run)
+        return f" ({len(self.run)} of {named} named experiments)" if len(self.run) < named else ""
 
 
 class _Earlier(BaseModel):
@@ -76,7 +119,8 @@ def write_claims(verdicts: Sequence[Verdict]) -> tuple[str, str]:
     ]
     for verdict in verdicts:
         about = _about(verdict.model_dump())
-        lines += [f"## {verdict.claim}: {verdict.verdict}", *about, f"**Found.** {verdict.reason}"]
+        found = _findings(verdict.groups) or verdict.reason
+        lines += [f"## {verdict.claim}: {verdict.verdict}", *about, "**Found.**", found]
         if verdict.statistics:
             lines.append(_statistics(verdict.statistics))
     lines.append(f"Made by `make reproduce EXPERIMENT={experiment}`.")
@@ -85,17 +129,21 @@ def write_claims(verdicts: Sequence[Verdict]) -> tuple[str, str]:
 
 
 def merge_claims(
-    documents: Sequence[str], spec: ClaimsSpec, made_by: Mapping[str, str] | None = None
+    documents: Sequence[str],
+    spec: ClaimsSpec,
+    made_by: Mapping[str, str] | None = None,
+    planned: Collection[str] = (),
 ) -> tuple[str, str]:
     """All experiments together: for each claim one ruling on theory and one on data.
 
-    Verdicts by earlier rules, on what then decided a claim, are listed with the experiment that they are of, and count
-    for nothing.
+    Rulings are made anew of the published statistics. Verdicts by earlier rules, on what then decided a claim, are
+    listed with the experiment that they are of, and count for nothing.
 
     Args:
         documents: the text of each experiment's `claims.json`.
         spec: the present claims.
         made_by: by experiment, in words, which revision made it and how much of that is of the present code.
+        planned: the experiments that claims name, but that have no configuration yet; they are marked as planned.
 
     Returns:
         The text of the merged `claims.json` and `claims.md`.
@@ -114,10 +162,12 @@ def merge_claims(
     payload, details = [], []
     for claim in sorted(spec.claims, key=lambda claim: claim_order(claim.id)):
         verdicts = sorted(present[claim.id], key=lambda verdict: verdict.experiment)
-        merged = _merged(claim, verdicts)
+        groups = {side: _groups(claim, verdicts, side) for side in SIDES if claim.deciding(side)}
+        coverage = {side: _coverage(claim, side, verdicts, spec) for side in groups}
+        merged = _merged(claim, verdicts, groups, coverage)
         payload.append(merged)
         details += [f"## {claim.id}: {merged['verdict']}", *_about(merged)]
-        details += [_side(side, claim, verdicts) for side in merged["rule"]]
+        details += [_side(side, groups[side], coverage[side], planned) for side in groups]
     lines = ["# Verdicts on the claims of the paper", _HEAD, _summary(payload)]
     revisions = dict(sorted((made_by or {}).items()))
     lines.append("\n".join(f"- {experiment}: {words}." for experiment, words in revisions.items()))
@@ -150,9 +200,14 @@ def _read(document: str) -> Sequence[Verdict | _Earlier]:
         ) from None
 
 
-def _merged(claim: Claim, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def _merged(
+    claim: Claim,
+    verdicts: Sequence[Verdict],
+    groups: Mapping[Side, Sequence[Judged]],
+    coverage: Mapping[Side, _Coverage],
+) -> dict[str, Any]:
     """One claim over all experiments."""
-    theory, data = (ruled(_groups(verdicts, side))[0] for side in SIDES)
+    theory, data = (ruled(groups.get(side, []))[0] for side in SIDES)
     parts = {"experiment", "theory", "data", "verdict", "reason", "statistics"}
     return {
         "claim": claim.id,
@@ -161,28 +216,35 @@ def _merged(claim: Claim, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "theory": theory,
         "data": data,
         "verdict": summary(theory, data),
-        "not_run": _not_run(claim, verdicts),
+        "coverage": {side: {**asdict(found), "share": found.share} for side, found in coverage.items()},
         "by_experiment": [each.model_dump(mode="json", include=parts) for each in verdicts],
     }
 
 
-def _of_data(claim: Claim) -> list[str]:
-    """The experiments that a claim names for its side of data."""
-    return [name for name in claim.experiments if name != THEORY] if claim.deciding("data") else []
+def _coverage(claim: Claim, side: Side, verdicts: Sequence[Verdict], spec: ClaimsSpec) -> _Coverage:
+    """Which of the experiments that can bear on one side of a claim have done so.
+
+    All but `theory` have data. Those have controlled experiments, too, that some claim of theory alone names.
+    """
+    run = {each.experiment for each in verdicts if any(group.side == side for group in each.groups)}
+    theory_alone = [each for each in spec.claims if not each.deciding("data")]
+    with_theory = {THEORY, *(name for each in theory_alone for name in each.experiments)}
+    able = run | (with_theory if side == "theory" else set(claim.experiments) - {THEORY})
+    named = [name for name in claim.experiments if name in able]
+    published = {each.experiment for each in verdicts}
+    return _Coverage(
+        run=[name for name in named if name in run],
+        without_numbers=[name for name in named if name in published - run],
+        not_run=[name for name in named if name not in published],
+    )
 
 
-def _not_run(claim: Claim, verdicts: Sequence[Verdict]) -> list[str]:
-    """Those of them that have published no number on data for it, by the present rules."""
-    ran = {each.experiment for each in verdicts if any(group.side == "data" for group in each.groups)}
-    return [name for name in _of_data(claim) if name not in ran]
-
-
-def _groups(verdicts: Sequence[Verdict], side: Side) -> list[Judged]:
+def _groups(claim: Claim, verdicts: Sequence[Verdict], side: Side) -> list[Judged]:
     """Of all experiments, each named before its data set, since two of them may have the same."""
     return [
         group.model_copy(update={"dataset": ", ".join(filter(None, (each.experiment, group.dataset)))})
         for each in verdicts
-        for group in each.groups
+        for group in judged(claim, each.statistics)
         if group.side == side
     ]
 
@@ -190,35 +252,58 @@ def _groups(verdicts: Sequence[Verdict], side: Side) -> list[Judged]:
 def _about(verdict: Mapping[str, Any]) -> list[str]:
     """The claim, whose words it is in, how it is judged and what to know of that."""
     caveat = [f"**To know.** {verdict['caveat']}"] if verdict["caveat"] else []
-    rules = [f"- {side}: {rule}" for side, rule in verdict["rule"].items()]
-    return [
-        verdict["text"],
-        f"**Whose words.** {verdict['whose_words']}.",
-        "\n".join(["**Rule.**", "", *rules]),
-        *caveat,
-    ]
+    rules = [f"**Rule, {side}.** {rule}" for side, rule in verdict["rule"].items()]
+    return [verdict["text"], f"**Whose words.** {verdict['whose_words']}.", *rules, *caveat]
 
 
-def _side(side: Side, claim: Claim, verdicts: Sequence[Verdict]) -> str:
-    """One side's ruling, a line for each experiment, data set and condition, and what would change it."""
-    groups = _groups(verdicts, side)
+def _side(side: Side, groups: Sequence[Judged], coverage: _Coverage, planned: Collection[str]) -> str:
+    """One side's ruling, what would change it, which experiments it rests on, and what these found."""
     ruling, words = ruled(groups)
-    head = f"**{side.capitalize()}: {ruling}.**" + (f" By condition: {words}." if words else "")
-    change = {
-        "supported": "one deciding interval that leaves its range, or a p-value above 5%, with the same method",
-        "contradicted": "one method that meets all that the rule asks for",
-        "mixed": "a condition that rules the other way",
-        "open": "more seeds, or larger effects, in the criteria named as open, lacking or failed",
-        "not tested": f"a run of an experiment that counts ({', '.join(claim.experiments)})",
-    }[ruling.removeprefix("indicative: ")]
-    more = ", on five seeds" if ruling.startswith("indicative") else ""
-    lines = [
-        line for group in groups for line in (f"- {group.head}", *(f"  - {words}" for words in group.said))
+    left = _names(coverage.not_run, planned)
+    experiments = {
+        "Run": ", ".join(coverage.run),
+        "Run, but without a number for it": ", ".join(coverage.without_numbers),
+        "Not run by the present rules": left if groups else "",
+    }
+    parts = [
+        f"**{side.capitalize()}: {ruling}**{coverage.share}." + (f" By condition: {words}." if words else ""),
+        f"What would change it: {_what_would_change(ruling, groups, left)}.",
+        " ".join(f"{what}: {names}." for what, names in experiments.items() if names),
+        _findings(groups),
     ]
-    not_run = _not_run(claim, verdicts) if side == "data" else []
-    left = f" Not run: {', '.join(not_run)}." if not_run else ""
+    return "\n\n".join(filter(None, parts))
+
+
+def _names(experiments: Sequence[str], planned: Collection[str]) -> str:
+    return ", ".join(f"{name} (planned)" if name in planned else name for name in experiments)
+
+
+def _what_would_change(ruling: str, groups: Sequence[Judged], not_run: str) -> str:
+    """What a reader would have to see for another ruling; `not_run` are the experiments that could show it."""
+    if not groups:
+        return f"a run by the present rules of {not_run}" if not_run else "an experiment with numbers for it"
+    way, few = ruling.removeprefix("indicative: "), few_seeds(groups)
+    seeds = ", on five seeds" if few else ""
+    at_floor = dict.fromkeys(group.dataset for group in counting(groups) if not group.headroom)
+    room = (
+        f"an experiment with more room above the floor{seeds} (no number of seeds can show a gain on "
+        f"{' and '.join(at_floor)}){f'; not run, and could have it: {not_run}' if not_run else ''}"
+    )
+    if way == "open":
+        more = "five seeds" if few else "more seeds, or larger effects"
+        return room if at_floor else f"{more}, in the criteria named as open, lacking or failed"
+    change = {
+        "supported": "a deciding interval that leaves its range, or a p-value above 5%, with the same method",
+        "contradicted": "one method that meets every criterion",
+        "mixed": "a condition that rules the other way",
+    }[way]
+    return f"{change}; for a gain, {room}" if at_floor and way != "supported" else change + seeds
+
+
+def _findings(groups: Sequence[Judged]) -> str:
+    """A list: each data set and condition, and below it what each method does there."""
     return "\n".join(
-        [f"{head} What would change it: {change}{more}.{left}", *([""] if lines else []), *lines]
+        line for group in groups for line in (f"- {group.head}", *(f"  - {words}" for words in group.said))
     )
 
 
@@ -231,8 +316,10 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
         {
             "claim": row["claim"],
             "whose words": row["whose_words"],
-            "theory": f"**{row['theory']}**" if "theory" in row["rule"] else MISSING,
-            "data": f"**{row['data']}**{_share_run(row)}" if "data" in row["rule"] else MISSING,
+            **{
+                side: f"**{row[side]}**{_share_of(row, side)}" if side in row["rule"] else MISSING
+                for side in SIDES
+            },
             "text": row["text"],
         }
         for row in rows
@@ -240,19 +327,15 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown_cells(pd.DataFrame(cells), numbers=False)
 
 
-def _share_run(row: Mapping[str, Any]) -> str:
-    """How many of the named experiments a ruling on data rests on, where it is not all."""
-    if not row.get("not_run"):
-        return ""
-    named = len([name for name in row["experiments"] if name != THEORY])
-    return f" ({named - len(row['not_run'])} of {named} named experiments)"
+def _share_of(row: Mapping[str, Any], side: Side) -> str:
+    """How much a ruling of all experiments together rests on; nothing for one experiment."""
+    return str(row["coverage"][side]["share"]) if "coverage" in row else ""
 
 
 def _statistics(results: Sequence[StatisticResult]) -> str:
     frame = pd.DataFrame([result.model_dump() for result in results])
     reported = frame["role"].map({"decides": "", "reported": " (reported)"})
     sides = zip(frame["method"], frame["baseline"], strict=True)
-    thresholds = zip(_floats(frame["smallest_effect"]), _floats(frame["margin"]), strict=True)
     table = pd.DataFrame(
         {
             "statistic": frame["statistic"] + reported,
@@ -266,12 +349,7 @@ def _statistics(results: Sequence[StatisticResult]) -> str:
             "n": frame["n"].astype(str),
             "p (one-sided)": _floats(frame["p"]).map(p_text),
             "p (method, Holm)": _floats(frame["p_holm"]).map(p_text),
-            "claimed": [
-                direction.replace("_", " ")
-                + (f" by {smallest:g}" if smallest == smallest else "")
-                + (f" beyond {margin:g}" if margin == margin else "")
-                for direction, (smallest, margin) in zip(frame["direction"], thresholds, strict=True)
-            ],
+            "claimed": list(map(threshold_text, results)),
             "outcome": frame["outcome"],
             "note": frame["note"],
         }

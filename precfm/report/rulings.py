@@ -17,8 +17,8 @@ from typing import Literal, cast
 from pydantic import BaseModel, ConfigDict
 
 from precfm.core.statistics import CONFIDENCE, INDICATIVE_BELOW, holm
-from precfm.report.claims import Claim, Side, Statistic
-from precfm.report.effects import expected, names_of
+from precfm.report.claims import Claim, EffectStatistic, Side, Statistic
+from precfm.report.effects import NO_HEADROOM, expected, names_of
 from precfm.report.formatting import MISSING, interval_text, number_text
 from precfm.report.outcomes import Outcome, StatisticResult
 from precfm.report.vocabulary import method_label
@@ -64,6 +64,7 @@ class Judged(BaseModel):
         condition: one of the claim's; empty if it lists none for this side.
         n: the fewest seeds that a deciding statistic of this side and data set rests on.
         methods: one outcome for each.
+        headroom: whether every baseline leaves room for the claimed effect above the floor.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,6 +74,7 @@ class Judged(BaseModel):
     condition: str
     n: int
     methods: tuple[MethodOutcome, ...]
+    headroom: bool = True
 
     @property
     def head(self) -> str:
@@ -116,7 +118,14 @@ def judged(claim: Claim, results: Sequence[StatisticResult]) -> list[Judged]:
                 result.n for result in here
             )  # of all conditions, so that none counts more than another
             found.append(
-                Judged(side=side, dataset=dataset, condition=condition, n=fewest, methods=tuple(outcomes))
+                Judged(
+                    side=side,
+                    dataset=dataset,
+                    condition=condition,
+                    n=fewest,
+                    methods=tuple(outcomes),
+                    headroom=not any(result.note.startswith(NO_HEADROOM) for result in under),
+                )
             )
     return found
 
@@ -136,18 +145,19 @@ def _method_outcome(
     if against:
         names = {result.statistic for result in against}
         fails = tuple(each.name for each in statistics if names & set(names_of(each)))
-        return outcome("contradicts", f"fails {_listed(map(_named, against), len(results))}", fails=fails)
+        words = f"fails {_listed(map(_named, against), len(results))}{_met(results)}"
+        left = sum(result.outcome == "unresolved" for result in results)
+        return outcome("contradicts", words + (f"; leaves open {left}" if left else ""), fails=fails)
     missing = wanted - {(result.statistic, result.baseline) for result in results}
     if missing:
-        lacking = sorted(
-            name + (f" to {method_label(baseline)}" if baseline else "") for name, baseline in missing
-        )
+        lacking = sorted(_compared(name, baseline) for name, baseline in missing)
         return outcome("unresolved", f"lacks {_listed(lacking, len(wanted))}")
     p_values = [result.p for result in results if result.dataset and not result.note.startswith("exact")]
     p = max((1.0 if value is None else value for value in p_values), default=0.0)
     unresolved = [result for result in results if result.outcome == "unresolved"]
     if unresolved:
-        return outcome("unresolved", f"leaves open {_listed(map(_named, unresolved), len(results))}", p)
+        words = f"leaves open {_listed(map(_named, unresolved), len(results))}{_met(results)}"
+        return outcome("unresolved", words, p)
     words = f"meets {'its' if len(results) == 1 else 'all'} {_criteria(len(results))}"
     weakest = max(results, key=lambda result: result.p or 0.0)
     if len(results) == 1:
@@ -158,13 +168,38 @@ def _method_outcome(
 
 
 def _named(result: StatisticResult) -> str:
-    """A criterion with its number; of theory's rows with the remark that tells equal names apart."""
-    name = result.statistic + (f" to {method_label(result.baseline)}" if result.baseline else "")
+    """A criterion with its number and threshold; of theory's rows with the remark that tells equal names apart."""
     low, high = (math.nan if end is None else end for end in (result.low, result.high))
     value = MISSING if result.value is None else number_text(result.value)
     interval = f" {interval_text(low, high)}" if low < high else ""
+    asked = "claimed range" if result.smallest_effect is None else "claimed"
+    asked = "allowed" if result.margin is not None else asked
     note = f"; {result.note}" if result.note and not result.note.startswith("exact") else ""
-    return f"{name}: {value}{interval}{note}"
+    name = _compared(result.statistic, result.baseline)
+    return f"{name}: {value}{interval}, {asked}: {threshold_text(result)}{note}"
+
+
+def _compared(name: str, baseline: str) -> str:
+    return f"{name}, compared with {method_label(baseline)}" if baseline else name
+
+
+def threshold_text(about: StatisticResult | EffectStatistic) -> str:
+    """What is claimed or allowed, in words: a least effect, a largest harmless change, or theory's range."""
+    way = about.direction.replace("_", " ")
+    if about.margin is not None:
+        return f"{way} beyond {about.margin:g}"
+    return way if about.smallest_effect is None else f"{way} of at least {about.smallest_effect:g}"
+
+
+def _met(results: Iterable[StatisticResult]) -> str:
+    """The criteria that are met, without numbers: each statistic once, with its baselines, or with theory's remarks."""
+    met: dict[str, list[str]] = {}
+    for result in results:
+        if result.outcome == "supports":
+            beside = method_label(result.baseline) if result.baseline else result.note
+            met.setdefault(result.statistic, []).append(beside)
+    names = [f"{name} ({' and '.join(beside)})".removesuffix(" ()") for name, beside in met.items()]
+    return f"; meets {sum(map(len, met.values()))}: {' | '.join(names)}" if met else ""
 
 
 def _listed(names: Iterable[str], of: int) -> str:
@@ -201,13 +236,15 @@ def ruled(groups: Sequence[Judged]) -> tuple[Ruling, str]:
     """
     if not groups:
         return "not tested", ""
-    full = [group for group in groups if group.n >= INDICATIVE_BELOW]
+    indicative = few_seeds(groups)
     conditions: dict[str, list[Judged]] = {}
-    for group in full or groups:
+    for group in counting(groups):
         conditions.setdefault(group.condition, []).append(group)
     found = {condition: _way(several) for condition, several in conditions.items()}
     ways = {condition: way for condition, (way, _) in found.items()}
-    words = ", ".join(f"{condition}: {each}" for condition, each in ways.items()) if len(ways) > 1 else ""
+    mark = " (indicative)" if indicative else ""
+    said = [f"{condition}: {each}{mark if each != 'open' else ''}" for condition, each in ways.items()]
+    words = ", ".join(said) if len(said) > 1 else ""
     if set(ways.values()) == {"supported"}:
         same = set.intersection(*(set(methods) for _, methods in found.values()))
         way = "supported" if same else "open"
@@ -216,7 +253,17 @@ def ruled(groups: Sequence[Judged]) -> tuple[Ruling, str]:
         way = "contradicted"
     else:
         way = "mixed" if {"supported", "contradicted"} <= set(ways.values()) else "open"
-    return cast(Ruling, way if full or way == "open" else f"indicative: {way}"), words
+    return cast(Ruling, f"indicative: {way}" if indicative and way != "open" else way), words
+
+
+def counting(groups: Sequence[Judged]) -> Sequence[Judged]:
+    """Those that count: with enough seeds, or all where none has enough."""
+    return [group for group in groups if group.n >= INDICATIVE_BELOW] or groups
+
+
+def few_seeds(groups: Sequence[Judged]) -> bool:
+    """Whether none has enough seeds for more than an indicative ruling."""
+    return all(group.n < INDICATIVE_BELOW for group in groups)
 
 
 def _way(groups: Sequence[Judged]) -> tuple[str, list[str]]:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from precfm.report.claims import Claim, ClaimsSpec, Side, Statistic, TheoryStatistic
+from precfm.report.claims import COMPARING, Claim, ClaimsSpec, Side, Statistic, TheoryStatistic
 from precfm.report.effects import effects, frames_of
 from precfm.report.frames import Frames
 from precfm.report.outcomes import StatisticResult, known, range_text, result_of
-from precfm.report.rulings import Judged, Ruling, adjusted, judged, ruled
+from precfm.report.rulings import Judged, Ruling, adjusted, judged, ruled, threshold_text
 from precfm.report.vocabulary import method_label
 
 
@@ -20,7 +20,7 @@ class Verdict(BaseModel):
 
     Attributes:
         claim, text, whose_words, caveat: as in the claims file.
-        rule: by side, what decides, in words; a side that nothing decides is absent.
+        rule: by side, what decides, in Markdown; a side that nothing decides is absent.
         experiments: those that count.
         experiment: the one of this verdict.
         fingerprint: hash of what decides, `precfm.report.claims.Claim.fingerprint`.
@@ -140,38 +140,50 @@ def _reason(claim: Claim, experiment: str, groups: Sequence[Judged]) -> str:
 
 
 def rules_of(claim: Claim) -> dict[Side, str]:
-    """What decides a claim, in words, by side."""
-    rules: dict[Side, str] = {}
+    """What decides a claim, by side, in Markdown: what is compared, then a list of criteria by condition."""
     sides: tuple[Side, ...] = ("theory", "data")
-    for side in sides:
-        if not (deciding := claim.deciding(side)):
-            continue
-        said: list[str] = []
-        for condition in dict.fromkeys((*claim.conditions_of(side), "")):
-            listed = dict.fromkeys(_criterion(claim, s) for s in deciding if s.condition == condition)
-            name = condition or ("under each condition" if said else "")
-            said += [(f"{name}: " if name else "") + ", ".join(listed)] if listed else []
-        where = f"setting {' or '.join(claim.settings)}; " if side == "data" and claim.settings else ""
-        methods = dict.fromkeys(
-            name for each in claim.conditions_of(side) for name in claim.criteria(side, each)
-        )
-        named = [method_label(name) for name in methods if name]
-        of = f"{'one of ' if len(named) > 1 else ''}{', '.join(named)} shows: " if named else ""
-        rules[side] = f"{where}{of}{'; '.join(said)}."
-    return rules
+    return {side: _rule(claim, side) for side in sides if claim.deciding(side)}
 
 
-def _criterion(claim: Claim, statistic: Statistic) -> str:
+def _rule(claim: Claim, side: Side) -> str:
+    deciding, conditions = claim.deciding(side), claim.conditions_of(side)
+    methods = {condition: _one_of(claim, side, condition) for condition in conditions}
+    same = len(set(methods.values())) == 1
+    head = []
+    if side == "data" and claim.settings:
+        head.append(f"Setting: {' or '.join(claim.settings)}.")
+    if any(s.kind in COMPARING and not getattr(s, "baselines", ()) for s in deciding):
+        head.append(f"Compared with each of: {_labels(claim.baselines)}.")
+    if same:
+        (one_of,) = set(methods.values())
+        head.append(f"Needed: {one_of} meets every line." if one_of else "Needed: every line.")
+    else:
+        head.append("Needed: every line, by one and the same method.")
+    lines = []
+    for condition in dict.fromkeys((*conditions, "")):
+        criteria = dict.fromkeys(_criterion(s) for s in deciding if s.condition == condition)
+        if criteria and conditions != ("",):
+            needed = "" if same or not condition else f" ({methods[condition]})"
+            lines.append(f"- {condition or 'under each condition'}{needed}")
+        indent = "" if conditions == ("",) else "  "
+        lines += [f"{indent}- {criterion}" for criterion in criteria]
+    return f"{' '.join(head)}\n\n" + "\n".join(lines)
+
+
+def _one_of(claim: Claim, side: Side, condition: str) -> str:
+    """The methods that have criteria under a condition, one of which suffices."""
+    labels = [method_label(name) for name in claim.criteria(side, condition) if name]
+    return ("one of " if len(labels) > 1 else "") + ", ".join(labels)
+
+
+def _labels(baselines: Sequence[str]) -> str:
+    return "; ".join(method_label(name.format(method="the method")) for name in baselines)
+
+
+def _criterion(statistic: Statistic) -> str:
     if isinstance(statistic, TheoryStatistic):
         name = statistic.name.replace(statistic.method, "<method>") if statistic.method else statistic.name
-        return f"`{name}` {range_text(statistic)}"
-    way = statistic.direction.replace("_", " ")
-    size = (
-        f"{way} beyond {statistic.margin:g}"
-        if statistic.margin
-        else f"{way} by {statistic.smallest_effect:g}"
-    )
+        return f"`{name}`: {range_text(statistic)}"
     spaces = f" ({', '.join(getattr(statistic, 'spaces', ()))})".replace(" ()", "")
-    baselines = claim.baselines_of(statistic, "itself")
-    beside = f" beside {' and '.join(map(method_label, baselines))}" if baselines else ""
-    return f"{statistic.name}{spaces}: {size}{beside}"
+    own = f", compared with {_labels(statistic.baselines)}" if statistic.baselines else ""
+    return f"{statistic.name}{spaces}: {threshold_text(statistic)}{own}"

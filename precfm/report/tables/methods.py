@@ -81,11 +81,13 @@ def build(frames: Frames) -> Table:
         "relative to the smallest standard deviation of the data; steps that the tangent kernel at the start of "
         "training predicts, where it was computed; and metrics at the last checkpoint. Mean over "
         f"{seeds_text(seeds)} with the 95% t interval; condition numbers on the log scale with the interval "
-        "in brackets; a number without an interval rests on one seed or does not vary. FLOPs are those of "
-        "matrix products: the optimizer's (many for Muon), the pairing of optimal transport, a fit's validation and "
-        "the decoder's metric do not count. Moments that a skip holds are no parameters; those of a mixture are "
-        "counted beside. FLOPs to train do not hold those to fit. Matched baselines have no preconditioner but the "
-        "scaling."
+        "in brackets; a number without an interval rests on one seed or does not vary. FLOPs to train are those of "
+        "matrix products and convolutions, and the element-wise ones that a wrapper around the network declares (the "
+        "mixture skip does); FLOPs to invert are those of matrix products; FLOPs to fit are those of moments, "
+        "decompositions, a learned map's training steps and a mixture's iterations. The optimizer's (many for Muon), "
+        "the pairing of optimal transport, a learned map's validation and the decoder's metric do not count. Moments "
+        "that a skip holds are no parameters; those of a mixture are counted beside. FLOPs to train do not hold those "
+        "to fit. Matched baselines have no preconditioner but the scaling."
     )
     return Table(data, blocks, caption)
 

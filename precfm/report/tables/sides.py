@@ -67,9 +67,11 @@ def build(frames: Frames) -> Table:
         "decoder. Second moments: mean |ln variance ratio| along the quarter of directions with the smallest variance, "
         "and the Fréchet distance in whitened latent coordinates. Likelihood: mean negative log-likelihood of held-out "
         "latents, in nats, in the space before the map. Last, the share of samples nearer to a training than to a "
-        "held-out row, of equally many: above one half it copies. A method alone is its map applied to noise, or its "
-        "skip without a network; the floor is the mean of independent draws of the train split. Final checkpoint, mean "
-        f"over {seeds_text((flows if len(flows) else data)['n'])} with the 95% interval that joins the scatter of "
+        "held-out row, of equally many. Training rows lie nearer to any smooth model that was fitted to them, so that "
+        "a share above one half is no sign of copying by itself: compare it with whitenings alone, which hold moments "
+        "and cannot copy; the floor, made of training rows, has none. A method alone is its map applied to noise, or "
+        "its skip without a network; the floor is the mean of independent draws of the train split. Final checkpoint, "
+        f"mean over {seeds_text((flows if len(flows) else data)['n'])} with the 95% interval that joins the scatter of "
         "seeds with the bootstrap of the held-out rows, where there is one; without an interval it rests on one run."
     )
     return Table(data, blocks, caption)
