@@ -13,11 +13,11 @@ import pytest
 from precfm.core.errors import PrecfmError
 from precfm.core.registry import REGISTRY
 from precfm.datasets.manifest import add_source, files_checksum, source_manifest
-from precfm.pipeline.builder import statistics_of
 from precfm.pipeline.components import component
 from precfm.pipeline.experiments import CLAIMS, load_experiment, read_yaml
 from precfm.pipeline.fingerprints import SCRIPTS
 from precfm.pipeline.plan import KINDS, Plan, load_plan
+from precfm.pipeline.theory_yields import statistics_of
 from precfm.report.claims import parse_claims
 from precfm.theory.claim_statistics import theory_statistics
 from tests import theory_frames

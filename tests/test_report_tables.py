@@ -317,8 +317,8 @@ def test_latex_escapes_everything_that_a_name_may_hold():
 
 def test_the_theory_table_has_one_block_per_claim_and_loses_no_row():
     rows = [
-        ("C10", "a_b", 2.5, 1.0, 4.0, 5, "note"),
-        ("C1", "exact", 1e-12, float("nan"), float("nan"), 1, ""),
+        ("C10", "a_b", 2.5, 1.0, 4.0, 5, 0.3, "note"),
+        ("C1", "exact", 1e-12, float("nan"), float("nan"), 1, float("nan"), ""),
     ]
     statistics = pd.DataFrame(rows, columns=list(FRAMES["theory_statistics"].columns))
     table = theory.build({"theory_statistics": statistics})

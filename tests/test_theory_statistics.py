@@ -199,6 +199,15 @@ def test_gains_at_fixed_horizons_and_what_whitening_leaves():
     assert rooms["controlled_final_log_error_low_difference"] == pytest.approx(0.5 * scale)
 
 
+def test_one_horizon_alone_says_nothing_of_a_growing_gain():
+    table = budgets(
+        {"none": {4: 0.5}, "whitening": {4: 0.1}, "exact:none": {0: 0.0}, "alone:whitening": {0: 0.2}}
+    )
+    found = values_of(trained_budgets__summary=table)
+    assert "horizon_final_difference_cosine" in found
+    assert "horizon_gain_difference_cosine" not in found
+
+
 def test_the_crossing_is_interpolated_in_the_logarithm_of_the_steps():
     table = budgets(
         {"none": {10: 3.0, 1000: 1.0, 10_000: 9.0}, "whitening": {10: 2.0, 1000: 2.0, 10_000: 2.0}}

@@ -143,7 +143,10 @@ def merged_claims() -> dict[Path, str]:
     origins = [origin(file.parent) for file in files]
     made_by = {each.experiment: str(each) for each in origins}
     documents = [file.read_text(encoding="utf-8") for file in files]
-    as_json, as_markdown = merge_claims(documents, parse_claims(read_yaml(CLAIMS)), made_by)
+    spec = parse_claims(read_yaml(CLAIMS))
+    named = {name for claim in spec.claims for name in claim.experiments}
+    planned = {name for name in named if not (CLAIMS.parent / f"{name}.yaml").is_file()}
+    as_json, as_markdown = merge_claims(documents, spec, made_by, planned)
     texts = {PUBLISHED / "claims.json": as_json, PUBLISHED / "claims.md": as_markdown}
     if README.is_file():
         text = README.read_bytes().decode("utf-8")

@@ -163,7 +163,10 @@ FRAMES: Mapping[str, FrameSource] = {
         ),
     ),
     STATISTICS: FrameSource(
-        {"theory": "*.csv"}, ("claim", "statistic", "value", "low", "high", "n", "room", "note"), gather=None, keys=()
+        {"theory": "*.csv"},
+        ("claim", "statistic", "value", "low", "high", "n", "room", "note"),
+        gather=None,
+        keys=(),
     ),
 }
 

@@ -48,8 +48,9 @@ def fixed_horizons(table: pd.DataFrame) -> Iterator[tuple[str, Estimate, str, fl
         gains = errors["none"] - errors["whitening"]
         first, last = gains.columns[0], gains.columns[-1]
         about = f"networks; {recipe}, a fixed set of data, {level['epochs'].max():g} passes at {last} steps"
-        note = f"{about}; gain of {gains[last].mean():.3f} minus that of {gains[first].mean():.3f} at {first} steps"
-        yield f"horizon_gain_difference_{recipe}", t_estimate(gains[last] - gains[first]), note, math.nan
+        if last > first:
+            note = f"{about}; gain of {gains[last].mean():.3f} minus that of {gains[first].mean():.3f} at {first} steps"
+            yield f"horizon_gain_difference_{recipe}", t_estimate(gains[last] - gains[first]), note, math.nan
         space = _room_of_plain(table, level[level["step"] == last])
         yield (
             f"horizon_final_difference_{recipe}",
