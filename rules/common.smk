@@ -16,11 +16,6 @@ from precfm.pipeline.plan import KINDS, load_plan
 # Snakemake hands it to a shell as it is; the directory that it also takes from it is looked for in vain, without harm.
 sys.executable = shlex.quote(sys.executable)
 
-# Behind its limit of jobs per second Snakemake selects jobs once a second more for every job that has ended, until that
-# takes a core (snakemake/snakemake#2967). Local jobs and a cluster's queue need no such limit.
-if workflow.scheduling_settings is not None:
-    workflow.scheduling_settings.max_jobs_per_timespan = None
-
 EXPERIMENT = str(config.get("experiment", "quick"))
 # `--config full_graph=true`: as if nothing existed, for --dag and --rulegraph.
 FULL_GRAPH = config.get("full_graph", False)
