@@ -41,11 +41,11 @@ def nearest(queries: Tensor, base: Tensor | None, k: int) -> tuple[Tensor, Tenso
     Returns:
         Squared distances in increasing order, float64, and rows of the base, int64; both of shape (n, k).
     """
-    squares, rows = [], []
+    # Allocated once: small results kept between the chunks would keep the memory of all chunks from being used again.
+    squares = torch.empty(len(queries), k, dtype=torch.float64, device=queries.device)
+    rows = torch.empty(len(queries), k, dtype=torch.int64, device=queries.device)
     for chunk, distances, _ in distance_chunks(queries, queries if base is None else base):
         if base is None:
             distances[:, chunk].fill_diagonal_(torch.inf)
-        found = distances.clamp(min=0.0).topk(k, largest=False)
-        squares.append(found.values)
-        rows.append(found.indices)
-    return torch.cat(squares), torch.cat(rows)
+        squares[chunk], rows[chunk] = distances.clamp(min=0.0).topk(k, largest=False)
+    return squares, rows
