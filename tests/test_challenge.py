@@ -110,7 +110,10 @@ def try_lineages(name, frames, root, entries):
 def test_the_lineage_of_a_published_number_suffices_to_make_it_again(experiment, name):
     entries = read_manifest(ROOT / PUBLISHED / experiment)["artifacts"]
     (root,) = (each for each in entries if each.startswith(f"table_files/{name}-"))
-    try_lineages(name, frames_of(experiment), root, entries)
+    frames = frames_of(experiment)
+    if large := set(load("tables", name).needs) - frames.keys() - {STATISTICS}:
+        pytest.skip(f"the frames {', '.join(sorted(large))} are too large to be published")
+    try_lineages(name, frames, root, entries)
 
 
 @pytest.fixture(scope="module")
@@ -354,7 +357,7 @@ def test_a_difference_is_made_again_with_the_metrics_that_it_subtracts(planned):
 @pytest.mark.parametrize("frame", ["linear_grid.identity", "nobody.table", "nonsense"])
 def test_a_row_that_nothing_makes_is_found(checkout, frame):
     with TABLE.open("a") as file:
-        file.write(f"C2,invented_slope,1.0,1.0,1.0,1,,{frame}\n")
+        file.write(f"C2,invented_slope,1.0,1.0,1.0,1,,,{frame}\n")
     tables, _ = challengeable("mine")
     invented = [cell for cell in tables[0].cells() if cell.row["statistic"] == "invented_slope"]
     outcomes = Challenge.of(invented).outcomes(None, print)
@@ -442,7 +445,7 @@ def test_the_audit_takes_costs_and_names_damaged_ones(checkout):
 def test_tables_have_the_same_chance_whatever_their_length(checkout):
     (table,), _ = challengeable("mine")
     with TABLE.open("a") as file:
-        file.writelines(f"C2,s{number},1.0,1.0,1.0,1,,\n" for number in range(300))
+        file.writelines(f"C2,s{number},1.0,1.0,1.0,1,,,\n" for number in range(300))
     (longer,), _ = challengeable("mine")
 
     class Short:
