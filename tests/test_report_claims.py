@@ -468,6 +468,15 @@ def test_a_comparison_without_randomness_counts_as_one_seed(smallest, seeds, ver
     assert result.note == ("exact: no randomness" if seeds > 1 else "")
 
 
+def test_ln_kappa_cannot_fall_below_zero():
+    """A baseline whose mean ln kappa is .35 leaves no room for a fall of .4: a method fails there only by being worse."""
+    near = [(1.0, 2.0)]
+    better, worse = ([(1.0, kappa + k / 100) for k in range(5)] for kappa in (1.1, 3.0))
+    for learned, verdict in ((better, "open"), (worse, "contradicted")):
+        found = judge(path_claim(), **path_frames({"none": near, "m": learned}))
+        assert (found.data, found.statistics[0].note) == (verdict, "no headroom above the floor")
+
+
 def test_a_learned_map_against_one_without_randomness_counts_its_fits():
     learned = [(1.0, 10.0 + k) for k in range(5)]
     frames = path_frames({"none": [(1.0, 100.0)], "m": learned}, seeds=5)

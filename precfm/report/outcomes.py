@@ -4,10 +4,11 @@ The rule, fixed before any run. An effect supports a claim if it points the clai
 that matters, and its one-sided p-value is below 5%; a claim of no harm is supported if a change beyond the margin is
 excluded. It contradicts the claim if its whole 95% interval is below the smallest effect that matters, or beyond the
 margin. Otherwise it is unresolved. A comparison without randomness speaks by its value, and counts as one seed. Where
-the baseline stands at the floor of its metric, nothing could be gained: an effect cannot support there, and
-contradicts only by harm, if its whole interval is on the wrong side of zero. Where a metric has replicates of the
-held-out rows and a run lacks them, there is no interval, and the effect is unresolved. A number of theory supports if
-its whole interval is within the range, and contradicts if it is outside; of a gain, the same holds at the floor.
+the baseline stands at the floor of its metric (of ln kappa: 0), nothing could be gained: an effect cannot support
+there, and contradicts only by harm, if its whole interval is on the wrong side of zero. Where a metric has replicates
+of the held-out rows and a run lacks them, there is no interval, and the effect is unresolved. A number of theory
+supports if its whole interval is within the range, and contradicts if it is outside; of a gain, the same holds at the
+floor.
 """
 
 import math
