@@ -469,7 +469,7 @@ def test_a_comparison_without_randomness_counts_as_one_seed(smallest, seeds, ver
 
 
 def test_ln_kappa_cannot_fall_below_zero():
-    """A baseline whose mean ln kappa is .35 leaves no room for a fall of .4: a method fails there only by being worse."""
+    """Beside a mean ln kappa of .35 a fall of .4 has no room: a method fails there only by being worse."""
     near = [(1.0, 2.0)]
     better, worse = ([(1.0, kappa + k / 100) for k in range(5)] for kappa in (1.1, 3.0))
     for learned, verdict in ((better, "open"), (worse, "contradicted")):
