@@ -13,7 +13,7 @@ def tidy(frames: Frames) -> pd.DataFrame:
     """The statistics as the experiments state them.
 
     Returns:
-        Columns claim, statistic, value, low, high, n, note, and `frame`, the table that it was computed from.
+        Columns claim, statistic, value, low, high, n, room, note, and `frame`, the table that it was computed from.
     """
     rows = needed(frames, STATISTICS)
     columns = [name for name in (*sources_of(STATISTICS).columns, "frame") if name in rows]
