@@ -166,6 +166,19 @@ def test_what_several_seeds_have_from_one_artifact_is_one_observation(frames):
     assert (both["seed"].tolist(), set(both["seed_baseline"])) == (list(range(5)), {0})
 
 
+def test_a_seed_that_diverges_is_told_by_median_and_range_below_the_table(frames):
+    records = frames["records"].copy()
+    assert not any("Median" in block.note for block in sides.build(frames).blocks)
+    of_ours = (records["method"] == "ours") & (records["metric"] == "nll")
+    records.loc[of_ours & (records["seed"] == 3), "value"] = 1e6
+    table = sides.build({**frames, "records": records})
+    row = cell(table.data, method="ours", metric="nll")
+    assert (row["largest"], row["smallest"] <= row["median"] < 1e3 < row["value"]) == (1e6, True)
+    assert [
+        f"{row['largest']:.2e}"[:4] in block.note for block in table.blocks if "Median" in block.note
+    ] == [True]
+
+
 def test_without_some_replicates_there_is_no_interval(frames):
     def lacking(method, seed):
         rows = frames["bootstrap"]

@@ -75,7 +75,8 @@ def build(frames: Frames) -> Table:
     ]
     fits = int(data["n"].max())
     caption = (
-        "The space in which each method's flow is trained, against the data before any preconditioner: "
+        "The space in which each method's flow is trained, on the held-out split, against the data before any "
+        "preconditioner, on the train split: "
         "condition number κ of the covariance over all classes and for the best and worst single class; the "
         "mean of ln κ(Σₜ) over the times of the probability path, with the overall scale of every space set to "
         "mean variance one, on which κ(Σₜ) depends; effective rank (exponential of the entropy of the "

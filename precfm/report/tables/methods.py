@@ -79,15 +79,15 @@ def build(frames: Frames) -> Table:
         "Every method in one row: parameters and floating-point operations of preconditioner and flow; condition "
         "number of the data's covariance after the preconditioner; round-trip error on the data and in the tails, "
         "relative to the smallest standard deviation of the data; steps that the tangent kernel at the start of "
-        "training predicts, where it was computed; and metrics at the last checkpoint. Mean over "
-        f"{seeds_text(seeds)} with the 95% t interval; condition numbers on the log scale with the interval "
-        "in brackets; a number without an interval rests on one seed or does not vary. FLOPs to train are those of "
+        f"training predicts, where it was computed; and metrics at the last checkpoint. Mean over {seeds_text(seeds)} "
+        "with the 95% t interval of the scatter of seeds; condition numbers on the log scale with the interval in "
+        "brackets; a number without an interval rests on one seed or does not vary. FLOPs to train are those of "
         "matrix products and convolutions, and the element-wise ones that a wrapper around the network declares (the "
         "mixture skip does); FLOPs to invert are those of matrix products; FLOPs to fit are those of moments, "
         "decompositions, a learned map's training steps and a mixture's iterations. The optimizer's (many for Muon), "
         "the pairing of optimal transport, a learned map's validation and the decoder's metric do not count. Moments "
-        "that a skip holds are no parameters; those of a mixture are counted beside. FLOPs to train do not hold those "
-        "to fit. Matched baselines have no preconditioner but the scaling."
+        "that a skip holds are no parameters; those of a mixture are counted beside. FLOPs to train do not hold "
+        "those to fit. Matched baselines have no preconditioner but the scaling."
     )
     return Table(data, blocks, caption)
 

@@ -44,8 +44,9 @@ def build(frames: Frames) -> Table:
         "Every method at its final checkpoint: mean over training seeds with the 95% t interval "
         f"({seeds_text((flows if len(flows) else data)['n'])}; ratios are averaged on the log scale, "
         "interval in brackets; a number without one rests on one seed or does not vary). A training seed refits the "
-        "preconditioner and the flow; encoder, classifiers, evaluation labels and noise are the same "
-        "for all. A flow matched in FLOPs ends at another step for every seed: the mean is given. "
+        "preconditioner and the flow; encoder, classifiers, evaluation labels and noise are the same for all, and so "
+        "are the held-out rows, whose choice the interval leaves out (the table of sides joins it). "
+        "A flow matched in FLOPs ends at another step for every seed: the mean is given. "
         "The floor compares independent draws of the train split with the reference split; a method alone is "
         "the preconditioner applied to Gaussian noise, without a flow. Arrows point to better values."
     )

@@ -5,13 +5,13 @@ from dataclasses import asdict
 import pandas as pd
 
 from precfm.report.bootstrap import Bootstrap
-from precfm.report.formatting import seeds_text
+from precfm.report.formatting import number_text, seeds_text
 from precfm.report.frames import Frames
 from precfm.report.reads import LeftOutError, frame, needed, reads
 from precfm.report.rows import PROTOCOL, at_final, groups, per_seed, with_common_end
 from precfm.report.tables.blocks import Block, Columns, Table, estimate_column, method_cells, steps_and_seeds
 from precfm.report.tables.metrics import extractor_text
-from precfm.report.vocabulary import decoded, is_flow, metric_text
+from precfm.report.vocabulary import decoded, is_flow, method_label, metric_text
 
 _JUDGES = ("classifier-0", "classifier-1")
 # By metric and space, in the order of the columns: the side that it is of, and its heading.
@@ -34,7 +34,7 @@ def tidy(frames: Frames) -> pd.DataFrame:
 
     Returns:
         Columns dataset, method, step (the mean, where runs end apart), side, metric, space, value, low, high (seeds and
-        bootstrap joined), n, and the protocol.
+        bootstrap joined), n, median, smallest, largest (of the runs), and the protocol.
     """
     final = at_final(per_seed(needed(frames, "records")))
     ends = with_common_end(final)["step"]
@@ -45,10 +45,13 @@ def tidy(frames: Frames) -> pd.DataFrame:
         if column is None:
             continue
         found = asdict(bootstrap.mean(about, str(about["method"]), runs))
+        values = runs["value"]
+        found |= {"median": values.median(), "smallest": values.min(), "largest": values.max()}
         rows.append({**about, "step": ends[runs.index[0]], "side": column[0], **found})
     if not rows:
         raise LeftOutError("this experiment has none of the metrics of the three sides")
     front = ["dataset", "method", "step", "side", "metric", "space", "value", "low", "high", "n"]
+    front += ["median", "smallest", "largest"]
     return pd.DataFrame(rows)[[*front, *PROTOCOL]]
 
 
@@ -94,4 +97,17 @@ def _note(rows: pd.DataFrame) -> str:
         f"judge {_JUDGES.index(space)}: {extractor_text(extractor)}"
         for (space, extractor), _ in groups(judges, "space", "extractor")
     ]
-    return "; ".join(texts) + "." if texts else ""
+    judged = "; ".join(texts) + "." if texts else ""
+    return " ".join(filter(None, [judged, _scattered(rows)]))
+
+
+def _scattered(rows: pd.DataFrame) -> str:
+    """The runs behind each mean that is smaller than half its interval, as where one of them diverges."""
+    wide = rows[(rows["high"] - rows["low"]) / 2 > rows["value"].abs()]
+    texts = [
+        f"{method_label(row['method'])}, {COLUMNS[row['metric'], row['space']][1].removesuffix(' ↓')}: "
+        f"{number_text(row['median'])} ({number_text(row['smallest'])} to {number_text(row['largest'])})"
+        for _, row in wide.iterrows()
+    ]
+    about = "Median (range) over seeds where half the interval is larger than the mean"
+    return f"{about}: {'; '.join(texts)}." if texts else ""
