@@ -10,6 +10,7 @@ from precfm import training as training
 from precfm.core.errors import DivergenceError as DivergenceError
 from precfm.core.errors import PrecfmError as PrecfmError
 from precfm.flows.models.gaussian_skip import GaussianSkip as GaussianSkip
+from precfm.flows.models.mixture_skip import MixtureSkip as MixtureSkip
 from precfm.flows.models.mlp import MLPVelocity as MLPVelocity
 from precfm.flows.objectives import DenoisingScore as DenoisingScore
 from precfm.flows.objectives import FlowMatching as FlowMatching
@@ -20,10 +21,15 @@ from precfm.geometry.spectra import covariance as covariance
 from precfm.preconditioned_flow import PreconditionedFlow as PreconditionedFlow
 from precfm.preconditioners.base import Preconditioner as Preconditioner
 from precfm.preconditioners.class_whitening import ClassWhitening as ClassWhitening
+from precfm.preconditioners.composition import Composition as Composition
+from precfm.preconditioners.decoder_metric import DecoderMetric as DecoderMetric
 from precfm.preconditioners.identity import Identity as Identity
 from precfm.preconditioners.low_capacity_flow import LowCapacityFlow as LowCapacityFlow
+from precfm.preconditioners.mixture_flow import MixtureFlow as MixtureFlow
 from precfm.preconditioners.normalizing_flow import NormalizingFlow as NormalizingFlow
 from precfm.preconditioners.per_channel import PerChannel as PerChannel
+from precfm.preconditioners.projection import Projection as Projection
+from precfm.preconditioners.saving import load as load
 from precfm.preconditioners.scalar import Scalar as Scalar
 from precfm.preconditioners.whitening import Whitening as Whitening
 from precfm.selection import Candidate as Candidate

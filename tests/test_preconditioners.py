@@ -133,7 +133,7 @@ WRONG_DATA: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda x: x.flatten(1), "shape"),
     (lambda x: x[:, :, :2], "shape"),
     (lambda x: x.long(), "int64"),
-    (lambda x: x.numpy(), "ndarray"),
+    (lambda x: x.numpy().astype(int), "int64"),
     (lambda x: x.tolist(), "list"),
     (lambda x: "latents.npy", "str"),
     (lambda x: None, "nothing"),
@@ -156,7 +156,7 @@ def test_wrong_data_are_refused(fitted: Preconditioner, data: Labelled) -> None:
 WRONG_LABELS: list[tuple[Callable[[Tensor], Any], str]] = [
     (lambda labels: labels[:-1], "449"),
     (lambda labels: labels.float(), "float32"),
-    (lambda labels: labels.numpy(), "ndarray"),
+    (lambda labels: labels.numpy().astype(float), "float64"),
     (lambda labels: labels.tolist(), "list"),
     (lambda labels: None, "missing"),
     *((lambda labels, new=new: labels.index_fill(0, torch.tensor([4]), new), f"{new} in row 4.*2, 5, 7")

@@ -7,10 +7,22 @@ its base class follow, so a subclass repeats nothing.
 
 import inspect
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, wraps
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar, get_type_hints
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -150,6 +162,21 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return found
 
 
+def readable(found: Mapping[str, inspect.Parameter]) -> dict[str, inspect.Parameter]:
+    """Arguments with plain types, as `help` shows them: the constraints are pydantic's business."""
+    return {
+        name: argument.replace(annotation=_plain(argument.annotation)) for name, argument in found.items()
+    }
+
+
+def _plain(annotation: Any) -> Any:
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
+        return Union[tuple(_plain(each) for each in get_args(annotation))]  # noqa: UP007
+    return annotation
+
+
 def _own(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     plain = inspect.unwrap(function)
     hints = get_type_hints(plain, include_extras=True)
@@ -232,4 +259,7 @@ def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
             raise PrecfmError(sentence(error)) from None
         return function(*args, **kwargs)
 
+    with suppress(NameError):  # an annotation names what is defined further below
+        shown = readable(_own(function))
+        wrapper.__signature__ = signature.replace(parameters=list(shown.values()))  # type: ignore[attr-defined]
     return wrapper

@@ -1,8 +1,11 @@
 """The contract that every preconditioner keeps: fit to data, map to the space of the flow and back."""
 
+import inspect
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -11,15 +14,25 @@ import torch
 from torch import Tensor, nn
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import parameters
+from precfm.core.options import parameters, readable
 from precfm.preconditioners.fit_data import FitData
 from precfm.preconditioners.inputs import (
+    Array,
     Data,
+    as_tensor,
     batches_of,
     checked_labels,
     checked_rows,
     class_positions,
+    takes_arrays,
 )
+
+NO_FLOAT64 = ("mps",)  # types of devices
+HALVES = (torch.float16, torch.bfloat16)
+NOTED_LOSS = 0.1  # of the smallest standard deviation, in a round trip of half precision
+LOOKED_AT = 2000  # rows for that
+EXTRA_STATE = "_extra_state"  # key of a state dict under which torch, too, keeps what is no tensor
+STATE = ("fitted", "event_shape", "classes", "flops_per_fit", "notes", "record")
 
 
 class Preconditioner(nn.Module, ABC):
@@ -29,14 +42,20 @@ class Preconditioner(nn.Module, ABC):
 
     Maps are evaluated in float64 and the result is cast back to the dtype of the input, so that a float32
     input comes back within `round_trip_tolerance` even where the data is ill-conditioned. `to(device)` moves
-    a fitted preconditioner; `to(torch.float32)` makes the maps faster and less exact.
+    a fitted preconditioner; `to(torch.float32)` makes the maps faster and less exact, and has to come first where a
+    device has no float64.
+
+    Wherever data and labels are taken, numpy arrays are, too, and answered with arrays. `state_dict` holds all that a
+    fresh preconditioner of the same options needs to be fitted by `load_state_dict`, alone or inside another module.
+    The maps compile as whole graphs and work under `torch.vmap` (with `validate=False`) where the class says nothing
+    else.
 
     A subclass stores each argument of its `__init__` in an attribute of the same name, registers its buffers and
     modules in `_fit` and, with any values, in `_allocate`, and implements `_forward`, `_inverse`, `_log_abs_det` and
     `num_parameters` on matrices (batch, features).
 
     Attributes:
-        needs_labels: whether the maps depend on labels.
+        needs_labels: whether the maps depend on labels; some do only where the fit gets labels.
         needs_metric: whether a fit needs a metric of the data space.
         uses_seed: whether a fit depends on its seed; the plan fits a map without randomness once for all seeds. It
             asks the class.
@@ -72,12 +91,16 @@ class Preconditioner(nn.Module, ABC):
         # An empty tensor that follows `to`, so that every subclass knows its device and its dtype.
         self.register_buffer("anchor", torch.empty(0, dtype=torch.float64), persistent=False)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__signature__ = inspect.Signature(list(readable(parameters(cls)).values()))
+
     def fit(
         self,
         x: Data,
-        labels: Tensor | None = None,
+        labels: Array | None = None,
         *,
-        validation: tuple[Tensor, Tensor | None] | None = None,
+        validation: tuple[Array, Array | None] | None = None,
         metric: Tensor | None = None,
         seed: int = 0,
         scratch: str | Path | None = None,
@@ -88,8 +111,9 @@ class Preconditioner(nn.Module, ABC):
         hold all rows.
 
         Args:
-            x: training data, shape (rows, *dim), floating point, at least 2 rows; or an iterable, such as a data
-                loader, read once, of batches of such rows, or of pairs of a batch and its labels.
+            x: training data, shape (rows, *dim), floating point, at least 2 rows, a tensor or a numpy array; or an
+                iterable, such as a data loader, read once, of batches of such rows, or of pairs of a batch and its
+                labels.
             labels: class indices, shape (rows,), integers; needed where `needs_labels`, and never beside batches.
             validation: held-out data and labels for early stopping of learned maps. Without it, they hold out
                 a share of `x`. Closed-form maps ignore it.
@@ -110,19 +134,24 @@ class Preconditioner(nn.Module, ABC):
         self.notes, self.record = [], {}
         batches = batches_of(x, labels)
         first = next(batches)
-        device = first[0].device
+        device, dtype = first[0].device, first[0].dtype
         if 0 in first[0].shape[1:]:
             raise PrecfmError(f"x: has shape {tuple(first[0].shape)}; at least one feature is needed")
-        self.to(device, torch.float64)
+        exact = device.type not in NO_FLOAT64  # elsewhere fits and maps in float64 need another device
+        home = device if exact else torch.device("cpu")
+        self.to(home, torch.float64)
         self.event_shape, self.classes = tuple(first[0].shape[1:]), ()
+        self._expect_labels(first[1] is not None)
         if validation is not None:
             if not isinstance(validation, tuple) or len(validation) != 2:
                 raise PrecfmError(
                     f"validation: is of type {type(validation).__name__}; a pair is needed: (x, labels), or (x, None)"
                 )
-            validation = self._checked(*validation, "validation")
+            validation = self._checked(*(_at(home, as_tensor(each)) for each in validation), "validation")
         data = FitData(
-            batches=self._checked_batches(chain([first], batches)),
+            batches=self._checked_batches(
+                map(partial(_at, home), batch) for batch in chain([first], batches)
+            ),
             validation=validation,
             metric=metric,
             seed=seed,
@@ -130,14 +159,20 @@ class Preconditioner(nn.Module, ABC):
         )
         self.flops_per_fit = self._fit(data)
         self.fitted = True
-        return self.to(device, torch.float64).requires_grad_(False).eval()
+        self.to(home, torch.float64 if exact else torch.float32).to(device).requires_grad_(False).eval()
+        if dtype in HALVES:
+            self._note_loss(first[0][:LOOKED_AT], None if first[1] is None else first[1][:LOOKED_AT])
+        return self
 
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+    @takes_arrays
+    def forward(self, x: Tensor, labels: Tensor | None = None, *, validate: bool = True) -> Tensor:
         """Map data into the space of the flow.
 
         Args:
             x: data, shape (batch, *dim); batch may be 0.
             labels: class indices, shape (batch,); needed where `needs_labels`, ignored elsewhere.
+            validate: whether to look for numbers that are not finite and for labels that are new; a compiled graph
+                never does.
 
         Returns:
             `z = P(x)` in the shape and dtype of `x`.
@@ -145,16 +180,18 @@ class Preconditioner(nn.Module, ABC):
         Raises:
             PrecfmError: not fitted, wrong dimension, non-finite data, or labels that are missing or new.
         """
-        rows, classes = self._inputs(x, labels, "x")
+        rows, classes = self._inputs(x, labels, "x", validate)
         z = self._forward(rows, classes) if len(rows) else rows
         return z.to(x.dtype).reshape(x.shape)
 
-    def inverse(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+    @takes_arrays
+    def inverse(self, z: Tensor, labels: Tensor | None = None, *, validate: bool = True) -> Tensor:
         """Map points of the flow's space back to data space.
 
         Args:
             z: points, shape (batch, *dim); batch may be 0.
             labels: class indices, shape (batch,); needed where `needs_labels`, ignored elsewhere.
+            validate: as in `forward`.
 
         Returns:
             `x = P^-1(z)` in the shape and dtype of `z`.
@@ -162,16 +199,20 @@ class Preconditioner(nn.Module, ABC):
         Raises:
             PrecfmError: as `forward`.
         """
-        rows, classes = self._inputs(z, labels, "z")
+        rows, classes = self._inputs(z, labels, "z", validate)
         x = self._inverse(rows, classes) if len(rows) else rows
         return x.to(z.dtype).reshape(z.shape)
 
-    def log_abs_det_jacobian(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+    @takes_arrays
+    def log_abs_det_jacobian(
+        self, x: Tensor, labels: Tensor | None = None, *, validate: bool = True
+    ) -> Tensor:
         """Log absolute determinant of the Jacobian of `forward` at `x`.
 
         Args:
             x: data, shape (batch, *dim).
             labels: class indices, shape (batch,); needed where `needs_labels`.
+            validate: as in `forward`.
 
         Returns:
             `log |det dP/dx|` per row, shape (batch,), in the dtype of `x`.
@@ -181,9 +222,49 @@ class Preconditioner(nn.Module, ABC):
         """
         if not self.has_log_det:
             raise PrecfmError(f"{self._name}: has no closed-form Jacobian determinant; ask has_log_det first")
-        rows, classes = self._inputs(x, labels, "x")
+        rows, classes = self._inputs(x, labels, "x", validate)
         log_det = self._log_abs_det(rows, classes) if len(rows) else rows.new_zeros(0)
         return log_det.to(x.dtype)
+
+    def transform(self, x: Array, labels: Array | None = None) -> Any:
+        """As `forward`, under the name that scikit-learn has for it."""
+        return self.forward(x, labels)
+
+    def inverse_transform(self, z: Array, labels: Array | None = None) -> Any:
+        """As `inverse`, under the name that scikit-learn has for it."""
+        return self.inverse(z, labels)
+
+    def fit_transform(self, x: Array, labels: Array | None = None, **options: Any) -> Any:
+        """`fit`, which takes the options, and then `forward`, of the same rows."""
+        return self.fit(x, labels, **options).forward(x, labels)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The options, as scikit-learn asks for them."""
+        return self.options
+
+    def set_params(self, **changes: Any) -> Self:
+        """Change options, as scikit-learn does before a fit; a fit that there was is forgotten."""
+        type(self).__init__(self, **{**self.options, **changes})
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return self.fitted
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
+
+        return Tags(
+            estimator_type="transformer",
+            target_tags=TargetTags(required=self.needs_labels),
+            transformer_tags=TransformerTags(preserves_dtype=["float64", "float32"]),
+            input_tags=InputTags(three_d_array=True),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Store the fitted map in a folder or file; see `precfm.preconditioners.save`."""
+        from precfm.preconditioners.saving import save
+
+        save(self, path)
 
     def allocate(self, event_shape: tuple[int, ...], classes: tuple[int, ...]) -> None:
         """Allocate what a file or an enclosing preconditioner will fill; users call `fit` or `load`.
@@ -193,6 +274,7 @@ class Preconditioner(nn.Module, ABC):
             classes: labels that the fit saw, ascending.
         """
         self.event_shape, self.classes = event_shape, classes
+        self._expect_labels(bool(classes))
         self._allocate()
 
     @property
@@ -204,6 +286,9 @@ class Preconditioner(nn.Module, ABC):
     def options(self) -> dict[str, Any]:
         """The arguments of `__init__` that make an equal, unfitted preconditioner."""
         return {name: getattr(self, name) for name in parameters(type(self))}
+
+    def _expect_labels(self, given: bool) -> None:
+        """Told before a fit or an allocation: a map that can do without labels sets `needs_labels`."""
 
     @property
     @abstractmethod
@@ -237,15 +322,67 @@ class Preconditioner(nn.Module, ABC):
     def _name(self) -> str:
         return type(self).__name__
 
-    def _inputs(self, x: Tensor, labels: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
+    def extra_repr(self) -> str:
+        """Options, and what the map was fitted to."""
+        options = [f"{name}={value!r}" for name, value in self.options.items()]
+        shape = f"event_shape={self.event_shape}" if self.fitted else "not fitted"
+        return ", ".join([*options, shape])
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        state = {"options": self.options, **{name: getattr(self, name) for name in STATE}}
+        text = json.dumps(state, allow_nan=False).encode()
+        destination[f"{prefix}{EXTRA_STATE}"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Before the tensors, which need their places; they stand alone where `saving.rebuild` made the places.
+        state = state_dict.pop(f"{prefix}{EXTRA_STATE}", None)
+        if state is not None:
+            self._take(json.loads(bytes(state.tolist())))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _take(self, state: dict[str, Any]) -> None:
+        """Become what a state dict describes, as yet without the values of its tensors."""
+        own = json.loads(json.dumps(self.options))
+        for name, value in state["options"].items():
+            if own.get(name) != value:
+                raise PrecfmError(
+                    f"{self._name}: has {name} {own.get(name)!r}; the state is of one with {value!r}"
+                )
+        if state["fitted"]:
+            self.allocate(tuple(state["event_shape"]), tuple(state["classes"]))
+        for name in STATE:
+            value = state[name]
+            setattr(self, name, tuple(value) if name in ("event_shape", "classes") else value)
+        self.requires_grad_(False).eval()
+
+    def _note_loss(self, x: Tensor, labels: Tensor | None) -> None:
+        """Say what a round trip in half precision costs on these rows."""
+        rows = self._checked(x, labels, "x")[0]
+        smallest = math.sqrt(max(float(torch.linalg.eigvalsh(rows.T.cov())[0]), 0.0))
+        loss = float(
+            (self.inverse(self.forward(x, labels), labels).to(rows) - rows.reshape(x.shape)).abs().max()
+        )
+        if not loss <= NOTED_LOSS * smallest:
+            self.notes.append(
+                f"x is in {str(x.dtype).removeprefix('torch.')}: a round trip moves numbers by up to {loss:.2g}, and "
+                f"the smallest standard deviation is {smallest:.2g}; keep x and z in float32"
+            )
+
+    def _inputs(
+        self, x: Tensor, labels: Tensor | None, name: str, validate: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Checked rows, and the positions of their labels where they are needed."""
         if not self.fitted:
             raise PrecfmError(f"{self._name}: used before fit; call fit(x), or load a fitted one")
-        rows, known = self._checked(x, labels, name)
-        return rows, None if known is None else class_positions(known, self.classes)
+        values = validate and not torch.compiler.is_compiling()
+        rows, known = self._checked(x, labels, name, values=values)
+        return rows, None if known is None else class_positions(known, self.classes, values=values)
 
-    def _checked(self, x: Tensor, labels: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
-        rows = checked_rows(x, name, self.event_shape, self.anchor)
+    def _checked(
+        self, x: Tensor, labels: Tensor | None, name: str, *, values: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        rows = checked_rows(x, name, self.event_shape, self.anchor, values=values)
         return rows, checked_labels(labels, len(rows), rows.device) if self.needs_labels else None
 
     def _checked_batches(
@@ -262,3 +399,7 @@ class Preconditioner(nn.Module, ABC):
         if count < 2:
             raise PrecfmError(f"x: got {count} rows; a fit needs at least 2 rows")
         self.classes = tuple(sorted(seen))
+
+
+def _at(device: torch.device, value: Any) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value

@@ -121,12 +121,16 @@ class ClassWhitening(Preconditioner):
     ) -> Tensor:
         """Shift, multiply and shift each row by the numbers of its class.
 
-        One product per class that occurs: a product per row would gather a (batch, dim, dim) tensor.
+        One product per class that occurs: a product per row gathers a (batch, dim, dim) tensor. Only a compiled graph,
+        and the single row that `torch.vmap` sees, cannot ask which classes occur.
         """
         assert classes is not None
         shifted = rows if before is None else rows + before[classes]
-        mapped = torch.zeros_like(rows)
-        for position in torch.unique(classes).tolist():
-            chosen = (classes == position).nonzero().flatten()
-            mapped[chosen] = shifted[chosen] @ matrices[position]
+        if torch.compiler.is_compiling() or len(rows) == 1:
+            mapped = (shifted[:, None] @ matrices[classes])[:, 0]
+        else:
+            mapped = torch.zeros_like(rows)
+            for position in torch.unique(classes).tolist():
+                chosen = (classes == position).nonzero().flatten()
+                mapped[chosen] = shifted[chosen] @ matrices[position]
         return mapped if after is None else mapped + after[classes]

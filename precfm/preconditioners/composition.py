@@ -2,12 +2,14 @@
 
 from torch import Tensor, nn
 
+from precfm.core.components import spec_of
 from precfm.core.errors import PrecfmError
 from precfm.core.options import checked
 from precfm.core.seeds import derived_seed
 from precfm.geometry.spectra import covariance, eigen_spectrum
 from precfm.preconditioners.base import Preconditioner
 from precfm.preconditioners.fit_data import FitData, FitRows
+from precfm.preconditioners.inputs import summary
 from precfm.preconditioners.nested import NestedMaps, nested_map
 from precfm.preconditioners.round_trip import fitting_error
 from precfm.preconditioners.symmetric_power import LARGEST_CONDITION_NUMBER
@@ -19,14 +21,17 @@ class Composition(Preconditioner):
     Labels go to every stage that needs them. The fit measures the round trip of the whole, on the data and
     its tails, because the error of a late stage grows through the inverses of the early ones.
 
+    Stages that come fitted are left as they are; if all do, so does the composition.
+
     Arguments:
-        stages: the stages in order, each with the registered `name` of a preconditioner and its options.
+        stages: the stages in order: preconditioners, or registered names, alone or as the `name` in a mapping with
+            options.
 
     Example:
         >>> import torch
-        >>> stages = ({"name": "per_channel"}, {"name": "whitening", "exponent": 0.25})
+        >>> from precfm.preconditioners.whitening import Whitening
         >>> x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 4.0)
-        >>> composition = Composition(stages).fit(x)
+        >>> composition = Composition(["per_channel", Whitening(exponent=0.25)]).fit(x)
         >>> bool(torch.allclose(composition.inverse(composition.forward(x)), x, atol=1e-4))
         True
     """
@@ -36,14 +41,39 @@ class Composition(Preconditioner):
     @checked
     def __init__(self, stages: NestedMaps = ({"name": "whitening"}, {"name": "normalizing_flow"})) -> None:
         super().__init__()
-        self.stages = tuple(dict(stage) for stage in stages)
         self.maps = nn.ModuleList(
-            nested_map("stages", position, stage) for position, stage in enumerate(self.stages)
+            nested_map("stages", position, stage) for position, stage in enumerate(stages)
+        )
+        self.stages = tuple(
+            dict(stage) if isinstance(stage, dict) else spec_of("preconditioners", stage, Preconditioner)
+            for stage in stages
         )
         self.needs_labels = any(stage.needs_labels for stage in self._maps)
         self.uses_seed = any(stage.uses_seed for stage in self._maps)
         self.has_log_det = all(stage.has_log_det for stage in self._maps)
         self.round_trip_tolerance = max(stage.round_trip_tolerance for stage in self._maps)
+        self._came_fitted = [stage.fitted for stage in self._maps]
+        if all(self._came_fitted):
+            self.event_shape = self._maps[0].event_shape
+            self.classes = next((stage.classes for stage in self._maps if stage.needs_labels), ())
+            for position, stage in enumerate(self._maps):
+                self._check_fitted(position, stage)
+            self.fitted = True
+
+    def _check_fitted(self, position: int, stage: Preconditioner) -> None:
+        """Refuse a stage that was fitted to something else."""
+        classes = self.classes if stage.needs_labels else stage.classes
+        if (stage.event_shape, stage.classes) != (self.event_shape, classes):
+            raise PrecfmError(
+                f"stages.{position}: was fitted to rows of shape {stage.event_shape} of {len(stage.classes)} classes; "
+                f"this composition needs {self.event_shape} and the classes {summary(classes) or 'of none'}"
+            )
+
+    def _expect_labels(self, given: bool) -> None:
+        for stage, came_fitted in zip(self._maps, self._came_fitted, strict=True):
+            if not came_fitted:
+                stage._expect_labels(given)
+        self.needs_labels = any(stage.needs_labels for stage in self._maps)
 
     @property
     def _maps(self) -> list[Preconditioner]:
@@ -62,14 +92,17 @@ class Composition(Preconditioner):
     def _fit(self, data: FitData) -> int:
         rows = data.rows()
         (x, labels), validation = rows.as_given(self.event_shape, self.classes)
-        for position, stage in enumerate(self._maps):
-            stage.fit(
-                x,
-                labels,
-                validation=validation,
-                seed=derived_seed(data.seed, "stage", position),
-                scratch=None if data.scratch is None else data.scratch / f"stage-{position}",
-            )
+        for position, (stage, came_fitted) in enumerate(zip(self._maps, self._came_fitted, strict=True)):
+            if came_fitted:
+                self._check_fitted(position, stage)
+            else:
+                stage.fit(
+                    x,
+                    labels,
+                    validation=validation,
+                    seed=derived_seed(data.seed, "stage", position),
+                    scratch=None if data.scratch is None else data.scratch / f"stage-{position}",
+                )
             self.notes.extend(
                 f"stage {position} ({self.stages[position]['name']}): {note}" for note in stage.notes
             )

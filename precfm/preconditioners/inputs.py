@@ -1,28 +1,57 @@
 """What users hand to a preconditioner, checked once where it comes in: data, labels, and data in batches."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
 from precfm.core.tensors import require_tensor
 
-Batch: TypeAlias = Tensor | Sequence[Tensor | None]
+Array: TypeAlias = Tensor | NDArray[Any]
+
+Batch: TypeAlias = Array | Sequence[Array | None]
 """Rows (batch, *dim), alone or in a pair with their labels (batch,), a tuple or a list as data loaders make them."""
 
-Data: TypeAlias = Tensor | Iterable[Batch]
-"""All rows in one tensor, or an iterable of batches, which is read once."""
+Data: TypeAlias = Array | Iterable[Batch]
+"""All rows in one tensor or array, or an iterable of batches, which is read once."""
+
+Map = TypeVar("Map", bound=torch.nn.Module)
+Rest = ParamSpec("Rest")
+
+
+def takes_arrays(
+    method: Callable[Concatenate[Map, Tensor, Tensor | None, Rest], Tensor],
+) -> Callable[..., Any]:
+    """Make a method of rows and labels take numpy arrays, too, and answer an array with an array."""
+
+    @wraps(method)
+    def wrapper(self: Map, x: Any, labels: Any = None, *args: Rest.args, **kwargs: Rest.kwargs) -> Any:
+        if not isinstance(x, np.ndarray):
+            return method(self, x, as_tensor(labels), *args, **kwargs)
+        home = next(self.buffers()).device
+        return method(self, as_tensor(x).to(home), as_tensor(labels), *args, **kwargs).cpu().numpy()
+
+    return wrapper
+
+
+def as_tensor(value: Any) -> Any:
+    """A numpy array as a tensor, which shares its memory if that can be written; anything else as it is."""
+    return torch.from_numpy(np.require(value, requirements="CW")) if isinstance(value, np.ndarray) else value
 
 
 def batches_of(x: Data, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Data as pairs of rows and labels, one pair per batch; a tensor is one batch.
+    """Data as pairs of rows and labels, one pair per batch; a tensor or an array is one batch.
 
     Raises:
         PrecfmError: `x` is neither, there is no batch, or labels stand beside an iterable instead of in it.
     """
+    x, labels = as_tensor(x), as_tensor(labels)
     if isinstance(x, Tensor) or not isinstance(x, Iterable) or hasattr(x, "__array__"):
         require_tensor(x, "x")
         assert isinstance(x, Tensor)
@@ -31,7 +60,7 @@ def batches_of(x: Data, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor 
     position = -1
     for position, batch in enumerate(x):
         several = isinstance(batch, tuple | list) and len(batch) in (1, 2)
-        rows, given = (*batch, None)[:2] if several else (batch, None)
+        rows, given = map(as_tensor, (*batch, None)[:2] if several else (batch, None))
         require_tensor(rows, f"x: batch {position}")
         assert isinstance(rows, Tensor)
         if labels is not None:
@@ -62,7 +91,9 @@ def concatenated(x: Data, labels: Tensor | None) -> tuple[Tensor, Tensor | None]
     return torch.cat(rows), torch.cat(known) if known else None
 
 
-def checked_rows(x: Tensor, name: str, event_shape: tuple[int, ...], like: Tensor) -> Tensor:
+def checked_rows(
+    x: Tensor, name: str, event_shape: tuple[int, ...], like: Tensor, *, values: bool = True
+) -> Tensor:
     """Rows (batch, features) in the dtype of a map, after all checks of data.
 
     Args:
@@ -70,16 +101,25 @@ def checked_rows(x: Tensor, name: str, event_shape: tuple[int, ...], like: Tenso
         name: what to call it in messages.
         event_shape: shape of one datum.
         like: a tensor with the device and the dtype of the map.
+        values: whether to look at the numbers, too.
 
     Raises:
         PrecfmError: no tensor of floating point numbers, another shape or device, or a number is not finite.
     """
     require_tensor(x, name, floating=True)
+    if tuple(x.shape) == event_shape and x.ndim:
+        raise PrecfmError(
+            f"{name}: has shape {event_shape}, that of one row; a batch is needed: {name}[None] is a batch of one"
+        )
     if x.ndim < 1 or tuple(x.shape[1:]) != event_shape:
-        raise PrecfmError(f"{name}: has shape {tuple(x.shape)}; rows of shape {event_shape} are needed")
+        raise PrecfmError(
+            f"{name}: has shape {tuple(x.shape)}; a batch of rows of shape {event_shape} is needed"
+        )
     if x.device != like.device:
         raise PrecfmError(f"{name}: is on {x.device}, but the map on {like.device}; use to(device)")
     rows = x.reshape(len(x), math.prod(event_shape)).to(like.dtype)
+    if not values:
+        return rows
     finite = rows.detach().isfinite()
     if not bool(finite.all()):
         row, feature = (~finite).nonzero()[0].tolist()
@@ -107,16 +147,15 @@ def checked_labels(labels: Tensor | None, rows: int, device: torch.device) -> Te
     return labels.to(device, torch.int64).contiguous()
 
 
-def class_positions(labels: Tensor, classes: Sequence[int]) -> Tensor:
-    """Position of each label among the ascending classes of a fit, shape (rows,).
+def class_positions(labels: Tensor, classes: Sequence[int], *, values: bool = True) -> Tensor:
+    """Position of each label among the ascending classes of a fit, shape (rows,); a wrong one if not `values`.
 
     Raises:
         PrecfmError: a label is of a class that the fit has not seen.
     """
     known = torch.tensor(classes, dtype=torch.int64, device=labels.device)
     positions = torch.searchsorted(known, labels).clamp(max=len(known) - 1)
-    new = (known[positions] != labels).nonzero()
-    if len(new):
+    if values and len(new := (known[positions] != labels).nonzero()):
         row = int(new[0])
         raise PrecfmError(
             f"labels: hold {int(labels[row])} in row {row}, a class new to the fit; known are {summary(classes)}"

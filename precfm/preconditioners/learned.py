@@ -5,7 +5,6 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, Fraction, Natural, Positive, Share, checked
 from precfm.core.seeds import generator_for, seeded_module
 from precfm.flows.compute import flops_per_step
@@ -25,7 +24,7 @@ class LearnedPreconditioner(Preconditioner):
     the network is trained. Training runs in float32, the maps in float64.
 
     Arguments:
-        conditional: whether the network depends on the label.
+        conditional: whether the network depends on the label, where a fit gets labels.
         shrinkage: shrinkage of the whitening before the network, as in `Whitening`.
         steps: most training steps.
         batch_size: rows per step.
@@ -147,12 +146,10 @@ class LearnedPreconditioner(Preconditioner):
         self._settle(rows, best)
         return self.flops_per_fit
 
-    def _checked(self, x: Tensor, labels: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
-        if self.needs_labels and labels is None:
-            raise PrecfmError(
-                f"labels: are missing; {self._name} depends on the class, unless its option conditional is False"
-            )
-        return super()._checked(x, labels, name)
+    def _expect_labels(self, given: bool) -> None:
+        self.needs_labels = self.conditional and given
+        if self.conditional and not given:
+            self.notes.append("there are no labels: the map is the same for all rows")
 
     @property
     def _smallest_std(self) -> float:

@@ -50,7 +50,7 @@ class MixtureFlow(Preconditioner):
     Arguments:
         components: Gaussians for each class.
         solver_steps: of the solver, of four evaluations each.
-        conditional: whether each class has its own mixture.
+        conditional: whether each class has its own mixture, where a fit gets labels.
         shrinkage: of the whitening before, as in `Whitening`.
         tolerance: largest round-trip error, relative to the smallest standard deviation of the data.
 
@@ -83,6 +83,11 @@ class MixtureFlow(Preconditioner):
     def num_parameters(self) -> int:
         """Free numbers of the whitening and the mixture."""
         return self.whitening.num_parameters + self.mixture.num_numbers
+
+    def _expect_labels(self, given: bool) -> None:
+        self.needs_labels = self.conditional and given
+        if self.conditional and not given:
+            self.notes.append("there are no labels: one mixture holds all rows")
 
     def _allocate(self) -> None:
         self.whitening = Whitening(shrinkage=self.shrinkage).to(self.anchor)

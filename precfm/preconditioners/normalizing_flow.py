@@ -139,20 +139,26 @@ class NormalizingFlow(LearnedPreconditioner):
         """One-hot rows (batch, number of classes) of class positions (batch,)."""
         return None if classes is None else nn.functional.one_hot(classes, len(self.classes)).to(dtype)
 
-    def _transform(self, classes: Tensor | None) -> Any:
-        context = self._context(classes, self.anchor.dtype)
-        return self.network.transform(context)  # type: ignore[operator]
-
     def _forward(self, x: Tensor, classes: Tensor | None) -> Tensor:
-        z: Tensor = self._transform(classes)(self.whitening._forward(x, None))
+        context, z = self._context(classes, self.anchor.dtype), self.whitening._forward(x, None)
+        for transform in self._layers:
+            z = transform(context)(z)
         return z
 
     def _inverse(self, z: Tensor, classes: Tensor | None) -> Tensor:
-        return self.whitening._inverse(self._transform(classes).inv(z), None)
+        context = self._context(classes, self.anchor.dtype)
+        for transform in reversed(self._layers):
+            z = transform(context).inv(z)
+        return self.whitening._inverse(z, None)
+
+    @property
+    def _layers(self) -> nn.ModuleList:
+        """One after the other, since a graph of zuko's composition of them cannot be compiled."""
+        return self.network.transform.transforms  # type: ignore[return-value, union-attr]
 
     def _log_abs_det(self, x: Tensor, classes: Tensor | None) -> Tensor:
-        white = self.whitening._forward(x, None)
-        _, log_det = self._transform(classes).call_and_ladj(white)
+        context, white = self._context(classes, self.anchor.dtype), self.whitening._forward(x, None)
+        _, log_det = self.network.transform(context).call_and_ladj(white)  # type: ignore[operator]
         total: Tensor = self.whitening._log_abs_det(x, None) + log_det
         return total
 

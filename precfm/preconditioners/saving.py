@@ -1,5 +1,6 @@
 """Fitted preconditioners on disk: tensors as safetensors, and a description in JSON that says how to build the map."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from precfm.core.errors import PrecfmError
 from precfm.core.registry import load_class, name_of
-from precfm.preconditioners.base import Preconditioner
+from precfm.preconditioners.base import EXTRA_STATE, NO_FLOAT64, Preconditioner
 from precfm.preconditioners.nested import only_imported
+from precfm.training.checkpoints import checksum
 
 TENSORS_FILE = "preconditioner.safetensors"
 JSON_FILE = "preconditioner.json"
 HEADER = "preconditioner"  # key of the description in the header of a single file
+CHECKSUM = "sha256"  # key, beside it, of the checksum of description and tensors
 FORMAT = 1
 
 
@@ -27,7 +30,7 @@ def save(preconditioner: Preconditioner, path: str | Path) -> None:
     Args:
         preconditioner: the fitted preconditioner.
         path: a folder, made if it does not exist, which gets `preconditioner.safetensors` and `preconditioner.json`;
-            or a file that ends in `.safetensors` and has the description in its header.
+            or a file that ends in `.safetensors` and has the description and a checksum in its header.
 
     Raises:
         PrecfmError: not fitted, its class cannot be imported again, or a file lies where the folder should be.
@@ -36,10 +39,14 @@ def save(preconditioner: Preconditioner, path: str | Path) -> None:
         raise PrecfmError(f"{type(preconditioner).__name__}: is not fitted; call fit before save")
     path = Path(path)
     text = json.dumps(describe(preconditioner), indent=2, sort_keys=True, allow_nan=False) + "\n"
-    tensors = {key: value.detach().cpu().contiguous() for key, value in preconditioner.state_dict().items()}
+    tensors = {
+        key: value.detach().cpu().contiguous()
+        for key, value in preconditioner.state_dict().items()
+        if not key.endswith(EXTRA_STATE)  # which the description holds
+    }
     if path.suffix == ".safetensors":
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata={HEADER: text})
+        save_file(tensors, path, metadata={HEADER: text, CHECKSUM: _checksum(text, tensors)})
         return
     if path.is_file():
         raise PrecfmError(f"{path}: is a file; a folder, or a file that ends in .safetensors, is needed")
@@ -48,25 +55,27 @@ def save(preconditioner: Preconditioner, path: str | Path) -> None:
     (path / JSON_FILE).write_text(text, encoding="utf-8")
 
 
-def load(path: str | Path) -> Preconditioner:
+def load(path: str | Path, device: str | torch.device = "cpu") -> Preconditioner:
     """Load a fitted preconditioner; its maps are bit-equal to those that were saved, nothing is fitted again.
 
     A class of another package is found only if its module has been imported: a file does not choose what code runs.
 
     Args:
         path: the folder or file that `save` wrote.
+        device: where it goes; on a device without float64, such as `mps`, its maps are float32.
 
     Returns:
-        The fitted preconditioner on the CPU.
+        The fitted preconditioner.
 
     Raises:
-        PrecfmError: a file is missing or not of this format, or the class is unknown or not imported.
+        PrecfmError: a file is missing, damaged or not of this format, or the class is unknown or not imported.
     """
     path = Path(path)
     single = path.suffix == ".safetensors"
     described, weights = (path, path) if single else (path / JSON_FILE, path / TENSORS_FILE)
     try:
-        text = _header(path) if single else described.read_text(encoding="utf-8")
+        header = _header(path) if single else {}
+        text = header.get(HEADER, "null") if single else described.read_text(encoding="utf-8")
         description, tensors = json.loads(text), load_file(weights)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise PrecfmError(
@@ -76,10 +85,13 @@ def load(path: str | Path) -> Preconditioner:
         raise PrecfmError(f"{described}: is not JSON ({error}); save the preconditioner again") from None
     except SafetensorError as error:
         raise PrecfmError(f"{weights}: is damaged ({error}); save the preconditioner again") from None
+    if HEADER in header and header.get(CHECKSUM) != _checksum(text, tensors):
+        raise PrecfmError(f"{path}: is damaged (its checksum is another); save the preconditioner again")
     try:
-        return rebuild(description, tensors)
+        found = rebuild(description, tensors)
     except PrecfmError as error:
         raise PrecfmError(f"{described}: {error}") from None
+    return (found.float() if torch.device(device).type in NO_FLOAT64 else found).to(device)
 
 
 def describe(preconditioner: Preconditioner) -> dict[str, Any]:
@@ -136,7 +148,11 @@ def rebuild(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pr
     return preconditioner.requires_grad_(False).eval()
 
 
-def _header(path: Path) -> str:
+def _header(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as file:
-        metadata: dict[str, str] = file.metadata() or {}
-    return metadata.get(HEADER, "null")
+        return file.metadata() or {}
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    content = checksum({name: tensors[name] for name in sorted(tensors)})
+    return hashlib.sha256(f"{text}{content}".encode()).hexdigest()
