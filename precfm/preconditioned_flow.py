@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from precfm.core.components import component
 from precfm.core.errors import PrecfmError
 from precfm.core.options import validated
-from precfm.core.registry import build
+from precfm.core.registry import build, name_of
 from precfm.core.seeds import derived_seed, seeded_module
 from precfm.core.tensors import require_tensor
 from precfm.flows.alternation import CountedSteps, InTurn
@@ -28,6 +28,7 @@ from precfm.flows.description import (
     write_description,
 )
 from precfm.flows.likelihood import T_DATA, LogLikelihood, log_likelihood_with_error
+from precfm.flows.models.adapted import AdaptedNetwork, roles
 from precfm.flows.models.base import VelocityNetwork, Wrapper
 from precfm.flows.models.mixture_label import MixtureLabel
 from precfm.flows.objectives import VelocityObjective
@@ -59,7 +60,8 @@ class PreconditionedFlow:
     Args:
         preconditioner: the map P. One that comes fitted is left as it is. The default, whitening, makes all
             directions of the data equally easy for gradient training; `"none"` is plain flow matching.
-        model: the velocity network v(z_t, t, y). Of an object a copy is trained, from the weights that it has.
+        model: the velocity network v(z_t, t, y). Of an object a copy is trained, from the weights that it has; it may
+            be any module, see `precfm.flows.models.adapted.AdaptedNetwork`.
         wrappers: around the network, the innermost first, as names or with options (`"gaussian_skip"`).
         path: from noise to data.
         objective: what the network is trained for.
@@ -97,7 +99,7 @@ class PreconditionedFlow:
         self,
         preconditioner: str | Spec | Preconditioner = "whitening",
         *,
-        model: str | Spec | VelocityNetwork = "mlp",
+        model: str | Spec | nn.Module = "mlp",
         wrappers: Sequence[str | Spec] = (),
         path: str | Spec | ProbabilityPath = "linear",
         objective: str | Spec | VelocityObjective = "flow_matching",
@@ -112,8 +114,11 @@ class PreconditionedFlow:
         self.path = component("paths", path, ProbabilityPath)
         self.objective = component("objectives", objective, VelocityObjective)
         around = (wrappers,) if isinstance(wrappers, str | Mapping) else wrappers
+        foreign = isinstance(model, nn.Module) and not isinstance(model, VelocityNetwork)
+        if foreign:
+            roles(model)
         self.settings = FlowSettings(
-            model=flow_spec("models", model),
+            model={"name": name_of("models", type(model))} if foreign else flow_spec("models", model),
             wrappers=tuple(flow_spec("wrappers", wrapper) for wrapper in around),
             path=flow_spec("paths", path),
             objective=flow_spec("objectives", objective),
@@ -125,17 +130,19 @@ class PreconditionedFlow:
                 f"predicts; objective {self.settings.objective['name']!r} needs () here, since it predicts no velocity"
             )
         self._came_fitted = self.preconditioner.fitted
-        self._given = model if isinstance(model, VelocityNetwork) else None
+        self._given = model if isinstance(model, nn.Module) else None
         self._label_counts: tuple[int, ...] = ()  # of the training data, by class
         self._shape: tuple[int, ...] = ()  # of one datum in the flow's space
         self._facts: dict[str, str] = {}  # what tells a training from others, beside settings and data
 
     @classmethod
-    def from_settings(cls, settings: FlowSettings, preconditioner: Preconditioner) -> Self:
-        """A flow as its settings say, behind a preconditioner."""
+    def from_settings(
+        cls, settings: FlowSettings, preconditioner: Preconditioner, model: nn.Module | None = None
+    ) -> Self:
+        """A flow as its settings say, behind a preconditioner; `model` in place of the network that they name."""
         return cls(
             preconditioner,
-            model=settings.model,
+            model=settings.model if model is None else model,
             wrappers=settings.wrappers,
             path=settings.path,
             objective=settings.objective,
@@ -550,16 +557,23 @@ class PreconditionedFlow:
         return described.model_dump(mode="json")
 
     @classmethod
-    def from_description(cls, description: Mapping[str, Any], preconditioner: Preconditioner) -> Self:
+    def from_description(
+        cls, description: Mapping[str, Any], preconditioner: Preconditioner, model: nn.Module | None = None
+    ) -> Self:
         """A flow with fresh weights, as `description` says, behind a fitted preconditioner; then `load_weights`.
+
+        Args:
+            description: of the flow.
+            preconditioner: its map.
+            model: its network, where a description cannot build it; as in `load`.
 
         Raises:
             PrecfmError: the description is damaged, or names a class that is unknown or of a package that was not
                 imported.
         """
         described = validated(FlowDescription, description)
-        require_imported(described.settings)
-        flow = cls.from_settings(described.settings, preconditioner)
+        require_imported(described.settings, model=model is None)
+        flow = cls.from_settings(described.settings, preconditioner, model)
         flow._shape, flow._label_counts = described.shape, described.label_counts
         flow.network = seeded_module(lambda: flow._build(described.num_classes), seed=0)
         return flow
@@ -584,7 +598,7 @@ class PreconditionedFlow:
             PrecfmError: the flow is not fitted, or a file lies where the folder should be.
         """
         self._require_network()
-        require_imported(self.settings)
+        require_imported(self.settings, model=not isinstance(self._innermost, AdaptedNetwork))
         place = Path(folder)
         if place.is_file():
             raise PrecfmError(f"{place}: is a file; a folder is needed")
@@ -593,23 +607,29 @@ class PreconditionedFlow:
         write_description(place, self.description(), (MAP, WEIGHTS))
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path, model: nn.Module | None = None) -> Self:
         """Read what `save` wrote, on the CPU.
+
+        Args:
+            folder: that `save` wrote.
+            model: a network like the one that was trained, with any weights: needed where it is no
+                `VelocityNetwork`, which a file cannot build again.
 
         Raises:
             PrecfmError: a file is missing or damaged, or of a package that was not imported.
         """
         place = Path(folder)
         description = read_description(place, (MAP, WEIGHTS))
-        return cls.from_description(description, load_preconditioner(place / MAP)).load_weights(
-            place / WEIGHTS
-        )
+        preconditioner = load_preconditioner(place / MAP)
+        return cls.from_description(description, preconditioner, model).load_weights(place / WEIGHTS)
 
     def _build(self, num_classes: int, settings: FlowSettings | None = None) -> VelocityNetwork:
         """The network with its wrappers; weights from torch's global generator."""
         chosen = settings or self.settings
         if self._given is not None and settings is None:
             network = copy.deepcopy(self._given)
+            if not isinstance(network, VelocityNetwork):
+                network = AdaptedNetwork(network, self._shape, num_classes)
             if network.shape != self._shape:
                 raise PrecfmError(
                     f"model: got a network for samples of shape {network.shape}; the data need {self._shape}"
@@ -632,6 +652,11 @@ class PreconditionedFlow:
     def _wrappers(self) -> list[Wrapper]:
         """The innermost first."""
         return [module for module in self.network.modules() if isinstance(module, Wrapper)][::-1]
+
+    @property
+    def _innermost(self) -> VelocityNetwork:
+        """The network without its wrappers."""
+        return self._wrappers[0].network if self._wrappers else self.network
 
     def _load_wrappers(self, state: Mapping[str, Tensor]) -> None:
         for position, wrapper in enumerate(self._wrappers):

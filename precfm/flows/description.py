@@ -46,14 +46,26 @@ def flow_spec(group: str, value: object, *, imported: bool = False) -> dict[str,
     return spec_of(group, value, KINDS[group], without=FILLED_IN, imported=imported)
 
 
-def require_imported(settings: FlowSettings) -> None:
+def require_imported(settings: FlowSettings, *, model: bool = True) -> None:
     """Refuse components that a file could not name: those of a module that was not imported, or of no module.
+
+    Args:
+        settings: of a flow.
+        model: whether the network counts; it does not where it is given as an object.
 
     Raises:
         PrecfmError: such a component; the sentence names it.
     """
     for group, spec in _components(settings):
-        flow_spec(group, spec, imported=True)
+        if group == "models" and not model:
+            continue
+        try:
+            flow_spec(group, spec, imported=True)
+        except PrecfmError as error:
+            hint = "; PreconditionedFlow.load(folder, model=...) takes the network itself" * (
+                group == "models"
+            )
+            raise PrecfmError(f"{error}{hint}") from None
 
 
 def write_description(folder: Path, description: Mapping[str, Any], files: Collection[str]) -> None:
