@@ -1,7 +1,9 @@
 """What an option may be: read from signatures, inherited, and judged in one sentence by pydantic alone."""
 
+import datetime
 import json
 import math
+import re
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -213,7 +215,7 @@ def test_the_first_mistake_is_told_by_its_place(value: dict[str, Any], expected:
         assert str(error.value).lower().startswith(expected.lower())
     with pytest.raises(ValidationError) as raw:
         Outer.model_validate(value)
-    assert sentence(raw.value) == str(error.value)
+    assert sentence(raw.value).partition("; no such")[0] == str(error.value).partition("; no such")[0]
 
 
 def test_a_structure_is_frozen_and_knows_its_json() -> None:
@@ -263,3 +265,25 @@ def test_what_is_no_component_is_refused(wrong: Any) -> None:
     for make in (component, spec_of):
         with pytest.raises(PrecfmError, match=r"^preconditioners: .*got"):
             make("preconditioners", wrong, Preconditioner)
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        ({"name": "a", "inner": {"size": float("nan")}}, "inner.size: got nan"),
+        ({"name": [1, float("inf")]}, "name.1: got inf"),
+        ({"name": datetime.date(2026, 1, 1)}, "name: got datetime.date"),
+    ],
+)
+def test_what_no_file_can_hold_is_told_by_its_field(value: dict[str, Any], field: str) -> None:
+    with pytest.raises(PrecfmError, match=f"^{re.escape(field)}"):
+        validated(Outer, value)
+
+
+def test_an_unknown_option_is_told_with_what_there_is() -> None:
+    for make in (
+        lambda: Whitening(exponnet=0.25),
+        lambda: validated(options_of(Whitening), {"exponnet": 0.25}),
+    ):
+        with pytest.raises(PrecfmError, match=r"exponnet.*did you mean exponent\?.*shrinkage, rows"):
+            make()

@@ -419,3 +419,22 @@ def test_arguments_that_do_not_fit_are_refused(what: str, change: dict[str, Any]
     }
     with pytest.raises(PrecfmError, match=f"^flow 3: .*{what}"):
         train(**{**usual, **change}, seed=0, name="flow 3")
+
+
+def test_data_that_are_not_finite_are_told_before_the_first_step():
+    x = torch.zeros(20, 3)
+    x[7, 1] = math.nan
+    with pytest.raises(PrecfmError, match=r"data\[0\]: holds nan at \[7, 1\]"):
+        train(
+            nn.Linear(3, 3),
+            NotRandom(lambda module, batch: module(batch[0]).sum()),
+            (x,),
+            TrainingOptions(steps=1),
+            seed=0,
+        )
+
+
+def test_a_loss_that_is_no_number_is_refused():
+    objective = NotRandom(lambda module, batch: module(batch[0]))
+    with pytest.raises(PrecfmError, match=r"loss has shape \(\d+, 3\)"):
+        train(nn.Linear(3, 3), objective, (torch.zeros(20, 3),), TrainingOptions(steps=1), seed=0)

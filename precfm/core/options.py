@@ -7,10 +7,12 @@ its base class follow, so a subclass repeats nothing.
 
 import inspect
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache, wraps
+from math import isfinite
 from types import UnionType
 from typing import (
     TYPE_CHECKING,
@@ -73,7 +75,7 @@ class _InOneSentence(ModelMetaclass):
         try:
             return super().__call__(*args, **kwargs)
         except ValidationError as error:
-            raise PrecfmError(sentence(error)) from None
+            raise PrecfmError(_unknown(error, cls.model_fields) or sentence(error)) from None
 
 
 class Strict(BaseModel, metaclass=_InOneSentence):
@@ -100,14 +102,47 @@ def validated(
     Raises:
         PrecfmError: something is wrong; the sentence names the field, the value and what would be right.
     """
+    for field, each in _leaves(value):
+        if not (each is None or isinstance(each, str | int) or (isinstance(each, float) and isfinite(each))):
+            what = f"{field}: got" if field else "got"
+            raise PrecfmError(
+                f"{what} {shortened(each)}; text, a finite number, true, false or nothing is needed"
+            )
     try:
-        text = json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise PrecfmError(f"got {shortened(value)}, which is no plain data ({error})") from None
-    try:
-        return schema.model_validate_json(text)
+        return schema.model_validate_json(json.dumps(value))
     except ValidationError as error:
-        raise PrecfmError((in_words or sentence)(error)) from None
+        told = in_words(error) if in_words else _unknown(error, schema.model_fields) or sentence(error)
+        raise PrecfmError(told) from None
+
+
+def _leaves(value: Any, field: str = "") -> Iterator[tuple[str, Any]]:
+    """What nested mappings and lists hold in the end, each with the fields that lead to it."""
+    if isinstance(value, Mapping | list | tuple):
+        for key, each in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _leaves(each, f"{field}.{key}" if field else str(key))
+    else:
+        yield field, value
+
+
+def _unknown(error: ValidationError, fields: Collection[str]) -> str | None:
+    """The sentence about an option that does not exist, if that is the first mistake."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] != "extra_forbidden" or len(first["loc"]) != 1:
+        return None
+    name = str(first["loc"][0])
+    return f"{name}: got {shortened(first['input'])}; no such option{suggestion(name, fields)}"
+
+
+def suggestion(name: str, known: Collection[str]) -> str:
+    """The end of a sentence about a name that is unknown: what it may have meant, and what there is.
+
+    Example:
+        >>> suggestion("exponnet", ["exponent", "rows"])
+        '; did you mean exponent? There are exponent, rows'
+    """
+    close = get_close_matches(name, known, n=1)
+    meant = f"; did you mean {close[0]}? There are" if close else "; there are"
+    return f"{meant} {', '.join(known)}" if known else "; there are none"
 
 
 def sentence(error: ValidationError) -> str:
@@ -249,8 +284,9 @@ def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
             given = signature.bind(*args, **kwargs)
         except TypeError as error:
             owner = function.__qualname__.removesuffix(".__init__")
-            takes = ", ".join(name for name in signature.parameters if name != "self")
-            raise PrecfmError(f"{owner}: {error}; it takes {takes}") from None
+            known = [name for name in signature.parameters if name != "self"]
+            unknown = next((name for name in kwargs if name not in known), "")
+            raise PrecfmError(f"{owner}: {error}{suggestion(unknown, known)}") from None
         given.apply_defaults()
         model = schema()
         try:

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from precfm.core.errors import DivergenceError
+from precfm.core.errors import DivergenceError, PrecfmError
 from precfm.training.checkpoints import Scratch
 from precfm.training.optimizers import learning_rate_at, optimizers_of
 from precfm.training.options import TrainingOptions
@@ -52,6 +52,11 @@ class TrainingState:
     def descend(self, loss: Tensor) -> None:
         """One step of the optimizers along the gradient of `loss`, then of the average."""
         options = self._options
+        if not isinstance(loss, Tensor) or loss.ndim:
+            what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise PrecfmError(
+                f"{self._name}: the objective's loss has {what}; a tensor of one number is needed"
+            )
         for optimizer in self._optimizers.values():
             optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

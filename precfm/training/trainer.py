@@ -139,6 +139,11 @@ def _checked_device(module: nn.Module, data: tuple[Tensor, ...], name: str) -> t
         )
     for position, tensor in enumerate(data):
         require_tensor(tensor, f"{name}: data[{position}]")
+        if not (finite := tensor.isfinite()).all():
+            place = (~finite).nonzero()[0].tolist()
+            raise PrecfmError(
+                f"{name}: data[{position}]: holds {float(tensor[tuple(place)])} at {place}; every number must be finite"
+            )
     lengths = [len(tensor) for tensor in data]
     if not lengths or lengths[0] == 0 or len(set(lengths)) > 1:
         raise PrecfmError(
