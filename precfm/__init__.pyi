@@ -9,6 +9,7 @@ from precfm import theory as theory
 from precfm import training as training
 from precfm.core.errors import DivergenceError as DivergenceError
 from precfm.core.errors import PrecfmError as PrecfmError
+from precfm.datasets.synthetic import gaussian as gaussian
 from precfm.flows.models.gaussian_skip import GaussianSkip as GaussianSkip
 from precfm.flows.models.mixture_skip import MixtureSkip as MixtureSkip
 from precfm.flows.models.mlp import MLPVelocity as MLPVelocity
