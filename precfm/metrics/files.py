@@ -1,6 +1,6 @@
 """Metrics of folders of images and of files of features: what `precfm metrics REAL GENERATED` does."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ def compare(
     generated_tensor: str | None = None,
     batch_size: int = 50,
     device: str = "cpu",
+    refused: dict[str, str] | None = None,
     **options: Any,
 ) -> list[MetricValue]:
     """Measure a generated set against a real one.
@@ -46,6 +47,7 @@ def compare(
         generated_tensor: which one of the generated file, where it has another name.
         batch_size: images at a time.
         device: where the extractor and the metrics run.
+        refused: gets, by metric, why it cannot be had of these sets; None raises instead.
         **options: those of `evaluate_features`; `metrics` and `few_samples` among them.
 
     Returns:
@@ -76,14 +78,29 @@ def compare(
         raise PrecfmError(f"{generated}: {x.shape[1]} features per row, but {real} has {y.shape[1]}")
     if name == "inception-v3-2048":
         options = {"kid_scale": "none", **options}  # as the KID is published
-    return evaluate_features(
-        x.to(device),
-        y.to(device),
-        **{"metrics": METRICS, **options},
-        extractor=name,
-        extractor_hash=hashed,
-        reference_name=(of_real or real).name,
-    )
+    metrics, found = options.pop("metrics", METRICS), list[MetricValue]()
+    for together in [tuple(metrics)] if refused is None else _groups(metrics):
+        try:
+            found += evaluate_features(
+                x.to(device),
+                y.to(device),
+                **options,
+                metrics=together,
+                extractor=name,
+                extractor_hash=hashed,
+                reference_name=(of_real or real).name,
+            )
+        except PrecfmError as error:
+            if refused is None:
+                raise
+            refused |= dict.fromkeys(together, str(error))
+    return found
+
+
+def _groups(metrics: Sequence[str]) -> list[tuple[str, ...]]:
+    """Metrics that are refused together: precision and recall look for the same neighbours, once."""
+    neighbours = tuple(name for name in metrics if name in ("precision", "recall"))
+    return [(name,) for name in metrics if name not in neighbours] + ([neighbours] if neighbours else [])
 
 
 def image_batches(folder: Path, batch_size: int = 50) -> Iterator[Tensor]:
