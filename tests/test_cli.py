@@ -64,7 +64,8 @@ def test_own_images_are_registered(project, monkeypatch):
             (project / "pictures" / label / f"{index}.png").write_bytes(buffer.getvalue())
     said = run(app, ["data", "add", "flowers", "pictures"])
     assert said.exit_code == 0
-    assert said.stdout.startswith("flowers: 12 images in 2 classes")
+    assert said.stdout.startswith("flowers: 12 images in 2 classes (daisy, tulip) below pictures, ")
+    assert len((project / "data/flowers.files").read_text().splitlines()) == 12
     assert "source: {name: imagefolder, source: flowers}" in said.stdout
     assert said.stdout.count("\n") == 1
     assert said.stderr == ""  # a bar is for terminals

@@ -119,15 +119,17 @@ def add_data(
     name: Annotated[str, typer.Argument(help="A new name for the source.")],
     path: Annotated[Path, typer.Argument(help="A folder or zip file of images, one folder per class.")],
 ) -> None:
-    """Register your own images: write their checksums into data/sources.yaml."""
-    from precfm.datasets.image_names import class_name, image_names
-    from precfm.datasets.manifest import add_source
+    """Register your own images: list their checksums in data/NAME.files, with an entry in data/sources.yaml."""
+    from precfm.datasets.image_names import class_name
+    from precfm.datasets.manifest import LIST, add_source, images_at
     from precfm.datasets.sources import SOURCES
 
-    images = image_names(file.name for file in add_source(name, path, SOURCES).files)
-    classes = len({class_name(image) for image in images})
-    what = f"{len(images)} images in {classes} classes" if images else "a zip file"
+    add_source(name, path, SOURCES)
+    images = images_at(path)
+    classes = sorted({class_name(image) for image in images})
+    named = ", ".join(classes[:FEW_FILES]) + (", ..." if len(classes) > FEW_FILES else "")
+    what = f"{len(classes)} classes ({named})" if classes != [""] else "1 class, since they lie in no folders"
     typer.echo(
-        f"{name}: {what}, registered in {SOURCES}; in a config it is "
-        f"`source: {{name: imagefolder, source: {name}}}`"
+        f"{name}: {len(images)} images in {what} below {path}, listed in {SOURCES.parent / f'{name}{LIST}'}, "
+        f"registered in {SOURCES}; in a config it is `source: {{name: imagefolder, source: {name}}}`"
     )
