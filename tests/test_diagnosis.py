@@ -106,6 +106,13 @@ def test_a_map_for_few_rows_is_found_by_its_line_in_the_table(monkeypatch: pytes
     assert str(diagnose(x).recommendation) == "too few rows to tell"
 
 
+def test_maps_for_channels_are_tried_on_channels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for_channels = {"per_channel": measurements.TriedMap("per_channel", needs_channels=True)}
+    monkeypatch.setattr(measurements, "TRIED", for_channels)
+    assert len(diagnose(pink(40)).maps) == 1
+    assert len(diagnose(pink(40).flatten(1)).maps) == 0
+
+
 def test_labels_give_classes_and_class_whitening() -> None:
     x, labels = torch.cat([rotated(1500, 4, 1e3), rotated(1500, 4, 1e1) + 5]), torch.arange(3000) // 1500
     found = diagnose(x, labels)
@@ -183,6 +190,7 @@ def test_minutes_measure_and_the_skips_are_among_the_candidates(monkeypatch: pyt
     assert {"scalar", "whitening", "gaussian_skip", "mixture_skip"} <= found.selection["candidates"].keys()
     assert found.recommendation.candidate == found.selection["chosen"]
     assert "measured by short trainings" in str(found)
+    assert "gaussian_skip: " in found.recommendation.reason
     with pytest.raises(PrecfmError, match=r"^minutes: got 1e-06; at least"):
         diagnose(rotated(300, 3, 1e4), minutes=1e-6)
 
@@ -202,6 +210,7 @@ def test_wrong_calls_are_refused_by_field() -> None:
         ("x: is rank-deficient in 1 of 5", torch.cat([x, x[:, :1] + x[:, 1:2]], dim=1), {}),
         ("labels: have shape (99,)", x, {"labels": torch.zeros(99, dtype=torch.int64)}),
         ("labels: have shape (100,) and dtype torch.float32", x, {"labels": x[:, 0]}),
+        ("labels: hold 100 classes in 100 rows", x, {"labels": torch.arange(100)}),
         ("seed: got -1", x, {"seed": -1}),
         ("minutes: got 0", x, {"minutes": 0.0}),
         ("dense_features: got 0", x, {"dense_features": 0}),

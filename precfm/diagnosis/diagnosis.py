@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 from pydantic import SkipValidation
 from torch import Tensor
 
@@ -139,7 +140,7 @@ def diagnose(
         shape=parts.event_shape,
         features=parts.features,
         dtype=parts.dtype,
-        classes=0 if known is None else len(known.unique()),
+        classes=0 if known is None else len(torch.unique(known)),
         fit_rows=len(parts.fit[0]),
         held_out_rows=parts.held_out,
         seed=seed,

@@ -33,7 +33,7 @@ MOST_ROWS = 60_000  # a covariance of 512 features from so many takes a second o
 MOST_NUMBERS = 2**26  # in the rows that are read: a quarter of a gigabyte of float32
 FEWEST_ROWS = 8  # two in each part that needs a covariance
 DENSE_FEATURES = 1024  # a dense eigen-decomposition of so many features takes seconds, of 4,096 a minute
-HELD_OUT_ROWS = 1024  # in each half of the held-out rows, where only the span of these rows is looked at
+HELD_OUT_ROWS = 512  # in each half of the held-out rows, where only the span of these rows is looked at
 CLASS_ROWS_PER_FEATURE = (
     2  # of held-out rows; with fewer, even isotropic classes show a condition number above 34
 )
@@ -116,9 +116,9 @@ class Parts:
 
     def all_rows(self) -> LabelledRows:
         """All three parts."""
-        rows, labels = zip(self.fit, self.first, self.second, strict=True)
-        known = [each for each in labels if each is not None]
-        return torch.cat(rows), torch.cat(known) if known else None
+        parts = (self.fit, self.first, self.second)
+        known = [labels for _, labels in parts if labels is not None]
+        return torch.cat([rows for rows, _ in parts]), torch.cat(known) if known else None
 
 
 @dataclass(frozen=True)
@@ -234,11 +234,16 @@ def draw(
         return taken[chosen], None if known is None else classes[chosen]
 
     fit, first, second = order[::2], order[1::4], order[3::4]
-    fitted = classes[fit].unique()
+    fitted = torch.unique(classes[fit])
     first, second = (each[torch.isin(classes[each], fitted)] for each in (first, second))
     if features > dense_features:
         first, second = (
             each[torch.randperm(len(each), generator=generator)[:HELD_OUT_ROWS]] for each in (first, second)
+        )
+    if min(len(first), len(second)) < 2:
+        raise PrecfmError(
+            f"labels: hold {len(torch.unique(classes))} classes in {len(rows)} rows, so that too few are left to look "
+            "at; classes of several rows, or no labels, are needed"
         )
     return Parts(part(fit), part(first), part(second), total, event_shape, _dtype(x), dense_features)
 
@@ -454,7 +459,7 @@ def _class_kappas(parts: Parts, mapped: Callable[[LabelledRows], Tensor]) -> dic
     """Condition numbers of the largest classes, where they have rows enough."""
     if parts.first[1] is None or parts.second[1] is None or not parts.dense:
         return {}
-    labels, counts = torch.cat([parts.first[1], parts.second[1]]).unique(return_counts=True)
+    labels, counts = torch.unique(torch.cat([parts.first[1], parts.second[1]]), return_counts=True)
     enough = counts >= CLASS_ROWS_PER_FEATURE * parts.features
     largest = labels[enough][counts[enough].argsort(descending=True, stable=True)[:MOST_CLASSES]]
     found = {}

@@ -34,7 +34,7 @@ class Recommendation:
     Attributes:
         action: `use` a candidate, `leave` the latents as they are but for their scale, or `too few rows` to tell.
         candidate: name of the map or skip to use; `scalar` where nothing else is.
-        reason: why, in sentences.
+        reason: why, in sentences; if measured, with a line for each candidate.
         measured: whether flows were trained; otherwise it rests on second moments of the data alone.
         evidence: what this project has measured of such cases, quoted with experiment and revision.
         code: lines of Python that do it.
@@ -101,7 +101,7 @@ def recommend(
             "use",
             f"The condition number of held-out rows is at least {raw.at_least:.3g}, and behind {chosen.name} "
             f"{_shown(chosen):.3g}{seen}; it is the simplest map within a factor of {SIMPLER:g} of the best. By the "
-            "theory of linear models the slowest direction then needs as many times fewer steps. That samples get "
+            "theory of linear models the slowest direction needs fewer steps in the same proportion. That samples get "
             f"better does not follow: {EXPERIMENT} had second moments gain, perceptual distance and likelihood lose, "
             "and of data much worse conditioned no flow is published. `--train MINUTES` (minutes=) measures it.",
             chosen,
@@ -126,8 +126,7 @@ def from_selection(selection: Selection, candidate: Candidate, *, labelled: bool
     return Recommendation(
         "leave" if leave else "use",
         selection.chosen,
-        f"{selection.record['reason'][0].upper()}{selection.record['reason'][1:]}, by the "
-        f"{selection.record['score']} after short trainings paired by seed.",
+        selection.summary(),
         measured=True,
         evidence=tuple(quoted()),
         code=code(candidate, labelled=labelled),

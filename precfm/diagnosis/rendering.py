@@ -59,7 +59,9 @@ def text(found: "Diagnosis") -> str:
         ]
     advice = found.recommendation
     basis = "measured by short trainings" if advice.measured else "by second moments; no flow was trained"
-    lines += ["", f"Recommendation ({basis}): {advice}", *textwrap.wrap(advice.reason, WIDTH)]
+    lines += ["", f"Recommendation ({basis}): {advice}"]
+    for paragraph in advice.reason.splitlines():
+        lines += textwrap.wrap(paragraph, WIDTH, subsequent_indent="  " if advice.measured else "")
     lines += ["", "What this project has measured of such cases:"]
     for sentence in advice.evidence:
         lines += textwrap.wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="    ")
