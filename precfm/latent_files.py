@@ -264,6 +264,8 @@ def replacing(out: Path, *, force: bool) -> Iterator[Path]:
             out.replace(old)
         part.replace(out)
     finally:
+        if old.exists() and not out.exists():  # it failed between the two
+            old.replace(out)
         for rest in (part, old):
             if rest.is_dir():
                 shutil.rmtree(rest)

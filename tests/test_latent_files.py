@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-from precfm.latent_files import Latents, open_latents, write_latents
+from precfm.latent_files import Latents, open_latents, replacing, write_latents
 
 
 def latents(rows: int = 10, *dim: int) -> Tensor:
@@ -162,6 +162,9 @@ def test_what_is_there_stays_until_all_is_written(tmp_path: Path, name: str) -> 
         write_latents(out, breaks(), 10, force=True)
     assert torch.equal(read(open_latents(out), 10)[0], x)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+    with pytest.raises(FileNotFoundError), replacing(out, force=True):
+        pass  # nothing is there to take the place of what was
+    assert torch.equal(read(open_latents(out), 10)[0], x)
     write_latents(out, [(2 * x, None)], 10, force=True)
     assert torch.equal(read(open_latents(out), 10)[0], 2 * x)
     assert [path.name for path in tmp_path.iterdir()] == [name]
