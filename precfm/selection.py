@@ -497,5 +497,5 @@ def _split(
 
 
 def _checked(x: Tensor, labels: Tensor | None, name: str) -> LabelledRows:
-    checked_rows(x, name, tuple(x.shape[1:]), x)
+    checked_rows(x, name, tuple(x.shape[1:]), x.device)
     return x, None if labels is None else checked_labels(labels, len(x), x.device)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import parameters
+from precfm.geometry.moments import rows_per_block
 from precfm.preconditioners.fit_data import FitData
 from precfm.preconditioners.inputs import (
     Data,
@@ -107,20 +108,17 @@ class Preconditioner(nn.Module, ABC):
                 map fits it.
         """
         self.fitted = False
-        self.notes, self.record = [], {}
         batches = batches_of(x, labels)
         first = next(batches)
-        device = first[0].device
-        if 0 in first[0].shape[1:]:
-            raise PrecfmError(f"x: has shape {tuple(first[0].shape)}; at least one feature is needed")
-        self.to(device, torch.float64)
-        self.event_shape, self.classes = tuple(first[0].shape[1:]), ()
+        self._begin(first[0])
+        device = self.anchor.device
         if validation is not None:
             if not isinstance(validation, tuple) or len(validation) != 2:
                 raise PrecfmError(
                     f"validation: is of type {type(validation).__name__}; a pair is needed: (x, labels), or (x, None)"
                 )
-            validation = self._checked(*validation, "validation")
+            held_out, known = self._checked(*validation, "validation")
+            validation = held_out.to(self.anchor.dtype), known
         data = FitData(
             batches=self._checked_batches(chain([first], batches)),
             validation=validation,
@@ -237,28 +235,44 @@ class Preconditioner(nn.Module, ABC):
     def _name(self) -> str:
         return type(self).__name__
 
+    def _begin(self, x: Tensor) -> None:
+        """Take device and shape of the first rows of a fit, and forget what an earlier one found."""
+        if 0 in x.shape[1:]:
+            raise PrecfmError(f"x: has shape {tuple(x.shape)}; at least one feature is needed")
+        self.to(x.device, torch.float64)
+        self.event_shape, self.classes = tuple(x.shape[1:]), ()
+        self.notes, self.record = [], {}
+
     def _inputs(self, x: Tensor, labels: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
         """Checked rows, and the positions of their labels where they are needed."""
         if not self.fitted:
             raise PrecfmError(f"{self._name}: used before fit; call fit(x), or load a fitted one")
         rows, known = self._checked(x, labels, name)
+        rows = rows.to(self.anchor.dtype)
         return rows, None if known is None else class_positions(known, self.classes)
 
     def _checked(self, x: Tensor, labels: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
-        rows = checked_rows(x, name, self.event_shape, self.anchor)
+        rows = checked_rows(x, name, self.event_shape, self.anchor.device)
         return rows, checked_labels(labels, len(rows), rows.device) if self.needs_labels else None
 
     def _checked_batches(
         self, batches: Iterable[tuple[Tensor, Tensor | None]]
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Checked batches of a fit; at their end `classes` is known."""
+        """Checked batches of a fit, large ones in blocks; at their end `classes` is known."""
         count, seen = 0, set[int]()
         for x, labels in batches:
             rows, known = self._checked(x, labels, "x")
             count += len(rows)
             if known is not None:
                 seen.update(torch.unique(known).tolist())
-            yield rows.detach(), known
+            yield from self._blocks(rows, known)
         if count < 2:
             raise PrecfmError(f"x: got {count} rows; a fit needs at least 2 rows")
         self.classes = tuple(sorted(seen))
+
+    def _blocks(self, rows: Tensor, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Checked rows in the dtype of the map, so few at once that the conversion takes little memory."""
+        step = rows_per_block(self.features)
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            yield rows[part].detach().to(self.anchor.dtype), None if labels is None else labels[part]

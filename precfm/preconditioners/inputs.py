@@ -9,6 +9,7 @@ from torch import Tensor
 
 from precfm.core.errors import PrecfmError
 from precfm.core.tensors import require_tensor
+from precfm.geometry.moments import rows_per_block
 
 Batch: TypeAlias = Tensor | Sequence[Tensor | None]
 """Rows (batch, *dim), alone or in a pair with their labels (batch,), a tuple or a list as data loaders make them."""
@@ -62,14 +63,14 @@ def concatenated(x: Data, labels: Tensor | None) -> tuple[Tensor, Tensor | None]
     return torch.cat(rows), torch.cat(known) if known else None
 
 
-def checked_rows(x: Tensor, name: str, event_shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Rows (batch, features) in the dtype of a map, after all checks of data.
+def checked_rows(x: Tensor, name: str, event_shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Rows (batch, features) as they were given, after all checks of data.
 
     Args:
         x: what was handed in, shape (batch, *event_shape).
         name: what to call it in messages.
         event_shape: shape of one datum.
-        like: a tensor with the device and the dtype of the map.
+        device: that of the map.
 
     Raises:
         PrecfmError: no tensor of floating point numbers, another shape or device, or a number is not finite.
@@ -77,16 +78,19 @@ def checked_rows(x: Tensor, name: str, event_shape: tuple[int, ...], like: Tenso
     require_tensor(x, name, floating=True)
     if x.ndim < 1 or tuple(x.shape[1:]) != event_shape:
         raise PrecfmError(f"{name}: has shape {tuple(x.shape)}; rows of shape {event_shape} are needed")
-    if x.device != like.device:
-        raise PrecfmError(f"{name}: is on {x.device}, but the map on {like.device}; use to(device)")
-    rows = x.reshape(len(x), math.prod(event_shape)).to(like.dtype)
-    finite = rows.detach().isfinite()
-    if not bool(finite.all()):
-        row, feature = (~finite).nonzero()[0].tolist()
-        raise PrecfmError(
-            f"{name}: holds {float(rows[row, feature])} in row {row}, feature {feature}; "
-            "every number must be finite"
-        )
+    if x.device != device:
+        raise PrecfmError(f"{name}: is on {x.device}, but the map on {device}; use to(device)")
+    rows = x.reshape(len(x), math.prod(event_shape))
+    first = 0
+    for block in rows.detach().split(rows_per_block(rows.shape[1])):
+        finite = block.isfinite()
+        if not bool(finite.all()):
+            row, feature = (~finite).nonzero()[0].tolist()
+            raise PrecfmError(
+                f"{name}: holds {float(block[row, feature])} in row {first + row}, feature {feature}; "
+                "every number must be finite"
+            )
+        first += len(block)
     return rows
 
 
