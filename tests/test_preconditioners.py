@@ -24,7 +24,17 @@ from precfm.preconditioners.whitening import Whitening
 from tests.preconditioner_cases import CASES, CLASSES, FEATURES, METRIC, SHAPE, case_id, ill_conditioned, make
 
 LEARNED = ("normalizing_flow", "low_capacity_flow")
-NOT_WHITE = ("Identity", "Scalar", "PerChannel", "ChannelWhitening", "PerFrequency", "Kronecker", "LowRank", "Projection", "DecoderMetric")
+NOT_WHITE = (
+    "Identity",
+    "Scalar",
+    "PerChannel",
+    "ChannelWhitening",
+    "PerFrequency",
+    "Kronecker",
+    "LowRank",
+    "Projection",
+    "DecoderMetric",
+)
 Labelled = tuple[Tensor, Tensor]
 
 

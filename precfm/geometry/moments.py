@@ -54,9 +54,7 @@ class Moments:
     _origin: Tensor  # the first row
     _mean: Tensor  # relative to the origin
 
-    def __init__(
-        self, *, diagonal: bool = False, products: Callable[[Tensor], Tensor] | None = None
-    ) -> None:
+    def __init__(self, *, diagonal: bool = False, products: Callable[[Tensor], Tensor] | None = None) -> None:
         self.count = 0
         self._products = products or (_squares if diagonal else _outer_products)
 
@@ -84,7 +82,7 @@ class Moments:
             The moments themselves.
         """
         features = math.prod(rows.shape[1:])
-        for block in rows.detach().reshape(len(rows), features).split(rows_per_block(features)):
+        for block in torch.split(rows.detach().reshape(len(rows), features), rows_per_block(features)):
             if len(block):
                 self.merge(self._of_block(block.double()))
         return self

@@ -49,7 +49,7 @@ def fresh_variances(eigenvalues: Tensor, rows: float) -> Tensor:
     ratio = features / freedom
     width = min(ratio, 1 / ratio) ** 0.7 / features**0.35
     inverse = 1 / eigenvalues[features - rank :]
-    modulus = torch.cat([_squared_modulus(part, inverse, width) for part in inverse.split(CHUNK)])
+    modulus = torch.cat([_squared_modulus(part, inverse, width) for part in torch.split(inverse, CHUNK)])
     if rank < features:
         null = 1 / ((ratio - 1) * inverse.mean())
         variances = torch.cat([null.expand(features - rank), 1 / (inverse * modulus[:, 1])])

@@ -3,7 +3,6 @@
 from torch import Tensor
 
 from precfm.core.options import checked
-from precfm.geometry.moments import Moments
 from precfm.preconditioners.closed_form import ByClass
 from precfm.preconditioners.feature_map import FeatureMap
 from precfm.preconditioners.symmetric_power import (

@@ -107,14 +107,14 @@ class ClassWhitening(ClosedForm):
                 f"class {label} has {rows} rows of {self.features} features: covariance {weight:.2f} of "
                 f"the pooled one and {1 - weight:.2f} of its own"
             )
-        require_rows(
-            freedom + 1 if weight > 0 else rows, self.features, self.shrinkage, f"x: class {label}"
-        )
+        require_rows(freedom + 1 if weight > 0 else rows, self.features, self.shrinkage, f"x: class {label}")
         # A class of one row has no covariance: its scatter is zero.
         mixed = weight * pooled + (1 - weight) * moments.scatter / max(rows - 1, 1)
         if self.shrinkage not in (0, "auto") and (why := deficiency(mixed)) is not None:
             self.notes.append(f"class {label} of x {why}; only the shrinkage makes its map invertible")
-        return symmetric_power(mixed, self.exponent, self.shrinkage, f"x: class {label}", self._worth(rows, freedom))
+        return symmetric_power(
+            mixed, self.exponent, self.shrinkage, f"x: class {label}", self._worth(rows, freedom)
+        )
 
     def _pooled_weight(self, rows: int) -> float:
         """Weight of the pooled covariance for a class of so many rows."""

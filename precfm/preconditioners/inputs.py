@@ -82,7 +82,7 @@ def checked_rows(x: Tensor, name: str, event_shape: tuple[int, ...], device: tor
         raise PrecfmError(f"{name}: is on {x.device}, but the map on {device}; use to(device)")
     rows = x.reshape(len(x), math.prod(event_shape))
     first = 0
-    for block in rows.detach().split(rows_per_block(rows.shape[1])):
+    for block in torch.split(rows.detach(), rows_per_block(rows.shape[1])):
         finite = block.isfinite()
         if not bool(finite.all()):
             row, feature = (~finite).nonzero()[0].tolist()

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from precfm.core.errors import PrecfmError
 from precfm.core.options import checked
 from precfm.geometry.moments import Moments
 from precfm.preconditioners.closed_form import ByClass
@@ -93,11 +94,13 @@ class Kronecker(FeatureMap):
     def _solve(self, moments: ByClass) -> int:
         (whole,) = moments.values()
         sizes = (self.channels, self.positions)
-        by_channel, by_position = whole.covariance().split([size**2 for size in sizes])
+        by_channel, by_position = torch.split(whole.covariance(), [size**2 for size in sizes])
         across_channels = by_channel.reshape(self.channels, -1) / self.positions
-        across_positions = by_position.reshape(self.positions, -1) / self.channels
+        mean_variance = across_channels.diagonal().mean()
+        if not float(mean_variance) > 0:
+            raise PrecfmError("x: has variance 0 in every feature; a scale needs rows that differ")
+        across_positions = by_position.reshape(self.positions, -1) / (self.channels * mean_variance)
         channel = self._power(across_channels, "channels", 1 + (whole.count - 1) * _worth(across_positions))
-        across_positions = across_positions / across_positions.diagonal().mean()
         position = self._power(across_positions, "positions", 1 + (whole.count - 1) * _worth(across_channels))
         self._set(whole.mean.reshape(sizes), channel, position)
         return power_flops(whole.count * self.positions, self.channels) + power_flops(
@@ -109,7 +112,9 @@ class Kronecker(FeatureMap):
         return symmetric_power(cov, self.exponent, self.shrinkage, f"x: across {axis},", rows)
 
     def _forward(self, x: Tensor, classes: Tensor | None) -> Tensor:
-        return (self.channel_matrix @ (self._by_channel(x) - self.mean) @ self.position_matrix).reshape(x.shape)
+        return (self.channel_matrix @ (self._by_channel(x) - self.mean) @ self.position_matrix).reshape(
+            x.shape
+        )
 
     def _inverse(self, z: Tensor, classes: Tensor | None) -> Tensor:
         centred = self.channel_inverse_matrix @ self._by_channel(z) @ self.position_inverse_matrix

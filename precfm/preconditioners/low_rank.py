@@ -112,7 +112,9 @@ class LowRank(ClosedForm):
             )
         scale = variances.sqrt()
         if self._sketched:
-            values, frame = _nystroem(gathered[:, :-1] / scale[:, None], self._test_vectors() * scale[:, None])
+            values, frame = _nystroem(
+                gathered[:, :-1] / scale[:, None], self._test_vectors() * scale[:, None]
+            )
         else:
             values, frame = torch.linalg.eigh(gathered / scale / scale[:, None])
         values, frame = values[-self._kept :].clamp(min=0), frame[:, -self._kept :]
@@ -133,7 +135,9 @@ class LowRank(ClosedForm):
 
     def _flops(self, rows: int) -> int:
         features, columns = self.features, SKETCH_PER_RANK * self.rank
-        if self._sketched:  # two products for each row; then two, a Cholesky factor and a singular decomposition
+        if (
+            self._sketched
+        ):  # two products for each row; then two, a Cholesky factor and a singular decomposition
             return rows * features * (4 * columns + 4) + 10 * features * columns**2
         return 2 * rows * features + 2 * rows * features**2 + 9 * features**3
 

@@ -137,7 +137,9 @@ def few_rows(rows: int, features: int, shrinkage: float | Literal["auto"], what:
     edge = math.sqrt(features / rows)
     left = f"{((1 + edge) / (1 - edge)) ** 2:.3g}" if edge < 1 else "infinity"
     shrunk = ", without the shrinkage; less with it" if shrinkage else " is left"
-    return [f"{what} has {rows / features:.1f} rows per feature: on fresh rows a condition number near {left}{shrunk}"]
+    return [
+        f"{what} has {rows / features:.1f} rows per feature: on fresh rows a condition number near {left}{shrunk}"
+    ]
 
 
 def deficiency(cov: Tensor) -> str | None:
