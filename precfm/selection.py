@@ -25,6 +25,7 @@ from precfm.preconditioners.inputs import checked_labels, checked_rows
 
 DEFAULT = "scalar"  # kept unless another candidate beats it
 HELD_OUT_SHARE = 0.2  # at most this part of the data judges, where no validation rows are given
+FEATURE_MAPS = ("channel_whitening", "per_frequency", "kronecker", "low_rank")  # from few numbers to many
 DEFAULT_SETTINGS = FlowSettings(training=DEFAULT_TRAINING)
 
 Judge = Callable[[Tensor, Tensor | None], Tensor]
@@ -44,15 +45,18 @@ class Candidate:
     wrappers: tuple[str | Spec, ...] = ()
 
 
-def default_candidates(*, labelled: bool = True) -> dict[str, Candidate]:
+def default_candidates(*, labelled: bool = True, event_shape: tuple[int, ...] = ()) -> dict[str, Candidate]:
     """The candidates of `select`, from simple to complex.
 
     Args:
         labelled: whether the data have labels; without them learned maps are unconditional.
+        event_shape: shape of one datum; of (channels, height, width), the maps of feature maps are candidates, too.
     """
     learned = {} if labelled else {"conditional": False}
+    structured = FEATURE_MAPS if len(event_shape) == 3 else ()
     return {
         DEFAULT: Candidate(DEFAULT),
+        **{name: Candidate(name) for name in structured},
         "tempered_whitening": Candidate({"name": "whitening", "exponent": 0.25}),
         "whitening": Candidate("whitening"),
         "gaussian_skip": Candidate("scalar", ("gaussian_skip",)),
@@ -188,7 +192,9 @@ def select(
         num_samples=num_samples,
         solver_steps=solver_steps,
     )
-    given = default_candidates(labelled=labels is not None) if candidates is None else candidates
+    given = candidates
+    if given is None:
+        given = default_candidates(labelled=labels is not None, event_shape=tuple(x.shape[1:]))
     entries = _entries(given, settings)
     for entry in entries:
         contest.fit(entry, seed)
@@ -497,5 +503,5 @@ def _split(
 
 
 def _checked(x: Tensor, labels: Tensor | None, name: str) -> LabelledRows:
-    checked_rows(x, name, tuple(x.shape[1:]), x)
+    checked_rows(x, name, tuple(x.shape[1:]), x.device)
     return x, None if labels is None else checked_labels(labels, len(x), x.device)

@@ -251,7 +251,7 @@ def test_an_endless_value_is_cut_and_stays_on_one_line() -> None:
 )
 def test_a_component_is_a_name_with_all_its_options(value: Any) -> None:
     spec = spec_of("preconditioners", value, Preconditioner)
-    assert spec == {"name": "whitening", "exponent": 0.5, "shrinkage": 0.0, "rows": None}
+    assert spec == {"name": "whitening", "exponent": 0.5, "shrinkage": "auto", "rows": None}
     made = component("preconditioners", value, Preconditioner)
     assert isinstance(made, Whitening)
     assert (made is value) == isinstance(value, Whitening)

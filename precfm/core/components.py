@@ -36,7 +36,7 @@ def spec_of(
     Example:
         >>> from precfm.preconditioners.base import Preconditioner
         >>> spec_of("preconditioners", {"name": "whitening", "exponent": 0.25}, Preconditioner)
-        {'name': 'whitening', 'exponent': 0.25, 'shrinkage': 0.0, 'rows': None}
+        {'name': 'whitening', 'exponent': 0.25, 'shrinkage': 'auto', 'rows': None}
     """
     if isinstance(value, kind):
         own: Any = value.options if isinstance(value, nn.Module) else options_in(value, without)

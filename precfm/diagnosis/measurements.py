@@ -71,6 +71,9 @@ class TriedMap:
 TRIED: dict[str, TriedMap] = {
     "scalar": TriedMap("scalar"),
     "per_channel": TriedMap("per_channel"),
+    "channel_whitening": TriedMap("channel_whitening", needs_channels=True),
+    "per_frequency": TriedMap("per_frequency", needs_channels=True),
+    "kronecker": TriedMap("kronecker", needs_channels=True),
     "tempered_whitening": TriedMap({"name": "whitening", "exponent": 0.25}, dense=True),
     "whitening": TriedMap("whitening", dense=True),
     "class_whitening": TriedMap("class_whitening", dense=True, needs_labels=True),

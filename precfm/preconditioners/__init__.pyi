@@ -1,13 +1,17 @@
 from precfm.preconditioners.base import Preconditioner as Preconditioner
+from precfm.preconditioners.channel_whitening import ChannelWhitening as ChannelWhitening
 from precfm.preconditioners.class_whitening import ClassWhitening as ClassWhitening
 from precfm.preconditioners.composition import Composition as Composition
 from precfm.preconditioners.decoder_metric import DecoderMetric as DecoderMetric
 from precfm.preconditioners.identity import Identity as Identity
 from precfm.preconditioners.jacobian import inverse_jacobian as inverse_jacobian
+from precfm.preconditioners.kronecker import Kronecker as Kronecker
 from precfm.preconditioners.low_capacity_flow import LowCapacityFlow as LowCapacityFlow
+from precfm.preconditioners.low_rank import LowRank as LowRank
 from precfm.preconditioners.mixture_flow import MixtureFlow as MixtureFlow
 from precfm.preconditioners.normalizing_flow import NormalizingFlow as NormalizingFlow
 from precfm.preconditioners.per_channel import PerChannel as PerChannel
+from precfm.preconditioners.per_frequency import PerFrequency as PerFrequency
 from precfm.preconditioners.projection import Projection as Projection
 from precfm.preconditioners.round_trip import round_trip_error as round_trip_error
 from precfm.preconditioners.round_trip import tail_round_trip_error as tail_round_trip_error

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import parameters, readable
+from precfm.geometry.moments import rows_per_block
 from precfm.preconditioners.fit_data import FitData
 from precfm.preconditioners.inputs import (
     Array,
@@ -131,23 +132,19 @@ class Preconditioner(nn.Module, ABC):
                 map fits it.
         """
         self.fitted = False
-        self.notes, self.record = [], {}
         batches = batches_of(x, labels)
         first = next(batches)
-        device, dtype = first[0].device, first[0].dtype
-        if 0 in first[0].shape[1:]:
-            raise PrecfmError(f"x: has shape {tuple(first[0].shape)}; at least one feature is needed")
-        exact = device.type not in NO_FLOAT64  # elsewhere fits and maps in float64 need another device
-        home = device if exact else torch.device("cpu")
-        self.to(home, torch.float64)
-        self.event_shape, self.classes = tuple(first[0].shape[1:]), ()
-        self._expect_labels(first[1] is not None)
+        self._begin(first[0], labelled=first[1] is not None)
+        device, home, dtype = first[0].device, self.anchor.device, first[0].dtype
         if validation is not None:
             if not isinstance(validation, tuple) or len(validation) != 2:
                 raise PrecfmError(
                     f"validation: is of type {type(validation).__name__}; a pair is needed: (x, labels), or (x, None)"
                 )
-            validation = self._checked(*(_at(home, as_tensor(each)) for each in validation), "validation")
+            held_out, known = self._checked(
+                *(_at(home, as_tensor(each)) for each in validation), "validation"
+            )
+            validation = held_out.to(self.anchor.dtype), known
         data = FitData(
             batches=self._checked_batches(
                 map(partial(_at, home), batch) for batch in chain([first], batches)
@@ -159,7 +156,8 @@ class Preconditioner(nn.Module, ABC):
         )
         self.flops_per_fit = self._fit(data)
         self.fitted = True
-        self.to(home, torch.float64 if exact else torch.float32).to(device).requires_grad_(False).eval()
+        self.to(home, torch.float32 if device.type in NO_FLOAT64 else torch.float64)
+        self.to(device).requires_grad_(False).eval()
         if dtype in HALVES:
             self._note_loss(first[0][:LOOKED_AT], None if first[1] is None else first[1][:LOOKED_AT])
         return self
@@ -358,7 +356,7 @@ class Preconditioner(nn.Module, ABC):
 
     def _note_loss(self, x: Tensor, labels: Tensor | None) -> None:
         """Say what a round trip in half precision costs on these rows."""
-        rows = self._checked(x, labels, "x")[0]
+        rows = self._checked(x, labels, "x")[0].to(self.anchor.dtype)
         smallest = math.sqrt(max(float(torch.linalg.eigvalsh(rows.T.cov())[0]), 0.0))
         loss = float(
             (self.inverse(self.forward(x, labels), labels).to(rows) - rows.reshape(x.shape)).abs().max()
@@ -369,6 +367,15 @@ class Preconditioner(nn.Module, ABC):
                 f"the smallest standard deviation is {smallest:.2g}; keep x and z in float32"
             )
 
+    def _begin(self, x: Tensor, *, labelled: bool) -> None:
+        """Take device and shape of the first rows of a fit, and forget what an earlier one found."""
+        if 0 in x.shape[1:]:
+            raise PrecfmError(f"x: has shape {tuple(x.shape)}; at least one feature is needed")
+        self.to("cpu" if x.device.type in NO_FLOAT64 else x.device, torch.float64)
+        self.event_shape, self.classes = tuple(x.shape[1:]), ()
+        self.notes, self.record = [], {}
+        self._expect_labels(labelled)
+
     def _inputs(
         self, x: Tensor, labels: Tensor | None, name: str, validate: bool
     ) -> tuple[Tensor, Tensor | None]:
@@ -377,28 +384,36 @@ class Preconditioner(nn.Module, ABC):
             raise PrecfmError(f"{self._name}: used before fit; call fit(x), or load a fitted one")
         values = validate and not torch.compiler.is_compiling()
         rows, known = self._checked(x, labels, name, values=values)
+        rows = rows.to(self.anchor.dtype)
         return rows, None if known is None else class_positions(known, self.classes, values=values)
 
     def _checked(
         self, x: Tensor, labels: Tensor | None, name: str, *, values: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        rows = checked_rows(x, name, self.event_shape, self.anchor, values=values)
+        rows = checked_rows(x, name, self.event_shape, self.anchor.device, values=values)
         return rows, checked_labels(labels, len(rows), rows.device) if self.needs_labels else None
 
     def _checked_batches(
         self, batches: Iterable[tuple[Tensor, Tensor | None]]
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Checked batches of a fit; at their end `classes` is known."""
+        """Checked batches of a fit, large ones in blocks; at their end `classes` is known."""
         count, seen = 0, set[int]()
         for x, labels in batches:
             rows, known = self._checked(x, labels, "x")
             count += len(rows)
             if known is not None:
                 seen.update(torch.unique(known).tolist())
-            yield rows.detach(), known
+            yield from self._blocks(rows, known)
         if count < 2:
             raise PrecfmError(f"x: got {count} rows; a fit needs at least 2 rows")
         self.classes = tuple(sorted(seen))
+
+    def _blocks(self, rows: Tensor, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Checked rows in the dtype of the map, so few at once that the conversion takes little memory."""
+        step = rows_per_block(self.features)
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            yield rows[part].detach().to(self.anchor.dtype), None if labels is None else labels[part]
 
 
 def _at(device: torch.device, value: Any) -> Any:

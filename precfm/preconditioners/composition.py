@@ -6,13 +6,13 @@ from precfm.core.components import spec_of
 from precfm.core.errors import PrecfmError
 from precfm.core.options import checked
 from precfm.core.seeds import derived_seed
+from precfm.geometry.shrinkage import LARGEST_CONDITION_NUMBER
 from precfm.geometry.spectra import covariance, eigen_spectrum
 from precfm.preconditioners.base import Preconditioner
 from precfm.preconditioners.fit_data import FitData, FitRows
 from precfm.preconditioners.inputs import summary
 from precfm.preconditioners.nested import NestedMaps, nested_map
 from precfm.preconditioners.round_trip import fitting_error
-from precfm.preconditioners.symmetric_power import LARGEST_CONDITION_NUMBER
 
 
 class Composition(Preconditioner):

@@ -1,6 +1,5 @@
 """What a preconditioner's fit receives: checked batches, to be read once as moments or as all rows."""
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,21 +101,12 @@ class FitData:
     seed: int
     scratch: Path | None
 
-    def moments(self, *, diagonal: bool = False) -> Moments:
-        """Moments of all rows, in bounded memory; see `Moments`."""
-        moments = Moments(diagonal=diagonal)
+    def moments(self) -> Moments:
+        """Moments of all rows, in bounded memory."""
+        moments = Moments()
         for rows, _ in self.batches:
             moments.update(rows)
         return moments
-
-    def class_moments(self) -> dict[int, Moments]:
-        """Moments of the rows of each label, labels ascending, in bounded memory."""
-        by_class: dict[int, Moments] = defaultdict(Moments)
-        for rows, labels in self.batches:
-            assert labels is not None  # `needs_labels` had them checked
-            for label in torch.unique(labels).tolist():
-                by_class[label].update(rows[labels == label])
-        return dict(sorted(by_class.items()))
 
     def rows(self) -> FitRows:
         """All rows at once.

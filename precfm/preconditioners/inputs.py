@@ -12,6 +12,7 @@ from torch import Tensor
 
 from precfm.core.errors import PrecfmError
 from precfm.core.tensors import require_tensor
+from precfm.geometry.moments import rows_per_block
 
 Array: TypeAlias = Tensor | NDArray[Any]
 
@@ -92,15 +93,15 @@ def concatenated(x: Data, labels: Tensor | None) -> tuple[Tensor, Tensor | None]
 
 
 def checked_rows(
-    x: Tensor, name: str, event_shape: tuple[int, ...], like: Tensor, *, values: bool = True
+    x: Tensor, name: str, event_shape: tuple[int, ...], device: torch.device, *, values: bool = True
 ) -> Tensor:
-    """Rows (batch, features) in the dtype of a map, after all checks of data.
+    """Rows (batch, features) as they were given, after all checks of data.
 
     Args:
         x: what was handed in, shape (batch, *event_shape).
         name: what to call it in messages.
         event_shape: shape of one datum.
-        like: a tensor with the device and the dtype of the map.
+        device: that of the map.
         values: whether to look at the numbers, too.
 
     Raises:
@@ -115,18 +116,21 @@ def checked_rows(
         raise PrecfmError(
             f"{name}: has shape {tuple(x.shape)}; a batch of rows of shape {event_shape} is needed"
         )
-    if x.device != like.device:
-        raise PrecfmError(f"{name}: is on {x.device}, but the map on {like.device}; use to(device)")
-    rows = x.reshape(len(x), math.prod(event_shape)).to(like.dtype)
+    if x.device != device:
+        raise PrecfmError(f"{name}: is on {x.device}, but the map on {device}; use to(device)")
+    rows = x.reshape(len(x), math.prod(event_shape))
     if not values:
         return rows
-    finite = rows.detach().isfinite()
-    if not bool(finite.all()):
-        row, feature = (~finite).nonzero()[0].tolist()
-        raise PrecfmError(
-            f"{name}: holds {float(rows[row, feature])} in row {row}, feature {feature}; "
-            "every number must be finite"
-        )
+    first = 0
+    for block in torch.split(rows.detach(), rows_per_block(rows.shape[1])):
+        finite = block.isfinite()
+        if not bool(finite.all()):
+            row, feature = (~finite).nonzero()[0].tolist()
+            raise PrecfmError(
+                f"{name}: holds {float(block[row, feature])} in row {first + row}, feature {feature}; "
+                "every number must be finite"
+            )
+        first += len(block)
     return rows
 
 

@@ -5,11 +5,12 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from precfm.core.options import Count, Fraction, Natural, Positive, Share, checked
+from precfm.core.options import Count, Fraction, Natural, Positive, checked
 from precfm.core.seeds import generator_for, seeded_module
 from precfm.flows.compute import flops_per_step
 from precfm.preconditioners.base import Preconditioner
 from precfm.preconditioners.fit_data import FitData, FitRows
+from precfm.preconditioners.symmetric_power import Shrinkage
 from precfm.preconditioners.whitening import Whitening
 from precfm.training.checkpoints import checksum
 from precfm.training.draws import Objective
@@ -50,7 +51,7 @@ class LearnedPreconditioner(Preconditioner):
         self,
         *,
         conditional: bool = True,
-        shrinkage: Share = 0.0,
+        shrinkage: Shrinkage = 0.0,
         steps: Count = 1500,
         batch_size: Count = 256,
         learning_rate: Positive = 1e-3,

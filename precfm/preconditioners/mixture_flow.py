@@ -9,7 +9,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Count, Positive, Share, checked
+from precfm.core.options import Count, Positive, checked
 from precfm.core.seeds import generator_for
 from precfm.flows.gaussian_mixture import ClassMixture
 from precfm.flows.paths import LinearPath
@@ -17,6 +17,7 @@ from precfm.flows.sampling import equal_steps
 from precfm.preconditioners.base import Preconditioner
 from precfm.preconditioners.fit_data import FitData, FitRows
 from precfm.preconditioners.round_trip import TAIL
+from precfm.preconditioners.symmetric_power import Shrinkage
 from precfm.preconditioners.whitening import Whitening
 
 PATH = LinearPath()
@@ -71,7 +72,7 @@ class MixtureFlow(Preconditioner):
         components: Count = 10,
         solver_steps: Count = 120,
         conditional: bool = True,
-        shrinkage: Share = 0.0,
+        shrinkage: Shrinkage = 0.0,
         tolerance: Positive = 1e-2,
     ) -> None:
         super().__init__()

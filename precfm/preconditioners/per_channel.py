@@ -5,12 +5,12 @@ from torch import Tensor
 
 from precfm.core.errors import PrecfmError
 from precfm.geometry.moments import Moments
-from precfm.preconditioners.base import Preconditioner
-from precfm.preconditioners.fit_data import FitData
+from precfm.preconditioners.closed_form import ByClass
+from precfm.preconditioners.feature_map import FeatureMap
 from precfm.preconditioners.inputs import summary
 
 
-class PerChannel(Preconditioner):
+class PerChannel(FeatureMap):
     """Centres each channel and divides it by its own standard deviation.
 
     For vectors (batch, dim) every feature is a channel. For maps (batch, channels, height, width) the first
@@ -30,34 +30,30 @@ class PerChannel(Preconditioner):
     @property
     def num_parameters(self) -> int:
         """One mean and one scale per channel."""
-        return 2 * self._channels
-
-    @property
-    def _channels(self) -> int:
-        return self.event_shape[0] if self.event_shape else 1
+        return 2 * self.channels
 
     def _allocate(self) -> None:
-        self.register_buffer("mean", torch.zeros(self._channels, 1).to(self.anchor))
-        self.register_buffer("scale", torch.ones(self._channels, 1).to(self.anchor))
+        self.register_buffer("mean", torch.zeros(self.channels, 1).to(self.anchor))
+        self.register_buffer("scale", torch.ones(self.channels, 1).to(self.anchor))
 
-    def _fit(self, data: FitData) -> int:
-        moments = Moments(diagonal=True)
-        for rows, _ in data.batches:
-            moments.update(self._by_channel(rows).transpose(1, 2).reshape(-1, self._channels))
-        variance = moments.covariance()
+    def _empty(self) -> Moments:
+        return Moments(diagonal=True)
+
+    def _coordinates(self, rows: Tensor) -> Tensor:
+        return self._by_channel(rows).transpose(1, 2).reshape(-1, self.channels)
+
+    def _solve(self, moments: ByClass) -> int:
+        (whole,) = moments.values()
+        variance = whole.covariance()
         constant = (variance == 0).nonzero().flatten().tolist()
         if constant:
             raise PrecfmError(
                 f"x: is constant in channel {summary(constant)}, which cannot be scaled to variance 1; drop it, or "
                 "use the preconditioner 'scalar'"
             )
-        self.register_buffer("mean", moments.mean[:, None])
+        self.register_buffer("mean", whole.mean[:, None])
         self.register_buffer("scale", variance.sqrt()[:, None])
-        return 4 * moments.count * self._channels
-
-    def _by_channel(self, rows: Tensor) -> Tensor:
-        """Rows (batch, features) as (batch, channels, positions)."""
-        return rows.reshape(len(rows), self._channels, self.features // self._channels)
+        return 4 * whole.count * self.channels
 
     def _forward(self, x: Tensor, classes: Tensor | None) -> Tensor:
         return ((self._by_channel(x) - self.mean) / self.scale).reshape(x.shape)
@@ -66,5 +62,4 @@ class PerChannel(Preconditioner):
         return (self._by_channel(z) * self.scale + self.mean).reshape(z.shape)
 
     def _log_abs_det(self, x: Tensor, classes: Tensor | None) -> Tensor:
-        positions = self.features // self._channels
-        return (-positions * self.scale.log().sum()).expand(len(x))
+        return (-self.positions * self.scale.log().sum()).expand(len(x))

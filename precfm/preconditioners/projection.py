@@ -8,13 +8,14 @@ from torch import Tensor
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, checked
+from precfm.geometry.shrinkage import LARGEST_CONDITION_NUMBER
 from precfm.geometry.spectra import eigen_spectrum
-from precfm.preconditioners.fit_data import FitData
+from precfm.preconditioners.closed_form import ByClass, OfMoments
 from precfm.preconditioners.symmetric_affine import SymmetricAffine
-from precfm.preconditioners.symmetric_power import LARGEST_CONDITION_NUMBER, power_flops, symmetric_map
+from precfm.preconditioners.symmetric_power import power_flops, symmetric_map
 
 
-class Projection(SymmetricAffine):
+class Projection(OfMoments, SymmetricAffine):
     """Whitens the directions of largest variance, and gives the complement a mean variance of one.
 
     With `U` the leading eigenvectors of the covariance, `lambda` their eigenvalues and `s^2` the mean
@@ -64,9 +65,9 @@ class Projection(SymmetricAffine):
     def _set_rank(self, rank: int) -> None:
         self.register_buffer("leading", torch.tensor(rank, device=self.anchor.device))
 
-    def _fit(self, data: FitData) -> int:
-        moments = data.moments()
-        eigenvalues, eigenvectors = eigen_spectrum(moments.covariance())
+    def _solve(self, moments: ByClass) -> int:
+        (whole,) = moments.values()
+        eigenvalues, eigenvectors = eigen_spectrum(whole.covariance())
         eigenvalues = eigenvalues.clamp(min=0)
         largest = float(eigenvalues[-1])
         if not largest > 0:
@@ -90,13 +91,13 @@ class Projection(SymmetricAffine):
                     "the last leading one"
                 )
             variances[:complement] = mean_variance
-        self._set(moments.mean, symmetric_map(variances.rsqrt(), eigenvectors))
+        self._set(whole.mean, symmetric_map(variances.rsqrt(), eigenvectors))
         self._set_rank(rank)
         self.notes.append(
             f"{rank} of {self.features} directions whitened; they hold "
             f"{float(leading.sum() / eigenvalues.sum()):.4f} of the variance"
         )
-        return power_flops(moments.count, self.features)
+        return power_flops(whole.count, self.features)
 
     def _chosen_rank(self, eigenvalues: Tensor) -> int:
         """The rank asked for, or the fewest directions that hold the asked share of the variance."""

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-from precfm.preconditioners.base import Preconditioner
-from precfm.preconditioners.fit_data import FitData
+from precfm.geometry.moments import Moments
+from precfm.preconditioners.closed_form import ByClass, ClosedForm
 
 
-class Scalar(Preconditioner):
+class Scalar(ClosedForm):
     """Centres the data and divides it by one scalar, so that the mean variance of a feature is one.
 
     The map is `z = (x - mean) / scale` with `scale^2 = trace(Sigma_1) / dim`. It does not change
@@ -34,14 +34,17 @@ class Scalar(Preconditioner):
         self.register_buffer("mean", torch.zeros(self.features).to(self.anchor))
         self.register_buffer("scale", torch.ones(()).to(self.anchor))
 
-    def _fit(self, data: FitData) -> int:
-        moments = data.moments(diagonal=True)
-        mean_variance = moments.covariance().mean()
+    def _empty(self) -> Moments:
+        return Moments(diagonal=True)
+
+    def _solve(self, moments: ByClass) -> int:
+        (whole,) = moments.values()
+        mean_variance = whole.covariance().mean()
         if not float(mean_variance) > 0:
             raise PrecfmError("x: has variance 0 in every feature; a scale needs rows that differ")
-        self.register_buffer("mean", moments.mean)
+        self.register_buffer("mean", whole.mean)
         self.register_buffer("scale", mean_variance.sqrt())
-        return 4 * moments.count * self.features
+        return 4 * whole.count * self.features
 
     def _forward(self, x: Tensor, classes: Tensor | None) -> Tensor:
         return (x - self.mean) / self.scale

@@ -1,20 +1,33 @@
 """The linear algebra of whitening: powers of a covariance, shrunk on request, refused if not invertible."""
 
-from typing import Annotated, NamedTuple, TypeAlias
+import math
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import torch
-from pydantic import Field
+from pydantic import Field, PlainValidator
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
+from precfm.core.options import shortened
+from precfm.geometry.shrinkage import LARGEST_CONDITION_NUMBER, fresh_variances
 from precfm.geometry.spectra import eigen_spectrum
 from precfm.preconditioners.inputs import summary
 
-# Beyond this condition number float32 data cannot make the round trip: its precision 6e-8 times the ratio of
-# the extreme standard deviations, 1e6, is no longer small. So such a covariance counts as rank-deficient.
-LARGEST_CONDITION_NUMBER = 1e12
+FEW_ROWS_PER_FEATURE = 10  # below which the condition number on fresh rows is noted: from 3.7 upwards
 
 Exponent: TypeAlias = Annotated[float, Field(ge=-0.5, le=1)]
+
+
+def _share_or_auto(value: Any) -> float | str:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"got {shortened(value)}; a number from 0 to 1, or 'auto', is needed")
+    return float(value)
+
+
+Shrinkage: TypeAlias = Annotated[float | Literal["auto"], PlainValidator(_share_or_auto)]
+"""Weight of the isotropic covariance, from 0 to 1, or `auto`: `precfm.geometry.shrinkage.fresh_variances`."""
 
 
 class SymmetricMap(NamedTuple):
@@ -31,25 +44,30 @@ class SymmetricMap(NamedTuple):
     log_det: Tensor
 
 
-def symmetric_power(cov: Tensor, exponent: float, shrinkage: float, what: str) -> SymmetricMap:
+def symmetric_power(
+    cov: Tensor, exponent: float, shrinkage: float | Literal["auto"], what: str, rows: float
+) -> SymmetricMap:
     """The map `c Sigma_s^(-exponent)`, with `Sigma_s = (1 - s) Sigma + s (trace(Sigma) / dim) I`.
 
     The factor `c` gives the mapped data a mean variance of one, so that the exponent changes the shape of the
-    spectrum and not its scale. For full whitening (exponent 0.5, no shrinkage) `c` is 1.
+    spectrum and not its scale. For full whitening (exponent 0.5, no shrinkage) `c` is 1. With shrinkage `auto`,
+    `Sigma_s` has the eigenvectors of `Sigma` and, as eigenvalues, the variances that fresh rows have along them, and
+    `c` is that of fresh rows.
 
     Args:
         cov: covariance of the data, shape (dim, dim), float64.
         exponent: 0.5 whitens, 0.25 takes the square root of the condition number, 0 leaves the shape, below 0 spreads
             it further.
-        shrinkage: weight `s` of the isotropic covariance, in [0, 1].
+        shrinkage: weight `s` of the isotropic covariance, in [0, 1], or `auto`.
         what: the data, as the beginning of a sentence: `x:`, or `x: class 3`.
+        rows: number of rows behind the covariance, for `auto`; an effective number where rows weigh differently.
 
     Returns:
         The map, its inverse and its log determinant, float64.
 
     Raises:
-        PrecfmError: the shrunk covariance is rank-deficient; the sentence names the features or the
-            direction.
+        PrecfmError: the shrunk covariance is rank-deficient, for `auto` beyond what a lack of rows explains; the
+            sentence names the features or the direction.
 
     References:
         | Optimal Whitening and Decorrelation (Kessy et al., 2018), where `Sigma^(-1/2)` is called ZCA
@@ -63,13 +81,65 @@ def symmetric_power(cov: Tensor, exponent: float, shrinkage: float, what: str) -
     mean_variance = eigenvalues.mean()
     if not float(mean_variance) > 0:
         raise PrecfmError(f"{what} has variance 0 in every feature; a scale needs rows that differ")
-    shrunk = (1 - shrinkage) * eigenvalues + shrinkage * mean_variance
-    if float(shrunk[0]) * LARGEST_CONDITION_NUMBER < float(shrunk[-1]):
+    if shrinkage == "auto":
+        shrunk = fresh = fresh_variances(eigenvalues, rows)
+        lost = int((eigenvalues * LARGEST_CONDITION_NUMBER < eigenvalues[-1]).sum())
+        deficient = lost > max(0, math.ceil(len(cov) - rows + 1))
+    else:
+        shrunk, fresh = (1 - shrinkage) * eigenvalues + shrinkage * mean_variance, eigenvalues
+        deficient = False
+    if deficient or float(shrunk.min()) * LARGEST_CONDITION_NUMBER < float(shrunk.max()):
         raise PrecfmError(
-            f"{what} {_deficiency(cov, eigenvalues, eigenvectors)}; drop it or set shrinkage above 0"
+            f"{what} {_deficiency(cov, eigenvalues, eigenvectors)}; drop it or set shrinkage to a number above 0"
         )
-    scale = (eigenvalues * shrunk.pow(-2 * exponent)).mean().rsqrt()
+    scale = (fresh * shrunk.pow(-2 * exponent)).mean().rsqrt()
     return symmetric_map(scale * shrunk.pow(-exponent), eigenvectors)
+
+
+def require_rows(rows: int, features: int, shrinkage: float | Literal["auto"], what: str) -> None:
+    """Refuse to whiten without shrinkage from fewer rows than features, before anything large is computed.
+
+    Raises:
+        PrecfmError: some direction has no variance because rows lack.
+    """
+    if shrinkage == 0 and rows < features:
+        raise PrecfmError(
+            f"{what} has fewer rows ({rows}) than features ({features}), so that some direction has no variance; more "
+            "rows, or the shrinkage 'auto', are needed"
+        )
+
+
+def few_rows(rows: int, features: int, shrinkage: float | Literal["auto"], what: str) -> list[str]:
+    """What to expect on fresh rows, as a note, where rows are few for the features.
+
+    Args:
+        rows: number of rows of the fit.
+        features: number of features.
+        shrinkage: that was applied.
+        what: the data, as the beginning of a sentence: `x`, or `class 3 of x`.
+
+    References:
+        | Distribution of eigenvalues for some sets of random matrices (Marchenko & Pastur, 1967), for the edges of the
+        | spectrum of fresh rows behind a whitening without shrinkage, `(1 +- sqrt(dim / rows))^2`
+        | https://doi.org/10.1070/SM1967v001n04ABEH001994
+
+    Example:
+        >>> few_rows(512, 256, 0, "x")
+        ['x has 2.0 rows per feature: on fresh rows a condition number near 34 is left']
+    """
+    if rows < features:
+        return [
+            f"{what} has fewer rows ({rows}) than features ({features}): only the shrinkage makes the map invertible, "
+            "and the variances of directions without rows are guessed"
+        ]
+    if rows >= FEW_ROWS_PER_FEATURE * features:
+        return []
+    edge = math.sqrt(features / rows)
+    left = f"{((1 + edge) / (1 - edge)) ** 2:.3g}" if edge < 1 else "infinity"
+    shrunk = ", without the shrinkage; less with it" if shrinkage else " is left"
+    return [
+        f"{what} has {rows / features:.1f} rows per feature: on fresh rows a condition number near {left}{shrunk}"
+    ]
 
 
 def deficiency(cov: Tensor) -> str | None:

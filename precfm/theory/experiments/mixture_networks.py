@@ -181,8 +181,8 @@ def fitted(
     made: dict[str, Preconditioner] = {
         "none": Identity(),
         "scalar": Scalar(),
-        "whitening": Whitening(),
-        "class_whitening": ClassWhitening(),
+        "whitening": Whitening(shrinkage=0.0),
+        "class_whitening": ClassWhitening(shrinkage=0.0),
         "normalizing_flow": NormalizingFlow(conditional=problem.labelled, steps=flow_steps),
         "low_capacity_flow": LowCapacityFlow(conditional=problem.labelled, steps=flow_steps),
     }

@@ -128,7 +128,7 @@ def run_case(
     """
     law = gaussian(case.dim, case.condition_number, rotated=case.rotated, seed=derived_seed(seed, "law"))
     x = law.sample(data_size, derived_seed(seed, "data"))
-    preconditioner = (Identity() if method == "none" else Whitening()).fit(x)
+    preconditioner = (Identity() if method == "none" else Whitening(shrinkage=0.0)).fit(x)
     z = preconditioner.forward(x)
     kappas = path_condition_numbers(normalise_scale(covariance(z)), PATH, torch.tensor(KAPPA_TIMES))
     more = {f"kappa_{t:g}": float(k) for t, k in zip(KAPPA_TIMES, kappas, strict=True)}

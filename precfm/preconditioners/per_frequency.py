@@ -1,0 +1,133 @@
+"""Whitening at each spatial frequency: for feature maps whose statistics are the same everywhere."""
+
+from functools import cache
+
+import numpy as np
+import torch
+from scipy.fft import dct
+from torch import Tensor
+
+from precfm.core.errors import PrecfmError
+from precfm.core.options import checked
+from precfm.geometry.moments import Moments
+from precfm.geometry.shrinkage import LARGEST_CONDITION_NUMBER
+from precfm.preconditioners.closed_form import ByClass
+from precfm.preconditioners.feature_map import FeatureMap
+from precfm.preconditioners.symmetric_power import Exponent
+
+
+class PerFrequency(FeatureMap):
+    """Centres and whitens the channels of each spatial frequency of a feature map, then returns to positions.
+
+    With the orthonormal DCT-II along each axis of positions as `T`, the coefficients `c_k = (T x)_k` of frequency `k`,
+    one number per channel, become `c (F_k)^(-exponent) (c_k - mean_k)`, with their covariance `F_k` (channels,
+    channels). What frequencies share is left. Exact are statistics that are the same at every position of a field
+    which is mirrored at its edges; for one cut out of a larger field, the error falls with its size, where a Fourier
+    transform would see a jump at the edges: of 16 x 16 positions of a field with spectrum `1 / k^2`, the condition
+    number falls from 1,400 to 2.9 (with a Fourier transform to 19), of `1 / k^3` from 1e5 to 3.9 (615).
+
+    Arguments:
+        exponent: as in `Whitening`; 0.5 whitens every frequency fully.
+
+    References:
+        | Discrete Cosine Transform (Ahmed, Natarajan & Rao, 1974), which nearly diagonalises stationary covariances
+        | https://doi.org/10.1109/T-C.1974.223784
+
+    Example:
+        >>> from precfm.geometry.spectra import condition_number, covariance
+        >>> noise = torch.randn(4000, 1, 17, generator=torch.Generator().manual_seed(0))
+        >>> x = noise[:, :, 1:] + 0.9 * noise[:, :, :-1]
+        >>> z = PerFrequency().fit(x).forward(x)
+        >>> [round(condition_number(covariance(each)), 1) for each in (x, z)]
+        [88.2, 2.0]
+    """
+
+    mean: Tensor
+    matrices: Tensor
+    inverse_matrices: Tensor
+    log_det: Tensor
+
+    @checked
+    def __init__(self, exponent: Exponent = 0.5) -> None:
+        super().__init__()
+        self.exponent = exponent
+
+    @property
+    def num_parameters(self) -> int:
+        """One mean per feature and a symmetric matrix per frequency."""
+        return self.features + self.positions * self.channels * (self.channels + 1) // 2
+
+    def _allocate(self) -> None:
+        zeros = self.anchor.new_zeros
+        square = zeros(self.positions, self.channels, self.channels)
+        self._set(zeros(self.positions, self.channels), square, square.clone(), zeros(()))
+
+    def _set(self, mean: Tensor, matrices: Tensor, inverse_matrices: Tensor, log_det: Tensor) -> None:
+        self.register_buffer("mean", mean)
+        self.register_buffer("matrices", matrices)
+        self.register_buffer("inverse_matrices", inverse_matrices)
+        self.register_buffer("log_det", log_det)
+
+    def _empty(self) -> Moments:
+        return Moments(products=self._at_each_frequency)
+
+    def _coordinates(self, rows: Tensor) -> Tensor:
+        return self._coefficients(rows).flatten(1)
+
+    def _at_each_frequency(self, centred: Tensor) -> Tensor:
+        coefficients = centred.reshape(len(centred), self.positions, self.channels).transpose(0, 1)
+        return coefficients.transpose(1, 2) @ coefficients
+
+    def _solve(self, moments: ByClass) -> int:
+        (whole,) = moments.values()
+        eigenvalues, eigenvectors = torch.linalg.eigh(whole.covariance())
+        largest, smallest = eigenvalues.max(), eigenvalues[:, 0].min()
+        if not float(largest) > 0:
+            raise PrecfmError("x: has variance 0 in every feature; a scale needs rows that differ")
+        if float(smallest) * LARGEST_CONDITION_NUMBER < float(largest):
+            at = np.unravel_index(int(eigenvalues[:, 0].argmin()), self.event_shape[1:])
+            raise PrecfmError(
+                f"x: has some direction without variance at frequency {tuple(map(int, at))}, from {whole.count} rows "
+                f"of {self.channels} channels; more rows, or another map such as 'channel_whitening', are needed"
+            )
+        scale = eigenvalues.pow(1 - 2 * self.exponent).mean().rsqrt()
+        factors = (scale * eigenvalues.pow(-self.exponent))[:, None]
+        self._set(
+            whole.mean.reshape(self.positions, self.channels),
+            (eigenvectors * factors) @ eigenvectors.mT,
+            (eigenvectors / factors) @ eigenvectors.mT,
+            factors.log().sum(),
+        )
+        transform = 2 * sum(self.event_shape[1:]) + 2 + 2 * self.channels
+        return whole.count * self.features * transform + 13 * self.positions * self.channels**3
+
+    def _forward(self, x: Tensor, classes: Tensor | None) -> Tensor:
+        centred = self._coefficients(x) - self.mean
+        return self._values(torch.einsum("npc,pcd->npd", centred, self.matrices))
+
+    def _inverse(self, z: Tensor, classes: Tensor | None) -> Tensor:
+        coefficients = torch.einsum("npc,pcd->npd", self._coefficients(z), self.inverse_matrices)
+        return self._values(coefficients + self.mean)
+
+    def _log_abs_det(self, x: Tensor, classes: Tensor | None) -> Tensor:
+        return self.log_det.expand(len(x))
+
+    def _coefficients(self, rows: Tensor) -> Tensor:
+        """Rows (batch, features) as coefficients (batch, frequencies, channels)."""
+        maps = rows.reshape(len(rows), *(self.event_shape or (1,)))
+        for axis, size in enumerate(self.event_shape[1:], start=2):
+            maps = torch.movedim(maps.movedim(axis, -1) @ _basis(size).to(maps).T, -1, axis)
+        return maps.reshape(len(rows), self.channels, self.positions).transpose(1, 2)
+
+    def _values(self, coefficients: Tensor) -> Tensor:
+        """Coefficients (batch, frequencies, channels) as rows (batch, features)."""
+        maps = coefficients.transpose(1, 2).reshape(len(coefficients), *(self.event_shape or (1,)))
+        for axis, size in enumerate(self.event_shape[1:], start=2):
+            maps = torch.movedim(maps.movedim(axis, -1) @ _basis(size).to(maps), -1, axis)
+        return maps.reshape(len(coefficients), self.features)
+
+
+@cache
+def _basis(size: int) -> Tensor:
+    """The orthonormal DCT-II as a matrix (size, size): one frequency per row."""
+    return torch.from_numpy(dct(np.eye(size), axis=0, norm="ortho"))
