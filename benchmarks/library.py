@@ -1,0 +1,176 @@
+"""Times training steps, fits and inverses beside what users have already, and the memory of streaming fits.
+
+    pip install torchcfm flow_matching
+    python benchmarks/library.py                           # writes benchmarks/library.md
+
+All that is compared takes turns, on one thread; a figure is the median of the rounds, in processor seconds, and a ratio
+the median of the rounds' ratios. Training steps: the same network, batch, optimizer (Adam, no moving average, no schedule)
+and data for all; the other loops are written as their libraries' examples are.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from flow_matching.path import AffineProbPath
+from flow_matching.path.scheduler import CondOTScheduler
+from sklearn.decomposition import PCA
+from threadpoolctl import threadpool_limits
+from torch import Tensor, nn
+from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
+
+from precfm.core.seeds import seeded_module
+from precfm.flows.models.mlp import MLPVelocity
+from precfm.flows.objectives import FlowMatching
+from precfm.flows.paths import LinearPath
+from precfm.preconditioners.base import Preconditioner
+from precfm.preconditioners.channel_whitening import ChannelWhitening
+from precfm.preconditioners.class_whitening import ClassWhitening
+from precfm.preconditioners.kronecker import Kronecker
+from precfm.preconditioners.low_rank import LowRank
+from precfm.preconditioners.per_channel import PerChannel
+from precfm.preconditioners.per_frequency import PerFrequency
+from precfm.preconditioners.projection import Projection
+from precfm.preconditioners.scalar import Scalar
+from precfm.preconditioners.whitening import Whitening
+from precfm.training.options import TrainingOptions
+from precfm.training.trainer import train
+
+OUTPUT = Path(__file__).with_suffix(".md")
+ROUNDS, STEPS, BATCH, DIM = 9, 300, 256, 64
+FIT_ROWS, FEATURES, CLASSES = 60_000, 128, 10
+SHAPE, SIZES = (4, 16, 16), (2_000, 8_000, 32_000)
+
+Call = Callable[[], object]
+
+
+def training_loops(x1: Tensor) -> dict[str, Call]:
+    """A training of `STEPS` steps by each library, of equal networks."""
+    plain = AffineProbPath(scheduler=CondOTScheduler())
+    matcher = ConditionalFlowMatcher(sigma=0.0)
+
+    def network() -> nn.Module:
+        return seeded_module(lambda: MLPVelocity((DIM,), width=256, depth=3), seed=0)
+
+    def ours() -> None:
+        module = network()
+        options = TrainingOptions(steps=STEPS, batch_size=BATCH, learning_rate=1e-3, ema_decay=None)
+        train(module, FlowMatching().prepare(LinearPath(), x1), (x1,), options, seed=0)
+
+    def loop(points: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]) -> None:
+        module = network()
+        optimizer = torch.optim.Adam(module.parameters(), 1e-3)
+        for _ in range(STEPS):
+            t, x_t, target = points(x1[torch.randint(len(x1), (BATCH,))])
+            loss = (module(x_t, t) - target).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    def of_torchcfm(batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        t, x_t, target = matcher.sample_location_and_conditional_flow(torch.randn_like(batch), batch)
+        return t, x_t, target
+
+    def of_flow_matching(batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        point = plain.sample(x_0=torch.randn_like(batch), x_1=batch, t=torch.rand(len(batch)))
+        return point.t, point.x_t, point.dx_t
+
+    return {
+        "precfm": ours,
+        "torchcfm": lambda: loop(of_torchcfm),
+        "flow_matching": lambda: loop(of_flow_matching),
+    }
+
+
+def in_turns(calls: dict[str, Call]) -> dict[str, list[float]]:
+    """Processor seconds of each call in every round; a round before them warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for round_number in range(ROUNDS + 1):
+        for name, call in calls.items():
+            start = time.process_time()
+            call()
+            if round_number:
+                seconds[name].append(time.process_time() - start)
+    return seconds
+
+
+def rows_of(seconds: dict[str, list[float]], peer: str, scale: float = 1e3) -> list[str]:
+    """A line of the table for each call: median, and ratio to the peer."""
+    return [
+        f"| {name} | {scale * statistics.median(found):.3g} | "
+        f"{statistics.median(a / b for a, b in zip(found, seconds[peer], strict=True)):.2f} |"
+        for name, found in seconds.items()
+    ]
+
+
+def streaming(shape: tuple[int, ...], rows: int) -> Iterator[Tensor]:
+    """Batches of synthetic feature maps, made when they are asked for."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(rows // 500):
+        yield torch.randn(500, *shape, generator=generator).cumsum(-1).cumsum(-2)
+
+
+def peak_mib(call: Call) -> float:
+    """Peak memory beyond what was there."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+
+    def kib(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+    before = kib("VmRSS")
+    call()
+    return (kib("VmHWM") - before) / 1024
+
+
+def main() -> None:
+    """Measure, and write the tables."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    x1 = torch.randn(FIT_ROWS, DIM, generator=generator) * torch.logspace(0, -2, DIM)
+    lines = ["# The library: measured times and memory", "", str(__doc__).split("\n\n")[2], ""]
+    lines += [f"A training of {STEPS} steps, MLP 256 x 3, batch {BATCH}, {DIM} features:", ""]
+    lines += ["| loop | ms | to torchcfm |", "| --- | ---: | ---: |"]
+    lines += rows_of(in_turns(training_loops(x1)), "torchcfm")
+
+    wide = torch.randn(FIT_ROWS, FEATURES, generator=generator) * torch.logspace(0, -2, FEATURES)
+    labels = torch.arange(FIT_ROWS) % CLASSES
+    array = wide.numpy()
+    peer = PCA(whiten=True).fit(array)
+    white = peer.transform(array)
+    maps: list[Preconditioner] = [
+        Scalar(),
+        PerChannel(),
+        Whitening(),
+        ClassWhitening(),
+        Projection(),
+        LowRank(),
+    ]
+    with threadpool_limits(1):
+        fits: dict[str, Call] = {"scikit-learn PCA(whiten=True)": lambda: PCA(whiten=True).fit(array)}
+        fits |= {type(each).__name__: (lambda each=each: each.fit(wide, labels)) for each in maps}
+        back: dict[str, Call] = {"scikit-learn PCA(whiten=True)": lambda: peer.inverse_transform(white)}
+        back |= {type(each).__name__: (lambda each=each: each.inverse(wide, labels)) for each in maps}
+        for what, calls in (("Fit", fits), ("Inverse", back)):
+            lines += ["", f"{what} of {FIT_ROWS:,} x {FEATURES} float32:", ""]
+            lines += ["| map | ms | to scikit-learn |", "| --- | ---: | ---: |"]
+            lines += rows_of(in_turns(calls), "scikit-learn PCA(whiten=True)")
+
+    lines += ["", f"Peak memory (MiB) of fits to batches of 500 rows of {SHAPE}, beyond what was there:", ""]
+    lines += ["| map |" + "".join(f" {rows:,} rows |" for rows in SIZES), "| --- |" + " ---: |" * len(SIZES)]
+    for kind in (PerChannel, ChannelWhitening, PerFrequency, Kronecker, LowRank, Whitening):
+        kind().fit(streaming(SHAPE, 2_000))  # loading libraries is nobody's memory
+        peaks = [peak_mib(lambda rows=rows, kind=kind: kind().fit(streaming(SHAPE, rows))) for rows in SIZES]
+        lines.append(f"| {kind.__name__} |" + "".join(f" {peak:.0f} |" for peak in peaks))
+    names = ("torch", "scikit-learn", "numpy", "torchcfm", "flow_matching")
+    lines += ["", f"With {', '.join(f'{name} {version(name)}' for name in names)}."]
+    text = "\n".join(lines) + "\n"
+    OUTPUT.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
