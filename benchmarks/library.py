@@ -4,8 +4,8 @@
     python benchmarks/library.py                           # writes benchmarks/library.md
 
 All that is compared takes turns, on one thread; a figure is the median of the rounds, in processor seconds, and a ratio
-the median of the rounds' ratios. Training steps: the same network, batch, optimizer (Adam, no moving average, no schedule)
-and data for all; the other loops are written as their libraries' examples are.
+the median of the rounds' ratios. Training steps: the same network, batch, optimizer (Adam, no moving average, no
+schedule) and data for all; the other loops are written as their libraries' examples are.
 """
 
 import statistics
