@@ -1,5 +1,6 @@
 from precfm import core as core
 from precfm import datasets as datasets
+from precfm import diagnosis as diagnosis
 from precfm import encoders as encoders
 from precfm import flows as flows
 from precfm import geometry as geometry
@@ -9,6 +10,8 @@ from precfm import theory as theory
 from precfm import training as training
 from precfm.core.errors import DivergenceError as DivergenceError
 from precfm.core.errors import PrecfmError as PrecfmError
+from precfm.diagnosis.diagnosis import Diagnosis as Diagnosis
+from precfm.diagnosis.diagnosis import diagnose as diagnose
 from precfm.flows.models.gaussian_skip import GaussianSkip as GaussianSkip
 from precfm.flows.models.mlp import MLPVelocity as MLPVelocity
 from precfm.flows.objectives import DenoisingScore as DenoisingScore
@@ -17,6 +20,7 @@ from precfm.flows.paths import LinearPath as LinearPath
 from precfm.flows.paths import VariancePreservingPath as VariancePreservingPath
 from precfm.geometry.spectra import condition_number as condition_number
 from precfm.geometry.spectra import covariance as covariance
+from precfm.latent_files import open_latents as open_latents
 from precfm.preconditioned_flow import PreconditionedFlow as PreconditionedFlow
 from precfm.preconditioners.base import Preconditioner as Preconditioner
 from precfm.preconditioners.class_whitening import ClassWhitening as ClassWhitening

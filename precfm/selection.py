@@ -199,15 +199,15 @@ def select(
     before: dict[str, Tensor] = {}
     full = settings.training.steps
     most = max(1, full // 2) if budget_steps is None else min(budget_steps, full)
-    rung_steps = _rung_steps(sum(entry.name != DEFAULT for entry in left), most)
-    for steps in rung_steps:
+    lengths = rung_steps(sum(entry.name != DEFAULT for entry in left), most)
+    for steps in lengths:
         tried = {entry.name: contest.scores(entry, steps) for entry in left}
         scores = {name: each for name, each in tried.items() if each is not None}
         doublings = min(1.0, math.log2(full / steps)) if before else 0.0
         table = standings(scores, before, doublings)
         if not table:
             break
-        last = steps == rung_steps[-1] or len(table) == 1
+        last = steps == lengths[-1] or len(table) == 1
         kept = {preferred(table)[0]} if last else _better_half(table) if before else set(table)
         rungs.append(
             {
@@ -455,7 +455,7 @@ def _entries(candidates: Mapping[str, Candidate], settings: FlowSettings) -> lis
     return found
 
 
-def _rung_steps(challengers: int, most: int) -> list[int]:
+def rung_steps(challengers: int, most: int) -> list[int]:
     """Steps of each rung, doubling up to `most`: one that drops nobody, one for each halving to three, the last."""
     halvings = max(0, math.ceil(math.log2(max(challengers, 1) / 3)))
     return sorted({max(1, most // 2**rung) for rung in range(halvings + 2)})

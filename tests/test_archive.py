@@ -69,6 +69,7 @@ def checkout(folder):
     for name in ("config/claims.yaml", "data/sources.yaml"):
         (folder / name).parent.mkdir(parents=True)
         shutil.copyfile(ROOT / name, folder / name)
+    (folder / "data/own.files").write_text("")  # a list of files, as `precfm data add` writes them
     (folder / "config/shared.yaml").write_text(yaml.safe_dump({"extends": "base"}))
     (folder / "config/base.yaml").write_text(yaml.safe_dump(EXPERIMENT))
     return folder
@@ -133,7 +134,7 @@ def test_an_archive_unpacks_to_what_any_reader_can_verify(lab, archive, tmp_path
     assert (said.returncode, said.stdout.count(": OK\n")) == (0, len(others))
     assert {
         METADATA, "CITATION.cff", "LICENSE", "config/shared.yaml", "config/base.yaml", "config/claims.yaml",
-        "data/sources.yaml", MANIFEST, f"{HOME}/claims.json", f"{HOME}/tables/theory.md",
+        "data/sources.yaml", "data/own.files", MANIFEST, f"{HOME}/claims.json", f"{HOME}/tables/theory.md",
     } <= {*others}  # fmt: skip
     assert artifacts(tmp_path) == artifacts(lab)
 

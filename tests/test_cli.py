@@ -64,7 +64,8 @@ def test_own_images_are_registered(project, monkeypatch):
             (project / "pictures" / label / f"{index}.png").write_bytes(buffer.getvalue())
     said = run(app, ["data", "add", "flowers", "pictures"])
     assert said.exit_code == 0
-    assert said.stdout.startswith("flowers: 12 images in 2 classes")
+    assert said.stdout.startswith("flowers: 12 images in 2 classes (daisy, tulip) below pictures, ")
+    assert len((project / "data/flowers.files").read_text().splitlines()) == 12
     assert "source: {name: imagefolder, source: flowers}" in said.stdout
     assert said.stdout.count("\n") == 1
     assert said.stderr == ""  # a bar is for terminals
@@ -120,3 +121,26 @@ def test_a_mistake_ends_the_process_with_one_line_and_1(project):
     )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("precfm: ")
+
+
+def test_metrics_shows_what_it_can(tmp_path):
+    source = torch.Generator().manual_seed(0)
+    for name, shift in (("real", 0), ("generated", 1)):
+        np.save(tmp_path / f"{name}.npy", torch.randn(8, 10, generator=source).numpy() + shift)
+    files = [str(tmp_path / "real.npy"), str(tmp_path / "generated.npy")]
+    said = run(app, ["metrics", *files])
+    assert said.exit_code == 0
+    assert [line.split()[0] for line in said.stdout.splitlines()[1:]] == [
+        "kid",
+        "mmd_rbf",
+        "precision",
+        "recall",
+    ]
+    assert said.stderr.startswith("precfm: frechet: generated: 8 samples in 10 dimensions")
+    assert "frechet" in run(app, ["metrics", *files, "--allow-few-samples"]).stdout
+    one = run(app, ["metrics", *files, "--metric", "mmd_rbf", "--bandwidth", "2"]).stdout
+    assert one.splitlines()[1].startswith("mmd_rbf")
+    assert '"bandwidth": 2.0' in one
+    only = run(app, ["metrics", *files, "--metric", "recall", "--neighbours", "8"])
+    assert (only.exit_code, only.stdout) == (1, "")
+    assert only.stderr.startswith("precfm: recall: generated: 8 rows; k = 8 neighbours")

@@ -379,6 +379,8 @@ def test_added_images_can_be_fetched_and_loaded(photos: Path, tmp_path: Path, as
 def test_adding_again_replaces_that_entry_alone(photos: Path, tmp_path: Path) -> None:
     sources_file = copied_sources(tmp_path)
     first = add_source("mine", photos, sources_file)
+    assert (tmp_path / "mine.files").read_text() == "".join(f"{file}\n" for file in first.files)
+    assert "files_in: mine.files" in sources_file.read_text()
     add_source("other", photos, sources_file)
     text = sources_file.read_text()
     assert add_source("mine", photos, sources_file) == first
@@ -420,10 +422,47 @@ def test_names_and_places_that_cannot_be_added(photos: Path, tmp_path: Path) -> 
     for name, place, message in cases:
         with pytest.raises(PrecfmError, match=message):
             add_source(name, place, sources_file)
+    whole = (photos / "red" / "b.png").read_bytes()
+    (photos / "red" / "b.png").write_bytes(whole[: len(whole) // 2])
+    for place in (photos, zipped(photos, tmp_path / "cut.zip")):
+        with pytest.raises(PrecfmError, match=r"path: image '.*red/b\.png' cannot be decoded"):
+            add_source("mine", place, sources_file)
+    (photos / "red" / "b.png").write_bytes(whole)
+    save(photos / "loose.png", (1, 1, 1))
+    with pytest.raises(PrecfmError, match=r"loose\.png' lies in no class's folder"):
+        add_source("mine", photos, sources_file)
+    (photos / "loose.png").unlink()
     save(photos / "red" / "line\nbreak.png", (1, 1, 1))
     with pytest.raises(PrecfmError, match="line"):
         add_source("mine", photos, sources_file)
     assert sources_file.read_bytes() == before
+
+
+def test_a_list_that_is_lost_or_changed_is_refused_and_can_be_made_again(
+    photos: Path, tmp_path: Path
+) -> None:
+    sources_file = copied_sources(tmp_path)
+    first = add_source("mine", photos, sources_file)
+    entry = sources_file.read_text()
+    file = tmp_path / "mine.files"
+    lines = file.read_text()
+    for change, message in (
+        (lines.replace("a", "b", 1), "checksum: got"),
+        ("", "checksum: got"),
+        (None, "mine.files cannot"),
+    ):
+        file.write_text(change) if change is not None else file.unlink()
+        with pytest.raises(PrecfmError, match=message):
+            source_manifest("mine", sources_file)
+    assert add_source("mine", photos, sources_file) == first
+    assert (file.read_text(), sources_file.read_text()) == (lines, entry)
+    for wrong in ("../mine.files", "other.files"):
+        sources_file.write_text(entry.replace("files_in: mine.files", f"files_in: {wrong}"))
+        with pytest.raises(PrecfmError, match="files_in: got"):
+            source_manifest("mine", sources_file)
+    sources_file.write_text(entry.replace("  files_in: mine.files\n", ""))
+    with pytest.raises(PrecfmError, match="either it or files_in"):
+        source_manifest("mine", sources_file)
 
 
 def test_unusual_file_names_survive(tmp_path: Path) -> None:

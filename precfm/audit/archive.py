@@ -20,7 +20,7 @@ from precfm.audit.records import check_artifact
 from precfm.audit.report import Report
 from precfm.audit.ro_crate import archive_metadata
 from precfm.core.errors import PrecfmError
-from precfm.datasets.manifest import file_sha256
+from precfm.datasets.manifest import file_lists, file_sha256
 from precfm.datasets.sources import SOURCES
 from precfm.pipeline.experiments import CONFIG_FOLDER, TINY, read_yaml
 from precfm.pipeline.fingerprints import PACKAGE
@@ -73,7 +73,9 @@ def _members(plan: Plan, nodes: Sequence[Node], *, complete: bool) -> dict[str, 
     """What goes into an archive, by its name there; every artifact is verified."""
     members: dict[str, Content] = {name: PACKAGE.parent / name for name in ABOUT}
     members |= {
-        file.as_posix(): file for file in [*_configuration(plan.experiment), SOURCES] if file.is_file()
+        file.as_posix(): file
+        for file in [*_configuration(plan.experiment), SOURCES, *file_lists(SOURCES)]
+        if file.is_file()
     }
     for node in nodes:
         members |= {

@@ -26,7 +26,7 @@ from precfm.audit.products import check_copies, copies
 from precfm.audit.records import PAYLOAD, as_recorded, below, check_artifact
 from precfm.audit.report import Report
 from precfm.core.errors import PrecfmError
-from precfm.datasets.manifest import file_sha256
+from precfm.datasets.manifest import LIST, file_lists, file_sha256
 from precfm.datasets.sources import SOURCES
 from precfm.pipeline.experiments import NAME
 from precfm.pipeline.files import remove
@@ -41,7 +41,7 @@ METADATA = "ro-crate-metadata.json"
 ABOUT = ("CITATION.cff", "LICENSE")
 _PLACE = re.compile(
     "|".join(map(re.escape, (METADATA, *ABOUT, SOURCES.as_posix())))
-    + rf"|config/{NAME}\.yaml|results/({NAME})/{PAYLOAD}"
+    + rf"|config/{NAME}\.yaml|data/{NAME}{re.escape(LIST)}|results/({NAME})/{PAYLOAD}"
 )
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 _UNREADABLE = (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, ArithmeticError, struct.error, OSError)
@@ -207,7 +207,7 @@ def _check_products(home: Path, artifacts: Mapping[str, Mapping[str, Any]]) -> N
 
 def _unlike_here(staging: Path) -> list[str]:
     """The files of configuration and sources that this checkout has with another text, or not at all."""
-    files = [*sorted(staging.glob("config/*.yaml")), staging / SOURCES]
+    files = [*sorted(staging.glob("config/*.yaml")), staging / SOURCES, *file_lists(staging / SOURCES)]
     names = [file.relative_to(staging) for file in files if file.is_file()]
     return [str(name) for name in names if not name.is_file() or not cmp(staging / name, name, shallow=False)]
 

@@ -17,6 +17,7 @@ from precfm.audit.lineage import sources_read
 from precfm.audit.report_inputs import Entries, Inputs, inputs_of
 from precfm.audit.target import Cell
 from precfm.core.errors import PrecfmError
+from precfm.datasets.manifest import file_lists
 from precfm.datasets.sources import RAW, SOURCES, fetch_raw
 from precfm.pipeline.keys import KeyedArtifacts
 from precfm.pipeline.node import MODELS, RESULTS, Node
@@ -134,7 +135,8 @@ def bring_inputs(parts: Sequence[Plan], scratch: Path) -> None:
     """
     (scratch / MARK).write_text(_MARKED, encoding="utf-8")
     (scratch / SOURCES.parent).mkdir(exist_ok=True)
-    shutil.copyfile(SOURCES, scratch / SOURCES)
+    for file in (SOURCES, *file_lists(SOURCES)):
+        shutil.copyfile(file, scratch / file)
     for name in sorted(_sources(parts)):
         fetch_raw(name)
     for folder in (RAW, MODELS):

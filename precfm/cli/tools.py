@@ -38,23 +38,46 @@ def doctor(
 @app.command()
 def metrics(
     real: Annotated[
-        Path, typer.Argument(help="Folder of images, .npy or .safetensors file, or an artifact.")
+        Path,
+        typer.Argument(
+            help="Folder of images, file of features (.npy, .npz, .safetensors, .pt), or an artifact."
+        ),
     ],
     generated: Annotated[Path, typer.Argument(help="The same for the generated set.")],
     extractor: Annotated[
         str, typer.Option(help="inception, imagenet or identity; for folders of images.")
     ] = "inception",
     weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights.")] = None,
-    tensor: Annotated[str | None, typer.Option(help="Which tensor of .safetensors files.")] = None,
+    tensor: Annotated[str | None, typer.Option(help="Which tensor of files that hold several.")] = None,
     generated_tensor: Annotated[
         str | None, typer.Option(help="Which tensor of the generated file, where it has another name.")
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="frechet, kid, mmd_rbf, precision or recall; may be repeated. Default: all."),
+    ] = None,
+    allow_few_samples: Annotated[
+        bool,
+        typer.Option(
+            "--allow-few-samples", help="Give the Frechet distance of no more samples than features, too."
+        ),
+    ] = False,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(help="Of the RBF kernel; default: the median distance within the real set."),
+    ] = None,
+    neighbours: Annotated[int, typer.Option(min=1, help="k of precision and recall.")] = 3,
     output: Annotated[Path | None, typer.Option(help="Write the records there as CSV, too.")] = None,
 ) -> None:
-    """Compare generated with real: the pipeline's metrics, each with its protocol."""
+    """Compare generated with real: the pipeline's metrics, each with its protocol.
+
+    A metric that cannot be had of these sets is left out, and why is said on standard error; exit code 1 if none can.
+    """
+    from precfm.metrics.evaluate import METRICS
     from precfm.metrics.files import compare
     from precfm.metrics.values import records
 
+    refused: dict[str, str] = {}
     values = compare(
         real,
         generated,
@@ -62,11 +85,21 @@ def metrics(
         weights=weights,
         tensor=tensor,
         generated_tensor=generated_tensor,
+        metrics=metric or METRICS,
+        few_samples="allow" if allow_few_samples else "refuse",
+        bandwidth=bandwidth,
+        k=neighbours,
+        refused=refused,
     )
-    table = records(values)
-    if output:
-        table.to_csv(output, index=False, lineterminator="\n")
-    typer.echo(table.dropna(axis="columns", how="all").to_string(index=False))
+    if values:
+        table = records(values)
+        if output:
+            table.to_csv(output, index=False, lineterminator="\n")
+        typer.echo(table.dropna(axis="columns", how="all").to_string(index=False))
+    for name, reason in refused.items():
+        typer.echo(f"precfm: {name}: {reason}", err=True)
+    if not values:
+        raise typer.Exit(1)
 
 
 @data_app.command("fetch")
@@ -86,15 +119,17 @@ def add_data(
     name: Annotated[str, typer.Argument(help="A new name for the source.")],
     path: Annotated[Path, typer.Argument(help="A folder or zip file of images, one folder per class.")],
 ) -> None:
-    """Register your own images: write their checksums into data/sources.yaml."""
-    from precfm.datasets.image_names import class_name, image_names
-    from precfm.datasets.manifest import add_source
+    """Register your own images: list their checksums in data/NAME.files, with an entry in data/sources.yaml."""
+    from precfm.datasets.image_names import class_name
+    from precfm.datasets.manifest import LIST, add_source, images_at
     from precfm.datasets.sources import SOURCES
 
-    images = image_names(file.name for file in add_source(name, path, SOURCES).files)
-    classes = len({class_name(image) for image in images})
-    what = f"{len(images)} images in {classes} classes" if images else "a zip file"
+    add_source(name, path, SOURCES)
+    images = images_at(path)
+    classes = sorted({class_name(image) for image in images})
+    named = ", ".join(classes[:FEW_FILES]) + (", ..." if len(classes) > FEW_FILES else "")
+    what = f"{len(classes)} classes ({named})" if classes != [""] else "1 class, since they lie in no folders"
     typer.echo(
-        f"{name}: {what}, registered in {SOURCES}; in a config it is "
-        f"`source: {{name: imagefolder, source: {name}}}`"
+        f"{name}: {len(images)} images in {what} below {path}, listed in {SOURCES.parent / f'{name}{LIST}'}, "
+        f"registered in {SOURCES}; in a config it is `source: {{name: imagefolder, source: {name}}}`"
     )

@@ -11,6 +11,8 @@ An entry of data/sources.yaml:
       files: |
         <SHA-256>  <bytes>  <name>    # one line per file as it is used, sorted by name
 
+Of your own images the lines stand in a file beside it, and the entry has `files_in: NAME.files` instead of `files`.
+
 The checksum depends on nothing but the files' names and contents, so it identifies the data in an artifact's
 key.
 """
@@ -21,18 +23,21 @@ import re
 import unicodedata
 import zipfile
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
+from PIL import Image
 from pydantic import Field
 from tqdm import tqdm
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Strict, validated
-from precfm.datasets.image_names import IMAGE_SUFFIXES, image_names, names_below
+from precfm.datasets.image_names import IMAGE_SUFFIXES, class_name, image_names, names_below
 
+LIST = ".files"  # ending of the list of a source's files
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _LINE = re.compile(r"([0-9a-f]{64})  (\d+)  (\S.*)")
 
@@ -92,7 +97,8 @@ class _Entry(Strict):
         Annotated[dict[Literal["folder", "npm", "python", "url"], str], Field(min_length=1, max_length=1)],
         ...,
     ] = ()
-    files: Annotated[str, Field(min_length=1)]
+    files: Annotated[str, Field(min_length=1)] | None = None
+    files_in: str | None = None
 
 
 def source_manifest(name: str, sources_file: Path) -> SourceManifest:
@@ -115,7 +121,7 @@ def source_manifest(name: str, sources_file: Path) -> SourceManifest:
     try:
         _check_source_name(name)
         entry = validated(_Entry, entries[name])
-        files = tuple(_parse_line(line) for line in entry.files.splitlines())
+        files = tuple(_parse_line(line) for line in _listed(name, entry, sources_file).splitlines())
         checksum = files_checksum(files)
         if entry.checksum != checksum:
             raise PrecfmError(
@@ -142,8 +148,8 @@ def file_sha256(path: Path) -> str:
 def add_source(name: str, path: Path, sources_file: Path) -> SourceManifest:
     """Register a folder or a zip file of images as a data source.
 
-    Every other entry stays as it is, comments too. Adding the same name again brings the entry up to date
-    with the images.
+    The files are listed in NAME.files beside data/sources.yaml, which gets an entry with their checksum. Every other
+    entry stays as it is, comments too. Adding the same name again brings entry and list up to date with the images.
 
     Args:
         name: the new source's name: lower-case letters, digits, `-` and `_`.
@@ -154,11 +160,12 @@ def add_source(name: str, path: Path, sources_file: Path) -> SourceManifest:
         The manifest that was written.
 
     Raises:
-        PrecfmError: the name is malformed or taken, or there are no images at `path`.
+        PrecfmError: the name is malformed or taken, there are no images at `path`, one of them cannot be decoded, or
+            some lie in a class's folder and others in none.
     """
     _check_source_name(name)
     entries = _read_entries(sources_file)
-    if name in entries and [o.kind for o in source_manifest(name, sources_file).origins] != ["folder"]:
+    if name in entries and [[*origin] for origin in validated(_Entry, entries[name]).origins] != [["folder"]]:
         raise PrecfmError(f"name: '{name}' is a published data set in {sources_file}; choose another name")
     files = _files_at(path)
     place, folder = path.resolve(), sources_file.resolve().parent
@@ -167,6 +174,44 @@ def add_source(name: str, path: Path, sources_file: Path) -> SourceManifest:
     manifest = SourceManifest(name, files, files_checksum(files), (origin,))
     _write_entry(manifest, sources_file)
     return manifest
+
+
+def images_at(path: Path) -> list[str]:
+    """The names of the images in a folder or a zip file, sorted.
+
+    Raises:
+        PrecfmError: it is neither, or holds none.
+    """
+    if path.is_dir():
+        names = image_names(names_below(path))
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = image_names(archive.namelist())
+    else:
+        raise PrecfmError(f"path: '{path}' is neither a folder nor a zip file of images")
+    if not names:
+        raise PrecfmError(f"path: '{path}' holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return names
+
+
+def file_lists(sources_file: Path) -> list[Path]:
+    """The lists of files beside data/sources.yaml, without which some of its entries mean nothing."""
+    return sorted(sources_file.parent.glob(f"*{LIST}"))
+
+
+def _listed(name: str, entry: _Entry, sources_file: Path) -> str:
+    """The lines of an entry's files, out of the entry or of the list beside it."""
+    if (entry.files is None) == (entry.files_in is None):
+        raise PrecfmError("files: either it or files_in is needed")
+    if entry.files is not None:
+        return entry.files
+    if entry.files_in != f"{name}{LIST}":
+        raise PrecfmError(f"files_in: got '{entry.files_in}'; '{name}{LIST}' is needed")
+    file = sources_file.parent / entry.files_in
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise PrecfmError(f"files_in: {file} cannot be read; it lists the files, so keep it in git") from None
 
 
 def _read_entries(sources_file: Path) -> dict[str, Any]:
@@ -207,40 +252,44 @@ def _check_file_name(name: str) -> None:
 
 def _files_at(path: Path) -> tuple[SourceFile, ...]:
     """What a user's folder or zip file adds to the manifest: the images, or the zip file as a whole."""
-    if path.is_dir():
-        names = image_names(names_below(path))
-        files = [(name, path / name) for name in names]
-    elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = image_names(archive.namelist())
-        files = [(path.name, path)]
-    else:
-        raise PrecfmError(f"path: '{path}' is neither a folder nor a zip file of images")
-    if not names:
-        raise PrecfmError(f"path: '{path}' holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    names = images_at(path)
+    classes = {name: class_name(name) for name in names}
+    loose = [name for name, known in classes.items() if not known]
+    if loose and len(loose) < len(names):
+        raise PrecfmError(f"path: '{path / loose[0]}' lies in no class's folder, although other images do")
+    files = [(name, path / name) for name in names] if path.is_dir() else [(path.name, path)]
     for name, _ in files:
         _check_file_name(name)
-    return tuple(
-        SourceFile(name, file.stat().st_size, file_sha256(file))
-        for name, file in tqdm(files, f"reading {path}", leave=False, disable=None)
-    )
+    with nullcontext() if path.is_dir() else zipfile.ZipFile(path) as archive:
+        for name in tqdm(names, f"reading {path}", leave=False, disable=None):
+            try:
+                with (path / name).open("rb") if archive is None else archive.open(name) as stream:
+                    Image.open(stream).load()
+            except Exception as error:  # Pillow and zipfile have many for what is cut or broken
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise PrecfmError(
+                    f"path: image '{path / name}' cannot be decoded ({reason}); replace or remove it"
+                ) from None
+    return tuple(SourceFile(name, file.stat().st_size, file_sha256(file)) for name, file in files)
 
 
 def _write_entry(manifest: SourceManifest, sources_file: Path) -> None:
-    """Replace or append the text of one entry; the rest of the file keeps its bytes."""
+    """Write the list of files, and replace or append the text of one entry; the rest keeps its bytes."""
     header = {
         "about": "images added with `precfm data add`",
         "checksum": manifest.checksum,
         "origins": [{origin.kind: origin.place} for origin in manifest.origins],
+        "files_in": f"{manifest.name}{LIST}",
     }
     fields = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=10_000).splitlines()
-    lines = [*(f"  {field}" for field in fields), "  files: |", *(f"    {file}" for file in manifest.files)]
-    entry = "\n".join([f"{manifest.name}:", *lines, ""])
+    entry = "\n".join([f"{manifest.name}:", *(f"  {field}" for field in fields), ""])
     text = sources_file.read_text(encoding="utf-8")
     if not text.endswith("\n"):
         text += "\n"
     old = re.compile(rf"^{re.escape(manifest.name)}:.*\n(?:[ \t].*\n|\n(?=[ \t]))*", re.MULTILINE)
     new_text = old.sub(lambda _: entry, text, count=1) if old.search(text) else f"{text}\n{entry}"
-    part = sources_file.with_name(f".{sources_file.name}.part-{os.getpid()}")
-    part.write_text(new_text, encoding="utf-8")
-    part.replace(sources_file)
+    lines = "".join(f"{file}\n" for file in manifest.files)
+    for file, content in ((sources_file.parent / f"{manifest.name}{LIST}", lines), (sources_file, new_text)):
+        part = file.with_name(f".{file.name}.part-{os.getpid()}")
+        part.write_text(content, encoding="utf-8")
+        part.replace(file)

@@ -1,24 +1,23 @@
 """Metrics of folders of images and of files of features: what `precfm metrics REAL GENERATED` does."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from precfm.core.errors import PrecfmError
 from precfm.core.registry import load
+from precfm.latent_files import SUFFIXES, stored_tensor
 from precfm.metrics.checks import feature_matrix
 from precfm.metrics.evaluate import METRICS, evaluate_features
 from precfm.metrics.extractors.base import extract, weights_hash
 from precfm.metrics.values import MetricValue
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-FEATURE_SUFFIXES = (".npy", ".safetensors")
 FEATURES_FILE = "features.safetensors"
 
 
@@ -32,21 +31,23 @@ def compare(
     generated_tensor: str | None = None,
     batch_size: int = 50,
     device: str = "cpu",
+    refused: dict[str, str] | None = None,
     **options: Any,
 ) -> list[MetricValue]:
     """Measure a generated set against a real one.
 
     Args:
-        real: a folder of images (searched recursively), a .npy or .safetensors file of features, or a folder that
-            holds one named features.safetensors.
+        real: a folder of images (searched recursively), a file of features (.npy, .npz, .safetensors, .pt), or a
+            folder that holds one named features.safetensors.
         generated: the same for the generated set.
         extractor: a name of the registry's group `fixed_extractors`, for folders of images; files of features are used
             as they are.
         weights: file of the extractor's weights, where it needs one; searched for where None.
-        tensor: which tensor of a .safetensors file; may be left out if there is one only.
+        tensor: which tensor of a file; may be left out if there is one only beside `labels`.
         generated_tensor: which one of the generated file, where it has another name.
         batch_size: images at a time.
         device: where the extractor and the metrics run.
+        refused: gets, by metric, why it cannot be had of these sets; None raises instead.
         **options: those of `evaluate_features`; `metrics` and `few_samples` among them.
 
     Returns:
@@ -77,14 +78,29 @@ def compare(
         raise PrecfmError(f"{generated}: {x.shape[1]} features per row, but {real} has {y.shape[1]}")
     if name == "inception-v3-2048":
         options = {"kid_scale": "none", **options}  # as the KID is published
-    return evaluate_features(
-        x.to(device),
-        y.to(device),
-        **{"metrics": METRICS, **options},
-        extractor=name,
-        extractor_hash=hashed,
-        reference_name=(of_real or real).name,
-    )
+    metrics, found = options.pop("metrics", METRICS), list[MetricValue]()
+    for together in [tuple(metrics)] if refused is None else _groups(metrics):
+        try:
+            found += evaluate_features(
+                x.to(device),
+                y.to(device),
+                **options,
+                metrics=together,
+                extractor=name,
+                extractor_hash=hashed,
+                reference_name=(of_real or real).name,
+            )
+        except PrecfmError as error:
+            if refused is None:
+                raise
+            refused |= dict.fromkeys(together, str(error))
+    return found
+
+
+def _groups(metrics: Sequence[str]) -> list[tuple[str, ...]]:
+    """Metrics that are refused together: precision and recall look for the same neighbours, once."""
+    neighbours = tuple(name for name in metrics if name in ("precision", "recall"))
+    return [(name,) for name in metrics if name not in neighbours] + ([neighbours] if neighbours else [])
 
 
 def image_batches(folder: Path, batch_size: int = 50) -> Iterator[Tensor]:
@@ -113,33 +129,21 @@ def image_batches(folder: Path, batch_size: int = 50) -> Iterator[Tensor]:
 
 
 def read_features(path: Path, tensor: str | None = None) -> Tensor:
-    """A checked feature matrix out of a .npy or .safetensors file.
+    """A checked feature matrix out of a file, as `precfm.latent_files` reads it.
 
     Args:
         path: the file.
-        tensor: which tensor of a .safetensors file; may be left out if there is one only.
+        tensor: which tensor; may be left out if there is one only beside `labels`.
 
     Raises:
         PrecfmError: the file or its features cannot be used; names the file.
     """
-    try:
-        if path.suffix == ".npy":
-            array = np.load(path, allow_pickle=False)
-            if array.dtype.kind not in "fiu":
-                raise PrecfmError(f"{path}: holds {array.dtype}; numbers are needed")
-            found = torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
-        else:
-            with safe_open(path, framework="pt") as file:
-                names = sorted(file.keys())
-                name = names[0] if tensor is None and len(names) == 1 else tensor
-                if name not in names:
-                    raise PrecfmError(f"{path}: tensor: got {tensor!r}; one of {', '.join(names)} is needed")
-                found = file.get_tensor(name)
-    except PrecfmError:
-        raise
-    except (ValueError, OSError, EOFError, SafetensorError) as error:
-        raise PrecfmError(f"{path}: cannot be read ({error})") from error
-    return feature_matrix(found, str(path))
+    stored = stored_tensor(path, tensor)
+    if stored.kind not in "fi" or not stored.shape:
+        raise PrecfmError(
+            f"{path}: holds {stored.dtype} of shape {stored.shape}; a matrix of numbers is needed"
+        )
+    return feature_matrix(stored.read(0, stored.shape[0]), str(path))
 
 
 def _features_file(path: Path) -> Path | None:
@@ -148,8 +152,10 @@ def _features_file(path: Path) -> Path | None:
         return path / FEATURES_FILE if (path / FEATURES_FILE).is_file() else None
     if not path.exists():
         raise PrecfmError(f"{path}: there is no such file or folder")
-    if path.suffix not in FEATURE_SUFFIXES:
-        raise PrecfmError(f"{path}: is neither a folder nor a {' or '.join(FEATURE_SUFFIXES)} file")
+    if path.suffix not in SUFFIXES:
+        raise PrecfmError(
+            f"{path}: is neither a folder of images nor a file that ends in {', '.join(SUFFIXES)}"
+        )
     return path
 
 

@@ -1,0 +1,148 @@
+"""Commands for a user's own latents: do they profit from a map; fit one, map them and back, sample."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+Source = Annotated[
+    Path, typer.Argument(metavar="LATENTS", help=".npy, .npz, .safetensors, .pt, or a folder of such shards.")
+]
+Out = Annotated[
+    Path, typer.Argument(help="NAME.npy, or a name without ending: a folder of .safetensors shards.")
+]
+LabelsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels", help="File of one integer per row; default: the tensor 'labels' beside the latents."
+    ),
+]
+TensorName = Annotated[
+    str | None, typer.Option("--tensor", help="Which tensor, where a file holds several beside 'labels'.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there under that name.")]
+Map = Annotated[Path, typer.Argument(metavar="MAP", help="A file of `precfm fit`.")]
+
+
+@app.command()
+def diagnose(
+    latents: Source,
+    labels: LabelsFile = None,
+    tensor: TensorName = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the spectra into this file, such as FILE.png.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    train: Annotated[
+        float | None,
+        typer.Option(metavar="MINUTES", help="Measure by short trainings of about so many minutes in all."),
+    ] = None,
+    seed: Seed = 0,
+    dense_features: Annotated[
+        int, typer.Option(help="Try dense maps up to so many features: a minute each at 4,096.")
+    ] = 1024,
+) -> None:
+    """Say whether latents profit from a preconditioner: use one, leave them, or too few rows to tell."""
+    import json
+
+    from precfm.diagnosis.diagnosis import diagnose as find
+    from precfm.latent_files import open_latents
+
+    opened = open_latents(latents, tensor=tensor, labels=labels)
+    found = find(opened, seed=seed, minutes=train, dense_features=dense_features)
+    if plot is not None:
+        found.plot(plot)
+    typer.echo(json.dumps(found.to_json(), indent=1, allow_nan=False) if as_json else str(found))
+
+
+@app.command()
+def fit(
+    latents: Source,
+    output: Annotated[Path, typer.Option(help="The file to write, FILE.safetensors.")],
+    name: Annotated[str, typer.Option("--map", help="A preconditioner's name.")] = "whitening",
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="One of its options; may be repeated.")
+    ] = None,
+    labels: LabelsFile = None,
+    tensor: TensorName = None,
+    seed: Seed = 0,
+    force: Force = False,
+) -> None:
+    """Fit a preconditioner to latents, reading them once in batches, and write it into one file."""
+    from precfm.latent_files import open_latents
+    from precfm.latent_maps import fit_map
+
+    opened = open_latents(latents, tensor=tensor, labels=labels)
+    fitted = fit_map(opened, name, option or (), output, seed=seed, force=force)
+    for note in fitted.notes:
+        typer.echo(note)
+    typer.echo(f"{output}: {name} of {len(opened):,} rows, {fitted.num_parameters:,} numbers")
+
+
+@app.command()
+def transform(
+    preconditioner: Map,
+    latents: Source,
+    out: Out,
+    labels: LabelsFile = None,
+    tensor: TensorName = None,
+    force: Force = False,
+) -> None:
+    """Map latents into the space of the flow, batch by batch."""
+    _mapped(preconditioner, latents, out, labels, tensor, force, back=False)
+
+
+@app.command()
+def inverse(
+    preconditioner: Map,
+    latents: Source,
+    out: Out,
+    labels: LabelsFile = None,
+    tensor: TensorName = None,
+    force: Force = False,
+) -> None:
+    """Map points of the flow's space back to latents, batch by batch."""
+    _mapped(preconditioner, latents, out, labels, tensor, force, back=True)
+
+
+def _mapped(
+    preconditioner: Path,
+    latents: Path,
+    out: Path,
+    labels: Path | None,
+    tensor: str | None,
+    force: bool,
+    *,
+    back: bool,
+) -> None:
+    from precfm.latent_files import open_latents
+    from precfm.latent_maps import map_file
+
+    opened = open_latents(latents, tensor=tensor, labels=labels)
+    map_file(preconditioner, opened, out, back=back, force=force)
+    typer.echo(f"{out}: {len(opened):,} rows of {' x '.join(map(str, opened.shape[1:]))}")
+
+
+@app.command()
+def sample(
+    flow: Annotated[Path, typer.Argument(metavar="FLOW", help="A folder of `PreconditionedFlow.save`.")],
+    count: Annotated[int, typer.Argument(metavar="N", min=1, help="How many.")],
+    out: Out,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the N classes to ask for; default: those of the training data, in proportion."
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of the solver, midpoint.")] = 50,
+    seed: Seed = 0,
+    force: Force = False,
+) -> None:
+    """Draw samples of the data from a saved flow."""
+    from precfm.latent_maps import sample_file
+
+    sample_file(flow, count, out, labels=labels, steps=steps, seed=seed, force=force)
+    typer.echo(f"{out}: {count:,} samples")

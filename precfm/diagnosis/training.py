@@ -1,0 +1,82 @@
+"""Recommendations that are measured: `precfm.select` within some minutes, with the skips among the candidates."""
+
+import math
+import time
+
+from precfm.core.errors import PrecfmError
+from precfm.core.seeds import derived_seed
+from precfm.diagnosis.measurements import TRIED
+from precfm.preconditioned_flow import PreconditionedFlow
+from precfm.preconditioners.fit_data import LabelledRows
+from precfm.preconditioners.scalar import Scalar
+from precfm.selection import DEFAULT_SETTINGS, Candidate, Selection, rung_steps, select
+
+SEEDS = 3  # of each candidate, the fewest that `select` takes
+ROWS_THAT_JUDGE = 200  # a likelihood of so many rows costs about as much as a hundred steps
+SOLVER_STEPS = 16  # of the likelihood: the same for all, whose differences count
+TIMED_STEPS = 20
+FEWEST_STEPS = 50  # of the longest trainings; with fewer, flows have learned nothing that differs
+
+SKIPS = {
+    "gaussian_skip": Candidate("scalar", ("gaussian_skip",)),
+    "mixture_skip": Candidate("scalar", ("mixture_skip",)),
+}
+
+
+def candidates(maps: list[str]) -> dict[str, Candidate]:
+    """The maps that could be fitted, and the skips, from simple to complex."""
+    simple = {name: Candidate(TRIED[name].spec) for name in maps}
+    last = {name: simple.pop(name) for name in maps if TRIED[name].needs_labels}
+    return {**simple, **SKIPS, **last}
+
+
+def measure(data: LabelledRows, maps: list[str], minutes: float, seed: int) -> Selection:
+    """Short paired trainings of about `minutes`, by the likelihood of held-out rows.
+
+    How many steps that is depends on the machine, hence the choice may; `Selection.record` holds the steps.
+
+    Raises:
+        PrecfmError: the minutes are too few for `FEWEST_STEPS`.
+    """
+    contenders = candidates(maps)
+    step, score = _seconds(data, seed)
+    rungs = rung_steps(len(contenders) - 1, 2**10)  # shares of the longest training
+    sizes, left = [], len(contenders) - 1
+    for position in range(len(rungs)):
+        sizes.append(1 + left)
+        left = left if position == 0 else math.ceil(left / 2)
+    trainings = SEEDS * sum(size * rung / rungs[-1] for size, rung in zip(sizes, rungs, strict=True))
+    overhead = SEEDS * sum(sizes) * score
+    steps = int((60 * minutes - overhead) / (trainings * step))
+    if steps < FEWEST_STEPS:
+        needed = (overhead + FEWEST_STEPS * trainings * step) / 60
+        raise PrecfmError(
+            f"minutes: got {minutes:g}; at least {math.ceil(10 * needed) / 10:g} are needed for {len(contenders)} "
+            f"candidates of {SEEDS} seeds on this machine"
+        )
+    return select(
+        *data,
+        candidates=contenders,
+        settings=DEFAULT_SETTINGS,
+        budget_steps=min(steps, DEFAULT_SETTINGS.training.steps),
+        num_seeds=SEEDS,
+        validation_rows=ROWS_THAT_JUDGE,
+        solver_steps=SOLVER_STEPS,
+        seed=seed,
+    )
+
+
+def _seconds(data: LabelledRows, seed: int) -> tuple[float, float]:
+    """How long one training step and one score take on this machine, once it is warm."""
+    x, labels = data
+    few, asked = x[:ROWS_THAT_JUDGE], None if labels is None else labels[:ROWS_THAT_JUDGE]
+    flow = PreconditionedFlow.from_settings(DEFAULT_SETTINGS.shortened(TIMED_STEPS), Scalar().fit(x))
+    times = [0.0, 0.0, 0.0]
+    for _ in range(2):  # the first call of everything is slow, and does not count
+        flow.prepare(x, labels, seed=derived_seed(seed, "timing"))
+        times = [time.perf_counter()]
+        flow.train(seed=seed, name="timing")
+        times.append(time.perf_counter())
+        flow.log_prob(few, asked, steps=SOLVER_STEPS)
+        times.append(time.perf_counter())
+    return (times[1] - times[0]) / TIMED_STEPS, times[2] - times[1]
