@@ -69,7 +69,10 @@ def recommend(
         lines = code(candidate, labelled=parts.fit[1] is not None)
         return Recommendation(action, name, reason, measured=False, evidence=tuple(quoted()), code=lines)
 
-    limit = f"up to about which flows on data were measured ({NAMES}: {LARGEST_KAPPA:g}), and no map improved the Frechet distance"
+    limit = (
+        f"up to about which flows on data were measured ({NAMES}: {LARGEST_KAPPA:g}), and no map improved the Frechet "
+        "distance"
+    )
     if decoder is not None and decoder.unused and decoder.kappa_used <= LEAVE_BELOW:
         return found(
             "leave",
