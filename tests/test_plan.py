@@ -9,6 +9,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import pytest
+from PIL import Image
 
 from precfm.core.errors import PrecfmError
 from precfm.core.registry import REGISTRY
@@ -65,10 +66,10 @@ def test_splits_larger_than_the_source_are_refused(planned, project, source, siz
     for label in ("daisy", "tulip"):
         (project / "own" / label).mkdir(parents=True)
         for index in range(3):
-            (project / "own" / label / f"{index}.png").write_bytes(b"pixels")
+            Image.new("L", (4, 4), index).save(project / "own" / label / f"{index}.png")
     add_source("own", project / "own", project / "data/sources.yaml")
     with zipfile.ZipFile(project / "zipped.zip", "w") as archive:
-        archive.writestr("daisy/1.png", b"pixels")
+        archive.write(project / "own/daisy/1.png", "daisy/1.png")
     add_source("zipped", project / "zipped.zip", project / "data/sources.yaml")
     published = source not in ("own", "zipped")
     spec = {"name": source} if published else {"name": "imagefolder", "source": source}

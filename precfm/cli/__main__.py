@@ -1,6 +1,6 @@
 """`python -m precfm.cli`: the same as `python -m precfm`."""
 
-from precfm.cli import main
+from precfm.cli.command_line import main
 
 if __name__ == "__main__":
     main()

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from precfm.diagnosis.evidence import EXPERIMENT, KAPPA, quoted
+from precfm.diagnosis.evidence import LARGEST_KAPPA, NAMES, quoted
 from precfm.diagnosis.measurements import (
     TRIED,
     Conditioning,
@@ -17,9 +17,9 @@ from precfm.selection import DEFAULT, Candidate, Selection
 
 Action: TypeAlias = Literal["use", "leave", "too few rows"]
 
-# Just above the largest condition number (43.8) at which this project has published flows on data: no map improved
-# samples there, and samples of such data shall not fall on the other side by chance.
-LEAVE_BELOW = 50.0
+# Just above the largest condition number at which this project has published flows on data: no map improved the Frechet
+# distance there, and samples of such data shall not fall on the other side by chance.
+LEAVE_BELOW = 1.2 * LARGEST_KAPPA
 # A map has to bring the condition number to a third: descent's steps fall as much, and less is lost beside what the
 # bracket between `at_least` and `kappa` leaves open.
 HELPS = 3.0
@@ -69,7 +69,10 @@ def recommend(
         lines = code(candidate, labelled=parts.fit[1] is not None)
         return Recommendation(action, name, reason, measured=False, evidence=tuple(quoted()), code=lines)
 
-    limit = f"up to about which flows on data were measured ({EXPERIMENT}: {KAPPA:g}), and no map improved samples"
+    limit = (
+        f"up to about which flows on data were measured ({NAMES}: {LARGEST_KAPPA:g}), and no map improved the Frechet "
+        "distance"
+    )
     if decoder is not None and decoder.unused and decoder.kappa_used <= LEAVE_BELOW:
         return found(
             "leave",
@@ -102,7 +105,7 @@ def recommend(
             f"The condition number of held-out rows is at least {raw.at_least:.3g}, and behind {chosen.name} "
             f"{_shown(chosen):.3g}{seen}; it is the simplest map within a factor of {SIMPLER:g} of the best. By the "
             "theory of linear models the slowest direction needs fewer steps in the same proportion. That samples get "
-            f"better does not follow: {EXPERIMENT} had second moments gain, perceptual distance and likelihood lose, "
+            f"better does not follow: {NAMES} had second moments gain, perceptual distance and likelihood lose, "
             "and of data much worse conditioned no flow is published. `--train MINUTES` (minutes=) measures it.",
             chosen,
         )

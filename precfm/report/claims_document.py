@@ -42,14 +42,15 @@ Criteria:
 - A claimed range (theory) is met if the whole interval is within. It fails if the whole interval is outside.
 - No headroom: the baseline stands at the floor, which is what a perfect flow would score (on data, ten draws of the
   train split). Nothing can be gained there. A claimed effect cannot be met, and fails only by harm, with its whole
-  interval on the wrong side of zero.
+  interval on the wrong side of zero. For ln kappa the floor is 0, and no headroom means that less is left than claimed.
 
 Numbers:
 
 - A method's p is the largest of its criteria. On data it is adjusted by Holm over the claim's methods. Theory has
   intervals alone, which are not adjusted for its methods.
 - Intervals join the scatter of training seeds with the bootstrap of the held-out rows that all seeds share. Precision,
-  recall, KID and late slopes have no bootstrap, so that their intervals hold the scatter of seeds alone.
+  recall, KID, late slopes, ln kappa and the share nearer to train have no bootstrap, so that their intervals hold the
+  scatter of seeds, or of fits, alone.
 - Names in `code` are statistics of the controlled experiments. The table of theory (`tables/theory.md`) describes each.
   `_to_P` and `_to_F` compare with baselines of as many parameters or training FLOPs, `_to_skip` with a Gaussian skip.
 
