@@ -105,8 +105,9 @@ def recommend(
             f"The condition number of held-out rows is at least {raw.at_least:.3g}, and behind {chosen.name} "
             f"{_shown(chosen):.3g}{seen}; it is the simplest map within a factor of {SIMPLER:g} of the best. By the "
             "theory of linear models the slowest direction needs fewer steps in the same proportion. That samples get "
-            f"better does not follow: {NAMES} had second moments gain, perceptual distance and likelihood lose, "
-            "and of data much worse conditioned no flow is published. `--train MINUTES` (minutes=) measures it.",
+            f"better does not follow: in {NAMES} second moments gained behind some maps of four, not behind "
+            "whitening, perceptual distance and likelihood lost behind all, and of data much worse conditioned no flow "
+            "is published. `--train MINUTES` (minutes=) measures it.",
             chosen,
         )
     worst = f"They are ill-conditioned (at least {raw.at_least:.3g} on held-out rows)"
@@ -119,7 +120,7 @@ def recommend(
         )
     return found(
         "leave",
-        f"{worst}, but no map that was tried brings the condition number to a third of that with certainty.",
+        f"{worst}, but no map that was tried brings the condition number of held-out rows to a third of that.",
     )
 
 

@@ -29,11 +29,12 @@ _HEAD: Row = (
     "steps total",
 )
 _LEGEND = (
-    "kappa: condition number of the held-out rows' covariance; at least: what that of the data is for certain (95%); "
-    "chance: what isotropic data, or any data behind a whitening, would show with so many rows; path: mean of "
-    "ln kappa(Sigma_t) over t; worst class: kappa in it; round trip: error over the smallest standard deviation; "
-    "steps: of gradient descent on a linear model until the excess risk of the slowest direction, or all of it, is 1% "
-    "of its start: what theory predicts of linear models, not of networks. ?: the rows do not tell."
+    "kappa: condition number of the held-out rows' covariance; at least: a lower bound of that of the data (95%, "
+    "for Gaussian rows); chance: what isotropic data, or any data behind a whitening, would show with so many "
+    "rows; path: mean of ln kappa(Sigma_t) over t; worst class: kappa in it; round trip: error over the smallest "
+    "standard deviation; steps: of gradient descent on a linear model until the excess risk of the slowest "
+    "direction, or all of it, is 1% of its start: what theory predicts of linear models, not of networks. ?: the "
+    "rows do not tell."
 )
 
 
