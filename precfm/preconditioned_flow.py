@@ -114,11 +114,14 @@ class PreconditionedFlow:
         self.path = component("paths", path, ProbabilityPath)
         self.objective = component("objectives", objective, VelocityObjective)
         around = (wrappers,) if isinstance(wrappers, str | Mapping) else wrappers
-        foreign = isinstance(model, nn.Module) and not isinstance(model, VelocityNetwork)
-        if foreign:
+        network: Spec
+        if isinstance(model, nn.Module) and not isinstance(model, VelocityNetwork):
             roles(model)
+            network = {"name": name_of("models", type(model))}
+        else:
+            network = flow_spec("models", model)
         self.settings = FlowSettings(
-            model={"name": name_of("models", type(model))} if foreign else flow_spec("models", model),
+            model=network,
             wrappers=tuple(flow_spec("wrappers", wrapper) for wrapper in around),
             path=flow_spec("paths", path),
             objective=flow_spec("objectives", objective),

@@ -340,7 +340,9 @@ def test_a_tiny_experiment_has_every_artifact_of_the_whole_one(project):
 
 def test_a_renamed_method_keeps_its_keys(planned):
     before = planned()
-    renamed = planned({"methods": {"whitening": None, "white": {"preconditioner": {"name": "whitening"}}}})
+    renamed = planned(
+        {"methods": {"whitening": None, "white": {"preconditioner": {"name": "whitening", "shrinkage": 0}}}}
+    )
     assert {node.key for node in before.of("flows")} == {node.key for node in renamed.of("flows")}
 
 
@@ -365,7 +367,7 @@ def test_fits_without_randomness_are_shared_between_seeds(planned):
 
 
 def test_equal_methods_are_one_artifact(planned):
-    twin = planned({"methods": {"twin": {"preconditioner": {"name": "whitening"}}}})
+    twin = planned({"methods": {"twin": {"preconditioner": {"name": "whitening", "shrinkage": 0}}}})
     assert len(twin.of("flows")) == len(planned().of("flows"))
 
 

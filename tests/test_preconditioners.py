@@ -245,11 +245,6 @@ def test_a_data_loader_makes_batches(data: Labelled) -> None:
     torch.testing.assert_close(ClassWhitening().fit(pairs).forward(x, labels), expected)
 
 
-def test_an_array_is_no_batches(data: Labelled) -> None:
-    with pytest.raises(PrecfmError, match=r"^x: got a ndarray"):
-        Whitening().fit(data[0].numpy())
-
-
 def test_wrong_batches_are_refused(fitted: Preconditioner, data: Labelled) -> None:
     x, labels = data
     fit = calls_of(fitted)[-1]

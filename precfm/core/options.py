@@ -75,7 +75,8 @@ class _InOneSentence(ModelMetaclass):
         try:
             return super().__call__(*args, **kwargs)
         except ValidationError as error:
-            raise PrecfmError(_unknown(error, cls.model_fields) or sentence(error)) from None
+            fields: Collection[str] = cls.model_fields  # type: ignore[attr-defined]
+            raise PrecfmError(_unknown(error, fields) or sentence(error)) from None
 
 
 class Strict(BaseModel, metaclass=_InOneSentence):

@@ -5,7 +5,6 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -94,7 +93,8 @@ class Preconditioner(nn.Module, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.__signature__ = inspect.Signature(list(readable(parameters(cls)).values()))
+        shown = inspect.Signature(list(readable(parameters(cls)).values()))
+        cls.__signature__ = shown  # type: ignore[attr-defined]
 
     def fit(
         self,
@@ -141,13 +141,12 @@ class Preconditioner(nn.Module, ABC):
                 raise PrecfmError(
                     f"validation: is of type {type(validation).__name__}; a pair is needed: (x, labels), or (x, None)"
                 )
-            held_out, known = self._checked(
-                *(_at(home, as_tensor(each)) for each in validation), "validation"
-            )
+            rows, given = (_at(home, as_tensor(each)) for each in validation)
+            held_out, known = self._checked(rows, given, "validation")
             validation = held_out.to(self.anchor.dtype), known
         data = FitData(
             batches=self._checked_batches(
-                map(partial(_at, home), batch) for batch in chain([first], batches)
+                (_at(home, rows), _at(home, known)) for rows, known in chain([first], batches)
             ),
             validation=validation,
             metric=metric,

@@ -147,23 +147,24 @@ class OfMoments(ClosedForm):
             tensor([[1.0000, 1.0000]])
         """
         made = cls(**options)
-        mean, covariance = as_tensor(mean), as_tensor(covariance)
-        for value, name in ((mean, "mean"), (covariance, "covariance")):
+        centre, cov = as_tensor(mean), as_tensor(covariance)
+        for value, name in ((centre, "mean"), (cov, "covariance")):
             require_tensor(value, name, floating=True)
             if not bool(value.isfinite().all()):
                 raise PrecfmError(f"{name}: holds a number that is not finite; every number must be finite")
         if isinstance(n, bool) or not isinstance(n, int) or n < 2:
             raise PrecfmError(f"n: got {n!r}; a number of rows, at least 2, is needed")
-        made._begin(mean[None], labelled=False)
-        if covariance.shape != (made.features, made.features) or covariance.device != mean.device:
+        made._begin(centre[None], labelled=False)
+        if cov.shape != (made.features, made.features) or cov.device != centre.device:
             raise PrecfmError(
-                f"covariance: has shape {tuple(covariance.shape)} on {covariance.device}; "
-                f"{(made.features, made.features)} is needed for a mean of shape {tuple(mean.shape)}, on {mean.device}"
+                f"covariance: has shape {tuple(cov.shape)} on {cov.device}; "
+                f"{(made.features, made.features)} is needed for a mean of shape {tuple(centre.shape)} "
+                f"on {centre.device}"
             )
-        both = covariance.detach().double()
+        both = cov.detach().double()
         if not torch.allclose(both, both.T, rtol=1e-6, atol=1e-9 * float(both.abs().max())):
             raise PrecfmError("covariance: is not symmetric, but a covariance equals its transpose")
-        made._gathered = {0: Moments.of(mean.detach().double().flatten(), both, n)}
+        made._gathered = {0: Moments.of(centre.detach().double().flatten(), both, n)}
         made._rows, made._unsolved = n, True
         made._finish()
         return made

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -22,41 +22,52 @@ Batch: TypeAlias = Array | Sequence[Array | None]
 Data: TypeAlias = Array | Iterable[Batch]
 """All rows in one tensor or array, or an iterable of batches, which is read once."""
 
-Map = TypeVar("Map", bound=torch.nn.Module)
-Rest = ParamSpec("Rest")
+
+class RowsToRows(Protocol):
+    """A bound method of rows and labels: tensors are answered with a tensor, arrays with an array."""
+
+    @overload
+    def __call__(self, x: Tensor, labels: Array | None = None, *, validate: bool = True) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self, x: NDArray[Any], labels: Array | None = None, *, validate: bool = True
+    ) -> NDArray[Any]: ...
 
 
-def takes_arrays(
-    method: Callable[Concatenate[Map, Tensor, Tensor | None, Rest], Tensor],
-) -> Callable[..., Any]:
+def takes_arrays(method: Callable[..., Tensor]) -> RowsToRows:
     """Make a method of rows and labels take numpy arrays, too, and answer an array with an array."""
 
     @wraps(method)
-    def wrapper(self: Map, x: Any, labels: Any = None, *args: Rest.args, **kwargs: Rest.kwargs) -> Any:
+    def wrapper(self: torch.nn.Module, x: Any, labels: Any = None, **kwargs: Any) -> Any:
         if not isinstance(x, np.ndarray):
-            return method(self, x, as_tensor(labels), *args, **kwargs)
+            return method(self, x, as_tensor(labels), **kwargs)
         home = next(self.buffers()).device
-        return method(self, as_tensor(x).to(home), as_tensor(labels), *args, **kwargs).cpu().numpy()
+        return method(self, as_tensor(x).to(home), as_tensor(labels), **kwargs).cpu().numpy()
 
-    return wrapper
+    return wrapper  # type: ignore[return-value]  # bound, it has no `self`
 
 
 def as_tensor(value: Any) -> Any:
     """A numpy array as a tensor, which shares its memory if that can be written; anything else as it is."""
-    return torch.from_numpy(np.require(value, requirements="CW")) if isinstance(value, np.ndarray) else value
+    return (
+        torch.from_numpy(np.require(value, requirements=["C", "W"]))
+        if isinstance(value, np.ndarray)
+        else value
+    )
 
 
-def batches_of(x: Data, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+def batches_of(x: Data, labels: Array | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Data as pairs of rows and labels, one pair per batch; a tensor or an array is one batch.
 
     Raises:
         PrecfmError: `x` is neither, there is no batch, or labels stand beside an iterable instead of in it.
     """
-    x, labels = as_tensor(x), as_tensor(labels)
+    x, known = as_tensor(x), as_tensor(labels)
     if isinstance(x, Tensor) or not isinstance(x, Iterable) or hasattr(x, "__array__"):
         require_tensor(x, "x")
         assert isinstance(x, Tensor)
-        yield x, labels
+        yield x, known
         return
     position = -1
     for position, batch in enumerate(x):

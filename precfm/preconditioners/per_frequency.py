@@ -1,10 +1,9 @@
 """Whitening at each spatial frequency: for feature maps whose statistics are the same everywhere."""
 
-from functools import cache
+import math
 
 import numpy as np
 import torch
-from scipy.fft import dct
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
@@ -127,7 +126,8 @@ class PerFrequency(FeatureMap):
         return maps.reshape(len(coefficients), self.features)
 
 
-@cache
 def _basis(size: int) -> Tensor:
-    """The orthonormal DCT-II as a matrix (size, size): one frequency per row."""
-    return torch.from_numpy(dct(np.eye(size), axis=0, norm="ortho"))
+    """The orthonormal DCT-II as a matrix (size, size): one frequency per row; of torch, so that a graph holds it."""
+    frequencies, places = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size) + 0.5
+    rows = torch.cos(math.pi / size * frequencies * places) * math.sqrt(2 / size)
+    return torch.cat([rows[:1] * math.sqrt(0.5), rows[1:]])

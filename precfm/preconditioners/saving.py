@@ -20,7 +20,7 @@ from precfm.training.checkpoints import checksum
 TENSORS_FILE = "preconditioner.safetensors"
 JSON_FILE = "preconditioner.json"
 HEADER = "preconditioner"  # key of the description in the header of a single file
-CHECKSUM = "sha256"  # key, beside it, of the checksum of description and tensors
+CHECKSUM = "sha256"  # key of the description in a single file: of itself and the tensors
 FORMAT = 1
 
 
@@ -38,7 +38,7 @@ def save(preconditioner: Preconditioner, path: str | Path) -> None:
     if not isinstance(preconditioner, Preconditioner) or not preconditioner.fitted:
         raise PrecfmError(f"{type(preconditioner).__name__}: is not fitted; call fit before save")
     path = Path(path)
-    text = json.dumps(describe(preconditioner), indent=2, sort_keys=True, allow_nan=False) + "\n"
+    description = describe(preconditioner)
     tensors = {
         key: value.detach().cpu().contiguous()
         for key, value in preconditioner.state_dict().items()
@@ -46,13 +46,15 @@ def save(preconditioner: Preconditioner, path: str | Path) -> None:
     }
     if path.suffix == ".safetensors":
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata={HEADER: text, CHECKSUM: _checksum(text, tensors)})
+        description[CHECKSUM] = _checksum(description, tensors)
+        # One key alone: the order of several differs from call to call.
+        save_file(tensors, path, metadata={HEADER: _text(description)})
         return
     if path.is_file():
         raise PrecfmError(f"{path}: is a file; a folder, or a file that ends in .safetensors, is needed")
     path.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path / TENSORS_FILE)
-    (path / JSON_FILE).write_text(text, encoding="utf-8")
+    (path / JSON_FILE).write_text(_text(description), encoding="utf-8")
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Preconditioner:
@@ -74,8 +76,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Preconditioner
     single = path.suffix == ".safetensors"
     described, weights = (path, path) if single else (path / JSON_FILE, path / TENSORS_FILE)
     try:
-        header = _header(path) if single else {}
-        text = header.get(HEADER, "null") if single else described.read_text(encoding="utf-8")
+        text = _header(path).get(HEADER, "null") if single else described.read_text(encoding="utf-8")
         description, tensors = json.loads(text), load_file(weights)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise PrecfmError(
@@ -85,7 +86,11 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Preconditioner
         raise PrecfmError(f"{described}: is not JSON ({error}); save the preconditioner again") from None
     except SafetensorError as error:
         raise PrecfmError(f"{weights}: is damaged ({error}); save the preconditioner again") from None
-    if HEADER in header and header.get(CHECKSUM) != _checksum(text, tensors):
+    if (
+        single
+        and isinstance(description, dict)
+        and description.pop(CHECKSUM, None) != _checksum(description, tensors)
+    ):
         raise PrecfmError(f"{path}: is damaged (its checksum is another); save the preconditioner again")
     try:
         found = rebuild(description, tensors)
@@ -153,6 +158,10 @@ def _header(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+def _text(description: Mapping[str, Any]) -> str:
+    return json.dumps(description, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _checksum(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     content = checksum({name: tensors[name] for name in sorted(tensors)})
-    return hashlib.sha256(f"{text}{content}".encode()).hexdigest()
+    return hashlib.sha256(f"{_text(description)}{content}".encode()).hexdigest()
