@@ -9,9 +9,8 @@ from torch import Tensor
 
 from precfm.core.errors import PrecfmError
 
-# Numbers that are converted to float64 and centred at once, 34 MB: so much memory does any number of rows take, twice.
-# A larger batch is summed block by block, which changes low bits; no batch of the experiments on CPUs is larger
-# (50,000 rows of 64 features are 3.2 million numbers), so that their bytes do not depend on this.
+# Numbers that are converted to float64 and centred at once in a fit, 34 MB: so much memory does any number of rows
+# take, twice. What is summed block by block differs in low bits from what is summed at once.
 BLOCK = 2**22
 
 
@@ -81,19 +80,15 @@ class Moments:
         Returns:
             The moments themselves.
         """
-        features = math.prod(rows.shape[1:])
-        for block in torch.split(rows.detach().reshape(len(rows), features), rows_per_block(features)):
-            if len(block):
-                self.merge(self._of_block(block.double()))
-        return self
-
-    def _of_block(self, rows: Tensor) -> "Moments":
-        block = Moments(products=self._products)
-        block.count, block._origin = len(rows), self._origin if self.count else rows[0].clone()
-        shifted = rows - block._origin
-        block._mean = shifted.mean(dim=0)
-        block.scatter = self._products(shifted.sub_(block._mean))
-        return block
+        if not len(rows):
+            return self
+        rows = rows.detach().reshape(len(rows), math.prod(rows.shape[1:])).double()
+        batch = Moments(products=self._products)
+        batch.count, batch._origin = len(rows), self._origin if self.count else rows[0].clone()
+        shifted = rows - batch._origin
+        batch._mean = shifted.mean(dim=0)
+        batch.scatter = self._products(shifted.sub_(batch._mean))
+        return self.merge(batch)
 
     def merge(self, other: "Moments") -> Self:
         """Add the rows of other moments of the same kind.

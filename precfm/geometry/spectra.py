@@ -57,7 +57,7 @@ def covariance(x: Tensor) -> Tensor:
     require_tensor(x, "x")
     if x.ndim < 1 or len(x) < 2:
         raise PrecfmError(f"x has shape {tuple(x.shape)}, but a covariance needs at least 2 rows")
-    rows = x.detach().reshape(len(x), math.prod(x.shape[1:]))
+    rows = x.detach().double().reshape(len(x), math.prod(x.shape[1:]))
     bad = (~rows.isfinite()).any(dim=1).nonzero()
     if len(bad):
         raise PrecfmError(
