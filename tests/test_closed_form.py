@@ -137,13 +137,13 @@ def test_a_large_batch_is_read_in_blocks(case: Case, monkeypatch: pytest.MonkeyP
     expected = make(case).fit(X, LABELS).forward(X, LABELS)
     monkeypatch.setattr(precfm.geometry.moments, "BLOCK", 5 * FEATURES)
     read = []
-    of_block = Moments._of_block
+    update = Moments.update
 
     def watched(moments: Moments, rows: Tensor) -> Moments:
         read.append(rows.numel())
-        return of_block(moments, rows)
+        return update(moments, rows)
 
-    monkeypatch.setattr(Moments, "_of_block", watched)
+    monkeypatch.setattr(Moments, "update", watched)
     assert torch.allclose(make(case).fit(X, LABELS).forward(X, LABELS), expected, rtol=1e-9, atol=1e-9)
     assert max(read) <= 5 * FEATURES
     assert sum(read) == X.numel()
