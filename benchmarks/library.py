@@ -1,11 +1,13 @@
 """Times training steps, fits and inverses beside what users have already, and the memory of streaming fits.
 
-    pip install torchcfm flow_matching
+    pip install torchcfm flow_matching diffusers
     python benchmarks/library.py                           # writes benchmarks/library.md
 
 All that is compared takes turns, on one thread; a figure is the median of the rounds, in processor seconds, and a ratio
 the median of the rounds' ratios. Training steps: the same network, batch, optimizer (Adam, no moving average, no
-schedule) and data for all; the other loops are written as their libraries' examples are.
+schedule) and data for all; the other loops are written as their libraries' examples are. Zuko's flow has the same
+architecture, rows and steps in a plain loop, without the early stopping, whose share of rows is nevertheless held out.
+Fits compute in float64 whatever the data; inverses are those of maps moved to the type of the data, `p.to(dtype)`.
 """
 
 import statistics
@@ -15,14 +17,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from diffusers import UNet2DModel
 from flow_matching.path import AffineProbPath
 from flow_matching.path.scheduler import CondOTScheduler
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
+from zuko.flows import NICE
 
 from precfm.core.seeds import seeded_module
+from precfm.flows.models.adapted import AdaptedNetwork
 from precfm.flows.models.mlp import MLPVelocity
 from precfm.flows.objectives import FlowMatching
 from precfm.flows.paths import LinearPath
@@ -31,6 +36,7 @@ from precfm.preconditioners.channel_whitening import ChannelWhitening
 from precfm.preconditioners.class_whitening import ClassWhitening
 from precfm.preconditioners.kronecker import Kronecker
 from precfm.preconditioners.low_rank import LowRank
+from precfm.preconditioners.normalizing_flow import NormalizingFlow
 from precfm.preconditioners.per_channel import PerChannel
 from precfm.preconditioners.per_frequency import PerFrequency
 from precfm.preconditioners.projection import Projection
@@ -42,29 +48,49 @@ from precfm.training.trainer import train
 OUTPUT = Path(__file__).with_suffix(".md")
 ROUNDS, STEPS, BATCH, DIM = 9, 300, 256, 64
 FIT_ROWS, FEATURES, CLASSES = 60_000, 128, 10
+UNET_STEPS, UNET_BATCH, FLOW_ROWS, FLOW_STEPS = 10, 16, 10_000, 300
 SHAPE, SIZES = (4, 16, 16), (2_000, 8_000, 32_000)
+
+PEER = "scikit-learn PCA(whiten=True)"
 
 Call = Callable[[], object]
 
 
-def training_loops(x1: Tensor) -> dict[str, Call]:
-    """A training of `STEPS` steps by each library, of equal networks."""
+def mlp() -> nn.Module:
+    """256 x 3, for vectors of `DIM`."""
+    return MLPVelocity((DIM,), width=256, depth=3)
+
+
+def unet() -> nn.Module:
+    """Of diffusers, 2.2 million parameters, for latents (4, 32, 32)."""
+    network = UNet2DModel(
+        sample_size=32, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=8,
+        block_out_channels=(32, 64, 64), down_block_types=("DownBlock2D",) * 2 + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * 2,
+    )  # fmt: skip
+    return AdaptedNetwork(network, (4, 32, 32), 0)
+
+
+def training_loops(
+    x1: Tensor, build: Callable[[], nn.Module], steps: int, batch_size: int
+) -> dict[str, Call]:
+    """A training of so many steps by each library, of equal networks."""
     plain = AffineProbPath(scheduler=CondOTScheduler())
     matcher = ConditionalFlowMatcher(sigma=0.0)
 
     def network() -> nn.Module:
-        return seeded_module(lambda: MLPVelocity((DIM,), width=256, depth=3), seed=0)
+        return seeded_module(build, seed=0)
 
     def ours() -> None:
         module = network()
-        options = TrainingOptions(steps=STEPS, batch_size=BATCH, learning_rate=1e-3, ema_decay=None)
+        options = TrainingOptions(steps=steps, batch_size=batch_size, learning_rate=1e-3, ema_decay=None)
         train(module, FlowMatching().prepare(LinearPath(), x1), (x1,), options, seed=0)
 
     def loop(points: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]) -> None:
         module = network()
         optimizer = torch.optim.Adam(module.parameters(), 1e-3)
-        for _ in range(STEPS):
-            t, x_t, target = points(x1[torch.randint(len(x1), (BATCH,))])
+        for _ in range(steps):
+            t, x_t, target = points(x1[torch.randint(len(x1), (batch_size,))])
             loss = (module(x_t, t) - target).square().mean()
             optimizer.zero_grad()
             loss.backward()
@@ -82,6 +108,53 @@ def training_loops(x1: Tensor) -> dict[str, Call]:
         "precfm": ours,
         "torchcfm": lambda: loop(of_torchcfm),
         "flow_matching": lambda: loop(of_flow_matching),
+    }
+
+
+def affine_maps(x: Tensor, labels: Tensor) -> tuple[dict[str, Call], dict[str, Call]]:
+    """Fits and inverses of the maps with a closed form, and of scikit-learn's whitening."""
+    array = x.numpy()
+    peer = PCA(whiten=True).fit(array)
+    white = peer.transform(array)
+    maps: list[Preconditioner] = [
+        Scalar(),
+        PerChannel(),
+        Whitening(),
+        ClassWhitening(),
+        Projection(),
+        LowRank(),
+    ]
+    fits: dict[str, Call] = {PEER: lambda: PCA(whiten=True).fit(array)}
+    inverses: dict[str, Call] = {PEER: lambda: peer.inverse_transform(white)}
+    for each in maps:
+        fits[type(each).__name__] = lambda each=each: each.fit(x, labels)
+        fitted = type(each)(**each.options).fit(x, labels).to(x.dtype)
+        inverses[type(each).__name__] = lambda fitted=fitted: fitted.inverse(x, labels)
+    return fits, inverses
+
+
+def normalizing_flows(x: Tensor) -> tuple[dict[str, Call], dict[str, Call]]:
+    """Fits and inverses of a coupling flow, ours and zuko's own."""
+    white = Whitening().fit(x).forward(x)
+
+    def theirs() -> nn.Module:
+        flow = NICE(DIM, transforms=3, hidden_features=(128, 128), activation=nn.SiLU)
+        optimizer = torch.optim.Adam(flow.parameters(), 1e-3)
+        for _ in range(FLOW_STEPS):
+            loss = -flow().log_prob(white[torch.randint(len(white), (256,))]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return flow
+
+    def ours() -> NormalizingFlow:
+        return NormalizingFlow(steps=FLOW_STEPS, batch_size=256).fit(x)
+
+    fitted, double = ours(), theirs().double()
+    z = white.double()
+    return {"fit, precfm": ours, "zuko, fit": theirs}, {
+        "inverse, precfm": lambda: fitted.inverse(z),
+        "zuko, inverse in float64": lambda: double().transform.inv(z),
     }
 
 
@@ -134,30 +207,38 @@ def main() -> None:
     lines = ["# The library: measured times and memory", "", str(__doc__).split("\n\n")[2], ""]
     lines += [f"A training of {STEPS} steps, MLP 256 x 3, batch {BATCH}, {DIM} features:", ""]
     lines += ["| loop | ms | to torchcfm |", "| --- | ---: | ---: |"]
-    lines += rows_of(in_turns(training_loops(x1)), "torchcfm")
+    lines += rows_of(in_turns(training_loops(x1, mlp, STEPS, BATCH)), "torchcfm")
+    maps4 = torch.randn(2_000, 4, 32, 32, generator=generator)
+    lines += [
+        "",
+        f"A training of {UNET_STEPS} steps, diffusers' U-Net on 4 x 32 x 32, batch {UNET_BATCH}:",
+        "",
+    ]
+    lines += ["| loop | ms | to torchcfm |", "| --- | ---: | ---: |"]
+    lines += rows_of(in_turns(training_loops(maps4, unet, UNET_STEPS, UNET_BATCH)), "torchcfm")
 
     wide = torch.randn(FIT_ROWS, FEATURES, generator=generator) * torch.logspace(0, -2, FEATURES)
     labels = torch.arange(FIT_ROWS) % CLASSES
-    array = wide.numpy()
-    peer = PCA(whiten=True).fit(array)
-    white = peer.transform(array)
-    maps: list[Preconditioner] = [
-        Scalar(),
-        PerChannel(),
-        Whitening(),
-        ClassWhitening(),
-        Projection(),
-        LowRank(),
-    ]
     with threadpool_limits(1):
-        fits: dict[str, Call] = {"scikit-learn PCA(whiten=True)": lambda: PCA(whiten=True).fit(array)}
-        fits |= {type(each).__name__: (lambda each=each: each.fit(wide, labels)) for each in maps}
-        back: dict[str, Call] = {"scikit-learn PCA(whiten=True)": lambda: peer.inverse_transform(white)}
-        back |= {type(each).__name__: (lambda each=each: each.inverse(wide, labels)) for each in maps}
-        for what, calls in (("Fit", fits), ("Inverse", back)):
-            lines += ["", f"{what} of {FIT_ROWS:,} x {FEATURES} float32:", ""]
-            lines += ["| map | ms | to scikit-learn |", "| --- | ---: | ---: |"]
-            lines += rows_of(in_turns(calls), "scikit-learn PCA(whiten=True)")
+        for precision in (torch.float64, torch.float32):
+            for what, calls in zip(("Fit", "Inverse"), affine_maps(wide.to(precision), labels), strict=True):
+                lines += [
+                    "",
+                    f"{what}, {FIT_ROWS:,} x {FEATURES} {str(precision).removeprefix('torch.')}:",
+                    "",
+                ]
+                lines += ["| map | ms | to scikit-learn |", "| --- | ---: | ---: |"]
+                lines += rows_of(in_turns(calls), PEER)
+
+    lines += [
+        "",
+        f"A coupling flow on {FLOW_ROWS:,} x {DIM} float32, {FLOW_STEPS} steps of 256 rows; its inverse:",
+        "",
+    ]
+    lines += ["| flow | ms | to zuko |", "| --- | ---: | ---: |"]
+    fit, inverse = normalizing_flows(x1[:FLOW_ROWS])
+    for calls in (fit, inverse):
+        lines += rows_of(in_turns(calls), next(name for name in calls if name.startswith("zuko")))
 
     lines += ["", f"Peak memory (MiB) of fits to batches of 500 rows of {SHAPE}, beyond what was there:", ""]
     lines += ["| map |" + "".join(f" {rows:,} rows |" for rows in SIZES), "| --- |" + " ---: |" * len(SIZES)]
@@ -165,7 +246,7 @@ def main() -> None:
         kind().fit(streaming(SHAPE, 2_000))  # loading libraries is nobody's memory
         peaks = [peak_mib(lambda rows=rows, kind=kind: kind().fit(streaming(SHAPE, rows))) for rows in SIZES]
         lines.append(f"| {kind.__name__} |" + "".join(f" {peak:.0f} |" for peak in peaks))
-    names = ("torch", "scikit-learn", "numpy", "torchcfm", "flow_matching")
+    names = ("torch", "scikit-learn", "numpy", "torchcfm", "flow_matching", "diffusers", "zuko")
     lines += ["", f"With {', '.join(f'{name} {version(name)}' for name in names)}."]
     text = "\n".join(lines) + "\n"
     OUTPUT.write_text(text, encoding="utf-8")

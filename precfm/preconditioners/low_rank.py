@@ -148,8 +148,8 @@ class LowRank(ClosedForm):
         return self._stretched(z, 1 / self.factors, 1 / self.rest) * self.scale + self.mean
 
     def _stretched(self, rows: Tensor, leading: Tensor, rest: Tensor) -> Tensor:
-        inside = rows @ self.frame
-        return (inside * leading) @ self.frame.T + (rows - inside @ self.frame.T) * rest
+        # frame (leading - rest) frame^T rows + rest rows: two products in all
+        return ((rows @ self.frame) * (leading - rest)) @ self.frame.T + rows * rest
 
     def _log_abs_det(self, x: Tensor, classes: Tensor | None) -> Tensor:
         others = self.features - self._kept

@@ -41,7 +41,7 @@ class SymmetricAffine(Preconditioner):
         return (x - self.mean) @ self.matrix
 
     def _inverse(self, z: Tensor, classes: Tensor | None) -> Tensor:
-        return z @ self.inverse_matrix + self.mean
+        return (z @ self.inverse_matrix).add_(self.mean)
 
     def _log_abs_det(self, x: Tensor, classes: Tensor | None) -> Tensor:
         return self.log_det.expand(len(x))
