@@ -10,7 +10,7 @@ export DVC_NO_ANALYTICS = 1
 export EXPERIMENT CORES FROM # the shell gets values as words of its environment, never as text of a command
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: reproduce pull test test-slow test-faults format benchmarks install clean-results
+.PHONY: reproduce pull test test-slow test-faults examples format benchmarks install clean-results
 
 reproduce: .venv/installed
 	@$(BIN)/python workflow_scripts/reproduce.py "$$EXPERIMENT" --cores "$$CORES"
@@ -40,6 +40,10 @@ test-slow: .venv/installed
 
 test-faults: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m faults
+
+# What the examples need beside precfm, so that their tests run.
+examples: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -r examples/requirements.txt
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,6 @@
 """Times training steps, fits and inverses beside what users have already, and the memory of streaming fits.
 
-    pip install torchcfm flow_matching diffusers
+    make examples
     python benchmarks/library.py                           # writes benchmarks/library.md
 
 All that is compared takes turns, on one thread; a figure is the median of the rounds, in processor seconds, and a ratio

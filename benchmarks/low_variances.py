@@ -1,6 +1,6 @@
 """Do other libraries' own training loops recover low variances, plain and behind a whitening?
 
-    pip install torchcfm flow_matching
+    make examples
     python benchmarks/low_variances.py                          # writes benchmarks/low_variances.md
 
 The loops are those of `examples/`, unchanged, on a Gaussian of 16 dimensions with condition number 1e4. A cell is the

@@ -23,7 +23,7 @@ MAPS = torch.randn(100, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     ],
 )
 def test_loops_of_other_libraries_train_behind_a_map(library, x1, preconditioner):
-    pytest.importorskip(library, reason=f"{library} is not installed (pip install {library})")
+    pytest.importorskip(library, reason=f"{library} is not installed (make examples)")
     example = runpy.run_path(str(EXAMPLES / f"{library}_loop.py"))
     samples = example["train_and_sample"](x1, preconditioner, steps=3, n=5)
     assert samples.shape == (5, *x1.shape[1:])
