@@ -52,6 +52,11 @@ def fit_map(
         except yaml.YAMLError:
             raise PrecfmError(f"option: got '{text}', whose value is no YAML") from None
     preconditioner: Preconditioner = component("preconditioners", spec, Preconditioner)
+    if preconditioner.needs_labels and latents.labels is None:
+        raise PrecfmError(
+            f"{latents.path}: has no labels, on which {name} depends; --labels FILE, a tensor 'labels' beside the "
+            "latents, or a map without labels is needed"
+        )
     with replacing(out, force=force) as part:
         preconditioner.fit(latents.batches(), seed=seed)
         save(preconditioner, part)
