@@ -11,20 +11,12 @@ from pydantic import SkipValidation
 from torch import Tensor
 
 from precfm.core.options import Count, Natural, Positive, checked
-from precfm.diagnosis.measurements import (
-    DENSE_FEATURES,
-    Conditioning,
-    Decoder,
-    DecoderUse,
-    MapReport,
-    draw,
-    measure_decoder,
-    measure_map,
-    measure_raw,
-    tried_maps,
-)
+from precfm.diagnosis.conditioning import Conditioning, measure_raw
+from precfm.diagnosis.decoder import Decoder, DecoderUse, measure_decoder
+from precfm.diagnosis.maps import MapReport, measure_map, tried_maps
 from precfm.diagnosis.recommendation import Recommendation, from_selection, recommend
 from precfm.diagnosis.rendering import plot_spectra, text
+from precfm.diagnosis.rows import DENSE_FEATURES, draw
 from precfm.diagnosis.training import candidates, measure
 from precfm.latent_files import Latents
 
