@@ -16,7 +16,7 @@ from precfm.diagnosis.conditioning import kappa_floor, rows_needed
 from precfm.diagnosis.recommendation import LEAVE_BELOW
 from precfm.flows.settings import FlowSettings
 from precfm.geometry.spectra import condition_number, covariance
-from precfm.latent_files import open_latents
+from precfm.latents.reading import open_latents
 from precfm.preconditioned_flow import DEFAULT_TRAINING
 from precfm.preconditioners.whitening import Whitening
 from tests.workflow import ROOT

@@ -18,7 +18,7 @@ from precfm.diagnosis.recommendation import Recommendation, from_selection, reco
 from precfm.diagnosis.rendering import plot_spectra, text
 from precfm.diagnosis.rows import DENSE_FEATURES, draw
 from precfm.diagnosis.training import candidates, measure
-from precfm.latent_files import Latents
+from precfm.latents.reading import Latents
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def diagnose(
 
     Args:
         x: latents, shape (rows, *dim), floating point: a tensor, an array (also a memory-mapped one), or a file opened
-            by `precfm.latent_files.open_latents`.
+            by `precfm.open_latents`.
         labels: classes, integers, shape (rows,), or None; those of the file where None.
         decoder: maps latents (batch, *dim) to images; if given, the directions that it hardly uses are counted.
         seed: of the choice and the split of rows, and of trainings.

@@ -12,7 +12,7 @@ from precfm.core.errors import PrecfmError
 from precfm.core.seeds import generator_for
 from precfm.core.tensors import require_tensor
 from precfm.geometry.moments import Moments
-from precfm.latent_files import Latents
+from precfm.latents.reading import Latents
 from precfm.preconditioners.fit_data import LabelledRows
 from precfm.preconditioners.inputs import checked_labels, summary
 
