@@ -4,8 +4,10 @@ from precfm import diagnosis as diagnosis
 from precfm import encoders as encoders
 from precfm import flows as flows
 from precfm import geometry as geometry
+from precfm import latents as latents
 from precfm import metrics as metrics
 from precfm import preconditioners as preconditioners
+from precfm import streaming as streaming
 from precfm import theory as theory
 from precfm import training as training
 from precfm.core.errors import DivergenceError as DivergenceError
@@ -22,7 +24,7 @@ from precfm.flows.paths import LinearPath as LinearPath
 from precfm.flows.paths import VariancePreservingPath as VariancePreservingPath
 from precfm.geometry.spectra import condition_number as condition_number
 from precfm.geometry.spectra import covariance as covariance
-from precfm.latent_files import open_latents as open_latents
+from precfm.latents.reading import open_latents as open_latents
 from precfm.preconditioned_flow import PreconditionedFlow as PreconditionedFlow
 from precfm.preconditioners.base import Preconditioner as Preconditioner
 from precfm.preconditioners.channel_whitening import ChannelWhitening as ChannelWhitening

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from precfm import PreconditionedFlow, TrainingOptions, __version__
 from precfm.cli import app
 from precfm.core.errors import PrecfmError
-from precfm.latent_files import open_latents
+from precfm.latents.reading import open_latents
 from precfm.preconditioners.saving import load
 from precfm.preconditioners.whitening import Whitening
 from tests.workflow import ROOT

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from precfm import Diagnosis, PrecfmError, PreconditionedFlow, diagnose
-from precfm.diagnosis import evidence, measurements, training
-from precfm.diagnosis.measurements import kappa_floor, rows_needed
+from precfm.diagnosis import evidence, maps, training
+from precfm.diagnosis.conditioning import kappa_floor, rows_needed
 from precfm.diagnosis.recommendation import LEAVE_BELOW
 from precfm.flows.settings import FlowSettings
 from precfm.geometry.spectra import condition_number, covariance
-from precfm.latent_files import open_latents
+from precfm.latents.reading import open_latents
 from precfm.preconditioned_flow import DEFAULT_TRAINING
 from precfm.preconditioners.whitening import Whitening
 from tests.workflow import ROOT
@@ -65,7 +65,7 @@ def test_no_row_that_a_map_was_fitted_to_is_looked_at() -> None:
     x, dim = rotated(200, 40, 100.0), 40
     found = by_name(diagnose(x))["whitening"].conditioning
     fresh = condition_number(covariance(Whitening().fit(x[:100]).forward(rotated(100, dim, 100.0, seed=2))))
-    assert condition_number(covariance(Whitening(shrinkage=0).fit(x).forward(x))) < 1.01
+    assert condition_number(covariance(Whitening(shrinkage=0.0).fit(x).forward(x))) < 1.01
     assert found.kappa > 5
     assert found.kappa == pytest.approx(kappa_floor(dim, 100, 100), rel=1.0)
     assert fresh > 5
@@ -101,14 +101,15 @@ def test_a_map_for_few_rows_is_found_by_its_line_in_the_table(monkeypatch: pytes
     x[:, 1] *= 30
     assert str(diagnose(x).recommendation) == "use per_channel"
     assert "as far as so few rows show" in diagnose(x).recommendation.reason
-    others = {name: each for name, each in measurements.TRIED.items() if each.dense or name == "scalar"}
-    monkeypatch.setattr(measurements, "TRIED", others)
+    for_scales = ("per_channel", "channel_whitening", "per_frequency", "kronecker")
+    others = {name: each for name, each in maps.TRIED.items() if name not in for_scales}
+    monkeypatch.setattr(maps, "TRIED", others)
     assert str(diagnose(x).recommendation) == "too few rows to tell"
 
 
 def test_maps_for_channels_are_tried_on_channels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for_channels = {"per_channel": measurements.TriedMap("per_channel", needs_channels=True)}
-    monkeypatch.setattr(measurements, "TRIED", for_channels)
+    for_channels = {"per_channel": maps.TriedMap("per_channel", needs_channels=True)}
+    monkeypatch.setattr(maps, "TRIED", for_channels)
     assert len(diagnose(pink(40)).maps) == 1
     assert len(diagnose(pink(40).flatten(1)).maps) == 0
 
@@ -187,9 +188,7 @@ def test_minutes_measure_and_the_skips_are_among_the_candidates(monkeypatch: pyt
     )
     monkeypatch.setattr(training, "DEFAULT_SETTINGS", small)
     monkeypatch.setattr(training, "FEWEST_STEPS", 1)
-    monkeypatch.setattr(
-        measurements, "TRIED", {name: measurements.TRIED[name] for name in ("scalar", "whitening")}
-    )
+    monkeypatch.setattr(maps, "TRIED", {name: maps.TRIED[name] for name in ("scalar", "whitening")})
     found = diagnose(rotated(300, 3, 1e4), minutes=1)
     assert found.recommendation.measured
     assert found.selection is not None

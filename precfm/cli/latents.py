@@ -49,7 +49,7 @@ def diagnose(
     import json
 
     from precfm.diagnosis.diagnosis import diagnose as find
-    from precfm.latent_files import open_latents
+    from precfm.latents.reading import open_latents
 
     opened = open_latents(latents, tensor=tensor, labels=labels)
     found = find(opened, seed=seed, minutes=train, dense_features=dense_features)
@@ -72,8 +72,8 @@ def fit(
     force: Force = False,
 ) -> None:
     """Fit a preconditioner to latents, reading them once in batches, and write it into one file."""
-    from precfm.latent_files import open_latents
-    from precfm.latent_maps import fit_map
+    from precfm.latents.reading import open_latents
+    from precfm.streaming.maps import fit_map
 
     opened = open_latents(latents, tensor=tensor, labels=labels)
     fitted = fit_map(opened, name, option or (), output, seed=seed, force=force)
@@ -118,8 +118,8 @@ def _mapped(
     *,
     back: bool,
 ) -> None:
-    from precfm.latent_files import open_latents
-    from precfm.latent_maps import map_file
+    from precfm.latents.reading import open_latents
+    from precfm.streaming.maps import map_file
 
     opened = open_latents(latents, tensor=tensor, labels=labels)
     map_file(preconditioner, opened, out, back=back, force=force)
@@ -142,7 +142,7 @@ def sample(
     force: Force = False,
 ) -> None:
     """Draw samples of the data from a saved flow."""
-    from precfm.latent_maps import sample_file
+    from precfm.streaming.samples import sample_file
 
     sample_file(flow, count, out, labels=labels, steps=steps, seed=seed, force=force)
     typer.echo(f"{out}: {count:,} samples")

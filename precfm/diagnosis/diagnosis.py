@@ -11,22 +11,14 @@ from pydantic import SkipValidation
 from torch import Tensor
 
 from precfm.core.options import Count, Natural, Positive, checked
-from precfm.diagnosis.measurements import (
-    DENSE_FEATURES,
-    Conditioning,
-    Decoder,
-    DecoderUse,
-    MapReport,
-    draw,
-    measure_decoder,
-    measure_map,
-    measure_raw,
-    tried_maps,
-)
+from precfm.diagnosis.conditioning import Conditioning, measure_raw
+from precfm.diagnosis.decoder import Decoder, DecoderUse, measure_decoder
+from precfm.diagnosis.maps import MapReport, measure_map, tried_maps
 from precfm.diagnosis.recommendation import Recommendation, from_selection, recommend
 from precfm.diagnosis.rendering import plot_spectra, text
+from precfm.diagnosis.rows import DENSE_FEATURES, draw
 from precfm.diagnosis.training import candidates, measure
-from precfm.latent_files import Latents
+from precfm.latents.reading import Latents
 
 
 @dataclass(frozen=True)
@@ -98,7 +90,7 @@ def diagnose(
 
     Args:
         x: latents, shape (rows, *dim), floating point: a tensor, an array (also a memory-mapped one), or a file opened
-            by `precfm.latent_files.open_latents`.
+            by `precfm.open_latents`.
         labels: classes, integers, shape (rows,), or None; those of the file where None.
         decoder: maps latents (batch, *dim) to images; if given, the directions that it hardly uses are counted.
         seed: of the choice and the split of rows, and of trainings.

@@ -4,15 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from precfm.diagnosis.conditioning import Conditioning, rows_needed
+from precfm.diagnosis.decoder import DecoderUse
 from precfm.diagnosis.evidence import LARGEST_KAPPA, NAMES, quoted
-from precfm.diagnosis.measurements import (
-    TRIED,
-    Conditioning,
-    DecoderUse,
-    MapReport,
-    Parts,
-    rows_needed,
-)
+from precfm.diagnosis.maps import TRIED, MapReport
+from precfm.diagnosis.rows import Parts
 from precfm.selection import DEFAULT, Candidate, Selection
 
 Action: TypeAlias = Literal["use", "leave", "too few rows"]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from precfm.core.errors import PrecfmError
 
 if TYPE_CHECKING:
+    from precfm.diagnosis.conditioning import Conditioning
     from precfm.diagnosis.diagnosis import Diagnosis
-    from precfm.diagnosis.measurements import Conditioning
 
 WIDTH = 100  # characters of a line
 BARS = "▁▂▃▄▅▆▇█"

@@ -5,7 +5,7 @@ import time
 
 from precfm.core.errors import PrecfmError
 from precfm.core.seeds import derived_seed
-from precfm.diagnosis.measurements import TRIED
+from precfm.diagnosis.maps import TRIED
 from precfm.preconditioned_flow import PreconditionedFlow
 from precfm.preconditioners.fit_data import LabelledRows
 from precfm.preconditioners.scalar import Scalar

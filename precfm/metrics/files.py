@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from precfm.core.errors import PrecfmError
 from precfm.core.registry import load
-from precfm.latent_files import SUFFIXES, stored_tensor
+from precfm.latents.stored_tensors import SUFFIXES, stored_tensor
 from precfm.metrics.checks import feature_matrix
 from precfm.metrics.evaluate import METRICS, evaluate_features
 from precfm.metrics.extractors.base import extract, weights_hash
@@ -129,7 +129,7 @@ def image_batches(folder: Path, batch_size: int = 50) -> Iterator[Tensor]:
 
 
 def read_features(path: Path, tensor: str | None = None) -> Tensor:
-    """A checked feature matrix out of a file, as `precfm.latent_files` reads it.
+    """A checked feature matrix out of a file, as `precfm.latents` reads it.
 
     Args:
         path: the file.

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-from precfm.latent_files import Latents, open_latents, replacing, write_latents
+from precfm.latents.reading import Latents, open_latents
+from precfm.latents.writing import replacing, write_latents
 
 
 def latents(rows: int = 10, *dim: int) -> Tensor:

@@ -1,22 +1,18 @@
-"""Maps and flows on files of latents: what `precfm fit`, `transform`, `inverse` and `sample` do, in bounded memory."""
+"""Maps on files of latents: what `precfm fit`, `transform` and `inverse` do, batch by batch."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
 from precfm.core.components import component
 from precfm.core.errors import PrecfmError
-from precfm.core.seeds import derived_seed
-from precfm.latent_files import Latents, read_labels, replacing, write_latents
-from precfm.preconditioned_flow import PreconditionedFlow
+from precfm.latents.reading import Latents
+from precfm.latents.writing import replacing, write_latents
 from precfm.preconditioners.base import Preconditioner
 from precfm.preconditioners.saving import load, save
-
-SAMPLES = 10_000  # at a time; the first so many are those of `PreconditionedFlow.sample`
 
 
 def fit_map(
@@ -52,6 +48,11 @@ def fit_map(
         except yaml.YAMLError:
             raise PrecfmError(f"option: got '{text}', whose value is no YAML") from None
     preconditioner: Preconditioner = component("preconditioners", spec, Preconditioner)
+    if preconditioner.needs_labels and latents.labels is None:
+        raise PrecfmError(
+            f"{latents.path}: has no labels, on which {name} depends; --labels FILE, a tensor 'labels' beside the "
+            "latents, or a map without labels is needed"
+        )
     with replacing(out, force=force) as part:
         preconditioner.fit(latents.batches(), seed=seed)
         save(preconditioner, part)
@@ -61,7 +62,7 @@ def fit_map(
 def map_file(
     preconditioner: Path, latents: Latents, out: Path, *, back: bool = False, force: bool = False
 ) -> None:
-    """Map latents by a saved map, or back, and write them; see `precfm.latent_files.write_latents`.
+    """Map latents by a saved map, or back, and write them; see `precfm.latents.write_latents`.
 
     Raises:
         PrecfmError: the map cannot be loaded or is of other latents, labels are missing or new, or `out` is taken.
@@ -78,43 +79,3 @@ def map_file(
             yield change(rows, labels), labels
 
     write_latents(out, mapped(), len(latents), force=force)
-
-
-def sample_file(
-    folder: Path,
-    count: int,
-    out: Path,
-    *,
-    labels: Path | None = None,
-    steps: int = 50,
-    seed: int = 0,
-    force: bool = False,
-) -> None:
-    """Sample a saved flow and write the samples, with the labels that were asked for in a folder of shards.
-
-    Args:
-        folder: what `PreconditionedFlow.save` wrote.
-        count: how many.
-        out: a name as `precfm.latent_files.write_latents` takes it.
-        labels: file of `count` classes; None leaves them to the flow, in the proportions of its training data.
-        steps: of the solver.
-        seed: of the noise.
-        force: replace what is there.
-
-    Raises:
-        PrecfmError: the flow cannot be loaded, the labels do not fit, or `out` is taken.
-    """
-    flow = PreconditionedFlow.load(folder)
-    asked = None if labels is None else read_labels(labels)
-    if asked is not None and len(asked) != count:
-        raise PrecfmError(f"{labels}: holds {len(asked)} labels; {count} are needed, one per sample")
-
-    def drawn() -> Iterator[tuple[Tensor, Tensor | None]]:
-        for start in range(0, count, SAMPLES):
-            size = min(SAMPLES, count - start)
-            here = None if asked is None else asked[start : start + size]
-            chunk = seed if start == 0 else derived_seed(seed, "samples", start)
-            with torch.no_grad():
-                yield flow.sample(size, here, seed=chunk, steps=steps), here
-
-    write_latents(out, drawn(), count, force=force)
