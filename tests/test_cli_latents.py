@@ -123,7 +123,10 @@ def test_what_is_wrong_is_one_sentence(x: Tensor) -> None:
         (("fit", "z.npy", "--option", "exponent=[", *out), "option: got 'exponent=[', whose value"),
         (("fit", "z.npy", "--option", "exponent=7", *out), "preconditioners: 'whitening': exponent: got 7"),
         (("fit", "z.npy", "--option", "power=0.5", *out), "preconditioners: 'whitening': power: got 0.5"),
-        (("fit", "z.npy", "--map", "class_whitening", *out), "labels: are missing"),
+        (
+            ("fit", "z.npy", "--map", "class_whitening", *out),
+            "z.npy: has no labels, on which class_whitening",
+        ),
         (("transform", "nowhere.safetensors", "z.npy", "o.npy"), "nowhere.safetensors: no such file"),
         (
             ("transform", "w.safetensors", "wide.npy", "o.npy"),

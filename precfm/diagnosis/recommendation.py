@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from precfm.diagnosis.conditioning import Conditioning, rows_needed
 from precfm.diagnosis.decoder import DecoderUse
-from precfm.diagnosis.evidence import LARGEST_KAPPA, NAMES, quoted
+from precfm.diagnosis.evidence import LARGEST_KAPPA, NAMES, gaussian_skip_quoted, quoted
 from precfm.diagnosis.maps import TRIED, MapReport
 from precfm.diagnosis.rows import Parts
 from precfm.selection import DEFAULT, Candidate, Selection
@@ -79,7 +79,7 @@ def recommend(
         return found(
             "leave",
             f"Their condition number on held-out rows, {raw.kappa:.3g}, is not above {LEAVE_BELOW:g}, {limit}. "
-            "One scale is all they need.",
+            f"One scale is all they need. {gaussian_skip_quoted()}",
         )
     more = f"about {rows_needed(parts.features, max(raw.at_least, LEAVE_BELOW) / HELPS):,} rows would tell"
     if raw.at_least <= LEAVE_BELOW:

@@ -134,7 +134,9 @@ def checked_rows(
         return rows
     first = 0
     for block in torch.split(rows.detach(), rows_per_block(rows.shape[1])):
-        if math.isfinite(float(block.sum())):  # a tenth of the time of looking at each, and finite only if all are
+        if math.isfinite(
+            float(block.sum())
+        ):  # a tenth of the time of looking at each, and finite only if all are
             first += len(block)
             continue
         finite = block.isfinite()
