@@ -208,3 +208,10 @@ def test_a_composition_refuses_maps_of_other_data() -> None:
 def test_one_row_without_its_batch_is_told_so() -> None:
     with pytest.raises(PrecfmError, match=r"x: has shape \(2, 3\).*x\[None\]"):
         Whitening().fit(X).forward(X[0])
+
+
+def test_states_and_arrays_of_another_kind_are_refused() -> None:
+    with pytest.raises(PrecfmError, match=r"^Scalar: the state is of a Whitening"):
+        Scalar().load_state_dict(Whitening().fit(X).state_dict())
+    with pytest.raises(PrecfmError, match=r"array of object"):
+        Whitening().fit(np.array([["a", "b"], ["c", "d"]], dtype=object))

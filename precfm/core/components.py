@@ -41,6 +41,8 @@ def spec_of(
     if isinstance(value, kind):
         own: Any = value.options if isinstance(value, nn.Module) else options_in(value, without)
         return {"name": name_of(group, type(value)), **own}
+    if isinstance(value, type):
+        raise PrecfmError(f"{group}: got the class {value.__name__}; an object of it is needed")
     given = {"name": value} if isinstance(value, str) else value
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
         raise PrecfmError(
