@@ -327,7 +327,11 @@ class Preconditioner(nn.Module, ABC):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        state = {"options": self.options, **{name: getattr(self, name) for name in STATE}}
+        state = {
+            "class": self._name,
+            "options": self.options,
+            **{name: getattr(self, name) for name in STATE},
+        }
         text = json.dumps(state, allow_nan=False).encode()
         destination[f"{prefix}{EXTRA_STATE}"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
@@ -340,6 +344,8 @@ class Preconditioner(nn.Module, ABC):
 
     def _take(self, state: dict[str, Any]) -> None:
         """Become what a state dict describes, as yet without the values of its tensors."""
+        if state["class"] != self._name:
+            raise PrecfmError(f"{self._name}: the state is of a {state['class']}")
         own = json.loads(json.dumps(self.options))
         for name, value in state["options"].items():
             if own.get(name) != value:

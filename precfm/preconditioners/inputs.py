@@ -49,12 +49,16 @@ def takes_arrays(method: Callable[..., Tensor]) -> RowsToRows:
 
 
 def as_tensor(value: Any) -> Any:
-    """A numpy array as a tensor, which shares its memory if that can be written; anything else as it is."""
-    return (
-        torch.from_numpy(np.require(value, requirements=["C", "W"]))
-        if isinstance(value, np.ndarray)
-        else value
-    )
+    """A numpy array as a tensor, which shares its memory if that can be written; anything else as it is.
+
+    Raises:
+        PrecfmError: the array holds no numbers.
+    """
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype.kind not in "fiubc":
+        raise PrecfmError(f"got an array of {value.dtype}, but one of numbers is needed")
+    return torch.from_numpy(np.require(value, requirements=["C", "W"]))
 
 
 def batches_of(x: Data, labels: Array | None) -> Iterator[tuple[Tensor, Tensor | None]]:
