@@ -147,3 +147,22 @@ def test_a_large_batch_is_read_in_blocks(case: Case, monkeypatch: pytest.MonkeyP
     assert torch.allclose(make(case).fit(X, LABELS).forward(X, LABELS), expected, rtol=1e-9, atol=1e-9)
     assert max(read) <= 5 * FEATURES
     assert sum(read) == X.numel()
+
+
+def test_moments_of_the_caller_are_copied() -> None:
+    rows = X.flatten(1).double()
+    mean, expected = rows.mean(0), rows.mean(0)
+    whitening = Whitening.from_moments(mean, rows.T.cov(), n=len(rows))
+    mean += 100
+    assert whitening.fitted
+    assert torch.allclose(whitening.mean, expected)
+    whitening.partial_fit(rows)
+    assert whitening.fitted
+    assert torch.allclose(whitening.mean, expected)
+
+
+def test_a_cast_after_the_last_rows_stays() -> None:
+    whitening = Whitening().partial_fit(X).float()
+    assert whitening.forward(X.float()).dtype == torch.float32
+    assert whitening.matrix.dtype == torch.float32
+    assert "not fitted" in repr(Whitening().partial_fit(X[:1]))

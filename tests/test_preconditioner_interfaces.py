@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LinearRegression
+from sklearn.base import clone
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from torch import Tensor, nn
@@ -213,5 +214,47 @@ def test_one_row_without_its_batch_is_told_so() -> None:
 def test_states_and_arrays_of_another_kind_are_refused() -> None:
     with pytest.raises(PrecfmError, match=r"^Scalar: the state is of a Whitening"):
         Scalar().load_state_dict(Whitening().fit(X).state_dict())
-    with pytest.raises(PrecfmError, match=r"array of object"):
+    with pytest.raises(PrecfmError, match=r"^x: got a ndarray"):
         Whitening().fit(np.array([["a", "b"], ["c", "d"]], dtype=object))
+
+
+def test_a_refused_state_leaves_the_map_as_it_was() -> None:
+    whitening = Whitening().fit(X)
+    expected = whitening.forward(X)
+    state = {name: value for name, value in whitening.state_dict().items() if name != "matrix"}
+    with pytest.raises(PrecfmError, match=r"lacks matrix"):
+        whitening.load_state_dict(state)
+    assert torch.equal(whitening.forward(X), expected)
+
+
+def test_methods_compile_side_by_side() -> None:
+    whitening = Whitening().fit(X)
+    torch.compiler.reset()
+    for method in (whitening.forward, whitening.inverse, whitening.log_abs_det_jacobian):
+        compiled = torch.compile(method, fullgraph=True, backend="aot_eager")
+        for rows in (7, 9, 1):
+            assert torch.allclose(compiled(X[:rows]), method(X[:rows]))
+
+
+def test_half_precision_costs_no_decomposition_of_many_features() -> None:
+    white = torch.randn(300, 700, generator=torch.Generator().manual_seed(0)).half()
+    assert PerChannel().fit(white).notes == []
+
+
+def test_a_composition_is_cloned_saved_and_of_one_dtype(tmp_path: Path) -> None:
+    assert clone(Composition(["per_channel", "whitening"])).fit(X).fitted
+    whitening = Whitening().fit(X)
+    twice = Composition([whitening, whitening])
+    twice.save(tmp_path / "twice.safetensors")
+    assert torch.equal(precfm.load(tmp_path / "twice.safetensors").forward(X), twice.forward(X))
+    with pytest.raises(PrecfmError, match=r"^stages: are .*float32"):
+        Composition([Whitening().fit(X).to(torch.float32), Scalar().fit(X)])
+
+
+def test_labels_of_any_kind_are_ignored_where_none_are_needed() -> None:
+    words = np.array(["a", "b"])[LABELS.numpy() % 2]
+    assert (
+        make_pipeline(Whitening(), LogisticRegression())
+        .fit(X.flatten(1).numpy(), words)
+        .score(X.flatten(1).numpy(), words)
+    )

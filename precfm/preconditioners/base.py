@@ -4,7 +4,7 @@ import inspect
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +24,7 @@ from precfm.preconditioners.inputs import (
     checked_labels,
     checked_rows,
     class_positions,
+    plain_number,
     takes_arrays,
 )
 
@@ -31,6 +32,9 @@ NO_FLOAT64 = ("mps",)  # types of devices
 HALVES = (torch.float16, torch.bfloat16)
 NOTED_LOSS = 0.1  # of the smallest standard deviation, in a round trip of half precision
 LOOKED_AT = 2000  # rows for that
+DIRECTIONS = (
+    512  # at most so many features are looked at in every direction for that, which takes a tenth of a second
+)
 EXTRA_STATE = "_extra_state"  # key of a state dict under which torch, too, keeps what is no tensor
 STATE = ("fitted", "event_shape", "classes", "flops_per_fit", "notes", "record")
 
@@ -322,7 +326,10 @@ class Preconditioner(nn.Module, ABC):
     def extra_repr(self) -> str:
         """Options, and what the map was fitted to."""
         options = [f"{name}={value!r}" for name, value in self.options.items()]
-        shape = f"event_shape={self.event_shape}" if self.fitted else "not fitted"
+        try:
+            shape = f"event_shape={self.event_shape}" if self.fitted else "not fitted"
+        except PrecfmError:  # rows that `partial_fit` has gathered do not make a map yet
+            shape = "not fitted"
         return ", ".join([*options, shape])
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -332,37 +339,60 @@ class Preconditioner(nn.Module, ABC):
             "options": self.options,
             **{name: getattr(self, name) for name in STATE},
         }
-        text = json.dumps(state, allow_nan=False).encode()
+        text = json.dumps(state, allow_nan=False, default=plain_number).encode()
         destination[f"{prefix}{EXTRA_STATE}"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Before the tensors, which need their places; they stand alone where `saving.rebuild` made the places.
         state = state_dict.pop(f"{prefix}{EXTRA_STATE}", None)
         if state is not None:
-            self._take(json.loads(bytes(state.tolist())))
+            self._take(json.loads(bytes(state.tolist())), {name.removeprefix(prefix) for name in state_dict})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _take(self, state: dict[str, Any]) -> None:
-        """Become what a state dict describes, as yet without the values of its tensors."""
+    def _take(self, state: dict[str, Any], tensors: Collection[str]) -> None:
+        """Become what a state dict describes, as yet without values; the names of its tensors are given."""
         if state["class"] != self._name:
             raise PrecfmError(f"{self._name}: the state is of a {state['class']}")
-        own = json.loads(json.dumps(self.options))
+        own = json.loads(json.dumps(self.options, default=plain_number))
         for name, value in state["options"].items():
             if own.get(name) != value:
                 raise PrecfmError(
                     f"{self._name}: has {name} {own.get(name)!r}; the state is of one with {value!r}"
                 )
         if state["fitted"]:
-            self.allocate(tuple(state["event_shape"]), tuple(state["classes"]))
+            shape, classes = tuple(state["event_shape"]), tuple(state["classes"])
+            self._require(tensors, shape, classes)
+            self.allocate(shape, classes)
         for name in STATE:
             value = state[name]
             setattr(self, name, tuple(value) if name in ("event_shape", "classes") else value)
         self.requires_grad_(False).eval()
 
+    def _require(
+        self, tensors: Collection[str], event_shape: tuple[int, ...], classes: tuple[int, ...]
+    ) -> None:
+        """Refuse a state that lacks tensors before anything is replaced."""
+        like: Preconditioner = type(self)(**self.options)
+        like.allocate(event_shape, classes)
+        lacking = [
+            name
+            for name in nn.Module.state_dict(like)
+            if name not in tensors and not name.endswith(EXTRA_STATE)
+        ]
+        if lacking:
+            raise PrecfmError(f"{self._name}: the state lacks {', '.join(lacking)}")
+
     def _note_loss(self, x: Tensor, labels: Tensor | None) -> None:
-        """Say what a round trip in half precision costs on these rows."""
+        """Say what a round trip in half precision costs on these rows.
+
+        Of many features, or few rows, the smallest standard deviation of a feature stands for that of a direction.
+        """
         rows = self._checked(x, labels, "x")[0].to(self.anchor.dtype)
-        smallest = math.sqrt(max(float(torch.linalg.eigvalsh(rows.T.cov())[0]), 0.0))
+        if self.features <= min(len(rows) // 2, DIRECTIONS):
+            variance = torch.linalg.eigvalsh(rows.T.cov().reshape(self.features, self.features))[0]
+        else:
+            variance = rows.var(dim=0).min()
+        smallest = math.sqrt(max(float(variance), 0.0))
         loss = float(
             (self.inverse(self.forward(x, labels), labels).to(rows) - rows.reshape(x.shape)).abs().max()
         )

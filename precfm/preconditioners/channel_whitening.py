@@ -9,6 +9,7 @@ from precfm.preconditioners.symmetric_power import (
     Exponent,
     Shrinkage,
     SymmetricMap,
+    few_rows,
     power_flops,
     require_rows,
     symmetric_power,
@@ -74,6 +75,7 @@ class ChannelWhitening(FeatureMap):
         require_rows(whole.count, self.channels, self.shrinkage, what)
         power = symmetric_power(whole.covariance(), self.exponent, self.shrinkage, what, rows)
         self._set(whole.mean, power)
+        self.notes.extend(few_rows(rows, self.channels, self.shrinkage, "x, across channels,"))
         return power_flops(whole.count, self.channels)
 
     def _forward(self, x: Tensor, classes: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, Self, TypeAlias
 
 import torch
@@ -45,7 +46,8 @@ class ClosedForm(Preconditioner):
         """Add rows to those that the map is fitted to; in bounded memory, whatever their number.
 
         The map is solved when it is used next: mapped with, asked whether it is `fitted`, or stored. Until then `notes`
-        and counts are those of the map before. The result is that of `fit` with all rows, beyond rounding.
+        and counts are those of the map before. The result is that of `fit` with all rows, beyond rounding, in float64:
+        a cast, such as `float()`, comes after the last rows.
 
         Args:
             x: rows of one shape in all calls, shape (rows, *dim), or an iterable of batches, as in `fit`.
@@ -63,6 +65,7 @@ class ClosedForm(Preconditioner):
                 f"{self._name}: was fitted by fit or loaded, which keep no moments of the data; partial_fit is needed "
                 "from the first rows on, or from_moments"
             )
+        self.to(torch.float64)  # rows are not rounded before they are added up
         gathered, rows = dict[int, Moments](), 0
         for batch, given in batches_of(x, labels):
             if self._gathered is None and not rows:
@@ -99,13 +102,14 @@ class ClosedForm(Preconditioner):
         assert self._gathered is not None
         if self._rows < 2:
             raise PrecfmError(f"x: got {self._rows} rows; a fit needs at least 2 rows")
-        device = self.anchor.device
+        device, dtype = self.anchor.device, self.anchor.dtype
+        self.to(torch.float64)
         self.notes, self.record = [], {}
         if self.needs_labels:
             self.classes = tuple(self._gathered)
         self.flops_per_fit = self._solve(self._gathered)
         self._solved, self._unsolved = True, False
-        self.to(device, torch.float64).requires_grad_(False).eval()
+        self.to(device, dtype).requires_grad_(False).eval()
 
     def _empty(self) -> Moments:
         """The moments that the map needs, of no rows yet; of all second ones by default."""
@@ -152,7 +156,7 @@ class OfMoments(ClosedForm):
             require_tensor(value, name, floating=True)
             if not bool(value.isfinite().all()):
                 raise PrecfmError(f"{name}: holds a number that is not finite; every number must be finite")
-        if isinstance(n, bool) or not isinstance(n, int) or n < 2:
+        if isinstance(n, bool) or not isinstance(n, Integral) or n < 2:
             raise PrecfmError(f"n: got {n!r}; a number of rows, at least 2, is needed")
         made._begin(centre[None], labelled=False)
         if cov.shape != (made.features, made.features) or cov.device != centre.device:
@@ -164,7 +168,7 @@ class OfMoments(ClosedForm):
         both = cov.detach().double()
         if not torch.allclose(both, both.T, rtol=1e-6, atol=1e-9 * float(both.abs().max())):
             raise PrecfmError("covariance: is not symmetric, but a covariance equals its transpose")
-        made._gathered = {0: Moments.of(centre.detach().double().flatten(), both, n)}
-        made._rows, made._unsolved = n, True
+        made._gathered = {0: Moments.of(centre.detach().double().flatten().clone(), both, n)}
+        made._rows, made._unsolved = int(n), True
         made._finish()
         return made

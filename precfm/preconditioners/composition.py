@@ -1,5 +1,7 @@
 """Composition: several preconditioners one after the other, for example whitening and then a flow."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from precfm.core.components import spec_of
@@ -21,7 +23,8 @@ class Composition(Preconditioner):
     Labels go to every stage that needs them. The fit measures the round trip of the whole, on the data and
     its tails, because the error of a late stage grows through the inverses of the early ones.
 
-    Stages that come fitted are left as they are; if all do, so does the composition.
+    Stages that come fitted are not fitted again; if all do, so does the composition. A fit takes all to its device, in
+    float64.
 
     Arguments:
         stages: the stages in order: preconditioners, or registered names, alone or as the `name` in a mapping with
@@ -53,12 +56,22 @@ class Composition(Preconditioner):
         self.has_log_det = all(stage.has_log_det for stage in self._maps)
         self.round_trip_tolerance = max(stage.round_trip_tolerance for stage in self._maps)
         self._came_fitted = [stage.fitted for stage in self._maps]
+        self._as_given = stages
         if all(self._came_fitted):
+            places = {(stage.anchor.device, stage.anchor.dtype) for stage in self._maps}
+            if len(places) > 1:
+                found = " and ".join(sorted(f"{dtype} on {device}" for device, dtype in places))
+                raise PrecfmError(f"stages: are {found}; one dtype and one device are needed")
+            self.to(*places.pop())
             self.event_shape = self._maps[0].event_shape
             self.classes = next((stage.classes for stage in self._maps if stage.needs_labels), ())
             for position, stage in enumerate(self._maps):
                 self._check_fitted(position, stage)
             self.fitted = True
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The options as they were given, as scikit-learn needs them."""
+        return {"stages": self._as_given}
 
     def _check_fitted(self, position: int, stage: Preconditioner) -> None:
         """Refuse a stage that was fitted to something else."""

@@ -12,7 +12,7 @@ from precfm.geometry.moments import Moments
 from precfm.geometry.shrinkage import LARGEST_CONDITION_NUMBER
 from precfm.preconditioners.closed_form import ByClass
 from precfm.preconditioners.feature_map import FeatureMap
-from precfm.preconditioners.symmetric_power import Exponent
+from precfm.preconditioners.symmetric_power import Exponent, few_rows
 
 
 class PerFrequency(FeatureMap):
@@ -97,6 +97,7 @@ class PerFrequency(FeatureMap):
             (eigenvectors / factors) @ eigenvectors.mT,
             factors.log().sum(),
         )
+        self.notes.extend(few_rows(whole.count, self.channels, 0, "x, at each frequency,"))
         transform = 2 * sum(self.event_shape[1:]) + 2 + 2 * self.channels
         return whole.count * self.features * transform + 13 * self.positions * self.channels**3
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from precfm.core.errors import PrecfmError
 from precfm.core.registry import load_class, name_of
 from precfm.preconditioners.base import EXTRA_STATE, NO_FLOAT64, Preconditioner
+from precfm.preconditioners.inputs import plain_number
 from precfm.preconditioners.nested import only_imported
 from precfm.training.checkpoints import checksum
 
@@ -40,7 +41,7 @@ def save(preconditioner: Preconditioner, path: str | Path) -> None:
     path = Path(path)
     description = describe(preconditioner)
     tensors = {
-        key: value.detach().cpu().contiguous()
+        key: value.detach().cpu().contiguous().clone()  # the same stage twice shares memory
         for key, value in preconditioner.state_dict().items()
         if not key.endswith(EXTRA_STATE)  # which the description holds
     }
@@ -159,7 +160,7 @@ def _header(path: Path) -> dict[str, str]:
 
 
 def _text(description: Mapping[str, Any]) -> str:
-    return json.dumps(description, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    return json.dumps(description, indent=2, sort_keys=True, allow_nan=False, default=plain_number) + "\n"
 
 
 def _checksum(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

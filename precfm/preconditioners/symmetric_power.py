@@ -84,7 +84,8 @@ def symmetric_power(
     if shrinkage == "auto":
         shrunk = fresh = fresh_variances(eigenvalues, rows)
         lost = int((eigenvalues * LARGEST_CONDITION_NUMBER < eigenvalues[-1]).sum())
-        deficient = lost > max(0, math.ceil(len(cov) - rows + 1))
+        constant = cov.diagonal() * LARGEST_CONDITION_NUMBER <= cov.diagonal().max()
+        deficient = bool(constant.any()) or lost > max(0, math.ceil(len(cov) - rows + 1))
     else:
         shrunk, fresh = (1 - shrinkage) * eigenvalues + shrinkage * mean_variance, eigenvalues
         deficient = False

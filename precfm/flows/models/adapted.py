@@ -10,6 +10,7 @@ from precfm.core.errors import PrecfmError
 from precfm.flows.models.base import VelocityNetwork
 
 TIME = ("t", "time", "times", "timestep", "timesteps")
+TIME_SCALES = {"timestep": 1000}  # what networks of diffusers call the time runs to 1,000
 LABELS = ("y", "label", "labels", "class_labels", "classes")
 
 
@@ -19,8 +20,9 @@ class AdaptedNetwork(VelocityNetwork):
     The module's `forward` takes points and times, `(x, t)` or `(t, x)`, and labels if it likes: `t`, `time` or
     `timestep(s)` is the time, `y`, `label(s)`, `class_labels` or `classes` are the labels, and the first other argument
     is the points; further ones need defaults. A module with one argument gets vectors with the time as their last
-    number. It answers with a tensor, with a tuple whose first entry is one, or with an object that has a `sample`. So
-    the networks of torchcfm, flow_matching and diffusers fit as they are.
+    number. A `timestep` runs from 0 to 1,000, as in diffusers, any other time from 0 to 1. It answers with a tensor,
+    with a tuple whose first entry is one, or with an object that has a `sample`. So the networks of torchcfm,
+    flow_matching and diffusers fit as they are.
 
     Args:
         module: the network.
@@ -28,7 +30,7 @@ class AdaptedNetwork(VelocityNetwork):
         num_classes: how many classes the data have; 0 without labels.
 
     Raises:
-        PrecfmError: the arguments cannot be told apart, or the module refuses two points of this shape.
+        PrecfmError: the arguments cannot be told apart, or the module refuses points of this shape.
     """
 
     def __init__(self, module: nn.Module, shape: tuple[int, ...], num_classes: int = 0) -> None:
@@ -43,7 +45,7 @@ class AdaptedNetwork(VelocityNetwork):
         if self._time is None:
             found = self.module(torch.cat([x_t, t[:, None].to(x_t)], dim=1))
         else:
-            arguments = {self._points: x_t, self._time: t}
+            arguments = {self._points: x_t, self._time: t * TIME_SCALES.get(self._time, 1)}
             if self._labels and self.num_classes:
                 arguments[self._labels] = self.checked_labels(labels, len(x_t))
             found = self.module(**arguments)
@@ -62,25 +64,28 @@ class AdaptedNetwork(VelocityNetwork):
 
     def _try(self) -> None:
         """Call the module once, on zeros, so that what does not fit is said before a training."""
-        weight, training = next(self.module.parameters(), None), self.module.training
+        weight = next(self.module.parameters(), None)
         if weight is None:
             raise PrecfmError(
                 f"model: {type(self.module).__name__} has no parameters; there is nothing to train"
             )
-        points = torch.zeros(2, *self.shape, dtype=weight.dtype, device=weight.device)
-        labels = torch.zeros(2, dtype=torch.int64, device=weight.device) if self.num_classes else None
+        rows = next(each for each in range(2, len(self.shape) + 3) if each not in self.shape)
+        points = torch.zeros(rows, *self.shape, dtype=weight.dtype, device=weight.device)
+        labels = torch.zeros(rows, dtype=torch.int64, device=weight.device) if self.num_classes else None
+        modes = [(module, module.training) for module in self.module.modules()]
         self.module.eval()
         try:
             with torch.no_grad():
-                found: Any = self(points, points.new_tensor([0.0, 1.0]), labels)
+                found: Any = self(points, torch.linspace(0, 1, rows).to(points), labels)
         except Exception as error:
             reason = " ".join(str(error).split())
             raise PrecfmError(
                 f"model: {type(self.module).__name__} refuses points of shape {tuple(points.shape)} and times of shape "
-                f"(2,): {type(error).__name__}: {reason}"
+                f"({rows},): {type(error).__name__}: {reason}"
             ) from error
         finally:
-            self.module.train(training)
+            for module, mode in modes:
+                module.training = mode
         if not isinstance(found, Tensor) or found.shape != points.shape:
             what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
             raise PrecfmError(

@@ -7,6 +7,7 @@ from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, checked
 from precfm.core.seeds import generator_for
 from precfm.flows.gaussian_mixture import ClassMixture
+from precfm.flows.models.adapted import AdaptedNetwork
 from precfm.flows.models.base import VelocityNetwork, Wrapper
 from precfm.flows.paths import ProbabilityPath
 
@@ -50,6 +51,11 @@ class MixtureLabel(Wrapper):
             raise PrecfmError(
                 f"wrappers: got a {type(network).__name__} inside a MixtureLabel, which has other labels; it stands "
                 "alone"
+            )
+        if isinstance(network, AdaptedNetwork):
+            raise PrecfmError(
+                "wrappers: got 'mixture_label', which builds its network anew with other labels; a registered model is "
+                f"needed, not a {type(network.module).__name__}"
             )
         classes = max(network.num_classes, 1)
         super().__init__(type(network)(network.shape, classes * components, **network.options))  # type: ignore[call-arg]
