@@ -133,8 +133,15 @@ def test_directions_that_a_decoder_does_not_use_are_counted() -> None:
     assert (seen.decoder.unused, seen.decoder.directions) == (3, 6)
     assert str(seen.recommendation) == "leave them"
     assert "decoder hardly uses" in seen.recommendation.reason
-    with pytest.raises(PrecfmError, match=r"^decoder: its use of 6 directions"):
-        diagnose(x[:10], decoder=lambda latents: latents)
+    for refused, words in (
+        (diagnose(x[:10], decoder=lambda latents: latents), "6 directions need 14 rows; 10 are there"),
+        (
+            diagnose(x, decoder=lambda latents: latents, dense_features=5),
+            "there are 6 directions; dense_features of 6",
+        ),
+    ):
+        assert f"decoder: not asked, since {words}" in str(refused)
+        assert refused.to_json()["decoder"]["kappa_used"] is None
 
 
 def test_files_arrays_and_tensors_give_the_same(tmp_path: Any) -> None:

@@ -52,7 +52,9 @@ def text(found: "Diagnosis") -> str:
         *_table(found),
         *textwrap.wrap(_LEGEND, WIDTH),
     ]
-    if found.decoder is not None:
+    if found.decoder is not None and found.decoder.refused is not None:
+        lines += ["", f"decoder: not asked, since {found.decoder.refused}"]
+    elif found.decoder is not None:
         lines += [
             "",
             f"decoder: hardly uses {found.decoder.unused} of {found.decoder.directions} directions; variances along "

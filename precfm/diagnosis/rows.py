@@ -72,6 +72,11 @@ class Parts:
         return Moments().update(self.first[0]).update(self.second[0]).covariance()
 
 
+def most_rows(features: int) -> int:
+    """How many rows of so many features are read."""
+    return max(FEWEST_ROWS, min(MOST_ROWS, MOST_NUMBERS // features))
+
+
 def draw(
     x: Tensor | np.ndarray | Latents, labels: Tensor | np.ndarray | None, seed: int, dense_features: int
 ) -> Parts:
@@ -97,9 +102,8 @@ def draw(
     if labels is not None:
         known = checked_labels(torch.as_tensor(labels), total, torch.device("cpu"))
     features = math.prod(event_shape)
-    most = max(FEWEST_ROWS, min(MOST_ROWS, MOST_NUMBERS // features))
     generator = generator_for(seed, "diagnosis")
-    rows = torch.randperm(total, generator=generator)[:most].sort().values
+    rows = torch.randperm(total, generator=generator)[: most_rows(features)].sort().values
     taken = _taken(x, rows)
     flat = taken.flatten(1)
     constant = (flat == flat[0]).all(dim=0).nonzero().flatten().tolist()
