@@ -124,7 +124,7 @@ def diagnose(
     known = parts.fit[1]
     if minutes is not None:
         usable = [each.name for each in maps if each.refused is None]
-        selection = measure(parts.all_rows(), usable, minutes, seed)
+        selection = measure(parts, usable, minutes, seed)
         chosen = candidates(usable)[selection.chosen]
         recommendation = from_selection(selection, chosen, labelled=known is not None)
         record = selection.record

@@ -61,9 +61,9 @@ class Parts:
         """Whether the held-out rows have a covariance of full rank, of a size that is decomposed."""
         return self.features <= self.dense_features and self.held_out > self.features
 
-    def all_rows(self) -> LabelledRows:
-        """All three parts."""
-        parts = (self.fit, self.first, self.second)
+    def training_rows(self) -> LabelledRows:
+        """All but the second part, which can judge what is trained on these."""
+        parts = (self.fit, self.first)
         known = [labels for _, labels in parts if labels is not None]
         return torch.cat([rows for rows, _ in parts]), torch.cat(known) if known else None
 
