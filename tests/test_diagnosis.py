@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ from torch import Tensor
 from precfm import Diagnosis, PrecfmError, PreconditionedFlow, diagnose
 from precfm.diagnosis import evidence, maps, training
 from precfm.diagnosis.conditioning import kappa_floor, rows_needed
-from precfm.diagnosis.recommendation import LEAVE_BELOW
+from precfm.diagnosis.recommendation import LEAVE_BELOW, from_selection
 from precfm.flows.settings import FlowSettings
 from precfm.geometry.spectra import condition_number, covariance
 from precfm.latents.reading import open_latents
 from precfm.preconditioned_flow import DEFAULT_TRAINING
 from precfm.preconditioners.whitening import Whitening
+from precfm.selection import Candidate
 from tests.workflow import ROOT
 
 PUBLISHED = ROOT / "results/published"
@@ -126,6 +128,14 @@ def test_labels_give_classes_and_class_whitening() -> None:
     assert "class_whitening" not in by_name(diagnose(x))
 
 
+def test_notes_for_each_of_many_classes_are_in_json_alone() -> None:
+    found = diagnose(rotated(600, 3, 1e4), torch.arange(600) % 100)
+    notes = by_name(found)["class_whitening"].notes
+    assert len(notes) > 90
+    assert f"class_whitening: {len(notes) - 3} more notes" in " ".join(str(found).split())
+    assert found.to_json()["maps"][-1]["notes"] == list(notes)
+
+
 def test_directions_that_a_decoder_does_not_use_are_counted() -> None:
     x = torch.randn(2000, 6, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 0, 6)
     seen = diagnose(x, decoder=lambda latents: latents[:, 3:])
@@ -133,8 +143,15 @@ def test_directions_that_a_decoder_does_not_use_are_counted() -> None:
     assert (seen.decoder.unused, seen.decoder.directions) == (3, 6)
     assert str(seen.recommendation) == "leave them"
     assert "decoder hardly uses" in seen.recommendation.reason
-    with pytest.raises(PrecfmError, match=r"^decoder: its use of 6 directions"):
-        diagnose(x[:10], decoder=lambda latents: latents)
+    for refused, words in (
+        (diagnose(x[:10], decoder=lambda latents: latents), "6 directions need 14 rows; 10 are there"),
+        (
+            diagnose(x, decoder=lambda latents: latents, dense_features=5),
+            "there are 6 directions; dense_features of 6",
+        ),
+    ):
+        assert f"decoder: not asked, since {words}" in str(refused)
+        assert refused.to_json()["decoder"]["kappa_used"] is None
 
 
 def test_files_arrays_and_tensors_give_the_same(tmp_path: Any) -> None:
@@ -161,10 +178,12 @@ def test_it_is_readable_by_people_and_programs(tmp_path: Any) -> None:
         "17.2 whitening",
     ):
         assert words in said
-    assert max(map(len, said.splitlines())) <= 120
+    assert max(map(len, said.splitlines())) <= 80
     plain = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert plain["recommendation"]["verdict"] == "use whitening"
     assert plain["maps"][-1]["conditioning"]["class_kappas"].keys() == {"0", "1"}
+    maps = diagnose(pink(60), torch.arange(60) % 20)
+    assert max(map(len, str(maps).splitlines())) <= 80
     found.plot(tmp_path / "spectra.png")
     assert (tmp_path / "spectra.png").read_bytes()[1:4] == b"PNG"
     with pytest.raises(PrecfmError, match=r"spectra.jpgg: cannot be drawn"):
@@ -198,6 +217,15 @@ def test_minutes_measure_and_the_skips_are_among_the_candidates(monkeypatch: pyt
     assert "gaussian_skip: " in found.recommendation.reason
     with pytest.raises(PrecfmError, match=r"^minutes: got 1e-06; at least"):
         diagnose(rotated(300, 3, 1e4), minutes=1e-6)
+    assert "The longest trainings" not in found.recommendation.reason
+    many = diagnose(rotated(600, 3, 1e4), torch.arange(600) % 100, minutes=1)
+    assert many.recommendation.measured, "a class of six rows has none for a random share of a few rows"
+
+
+def test_trainings_that_are_too_short_to_project_from_are_said_to_be() -> None:
+    record = {"steps": 5000, "rungs": [{"steps": 90, "projected_to": 180}]}
+    short: Any = SimpleNamespace(chosen="scalar", summary=lambda: "scalar is the best.", record=record)
+    assert "90 of 5000 steps" in from_selection(short, Candidate("scalar"), labelled=False).reason
 
 
 def test_wrong_calls_are_refused_by_field() -> None:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from precfm.core.errors import PrecfmError
+
 app = typer.Typer()
 
 Source = Annotated[
@@ -29,9 +31,32 @@ Map = Annotated[Path, typer.Argument(metavar="MAP", help="A file of `precfm fit`
 
 @app.command()
 def diagnose(
-    latents: Source,
+    latents: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LATENTS",
+            help=".npy, .npz, .safetensors, .pt, or a folder of such shards; with --autoencoder a folder of images, "
+            "whose subfolders are classes.",
+        ),
+    ],
     labels: LabelsFile = None,
     tensor: TensorName = None,
+    autoencoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="An autoencoder of diffusers, or its name on the hub: encodes images, and decodes 64 per feature of "
+            "the latents to see which directions it uses.",
+        ),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Resize and crop images to squares of so many pixels.")
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Encode so many images at most, at random."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where the autoencoder runs, such as cuda.")] = "cpu",
     plot: Annotated[
         Path | None, typer.Option(help="Draw the spectra into this file, such as FILE.png.")
     ] = None,
@@ -47,12 +72,27 @@ def diagnose(
 ) -> None:
     """Say whether latents profit from a preconditioner: use one, leave them, or too few rows to tell."""
     import json
+    from functools import partial
 
     from precfm.diagnosis.diagnosis import diagnose as find
-    from precfm.latents.reading import open_latents
 
-    opened = open_latents(latents, tensor=tensor, labels=labels)
-    found = find(opened, seed=seed, minutes=train, dense_features=dense_features)
+    measured = partial(find, seed=seed, minutes=train, dense_features=dense_features)
+    if autoencoder is None:
+        from precfm.latents.reading import open_latents
+
+        for name, value in (("size", size), ("rows", rows)):
+            if value is not None:
+                raise PrecfmError(f"{name}: got {value}, but is of images; --autoencoder is needed, too")
+        found = measured(open_latents(latents, tensor=tensor, labels=labels))
+    else:
+        from precfm.diagnosis.images import encode_images
+
+        if tensor is not None:
+            raise PrecfmError(f"tensor: got '{tensor}', but --autoencoder reads images, which have no names")
+        encoded = encode_images(
+            latents, autoencoder, labels=labels, size=size, rows=rows, seed=seed, device=device
+        )
+        found = measured(encoded.latents, encoded.labels, decoder=encoded.decode)
     if plot is not None:
         found.plot(plot)
     typer.echo(json.dumps(found.to_json(), indent=1, allow_nan=False) if as_json else str(found))

@@ -4,6 +4,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Literal
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, checked
-from precfm.datasets.image_names import class_name, image_names, names_below
+from precfm.datasets.image_names import IMAGE_SUFFIXES, class_name, image_names, names_below
 from precfm.datasets.images import Images
 
 LARGEST_FILE = 2**28  # bytes of one image inside a zip file
@@ -72,36 +73,84 @@ class ImageFolder:
         Raises:
             PrecfmError: there are no images, one is corrupt, or some lie in folders and others in none.
         """
-        with _collection(folder) as (where, names, open_image):
-            classes = [class_name(name) for name in names]
-            if not names:
-                raise PrecfmError(f"{where}: holds no images")
-            if "" in classes and len(set(classes)) > 1:
-                loose = names[classes.index("")]
-                raise PrecfmError(f"{where}: '{loose}' lies in no class's folder, although other images do")
-            known = sorted(set(classes))
+        with open_images(folder) as files:
+            labels, class_names = files.labels()
             pixels = torch.empty(
-                len(names), self.channels, self.resolution, self.resolution, dtype=torch.uint8
+                len(files.names), self.channels, self.resolution, self.resolution, dtype=torch.uint8
             )
-            for row, name in enumerate(tqdm(names, "reading images", leave=False, disable=None)):
-                pixels[row] = self._read(where, name, open_image)
-        labels = torch.tensor([known.index(name) for name in classes], dtype=torch.int64)
-        return Images(pixels, labels, tuple(name or WITHOUT_FOLDER for name in known))
+            for row in tqdm(range(len(pixels)), "reading images", leave=False, disable=None):
+                pixels[row] = files.read(row, self.channels, self.resolution)
+        return Images(pixels, labels, class_names)
 
-    def _read(self, where: Path, name: str, open_image: _Open) -> Tensor:
-        """One image, uint8, shape (channels, resolution, resolution)."""
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images in a folder or an open zip file; each is read when it is asked for.
+
+    Attributes:
+        where: the folder or zip file.
+        names: of the images, sorted.
+        open: gives the bytes of the image of that name.
+    """
+
+    where: Path
+    names: list[str]
+    open: _Open
+
+    def labels(self) -> tuple[Tensor, tuple[str, ...]]:
+        """Class of each image, int64, shape (n,), and the sorted folder names that they count.
+
+        Raises:
+            PrecfmError: some images lie in folders and others in none.
+        """
+        classes = [class_name(name) for name in self.names]
+        known = sorted(set(classes))
+        if "" in known and len(known) > 1:
+            loose = self.names[classes.index("")]
+            raise PrecfmError(f"{self.where}: '{loose}' lies in no class's folder, although other images do")
+        position = {name: index for index, name in enumerate(known)}
+        labels = torch.tensor([position[name] for name in classes], dtype=torch.int64)
+        return labels, tuple(name or WITHOUT_FOLDER for name in known)
+
+    def read(self, row: int, channels: int, resolution: int | None = None) -> Tensor:
+        """One image, uint8, shape (channels, height, width).
+
+        Args:
+            row: its position among the names.
+            channels: 3 for colour, 1 for grey.
+            resolution: height and width of the square that it is resized and cropped to; None leaves its size.
+
+        Raises:
+            PrecfmError: it is corrupt.
+        """
+        name = self.names[row]
         try:
-            with open_image(name) as stream, Image.open(stream) as image:
+            with self.open(name) as stream, Image.open(stream) as image:
                 upright = ImageOps.exif_transpose(image)
-                plain = _without_depth_and_alpha(upright).convert("L" if self.channels == 1 else "RGB")
-                square = ImageOps.fit(plain, (self.resolution,) * 2, Image.Resampling.BICUBIC)
+                plain = _without_depth_and_alpha(upright).convert("L" if channels == 1 else "RGB")
+                if resolution is not None:
+                    plain = ImageOps.fit(plain, (resolution,) * 2, Image.Resampling.BICUBIC)
         except _CORRUPT as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise PrecfmError(
-                f"{where}: image '{name}' is corrupt ({reason}); replace or remove it"
+                f"{self.where}: image '{name}' is corrupt ({reason}); replace or remove it"
             ) from None
-        pixels: Tensor = pil_to_tensor(square)
+        pixels: Tensor = pil_to_tensor(plain)
         return pixels
+
+
+@contextmanager
+def open_images(folder: Path) -> Iterator[ImageFiles]:
+    """Look which images a folder, or the single zip file in it, holds.
+
+    Raises:
+        PrecfmError: there is no such folder, it holds no images, or its zip file is broken.
+    """
+    with _collection(folder) as (where, names, open_image):
+        if not names:
+            endings = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise PrecfmError(f"{where}: holds no images; files that end in {endings} are needed")
+        yield ImageFiles(where, names, open_image)
 
 
 def _without_depth_and_alpha(image: Image.Image) -> Image.Image:

@@ -1,11 +1,12 @@
 """How much a decoder uses each direction of the latents."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
+from tqdm import tqdm
 
-from precfm.core.errors import PrecfmError
 from precfm.diagnosis.conditioning import variances_along
 from precfm.diagnosis.rows import Parts
 from precfm.geometry.decoder import decoder_sensitivity
@@ -27,26 +28,33 @@ class DecoderUse:
         unused: eigendirections along which one standard deviation changes the image by less than 1% of the mean change.
         directions: how many there are.
         kappa_used: the held-out rows' largest over smallest variance along the other ones.
+        refused: why it could not be asked, or None; all above is then empty.
     """
 
-    unused: int
-    directions: int
-    kappa_used: float
+    unused: int = 0
+    directions: int = 0
+    kappa_used: float = math.nan
+    refused: str | None = None
 
 
 def measure_decoder(decoder: Decoder, parts: Parts) -> DecoderUse:
-    """Ask a decoder for each eigendirection of the rows that maps are fitted to.
-
-    Raises:
-        PrecfmError: the rows are fewer than features, or the features more than `dense_features`.
-    """
-    if not parts.dense or len(parts.fit[0]) <= parts.features:
-        raise PrecfmError(
-            f"decoder: its use of {parts.features} directions needs at least {2 * parts.features + 2} rows and at most "
-            f"{parts.dense_features} features (dense_features)"
+    """Ask a decoder for each eigendirection of the rows that maps are fitted to: `DECODED` images for each."""
+    features = parts.features
+    if features > parts.dense_features:
+        return DecoderUse(refused=f"there are {features:,} directions; dense_features of {features} asks it")
+    if not parts.dense or len(parts.fit[0]) <= features:
+        return DecoderUse(
+            refused=f"{features:,} directions need {2 * features + 2:,} rows; {parts.total:,} are there"
         )
     values, vectors = eigen_spectrum(Moments().update(parts.fit[0]).covariance())
-    sensitivity = decoder_sensitivity(decoder, parts.fit[0][:DECODED], vectors, values)
+    latents = parts.fit[0][:DECODED]
+    with tqdm(total=len(latents) * (len(values) + 1), desc="decoding", leave=False, disable=None) as bar:
+
+        def counted(batch: Tensor) -> Tensor:
+            bar.update(len(batch))
+            return decoder(batch)
+
+        sensitivity = decoder_sensitivity(counted, latents, vectors, values)
     along = variances_along(parts.held_out_covariance(), vectors)
     used = sensitivity >= UNUSED * sensitivity.mean()
     return DecoderUse(int((~used).sum()), len(used), float(along[used].max() / along[used].min()))

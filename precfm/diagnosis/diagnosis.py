@@ -92,7 +92,8 @@ def diagnose(
         x: latents, shape (rows, *dim), floating point: a tensor, an array (also a memory-mapped one), or a file opened
             by `precfm.open_latents`.
         labels: classes, integers, shape (rows,), or None; those of the file where None.
-        decoder: maps latents (batch, *dim) to images; if given, the directions that it hardly uses are counted.
+        decoder: maps latents (batch, *dim) to images; if given, the directions that it hardly uses are counted, by 64
+            images for each of them, unless they are more than `dense_features` or than half of the rows.
         seed: of the choice and the split of rows, and of trainings.
         minutes: of short paired trainings (`precfm.select`) of the maps and of skips, about; None trains nothing, and
             the answer rests on second moments.
@@ -123,7 +124,7 @@ def diagnose(
     known = parts.fit[1]
     if minutes is not None:
         usable = [each.name for each in maps if each.refused is None]
-        selection = measure(parts.all_rows(), usable, minutes, seed)
+        selection = measure(parts, usable, minutes, seed)
         chosen = candidates(usable)[selection.chosen]
         recommendation = from_selection(selection, chosen, labelled=known is not None)
         record = selection.record

@@ -8,6 +8,7 @@ from precfm.diagnosis.conditioning import Conditioning, rows_needed
 from precfm.diagnosis.decoder import DecoderUse
 from precfm.diagnosis.evidence import LARGEST_KAPPA, NAMES, gaussian_skip_quoted, quoted
 from precfm.diagnosis.maps import TRIED, MapReport
+from precfm.diagnosis.rendering import number
 from precfm.diagnosis.rows import Parts
 from precfm.selection import DEFAULT, Candidate, Selection
 
@@ -73,21 +74,21 @@ def recommend(
         return found(
             "leave",
             f"The decoder hardly uses {decoder.unused} of {decoder.directions} directions, and along the others the "
-            f"variances differ by a factor of {decoder.kappa_used:.3g} only: what a map would gain, no image shows.",
+            f"variances differ by a factor of {number(decoder.kappa_used)} only: no image shows what a map gains.",
         )
     if raw.kappa <= LEAVE_BELOW:
         return found(
             "leave",
-            f"Their condition number on held-out rows, {raw.kappa:.3g}, is not above {LEAVE_BELOW:g}, {limit}. "
+            f"Their condition number on held-out rows, {number(raw.kappa)}, is not above {LEAVE_BELOW:g}, {limit}. "
             f"One scale is all they need. {gaussian_skip_quoted()}",
         )
     more = f"about {rows_needed(parts.features, max(raw.at_least, LEAVE_BELOW) / HELPS):,} rows would tell"
     if raw.at_least <= LEAVE_BELOW:
-        upper = "cannot be told" if math.isinf(raw.kappa) else f"is at most about {raw.kappa:.3g}"
+        upper = "cannot be told" if math.isinf(raw.kappa) else f"is at most about {number(raw.kappa)}"
         return found(
             "too few rows",
             f"Of {parts.total:,} rows with {parts.features:,} features the condition number is at least "
-            f"{raw.at_least:.3g} and {upper}; below {LEAVE_BELOW:g}, {limit}, they would be left alone: {more}.",
+            f"{number(raw.at_least)} and {upper}; below {LEAVE_BELOW:g}, {limit}, they would be left alone: {more}.",
         )
     goal = raw.at_least / HELPS
     helping = {each.name: each for each in maps if _shown(each) <= goal}
@@ -98,15 +99,15 @@ def recommend(
         seen = "" if math.isfinite(chosen.conditioning.kappa) else ", as far as so few rows show"
         return found(
             "use",
-            f"The condition number of held-out rows is at least {raw.at_least:.3g}, and behind {chosen.name} "
-            f"{_shown(chosen):.3g}{seen}; it is the simplest map within a factor of {SIMPLER:g} of the best. By the "
-            "theory of linear models the slowest direction needs fewer steps in the same proportion. That samples get "
-            f"better does not follow: in {NAMES} second moments gained behind some maps of four, not behind "
+            f"The condition number of held-out rows is at least {number(raw.at_least)}, and behind {chosen.name} "
+            f"{number(_shown(chosen))}{seen}; it is the simplest map within a factor of {SIMPLER:g} of the best. By "
+            "the theory of linear models the slowest direction needs fewer steps in the same proportion. That samples "
+            f"get better does not follow: in {NAMES} second moments gained behind some maps of four, not behind "
             "whitening, perceptual distance and likelihood lost behind all, and of data much worse conditioned no flow "
             "is published. `--train MINUTES` (minutes=) measures it.",
             chosen,
         )
-    worst = f"They are ill-conditioned (at least {raw.at_least:.3g} on held-out rows)"
+    worst = f"They are ill-conditioned (at least {number(raw.at_least)} on held-out rows)"
     dense = [each for each in maps if each.floor > goal or each.refused is not None]
     if dense and parts.total < rows_needed(parts.features, goal):
         return found(
@@ -123,10 +124,12 @@ def recommend(
 def from_selection(selection: Selection, candidate: Candidate, *, labelled: bool) -> Recommendation:
     """What short trainings have shown."""
     leave = selection.chosen == DEFAULT
+    full, last = selection.record["steps"], selection.record["rungs"][-1]
+    short = f"\nThe longest trainings had {last['steps']} of {full} steps: which is better at the end is not known."
     return Recommendation(
         "leave" if leave else "use",
         selection.chosen,
-        selection.summary(),
+        selection.summary() + (short if last["projected_to"] < full else ""),
         measured=True,
         evidence=tuple(quoted()),
         code=code(candidate, labelled=labelled),

@@ -61,15 +61,20 @@ class Parts:
         """Whether the held-out rows have a covariance of full rank, of a size that is decomposed."""
         return self.features <= self.dense_features and self.held_out > self.features
 
-    def all_rows(self) -> LabelledRows:
-        """All three parts."""
-        parts = (self.fit, self.first, self.second)
+    def training_rows(self) -> LabelledRows:
+        """All but the second part, which can judge what is trained on these."""
+        parts = (self.fit, self.first)
         known = [labels for _, labels in parts if labels is not None]
         return torch.cat([rows for rows, _ in parts]), torch.cat(known) if known else None
 
     def held_out_covariance(self) -> Tensor:
         """Covariance of both held-out parts, shape (features, features), float64."""
         return Moments().update(self.first[0]).update(self.second[0]).covariance()
+
+
+def most_rows(features: int) -> int:
+    """How many rows of so many features are read."""
+    return max(FEWEST_ROWS, min(MOST_ROWS, MOST_NUMBERS // features))
 
 
 def draw(
@@ -97,9 +102,8 @@ def draw(
     if labels is not None:
         known = checked_labels(torch.as_tensor(labels), total, torch.device("cpu"))
     features = math.prod(event_shape)
-    most = max(FEWEST_ROWS, min(MOST_ROWS, MOST_NUMBERS // features))
     generator = generator_for(seed, "diagnosis")
-    rows = torch.randperm(total, generator=generator)[:most].sort().values
+    rows = torch.randperm(total, generator=generator)[: most_rows(features)].sort().values
     taken = _taken(x, rows)
     flat = taken.flatten(1)
     constant = (flat == flat[0]).all(dim=0).nonzero().flatten().tolist()

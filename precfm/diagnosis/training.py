@@ -6,15 +6,20 @@ import time
 from precfm.core.errors import PrecfmError
 from precfm.core.seeds import derived_seed
 from precfm.diagnosis.maps import TRIED
+from precfm.diagnosis.rows import Parts
 from precfm.preconditioned_flow import PreconditionedFlow
 from precfm.preconditioners.fit_data import LabelledRows
 from precfm.preconditioners.scalar import Scalar
 from precfm.selection import DEFAULT_SETTINGS, Candidate, Selection, rung_steps, select
 
 SEEDS = 3  # of each candidate, the fewest that `select` takes
-ROWS_THAT_JUDGE = 200  # a likelihood of so many rows costs about as much as a hundred steps
+MOST_ROWS_THAT_JUDGE = (
+    200  # the likelihood of so many rows costs about as much as a hundred or two training steps
+)
+FEWEST_ROWS_THAT_JUDGE = 40
 SOLVER_STEPS = 16  # of the likelihood: the same for all, whose differences count
 TIMED_STEPS = 20
+PLANNED = 0.75  # of the minutes; the rest is for fits, for mapping all rows, and for skips, which are slower
 FEWEST_STEPS = 50  # of the longest trainings; with fewer, flows have learned nothing that differs
 
 SKIPS = {
@@ -30,26 +35,32 @@ def candidates(maps: list[str]) -> dict[str, Candidate]:
     return {**simple, **SKIPS, **last}
 
 
-def measure(data: LabelledRows, maps: list[str], minutes: float, seed: int) -> Selection:
-    """Short paired trainings of about `minutes`, by the likelihood of held-out rows.
+def measure(parts: Parts, maps: list[str], minutes: float, seed: int) -> Selection:
+    """Short paired trainings of about `minutes` in all, by the likelihood of held-out rows.
 
-    How many steps that is depends on the machine, hence the choice may; `Selection.record` holds the steps.
+    At most half of the time is for likelihoods. How many rows judge, and after how many steps, depends on the machine,
+    hence the choice may; `Selection.record` holds both.
 
     Raises:
         PrecfmError: the minutes are too few for `FEWEST_STEPS`.
     """
-    contenders = candidates(maps)
-    step, score = _seconds(data, seed)
+    started = time.perf_counter()
+    data, contenders = parts.training_rows(), candidates(maps)
+    step, row = _seconds(data, seed)
     rungs = rung_steps(len(contenders) - 1, 2**10)  # shares of the longest training
     sizes, left = [], len(contenders) - 1
     for position in range(len(rungs)):
         sizes.append(1 + left)
         left = left if position == 0 else math.ceil(left / 2)
     trainings = SEEDS * sum(size * rung / rungs[-1] for size, rung in zip(sizes, rungs, strict=True))
-    overhead = SEEDS * sum(sizes) * score
-    steps = int((60 * minutes - overhead) / (trainings * step))
+    scores = SEEDS * sum(sizes)
+    spent = time.perf_counter() - started
+    seconds = PLANNED * (60 * minutes - spent)
+    rows = max(FEWEST_ROWS_THAT_JUDGE, min(MOST_ROWS_THAT_JUDGE, int(seconds / 2 / (scores * row))))
+    steps = int((seconds - scores * rows * row) / (trainings * step))
     if steps < FEWEST_STEPS:
-        needed = (overhead + FEWEST_STEPS * trainings * step) / 60
+        fewest = scores * FEWEST_ROWS_THAT_JUDGE * row + FEWEST_STEPS * trainings * step
+        needed = (fewest / PLANNED + spent) / 60
         raise PrecfmError(
             f"minutes: got {minutes:g}; at least {math.ceil(10 * needed) / 10:g} are needed for {len(contenders)} "
             f"candidates of {SEEDS} seeds on this machine"
@@ -58,18 +69,19 @@ def measure(data: LabelledRows, maps: list[str], minutes: float, seed: int) -> S
         *data,
         candidates=contenders,
         settings=DEFAULT_SETTINGS,
+        validation=parts.second,  # of classes that are all in `data`
         budget_steps=min(steps, DEFAULT_SETTINGS.training.steps),
         num_seeds=SEEDS,
-        validation_rows=ROWS_THAT_JUDGE,
+        validation_rows=rows,
         solver_steps=SOLVER_STEPS,
         seed=seed,
     )
 
 
 def _seconds(data: LabelledRows, seed: int) -> tuple[float, float]:
-    """How long one training step and one score take on this machine, once it is warm."""
+    """How long one training step and the likelihood of one row take on this machine, once it is warm."""
     x, labels = data
-    few, asked = x[:ROWS_THAT_JUDGE], None if labels is None else labels[:ROWS_THAT_JUDGE]
+    few, asked = x[:FEWEST_ROWS_THAT_JUDGE], None if labels is None else labels[:FEWEST_ROWS_THAT_JUDGE]
     flow = PreconditionedFlow.from_settings(DEFAULT_SETTINGS.shortened(TIMED_STEPS), Scalar().fit(x))
     times = [0.0, 0.0, 0.0]
     for _ in range(2):  # the first call of everything is slow, and does not count
@@ -79,4 +91,4 @@ def _seconds(data: LabelledRows, seed: int) -> tuple[float, float]:
         times.append(time.perf_counter())
         flow.log_prob(few, asked, steps=SOLVER_STEPS)
         times.append(time.perf_counter())
-    return (times[1] - times[0]) / TIMED_STEPS, times[2] - times[1]
+    return (times[1] - times[0]) / TIMED_STEPS, (times[2] - times[1]) / len(few)
