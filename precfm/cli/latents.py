@@ -75,6 +75,10 @@ def diagnose(
     from functools import partial
 
     from precfm.diagnosis.diagnosis import diagnose as find
+    from precfm.diagnosis.rendering import require_plot
+
+    if plot is not None:
+        require_plot(plot)
 
     measured = partial(find, seed=seed, minutes=train, dense_features=dense_features)
     if autoencoder is None:
@@ -93,9 +97,9 @@ def diagnose(
             latents, autoencoder, labels=labels, size=size, rows=rows, seed=seed, device=device
         )
         found = measured(encoded.latents, encoded.labels, decoder=encoded.decode)
+    typer.echo(json.dumps(found.to_json(), indent=1, allow_nan=False) if as_json else str(found))
     if plot is not None:
         found.plot(plot)
-    typer.echo(json.dumps(found.to_json(), indent=1, allow_nan=False) if as_json else str(found))
 
 
 @app.command()

@@ -69,6 +69,9 @@ class Diagnosis:
         """
         plot_spectra(self, Path(file))
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         return text(self)
 

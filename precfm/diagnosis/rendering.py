@@ -34,7 +34,7 @@ _LEGEND = (
 
 
 def text(found: "Diagnosis") -> str:
-    """All of it, the answer last."""
+    """All of it: the rows, the answer, what it rests on."""
     shape = f"{' x '.join(map(str, found.shape))} = " if len(found.shape) > 1 else ""
     labels = f"{found.classes:,} classes" if found.classes else "no labels"
     lines = [
@@ -44,6 +44,8 @@ def text(found: "Diagnosis") -> str:
             f"numbers of {found.held_out_rows:,} others (seed {found.seed})",
             WIDTH,
         ),
+        "",
+        *_advice(found),
         "",
         *_spectrum(found.raw),
         "",
@@ -63,27 +65,47 @@ def text(found: "Diagnosis") -> str:
                 WIDTH,
             ),
         ]
+    lines += ["", "What this project has measured:"]
+    for sentence in found.recommendation.evidence:
+        lines += textwrap.wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+def _advice(found: "Diagnosis") -> list[str]:
     advice = found.recommendation
-    basis = "measured by short trainings" if advice.measured else "by second moments; no flow was trained"
-    lines += ["", f"Recommendation ({basis}): {advice}"]
+    basis = "by short trainings, projected" if advice.measured else "by second moments; no flow was trained"
+    lines = [f"Recommendation ({basis}): {advice}"]
     for paragraph in advice.reason.splitlines():
         lines += textwrap.wrap(paragraph, WIDTH, subsequent_indent="  " if advice.measured else "")
-    lines += ["", "What this project has measured of such cases:"]
-    for sentence in advice.evidence:
-        lines += textwrap.wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="    ")
-    return "\n".join([*lines, "", textwrap.indent(advice.code, "    ")])
+    return [*lines, "", textwrap.indent(advice.code, "    ")]
+
+
+def require_plot(file: Path) -> None:
+    """Refuse a picture that could not be written, before anything is measured.
+
+    Raises:
+        PrecfmError: matplotlib is not installed or does not know the file's ending, or the folder does not exist.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise PrecfmError(f"{file}: a plot needs matplotlib; pip install matplotlib") from None
+    known = Figure().canvas.get_supported_filetypes()
+    if file.suffix.removeprefix(".") not in known:
+        raise PrecfmError(f"{file}: ends in '{file.suffix}'; one of {', '.join(sorted(known))} is needed")
+    if not file.absolute().parent.is_dir():
+        raise PrecfmError(f"{file}: there is no folder {file.parent}")
 
 
 def plot_spectra(found: "Diagnosis", file: Path) -> None:
     """Variances along eigendirections on a logarithmic scale, raw and behind each map.
 
     Raises:
-        PrecfmError: matplotlib is not installed, or does not know the file's ending.
+        PrecfmError: as `require_plot`.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise PrecfmError(f"{file}: a plot needs matplotlib; pip install matplotlib") from None
+    require_plot(file)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8.5, 3.6), layout="constrained")
     axes = figure.subplots()
     styles = itertools.cycle(["-", "--"])  # so that spectra that coincide are both seen
@@ -98,10 +120,7 @@ def plot_spectra(found: "Diagnosis", file: Path) -> None:
         title=f"{found.held_out_rows:,} held-out rows of {found.features:,} features: {found.recommendation}",
     )
     figure.legend(loc="outside right upper", fontsize="small")
-    try:
-        figure.savefig(file, dpi=150)
-    except ValueError as error:
-        raise PrecfmError(f"{file}: cannot be drawn ({error})") from None
+    figure.savefig(file, dpi=150)
 
 
 def _rows(found: "Diagnosis") -> "list[tuple[str, Conditioning]]":

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
@@ -50,7 +50,7 @@ def write_latents(out: str | Path, batches: Batches, rows: int, *, force: bool =
             for index, (batch, labels) in enumerate(batches):
                 named = {LATENTS: batch} if labels is None else {LATENTS: batch, LABELS: labels}
                 tensors = {name: each.contiguous() for name, each in named.items()}
-                save_file(tensors, part / f"{index:05d}.safetensors")
+                (part / f"{index:05d}.safetensors").write_bytes(save(tensors))
     return out
 
 

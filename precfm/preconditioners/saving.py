@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
@@ -49,12 +50,14 @@ def save(preconditioner: Preconditioner, path: str | Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         description[CHECKSUM] = _checksum(description, tensors)
         # One key alone: the order of several differs from call to call.
-        save_file(tensors, path, metadata={HEADER: _text(description)})
+        path.write_bytes(to_bytes(tensors, {HEADER: _text(description)}))
         return
     if path.is_file():
         raise PrecfmError(f"{path}: is a file; a folder, or a file that ends in .safetensors, is needed")
     path.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path / TENSORS_FILE)
+    (path / TENSORS_FILE).write_bytes(
+        to_bytes(tensors)
+    )  # `save_file` makes files that their owner alone can read
     (path / JSON_FILE).write_text(_text(description), encoding="utf-8")
 
 
