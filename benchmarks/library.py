@@ -202,6 +202,13 @@ def peak_mib(call: Call) -> float:
 def main() -> None:
     """Measure, and write the tables."""
     torch.set_num_threads(1)
+    # First, since later ones find memory that is free already.
+    memory = ["", f"Peak memory (MiB) of fits to batches of 500 rows of {SHAPE}, beyond what was there:", ""]
+    memory += ["| map |" + "".join(f" {rows:,} rows |" for rows in SIZES), "| --- |" + " ---: |" * len(SIZES)]
+    for kind in (PerChannel, ChannelWhitening, PerFrequency, Kronecker, LowRank, Whitening):
+        kind().fit(streaming(SHAPE, 2_000))  # loading libraries is nobody's memory
+        peaks = [peak_mib(lambda rows=rows, kind=kind: kind().fit(streaming(SHAPE, rows))) for rows in SIZES]
+        memory.append(f"| {kind.__name__} |" + "".join(f" {peak:.0f} |" for peak in peaks))
     generator = torch.Generator().manual_seed(0)
     x1 = torch.randn(FIT_ROWS, DIM, generator=generator) * torch.logspace(0, -2, DIM)
     lines = ["# The library: measured times and memory", "", str(__doc__).split("\n\n")[2], ""]
@@ -240,12 +247,7 @@ def main() -> None:
     for calls in (fit, inverse):
         lines += rows_of(in_turns(calls), next(name for name in calls if name.startswith("zuko")))
 
-    lines += ["", f"Peak memory (MiB) of fits to batches of 500 rows of {SHAPE}, beyond what was there:", ""]
-    lines += ["| map |" + "".join(f" {rows:,} rows |" for rows in SIZES), "| --- |" + " ---: |" * len(SIZES)]
-    for kind in (PerChannel, ChannelWhitening, PerFrequency, Kronecker, LowRank, Whitening):
-        kind().fit(streaming(SHAPE, 2_000))  # loading libraries is nobody's memory
-        peaks = [peak_mib(lambda rows=rows, kind=kind: kind().fit(streaming(SHAPE, rows))) for rows in SIZES]
-        lines.append(f"| {kind.__name__} |" + "".join(f" {peak:.0f} |" for peak in peaks))
+    lines += memory
     names = ("torch", "scikit-learn", "numpy", "torchcfm", "flow_matching", "diffusers", "zuko")
     lines += ["", f"With {', '.join(f'{name} {version(name)}' for name in names)}."]
     text = "\n".join(lines) + "\n"

@@ -35,7 +35,7 @@ def write(home, value="1.0", bounds=",", n=1, verdict="supported", experiment="m
 def project(tmp_path, monkeypatch):
     """A checkout with local and published results that agree, a commit, and another checkout beside it."""
     checkout = tmp_path / "checkout"
-    checkout.mkdir()
+    (checkout / "config").mkdir(parents=True)
     monkeypatch.chdir(checkout)
     for home in (HERE, THERE, PUBLISHED / "older", Path("../other") / HERE):
         write(home, experiment=home.name)

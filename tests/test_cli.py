@@ -86,6 +86,9 @@ def test_few_fetched_files_are_told_one_by_one(project):
     ("arguments", "words"),
     [
         (["ls", "nothing"], ["config/nothing.yaml", "quick"]),
+        (["make", "quik"], ["config/quik.yaml", "did you mean quick"]),
+        (["ls", "smoke", "--kind", "flow"], ["'flow'", "did you mean flows"]),
+        (["forget", "../x"], ["experiment", "'../x'"]),
         (["make", "smoke", "flows/none-123"], ["flows/none-123", "precfm ls smoke"]),
         (["metrics", "here.npy", "there.npy"], ["here.npy"]),
         (["claims"], ["precfm publish"]),
@@ -100,6 +103,47 @@ def test_a_mistake_is_one_sentence(project, monkeypatch, arguments, words):
     assert said.startswith("precfm: ")
     assert "\n" not in said
     assert all(word in said for word in words)
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("ls quick", 1),
+        ("make quick", 1),
+        ("tidy quick", 1),
+        ("gc", 1),
+        ("keys", 1),
+        ("accept flows", 1),
+        ("why results/quick/manifest.json", 1),
+        ("data fetch mnist5k", 1),
+        ("audit", 2),
+        ("compare", 3),
+        ("challenge", 3),
+    ],
+)
+def test_outside_a_checkout_a_command_says_so(tmp_path, monkeypatch, command, code):
+    monkeypatch.chdir(tmp_path)
+    done = run(app, command.split())
+    assert (done.exit_code, done.stderr.count("\n")) == (code, 1)
+    assert "checkout" in done.stderr
+    assert not list(tmp_path.iterdir())
+    assert run(app, [*command.split(), "--help"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "code"),
+    [
+        ("challenge --seed -1", "--seed", 3),
+        (f"challenge --seed {2**63}", "--seed", 3),
+        ("challenge 0", "N", 3),
+        ("fit x.npy --output y.safetensors --seed -1", "--seed", 2),
+        ("make quick --seed 1", "--seed", 2),
+    ],
+)
+def test_options_out_of_range_are_refused(project, command, option, code):
+    done = run(app, command.split())
+    assert done.exit_code == code
+    assert option in done.stderr
 
 
 def test_garbage_is_kept_where_a_plan_that_might_want_it_cannot_be_read(project, monkeypatch):

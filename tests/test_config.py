@@ -1,6 +1,8 @@
 """Configurations: what is right is read, what is wrong is refused in one sentence with field and value."""
 
 import re
+from datetime import date
+from math import nan
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from precfm.pipeline.experiments import load_experiment, merge, read_yaml
 CONFIG = Path(__file__).parent.parent / "config"
 WHITENING = {"preconditioner": {"name": "whitening"}}
 MISSPELT = {"name": "composition", "stages": [{"name": "whitening"}, {"name": "whitening", "exponnt": 1}]}
+MAGIC = {"preconditioner": {"name": "magic"}}
 SKIP = {"wrappers": [{"name": "gaussian_skip"}]}
 
 
@@ -146,6 +149,29 @@ def test_numbers_like_1e_minus_3_are_numbers(folder):
         ({"settings": {"x": {"recipe": "magic"}}}, ["settings.x.recipe", "'tuned'"]),
         ({"settings": {"x": {"flow": {"path": {"name": "curved"}}}}}, ["settings.x.flow.path", "'curved'"]),
         ({"extends": "nothing"}, ["nothing.yaml", "quick"]),
+        ({"extends": "quik"}, ["mine.yaml: extends", "did you mean quick"]),
+        ({"extends": ["quick"]}, ["mine.yaml: extends", "quick"]),
+        ({"extends": "claims"}, ["mine.yaml: extends", "claims"]),
+        ({"seeds": [-1]}, ["seeds.0", "-1"]),
+        ({"seeds": [2**63]}, ["seeds.0", str(2**63)]),
+        ({"seeds": [True]}, ["seeds.0", "True"]),
+        ({"sampling": {"seed": 1.0}}, ["sampling.seed", "1.0"]),
+        ({"datasets": {"mnist5k": {"seed": "1"}}}, ["datasets.mnist5k.seed", "'1'"]),
+        ({"classifiers": {"seeds": [1, 1]}}, ["classifiers.seeds", "[1, 1]"]),
+        ({"theory": {"linear_grid": {"seeds": [1, 1]}}}, ["theory.linear_grid.seeds", "[1, 1]"]),
+        ({"search": {"learning_rate": [0.0]}}, ["search.learning_rate.0", "0.0"]),
+        ({"search": {"time": ["uniform", "uniform"]}}, ["search.time", "uniform"]),
+        ({"sampling": {"n": date(2026, 1, 1)}}, ["sampling.n", "'2026-01-01'"]),
+        ({"sampling": {"n": nan}}, ["sampling.n", "nan"]),
+        ({"sampling": 3}, ["sampling", "3"]),
+        ({"flow": nan}, ["mine.yaml: flow", "nan"]),
+        ({"flow": {"model": list(range(2000))}}, ["flow.model", "[0, 1"]),
+        ({"sampling": {"x" * 900: 3}}, ["sampling.xxx"]),
+        ({"methods": {"n" * 300: WHITENING}}, ["methods", "'nnn", "100"]),
+        ({"methods": {"whitening-P": WHITENING}}, ["methods", "whitening-P"]),
+        ({"methods": {f"m{i}": MAGIC for i in range(60)}}, ["methods.m0", "59 more", "..."]),
+        ({"settings": {"x": {"methods": [{"a": 1}]}}}, ["settings.x.methods", "{'a': 1}"]),
+        ({"datasets": {"mnist5k": {"without": [{"name": "mnist5k"}]}}}, ["datasets.mnist5k: without"]),
     ],
 )
 def test_a_wrong_configuration_is_refused_in_one_sentence(folder, change, words):
@@ -153,6 +179,7 @@ def test_a_wrong_configuration_is_refused_in_one_sentence(folder, change, words)
         changed(folder, change)
     sentence = str(caught.value)
     assert "\n" not in sentence
+    assert len(sentence) < 450 + len(str(folder))
     assert ".yaml: " in sentence
     for word in words:
         assert word in sentence
@@ -166,6 +193,10 @@ def test_a_wrong_configuration_is_refused_in_one_sentence(folder, change, words)
         (b"a: \xff", "mine.yaml"),
         (b"a: 1\nb: 2\na: 3", "mine.yaml: .*line 3.*'a'"),
         (b"seeds: [0]\nb: {c: 1, c: 1}", "line 2.*'c'"),
+        (b"a: 1\nno: 2", "mine.yaml: .*line 2.*'no'"),
+        (b"a: &x {b: *x}", "mine.yaml: .*Circular"),
+        (b"a: " + b"{a: " * 300 + b"1" + b"}" * 300, "mine.yaml: .{,200}$"),
+        (b"# nothing", "mine.yaml: is empty"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, words):
@@ -182,8 +213,16 @@ def test_a_circle_of_extensions_is_refused(tmp_path):
 
 
 def test_a_missing_file_names_those_that_exist():
-    with pytest.raises(PrecfmError, match="quick"):
+    with pytest.raises(PrecfmError, match=r"absent\.yaml.*quick"):
         read_yaml(CONFIG / "absent.yaml")
+    with pytest.raises(PrecfmError, match=r"quik\.yaml.*did you mean quick"):
+        load_experiment("quik-tiny", CONFIG)
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a/b", "a b", ".a", "-a", "", "published", "claims"])
+def test_what_no_experiment_can_be_called_is_refused(folder, name):
+    with pytest.raises(PrecfmError, match="experiment: got"):
+        load_experiment(name, folder)
 
 
 @pytest.mark.parametrize("text", ["seeds: " + "1" * 5000, "[" * 5000])
@@ -251,12 +290,6 @@ def test_a_sweep_reaches_into_lists(folder):
     for value in sweep["flow.wrappers.0.skip"]:
         (wrapper,) = methods[f"skip-skip={value}"].flow.wrappers
         assert (wrapper.name, wrapper.options.skip) == ("gaussian_skip", value)
-
-
-def test_published_is_no_name_of_an_experiment(folder):
-    (folder / "published.yaml").write_text("extends: smoke")
-    with pytest.raises(PrecfmError, match="published"):
-        load_experiment("published", folder)
 
 
 @pytest.mark.parametrize(

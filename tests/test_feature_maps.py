@@ -12,6 +12,7 @@ from torch import Tensor
 import precfm.preconditioners.low_rank
 from precfm.core.errors import PrecfmError
 from precfm.geometry.spectra import condition_number, covariance
+from precfm.preconditioned_flow import PreconditionedFlow
 from precfm.preconditioners.base import Preconditioner
 from precfm.preconditioners.channel_whitening import ChannelWhitening
 from precfm.preconditioners.kronecker import Kronecker
@@ -119,18 +120,24 @@ def test_frequencies_need_variance() -> None:
         PerFrequency().fit(data()[:2])
 
 
-@pytest.mark.parametrize("rank", [1, 5, FEATURES - 1, FEATURES, 64])
-def test_low_rank_whitens_the_leading_correlations(rank: int) -> None:
+@pytest.mark.parametrize("rank", [1, 5, FEATURES - 1, FEATURES, None])
+def test_low_rank_whitens_the_leading_correlations(rank: int | None) -> None:
     x = data()
     rows = x.flatten(1).numpy()
     values, vectors = np.linalg.eigh(np.corrcoef(rows.T))
-    others = max(FEATURES - rank, 0)
+    others = FEATURES - (rank or FEATURES)
     if others:
         values[:others] = values[:others].mean()
     expected = (vectors / np.sqrt(values)) @ vectors.T @ np.diag(1 / rows.std(axis=0, ddof=1))
     fitted = LowRank(rank).fit(x)
     assert np.allclose(matrix_of(fitted), expected)
-    assert fitted.notes[0].startswith(f"{min(rank, FEATURES)} of {FEATURES} directions")
+    assert fitted.notes[0].startswith(f"{FEATURES - others} of {FEATURES} directions")
+
+
+def test_low_rank_takes_no_rank_above_the_features() -> None:
+    for fit in (LowRank(FEATURES + 1).fit, PreconditionedFlow(LowRank(FEATURES + 1)).fit):
+        with pytest.raises(PrecfmError, match=rf"rank: got {FEATURES + 1}.* {FEATURES} "):
+            fit(data())
 
 
 def test_low_rank_of_many_features_rests_on_a_sketch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,7 @@ def recorded(tmp_path_factory):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(str(file))
     (folder / SOURCES).write_text("pictures: {checksum: '1'}\n")
+    (folder / "config").mkdir()
     (folder / "params.yaml").write_text("experiments: [mine]\nsources: [pictures]\n")
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copyfile(ROOT / name, folder / name)

@@ -187,6 +187,44 @@ def test_more_components_than_half_the_rows_of_a_class_are_refused(planned, fiel
         planned(with_components(31)[field])
 
 
+@pytest.mark.parametrize("name", ["low_rank", "projection"])
+def test_a_rank_above_the_dimension_is_refused(planned, name):
+    stages = {"name": "composition", "stages": [{"name": "scalar"}, {"name": name, "rank": 17}]}
+    for method in ({"preconditioner": stages}, {"preconditioner": {"name": "scalar"}, "through": [stages]}):
+        with pytest.raises(PrecfmError, match=r"methods\.x\..*stages\.1\.rank: got 17.*at most 16 "):
+            planned({"methods": {"x": method}})  # of a trained encoder
+    stages["stages"][1]["rank"] = 16
+    assert planned({"methods": {"x": {"preconditioner": stages}}}).nodes
+
+
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [
+        ({"name": "conv_vae", "latent_dim": 10**12}, "latent_dim"),
+        ({"name": "conv_vae", "latent_dim": 2**70}, "latent_dim"),
+        ({"name": "pca", "components": 10**12}, "components"),
+        ({"name": "pca", "components": 785}, "components"),
+        ({"name": "pca", "components": 600}, "components"),  # as many as images
+        ({"name": "block_dct", "block": 7, "keep": 10**12}, "keep"),
+    ],
+)
+def test_an_encoder_that_is_too_large_is_refused(planned, model, field):
+    training = {"training": None} if model["name"] != "conv_vae" else {}
+    with pytest.raises(PrecfmError, match=rf"encoders\.L16.*{field}: |encoders\.L16.*'{field}': "):
+        planned({"encoders": {"L16": {"model": model, **training}}})
+
+
+def test_names_that_make_one_label_or_too_long_a_one_are_refused(planned):
+    images = {"source": {"name": "mnist5k"}, "train": 600, "validation": 200, "heldout": 300}
+    pca = {"model": {"name": "pca", "components": 4}}
+    change = {"methods": {"scalar": {"preconditioner": {"name": "scalar"}}}, "settings": None, "predict": []}
+    for datasets, encoders in ((("a", "a-b"), ("b-c", "c")), (("d" * 100,), ("e" * 100,))):
+        change["datasets"] = dict.fromkeys(datasets, images)
+        change["encoders"] = {"L16": None, **dict.fromkeys(encoders, pca)}
+        with pytest.raises(PrecfmError, match=r"^names: "):
+            planned(change)
+
+
 def test_a_baseline_that_nothing_is_matched_with_is_not_judged(planned):
     unmatched = {"settings": {"plain": {"matched": []}}, **with_components(31)["baseline"]}
     assert planned(unmatched).nodes
@@ -378,7 +416,7 @@ def test_a_node_that_does_not_exist_is_refused(planned):
 
 def test_a_kind_that_the_plan_has_none_of_is_refused(planned):
     assert planned().required("flows") == planned().of("flows")
-    with pytest.raises(PrecfmError, match="norms: "):
+    with pytest.raises(PrecfmError, match="'norms': "):
         planned().required("norms")
 
 

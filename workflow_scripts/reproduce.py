@@ -25,7 +25,7 @@ from precfm.datasets.manifest import file_sha256
 from precfm.datasets.sources import RAW, SOURCES
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.attic import tidy
-from precfm.pipeline.experiments import read_recorded
+from precfm.pipeline.experiments import read_recorded, require_checkout
 from precfm.pipeline.files import remove, write_whole
 from precfm.pipeline.key_lists import KEYS, write_key_lists
 from precfm.pipeline.ledger import LEDGER, read_ledger, write_recorded
@@ -49,9 +49,10 @@ def main(
             help="`all`, `products`, a kind, or an artifact's record; other than `all` records nothing."
         ),
     ] = "all",
-    cores: Annotated[int, typer.Option(help="Jobs at a time.")] = os.cpu_count() or 1,
+    cores: Annotated[int, typer.Option(min=1, help="Jobs at a time.")] = os.cpu_count() or 1,
 ) -> None:
     """Make an experiment, or one of its kinds, and say where the products are."""
+    require_checkout()
     plan = load_plan(experiment)
     targets = ["all", "products", *KINDS]
     if target not in (*targets, *(str(node.folder / RECORD) for node in plan.nodes.values())):

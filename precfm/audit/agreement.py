@@ -1,7 +1,6 @@
 """Does a run say the same as another one, the published one above all: `precfm compare`."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,8 @@ from precfm.audit.comparison import AGREES, Comparison, Difference, Judgement, c
 from precfm.audit.runs import HERE, THE_PUBLISHED, THIS_MACHINE, Place, Run, place_of
 from precfm.audit.tolerances import RELATIVE
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.experiments import NAME
+from precfm.core.options import suggestion
+from precfm.pipeline.experiments import check_name
 
 AGREEMENT, BEYOND, SCATTER = 0, 1, 2  # exit codes
 WIDTH = 100
@@ -146,15 +146,16 @@ def agreements(place: str | None = None, experiments: Sequence[str] = ()) -> lis
     """
     here, there = (THIS_MACHINE, THE_PUBLISHED) if place is None else (HERE, place_of(place))
     for name in experiments:
-        if not re.fullmatch(NAME, name):
-            raise PrecfmError(f"experiment {name!r}: letters, digits, _ and - are needed, a letter first")
+        check_name(name)
     both = sorted(here.experiments() & there.experiments())
     found = []
     for name in experiments or both:
         mine, other = here.run(name), there.run(name)
         if not mine.numbers:
+            others = suggestion(name, sorted(here.experiments() | there.experiments()))
             raise PrecfmError(
-                f"{name}: this machine has no tables or verdicts of it; `make reproduce EXPERIMENT={name}` makes them"
+                f"{name}: this machine has no tables or verdicts of it{others}; "
+                f"`make reproduce EXPERIMENT={name}` makes them"
             )
         if not other.numbers:
             raise PrecfmError(f"{name}: {there.name} has no numbers of it, but of {_listed(there)}")

@@ -5,7 +5,6 @@ Errors make it fail; warnings say what may change the last digits of a rebuild, 
 files and stamps in `results/<experiment>/records/` change from run to run and are left out.
 """
 
-import re
 from collections.abc import Sequence
 
 from precfm.audit.environment import check_commit, check_machine, check_versions
@@ -17,7 +16,8 @@ from precfm.audit.published import MERGED, check_merged_claims, check_published
 from precfm.audit.records import check_artifact
 from precfm.audit.report import Report
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.experiments import NAME
+from precfm.core.options import suggestion
+from precfm.pipeline.experiments import check_name
 from precfm.pipeline.node import MODELS, PUBLISHED, RECORD, RESULTS, homes
 
 
@@ -37,11 +37,11 @@ def audit(experiments: Sequence[str] = ()) -> Report:
     published = {home.name for home in PUBLISHED.glob("*") if home.is_dir()}
     chosen = list(experiments) or sorted(local | published)
     for name in chosen:
-        if not re.fullmatch(NAME, name):
-            raise PrecfmError(f"experiment {name!r}: letters, digits, _ and - are needed, a letter first")
+        check_name(name)
         if name not in local | published:
+            others = suggestion(name, sorted(local | published))
             raise PrecfmError(
-                f"{RESULTS / name}: not there; `make reproduce EXPERIMENT={name}` or `make pull` makes it"
+                f"{RESULTS / name}: not there{others}; `make reproduce EXPERIMENT={name}` or `make pull` makes it"
             )
     if not chosen:
         raise PrecfmError(f"{RESULTS}: holds no experiment; run `make reproduce` or `make pull` first")

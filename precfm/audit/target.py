@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from precfm.core.errors import PrecfmError
+from precfm.core.options import shortened
 from precfm.pipeline.node import RESULTS
 
 
@@ -35,7 +36,9 @@ def parsed_target(target: str) -> tuple[Path, Cell | None]:
     name, colon, cell = target.rpartition(":")
     file = Path(name)
     if not colon or not file.is_file():
-        raise PrecfmError(f"{target}: no such file; a product or artifact file below {RESULTS}/ is needed")
+        raise PrecfmError(
+            f"{shortened(target)}: no such file; a product or artifact file below {RESULTS}/ is needed"
+        )
     if file.name == "claims.json":
         return file, _claim(file, cell)
     match = re.fullmatch(r"(\d+)(?:,(.+))?", cell)

@@ -1,12 +1,14 @@
 """Commands that ask whether what is there holds: files, numbers, lineage."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from precfm.cli.arguments import LARGEST_SEED
 from precfm.core.errors import PrecfmError
 
 app = typer.Typer()
@@ -87,13 +89,14 @@ def compare_numbers(
 
 @app.command(cls=_MisuseIsNoResult)
 def challenge(
-    count: Annotated[int, typer.Argument(metavar="N", help="How many numbers to draw.")] = 3,
+    count: Annotated[int, typer.Argument(metavar="N", min=1, help="How many numbers to draw.")] = 3,
     experiment: Annotated[
         str | None,
         typer.Option(help="Only this one. Default: all published ones that this checkout would make."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of the draw. Default: a fresh one, which is printed.")
+        int | None,
+        typer.Option(min=0, max=LARGEST_SEED, help="Of the draw. Default: a fresh one, which is printed."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what is drawn and its cost only.")
@@ -175,3 +178,6 @@ def why(
 
         write_crate(traced, crate)
         typer.echo(f"{crate}: written", err=True)
+
+
+MISUSES: dict[Callable[..., Any], int] = {audit: 2, compare_numbers: MISUSE, challenge: MISUSE}

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from precfm.cli.arguments import Seed
 from precfm.core.errors import PrecfmError
 
 app = typer.Typer()
@@ -24,7 +25,6 @@ LabelsFile = Annotated[
 TensorName = Annotated[
     str | None, typer.Option("--tensor", help="Which tensor, where a file holds several beside 'labels'.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of everything random.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there under that name.")]
 Map = Annotated[Path, typer.Argument(metavar="MAP", help="A file of `precfm fit`.")]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, wraps
 from math import isfinite
+from textwrap import shorten
 from types import UnionType
 from typing import (
     TYPE_CHECKING,
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 else:
     ModelMetaclass = type(BaseModel)  # without a private import at run time
 
-LONGEST_VALUE = 300  # characters of a wrong value that a sentence shows
+LONGEST_VALUE = 100  # characters of a wrong value that a sentence shows
+LISTED = 240  # characters of the names that a sentence lists; half of it beside the one that was meant
+LARGEST = 2**53  # up to here every whole number is a float, too, as which readers of JSON take it
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,9 @@ class Neutral:
     value: Any
 
 
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+Natural = Annotated[int, Field(ge=0, le=LARGEST)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -131,7 +135,9 @@ def _unknown(error: ValidationError, fields: Collection[str]) -> str | None:
     if first["type"] != "extra_forbidden" or len(first["loc"]) != 1:
         return None
     name = str(first["loc"][0])
-    return f"{name}: got {shortened(first['input'])}; no such option{suggestion(name, fields)}"
+    return (
+        f"{name[:LONGEST_VALUE]}: got {shortened(first['input'])}; no such option{suggestion(name, fields)}"
+    )
 
 
 def suggestion(name: str, known: Collection[str]) -> str:
@@ -143,7 +149,8 @@ def suggestion(name: str, known: Collection[str]) -> str:
     """
     close = get_close_matches(name, known, n=1)
     meant = f"; did you mean {close[0]}? There are" if close else "; there are"
-    return f"{meant} {', '.join(known)}" if known else "; there are none"
+    listed = shorten(", ".join(known), LISTED // 2 if close else LISTED, placeholder=" ...")
+    return f"{meant} {listed}" if known else "; there are none"
 
 
 def sentence(error: ValidationError) -> str:
@@ -166,7 +173,11 @@ def complaint(mistake: Any) -> str:
     wanted = mistake["msg"].removeprefix("Value error, ")
     if mistake["type"] == "extra_forbidden":
         wanted = "no such field; remove it or correct its spelling"
-    if mistake["type"] in ("missing", "value_error"):
+    if mistake["type"] in (
+        "missing",
+        "value_error",
+        "json_invalid",
+    ):  # of nothing, with its value, of everything
         return str(wanted)
     return f"got {shortened(mistake['input'])}; {wanted[:1].lower()}{wanted[1:]}"
 

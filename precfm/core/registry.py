@@ -17,6 +17,7 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from precfm.core.errors import PrecfmError
+from precfm.core.options import shortened, suggestion
 
 Base = TypeVar("Base")
 
@@ -144,10 +145,8 @@ def import_string(group: str, name: str) -> str:
     added = {entry.name: entry.value for entry in entry_points(group=f"precfm.{group}")}
     if name in added:
         return added[name]
-    known = ", ".join(sorted({*REGISTRY[group], *added}))
-    raise PrecfmError(
-        f"{group}: got '{name}'; known are {known}, and any `module:Class` that can be imported"
-    )
+    known = suggestion(name, sorted({*REGISTRY[group], *added}))
+    raise PrecfmError(f"{group}: got {shortened(name)}{known}, and any `module:Class` that can be imported")
 
 
 def name_of(group: str, target: Any) -> str:

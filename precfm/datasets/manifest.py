@@ -34,11 +34,11 @@ from pydantic import Field
 from tqdm import tqdm
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Strict, validated
+from precfm.core.options import Strict, shortened, suggestion, validated
 from precfm.datasets.image_names import IMAGE_SUFFIXES, class_name, image_names, names_below
 
 LIST = ".files"  # ending of the list of a source's files
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _LINE = re.compile(r"([0-9a-f]{64})  (\d+)  (\S.*)")
 
 
@@ -116,8 +116,8 @@ def source_manifest(name: str, sources_file: Path) -> SourceManifest:
     """
     entries = _read_entries(sources_file)
     if name not in entries:
-        known = ", ".join(sorted(entries))
-        raise PrecfmError(f"{sources_file}: there is no data source '{name}'; known are {known}")
+        known = suggestion(name, sorted(entries))
+        raise PrecfmError(f"{sources_file}: there is no data source {shortened(name)}{known}")
     try:
         _check_source_name(name)
         entry = validated(_Entry, entries[name])
@@ -229,7 +229,9 @@ def _read_entries(sources_file: Path) -> dict[str, Any]:
 
 def _check_source_name(name: str) -> None:
     if not _NAME.fullmatch(name):  # it becomes a folder's name and part of a command
-        raise PrecfmError(f"name: got '{name}'; lower-case letters, digits, '-' and '_' are needed")
+        raise PrecfmError(
+            f"name: got {shortened(name)}; up to 64 lower-case letters, digits, '-' and '_' are needed"
+        )
 
 
 def _parse_line(line: str) -> SourceFile:

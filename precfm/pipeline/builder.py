@@ -11,7 +11,7 @@ from precfm.pipeline.experiments import CLAIMS, load_experiment, read_yaml
 from precfm.pipeline.keys import KeyedArtifacts
 from precfm.pipeline.node import Node
 from precfm.pipeline.plan import Plan
-from precfm.pipeline.schema import PLAIN, Experiment, Flow, Setting
+from precfm.pipeline.schema import MATCHES, PLAIN, Experiment, Flow, Setting
 from precfm.pipeline.spaces import REPLICATES, Space, sources_of, spaces
 from precfm.pipeline.theory_yields import statistics_of
 from precfm.report.claims import ClaimsSpec, missing_arms, missing_statistics, parse_claims
@@ -24,7 +24,6 @@ KERNEL_THRESHOLD = 0.01  # residual, in units of the latents' mean variance, to 
 FLOOR_DRAWS = 10  # of the train split: how far apart two samples of the data are
 # Of published data sets; of your own images the job finds out.
 CLASSES = {"mnist": 10, "mnist5k": 10, "fashion_mnist": 10}
-MATCHES = ("P", "F")  # baselines of as many parameters, of as many training FLOPs
 
 
 def build_plan(name: str) -> Plan:
@@ -44,8 +43,10 @@ def _with_inner(field: str, part: Component) -> Iterator[tuple[str, Component]]:
             yield from _with_inner(f"{field}.{option}.{place}", component(part.group, entry))
 
 
-def _refuse_more_components_than_rows(space: Space, parts: Mapping[str, Component]) -> None:
-    """Refuse a mixture of more components than half of the rows of a class, where its classes are known already.
+def _refuse_more_than_the_data_have(space: Space, parts: Mapping[str, Component]) -> None:
+    """Refuse more components of a mixture than half of the rows of a class, and ranks above the latents' dimension.
+
+    Both where classes and dimension are known already; elsewhere the fit does.
 
     Args:
         space: the latents that it is fitted to.
@@ -59,6 +60,12 @@ def _refuse_more_components_than_rows(space: Space, parts: Mapping[str, Componen
             raise PrecfmError(
                 f"{field}.components: got {asked}, of '{each.name}'; at most {of_data['train'] // (2 * classes)} are "
                 "possible, half of the training rows of a class"
+            )
+        rank, dimension = getattr(each.options, "rank", None), space.dimension
+        if isinstance(rank, int) and dimension is not None and rank > dimension:
+            raise PrecfmError(
+                f"{field}.rank: got {rank}, of '{each.name}'; at most {dimension} is possible, the dimension of "
+                f"the latents {space.label}"
             )
 
 
@@ -123,6 +130,7 @@ class _Builder:
         self.reported: dict[str, list[Node]] = {}
         self.searched: dict[str, Node] = {}
         self.setting = PLAIN
+        self.labels: set[str] = set()
         self.alone: dict[tuple[str, str], str] = {}  # the method that a map alone is named after
 
     def build(self) -> Plan:
@@ -144,6 +152,12 @@ class _Builder:
 
     def _setting(self, label: str, setting: Setting, space: Space) -> None:
         """All methods of one comparison, and the floor: draws of the train split against the held-out one."""
+        if label in self.labels:
+            raise PrecfmError(
+                f"names: data set, encoder and setting are '{label}' together, as others are, so tables could not tell "
+                "them apart; other names are needed"
+            )
+        self.labels.add(label)
         for draw in range(FLOOR_DRAWS):
             drawn = {"source": "train", "sampling": setting.sampling, "seed": draw}
             self._evaluate(label, "floor", draw, drawn, {"latents": space.latents}, space, batch=label)
@@ -160,7 +174,7 @@ class _Builder:
         parts = {f"{own}.preconditioner": component}
         parts |= {f"{own}.through.{place}": each for place, each in enumerate(through)}
         parts |= {f"{own}.flow.wrappers.{place}": each for place, each in enumerate(flow.wrappers)}
-        _refuse_more_components_than_rows(space, parts)
+        _refuse_more_than_the_data_have(space, parts)
         run = replace(run.behind(self._preconditioner(run, component)), maps=tuple(component.targets))
         if flow.wrappers:
             run = replace(run, skip=self._skip(run))
@@ -185,7 +199,7 @@ class _Builder:
         learned = seeded or flow.skip_is_fitted
         if run.method in setting.matched if setting.matched is not None else learned:
             baseline = self.experiment.baseline
-            _refuse_more_components_than_rows(space, {"baseline": baseline})
+            _refuse_more_than_the_data_have(space, {"baseline": baseline})
             bare = run.behind(self._preconditioner(replace(run, method="baseline"), baseline))
             bare = replace(bare, maps=tuple(baseline.targets))
             plain = bare.flow.without_fitted_skips

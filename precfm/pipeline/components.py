@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Neutral, Strict, options_of, parameters, validated
+from precfm.core.options import Neutral, Strict, options_of, parameters, shortened, validated
 from precfm.core.registry import base_of, import_string, load, load_class
 
 NESTED = ("stages", "candidates")  # options that hold components of the same group
@@ -68,7 +68,9 @@ def component(group: str, value: Any) -> Component:
     if isinstance(value, Component):
         return value
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-        raise PrecfmError(f"got {value!r}; a mapping with a 'name' from the registry's {group} is needed")
+        raise PrecfmError(
+            f"got {shortened(value)}; a mapping with a 'name' from the registry's {group} is needed"
+        )
     options = {key: item for key, item in value.items() if key != "name"}
     base, filled_in = base_of(group), FILLED_IN.get(group, frozenset())
     name = value["name"]

@@ -5,6 +5,7 @@ replaces, `null` removes. `precfm.pipeline.schema` holds the schema that the res
 """
 
 import itertools
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import yaml
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import validated
+from precfm.core.options import shortened, suggestion, validated
 from precfm.pipeline.components import plain
 from precfm.pipeline.node import PUBLISHED
 from precfm.pipeline.schema import PLAIN, Experiment, in_words
@@ -21,8 +22,35 @@ from precfm.pipeline.schema import PLAIN, Experiment, in_words
 CONFIG_FOLDER = Path("config")
 CLAIMS = CONFIG_FOLDER / "claims.yaml"
 PARAMS = Path("params.yaml")  # what the ledger holds
-NAME = r"[A-Za-z][A-Za-z0-9_-]*"  # of an experiment: it becomes part of paths and of commands
+NAME = r"[A-Za-z][A-Za-z0-9_-]{0,63}"  # of an experiment: it becomes part of paths and of commands
+TAKEN = (PUBLISHED.name, CLAIMS.stem)  # names of other things
 TINY = "-tiny"  # `<experiment>-tiny` is that experiment, cut to seconds
+
+
+def require_checkout() -> None:
+    """Refuse a working folder that is no checkout of the project.
+
+    Raises:
+        PrecfmError: there are no configurations.
+    """
+    if not CONFIG_FOLDER.is_dir():
+        raise PrecfmError(
+            f"{Path.cwd()}: no checkout of the project, which this command needs, since there is no folder "
+            f"{CONFIG_FOLDER}/; `git clone` the project's repository, and run the command there"
+        )
+
+
+def check_name(name: str) -> None:
+    """Refuse what no experiment can be called.
+
+    Raises:
+        PrecfmError: it is no such name; names the value and what is right.
+    """
+    if not re.fullmatch(NAME, name) or name in TAKEN:
+        raise PrecfmError(
+            f"experiment: got {shortened(name)}; up to 64 letters, digits, _ and - are needed, a letter first, and not "
+            + " or ".join(TAKEN)
+        )
 
 
 def load_experiment(name: str, folder: Path = CONFIG_FOLDER) -> Experiment:
@@ -31,6 +59,7 @@ def load_experiment(name: str, folder: Path = CONFIG_FOLDER) -> Experiment:
     Raises:
         PrecfmError: the file is missing or wrong; the sentence names the file, the field, the value and the remedy.
     """
+    check_name(name)
     base = name.removesuffix(TINY)
     if base != name and not (folder / f"{name}.yaml").is_file():
         return validated(Experiment, tiny(plain(load_experiment(base, folder))) | {"name": name}, in_words)
@@ -101,18 +130,20 @@ def read_yaml(file: Path) -> Any:
     """Read a YAML file; numbers such as 1e-3 are numbers.
 
     Raises:
-        PrecfmError: the file is missing, is no YAML, or has a key twice.
+        PrecfmError: the file is missing, is no YAML, contains itself, or has a key twice or one that is no text.
     """
     try:
-        return yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        found = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        json.dumps(found, default=str)  # a ValueError where it contains itself
+        return found
     except FileNotFoundError:
-        known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml") if path.stem != "claims"))
-        raise PrecfmError(f"{file}: no such file; {file.parent}/ holds {known or 'nothing'}") from None
+        known = sorted(path.stem for path in file.parent.glob("*.yaml") if path.stem not in TAKEN)
+        raise PrecfmError(f"{file}: no such file{suggestion(file.stem, known)}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         what = " ".join(str(error).split())
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
             what = f"line {error.problem_mark.line + 1}: {error.problem}"
-        raise PrecfmError(f"{file}: no valid YAML ({what})") from None
+        raise PrecfmError(f"{file}: cannot be read ({what})") from None
 
 
 def read_recorded() -> dict[str, list[str]]:
@@ -125,24 +156,39 @@ def read_recorded() -> dict[str, list[str]]:
     for field in ("experiments", "sources"):
         names = listed.get(field) if isinstance(listed, dict) else None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise PrecfmError(f"{PARAMS}: {field}: got {names!r}, but a list of names is needed")
+            raise PrecfmError(f"{PARAMS}: {field}: got {shortened(names)}, but a list of names is needed")
     return {field: listed[field] for field in ("experiments", "sources")}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as text; people who write it mean a number. A key that stands twice is a mistake."""
+    """YAML 1.1 reads 1e-3 as text; people who write it mean a number, and text with 2026-01-01.
+
+    A key that stands twice is a mistake, and so is one that is no text: `no` is read as false.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                problem = f"the key '{key.value}' stands there a second time; remove one of the two"
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # the constructor refuses it
+            problem = ""
+            if key.value in seen:
+                problem = "stands there a second time; remove one of the two"
+            elif key.tag not in _KEYS:
+                problem = "is read as a value that is no text; put it into quotes"
+            if problem:
+                problem = f"the key {shortened(key.value)} {problem}"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+            seen.add(key.value)
         return node
 
 
+_KEYS = tuple(f"tag:yaml.org,2002:{tag}" for tag in ("str", "int", "merge"))
+_Loader.yaml_implicit_resolvers = {
+    first: [each for each in resolvers if each[0] != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
@@ -152,13 +198,10 @@ _Loader.add_implicit_resolver(
 
 def _extended(name: str, folder: Path, seen: tuple[str, ...]) -> dict[str, Any]:
     file = folder / f"{name}.yaml"
-    if not re.fullmatch(NAME, name) or name == PUBLISHED.name:
-        raise PrecfmError(
-            f"experiment {name!r}: letters, digits, _ and - are needed, a letter first, and '{PUBLISHED.name}' is taken"
-        )
     raw = read_yaml(file)
     if not isinstance(raw, dict):
-        raise PrecfmError(f"{file}: got {type(raw).__name__}; a mapping of fields is needed")
+        what = "is empty" if raw is None else f"got {shortened(raw)}"
+        raise PrecfmError(f"{file}: {what}; fields are needed, such as `extends: quick`")
     raw = dict(raw)
     base = raw.pop("extends", None)
     if base is None:
@@ -167,7 +210,12 @@ def _extended(name: str, folder: Path, seen: tuple[str, ...]) -> dict[str, Any]:
         raise PrecfmError(
             f"{file}: extends: '{base}' extends this file in turn; a chain without a circle is needed"
         )
-    return dict(merge(_extended(str(base), folder, (*seen, name)), raw))
+    try:
+        check_name(str(base))
+        inherited = _extended(str(base), folder, (*seen, name))
+    except PrecfmError as error:
+        raise PrecfmError(f"{file}: extends: {error}") from None
+    return dict(merge(inherited, raw))
 
 
 def merge(base: Any, change: Any) -> Any:
@@ -191,8 +239,10 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
     encoders, sampling and flow, but for what it says itself.
     """
     raw = dict(raw)
-    shared, methods = raw.pop("flow", {}), _mapping("methods", raw.pop("methods", None) or {})
-    common = {name: raw.pop(name, None) for name in ("seeds", "sampling")}
+    shared, methods, sampling = (
+        _mapping(name, raw.pop(name, None) or {}) for name in ("flow", "methods", "sampling")
+    )
+    common = {"seeds": raw.pop("seeds", None), "sampling": sampling}
     settings = _mapping("settings", raw.pop("settings", None) or {PLAIN: {}})
     if not methods and not any(common.values()):  # latents, models, or theory alone
         if shared or settings != {PLAIN: {}}:
@@ -218,7 +268,7 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
         expanded[name] = {
             **common,
             **own,
-            "sampling": merge(common["sampling"], own.get("sampling", {})),
+            "sampling": merge(sampling, own.get("sampling", {})),
             "methods": {
                 label: {**method, "flow": merge(method["flow"], change)}
                 for definition in _chosen(f"settings.{name}.methods", chosen, unfolded)
@@ -242,14 +292,16 @@ def _chosen(field: str, names: Any, known: Mapping[str, Any]) -> list[str]:
     """The methods that a setting lists; all of them if it lists none."""
     if names is None:
         return list(known)
-    if not isinstance(names, list) or any(name not in known for name in names):
-        raise PrecfmError(f"{field}: got {names!r}; a list of methods is needed, from {', '.join(known)}")
-    return names
+    wrong = [name for name in names if str(name) not in known] if isinstance(names, list) else [names]
+    if wrong:
+        there_are = suggestion(str(wrong[0]), known)
+        raise PrecfmError(f"{field}: got {shortened(wrong[0])}; a list of methods is needed{there_are}")
+    return list(map(str, names))
 
 
 def _mapping(field: str, value: Any) -> Mapping[Any, Any]:
     if not isinstance(value, Mapping):
-        raise PrecfmError(f"{field}: got {value!r}; a mapping is needed")
+        raise PrecfmError(f"{field}: got {shortened(value)}; a mapping is needed")
     return value
 
 
@@ -258,7 +310,8 @@ def _unfold(name: str, method: dict[str, Any]) -> list[tuple[str, dict[str, Any]
     for field, values in sweep.items():
         if not isinstance(field, str) or not isinstance(values, list) or not values:
             raise PrecfmError(
-                f"methods.{name}.sweep.{field}: got {values!r}; the name of a field and a list of its values are needed"
+                f"methods.{name}.sweep.{field}: got {shortened(values)}; the name of a field and a list of its values "
+                "are needed"
             )
     variants = []
     for values in itertools.product(*sweep.values()):

@@ -5,18 +5,20 @@ machine; its job (`workflow_scripts/pinned.py`) looks in any case.
 """
 
 import json
+import math
 from functools import lru_cache
 
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
+from precfm.core.options import shortened
 from precfm.core.registry import build
 from precfm.datasets.image_names import image_names
 from precfm.datasets.manifest import SourceManifest, source_manifest
 from precfm.datasets.sources import SOURCES, fetch_raw, place_here
 from precfm.datasets.splits import make_splits
 from precfm.pipeline.components import plain
-from precfm.pipeline.pinned import PinnedModel, refuse_overlap
+from precfm.pipeline.pinned import PinnedModel, pinned_model, refuse_overlap
 from precfm.pipeline.schema import Dataset, Encoder
 
 
@@ -45,21 +47,30 @@ def image_shape(spec: Dataset) -> tuple[int, int] | None:
     return None if resolution is None else (made.channels, resolution)
 
 
-def check_encoder(field: str, encoder: Encoder, dataset: str, spec: Dataset) -> None:
-    """Refuse an encoder that cannot take a data set's images, or cannot be fitted to so few.
+def latent_dimension(field: str, encoder: Encoder, dataset: str, spec: Dataset) -> int | None:
+    """How many numbers a latent of a data set's images has; None where the shape of the images is not known yet.
 
     Raises:
-        PrecfmError: names the field and the data set.
+        PrecfmError: the encoder cannot take these images, cannot be fitted to so few, or is larger than memory; names
+            the field and the data set.
     """
-    shape = image_shape(spec)
-    if shape is None or encoder.pinned is not None:
-        return
+    pinned = None if encoder.pinned is None else pinned_model(encoder.pinned, "encoders")
+    shape = image_shape(spec) if pinned is None else pinned.image_shape
+    if shape is None:
+        return None
     channels, image_size = shape
+    network = plain(encoder.network)
     try:
-        made = build("encoders", plain(encoder.network), channels=channels, image_size=image_size)
-        made.check_rows(spec.train)
+        made = build("encoders", network, channels=channels, image_size=image_size)
+        if pinned is None:
+            made.check_rows(spec.train)
     except PrecfmError as error:
         raise PrecfmError(f"{field}: {error} (data set {dataset})") from None
+    except (MemoryError, RuntimeError):  # the latter is torch's own
+        raise PrecfmError(
+            f"{field}.model: got {shortened(network)}, which this machine's memory does not hold; less is needed"
+        ) from None
+    return int(math.prod(made.latent_shape))
 
 
 def check_pinned(field: str, name: str, record: PinnedModel, dataset: str, spec: Dataset) -> None:

@@ -11,10 +11,14 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
+from precfm.core.errors import PrecfmError
+from precfm.core.options import shortened
 from precfm.pipeline.components import plain
 from precfm.pipeline.fingerprints import SCRIPTS, fingerprint, foreign_modules
 from precfm.pipeline.node import Node, script_name
 from precfm.pipeline.plan import Plan
+
+LONGEST_LABEL = 200  # a file's name may have 255; the key and what marks a part-folder need some
 
 
 class KeyedArtifacts:
@@ -48,7 +52,15 @@ class KeyedArtifacts:
             parents: the artifacts that it reads, by role.
             targets: import strings `module:name` of what its script loads from the registry.
             batch: with which others of its kind a job makes it.
+
+        Raises:
+            PrecfmError: the label is too long for a name of a folder.
         """
+        if len(label) > LONGEST_LABEL:
+            raise PrecfmError(
+                f"names: got {shortened(label)}, of data set, encoder, setting and method together {len(label)} "
+                f"characters; at most {LONGEST_LABEL} are possible"
+            )
         families = {
             role: (nodes,) if isinstance(nodes, Node) else tuple(nodes)
             for role, nodes in (parents or {}).items()

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.experiments import PARAMS, read_recorded, read_yaml
+from precfm.pipeline.experiments import PARAMS, check_name, read_recorded, read_yaml
 from precfm.pipeline.files import remove, write_whole
 from precfm.pipeline.key_lists import KEYS
 from precfm.pipeline.locks import alone
@@ -77,6 +77,7 @@ def forget(experiment: str) -> list[str]:
         PrecfmError: it was never recorded, the ledger is damaged, or another experiment that is recorded has no plan
             which would say what sources it uses.
     """
+    check_name(experiment)
     with alone(experiment), alone("ledger"):
         listed, stages = read_recorded(), read_ledger()
         gone = {stage for stage in stages if stage.partition("@")[2] == experiment}

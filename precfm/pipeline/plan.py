@@ -16,6 +16,7 @@ from typing import Any
 import pydantic
 
 from precfm.core.errors import PrecfmError
+from precfm.core.options import shortened, suggestion
 from precfm.datasets.sources import SOURCES
 from precfm.pipeline import fingerprints as code
 from precfm.pipeline.experiments import CONFIG_FOLDER
@@ -77,8 +78,8 @@ class Plan:
             PrecfmError: it has none.
         """
         if not (nodes := self.of(kind)):
-            kinds = ", ".join(dict.fromkeys(node.kind for node in self.nodes.values()))
-            raise PrecfmError(f"{kind}: no artifact of {self.experiment} is of this kind; it has {kinds}")
+            kinds = suggestion(kind, dict.fromkeys(node.kind for node in self.nodes.values()))
+            raise PrecfmError(f"{shortened(kind)}: no artifact of {self.experiment} is of this kind{kinds}")
         return nodes
 
     def node(self, node_id: str) -> Node:
@@ -89,7 +90,9 @@ class Plan:
         """
         if node_id not in self.nodes:
             name = self.experiment
-            raise PrecfmError(f"{node_id}: not in the plan of {name}; `precfm ls {name}` lists what is")
+            raise PrecfmError(
+                f"{shortened(node_id)}: not in the plan of {name}; `precfm ls {name}` lists what is"
+            )
         return self.nodes[node_id]
 
     def with_missing_parents(self, ids: Iterable[str]) -> list[Node]:

@@ -5,19 +5,28 @@
 
 import re
 from functools import partial
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, PlainValidator, ValidationError, model_validator
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Count, Strict, complaint
+from precfm.core.options import LONGEST_VALUE, Count, Positive, Seed, Strict, complaint, shortened, suggestion
 from precfm.core.registry import build
 from precfm.pipeline.components import Component, component, plain
 from precfm.pipeline.pinned import pinned_model
 from precfm.training.options import TrainingOptions
 
+LISTED = 3  # fields with mistakes that a sentence names beside the first
+NAME = r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,99}"  # of what an experiment consists of
+MATCHES = ("P", "F")  # baselines of as many parameters, of as many training FLOPs
 PLAIN = "plain"  # the setting that has no name in labels: the one setting of a file that lists none
 Location: TypeAlias = tuple[str, ...]  # of a field, from the outside in
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values or len(set(values)) != len(values):
+        raise ValueError(f"got {list(values)}; at least one is needed, and each of them once")
+    return values
 
 
 def _without_validation(options: TrainingOptions) -> TrainingOptions:
@@ -40,7 +49,8 @@ def in_words(error: ValidationError) -> str:
         mistakes.setdefault((_inherited(place), complaint(each)), []).append(place)
     (_, what), *_ = mistakes
     fields = [_field(inherited, places) for (inherited, _), places in mistakes.items()]
-    more = f" (and {len(fields) - 1} more: {', '.join(fields[1:])})" if fields[1:] else ""
+    others = ", ".join(fields[1 : LISTED + 1]) + (", ..." if fields[LISTED + 1 :] else "")
+    more = f" (and {len(fields) - 1} more: {others})" if others else ""
     return f"{fields[0]}: {what}{more}" if fields[0] else what
 
 
@@ -57,13 +67,14 @@ def _field(inherited: Location, places: list[Location]) -> str:
         inherited = places[0]
     elif len(settings := {place[:2] for place in places}) == 1:
         inherited = (*settings.pop(), *inherited)
-    return ".".join(inherited).removeprefix(f"settings.{PLAIN}.")
+    return ".".join(part[:LONGEST_VALUE] for part in inherited).removeprefix(f"settings.{PLAIN}.")
 
 
 # As in precfm.flows.times, which needs torch.
 TimeName = Literal["uniform", "logit_normal", "kappa_directed", "mixed", "early", "late"]
 Training = Annotated[TrainingOptions, AfterValidator(_without_validation)]
-Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
+Distinct = AfterValidator(_distinct)
+Seeds = Annotated[tuple[Seed, ...], Distinct]
 Preconditioner = Annotated[Component, PlainValidator(partial(component, "preconditioners"))]
 
 
@@ -111,7 +122,7 @@ class Dataset(Strict):
     train: Count
     validation: Count
     heldout: Count
-    seed: int = 0
+    seed: Seed = 0
     without: tuple[Source, ...] = ()
     classifiers: PinnedClassifiers | None = None
 
@@ -119,6 +130,12 @@ class Dataset(Strict):
     def source_name(self) -> str:
         """The entry in data/sources.yaml."""
         return source_name(self.source)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Dataset":
+        if self.source_name in map(source_name, self.without):
+            raise PrecfmError(f"without: got '{self.source_name}', the source itself; others are needed")
+        return self
 
 
 class Encoder(Strict):
@@ -132,8 +149,8 @@ class Encoder(Strict):
     pinned: PinnedEncoder | None = None
     encode: Literal["mean", "sample"] = "mean"
     training: Training | None = None
-    seed: int = 0
-    datasets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    seed: Seed = 0
+    datasets: Annotated[tuple[str, ...], Distinct] | None = None
 
     @property
     def network(self) -> Component:
@@ -170,7 +187,7 @@ class Classifiers(Strict):
     model: Annotated[Component, PlainValidator(partial(component, "extractors"))]
     training: Training
     seeds: Seeds
-    selection_seed: int = 1000
+    selection_seed: Seed = 1000
 
     @model_validator(mode="after")
     def _consistent(self) -> "Classifiers":
@@ -268,7 +285,7 @@ class Sampling(Strict):
     n: Count
     solver: Literal["euler", "midpoint", "rk4", "dopri5"] = "midpoint"
     steps: Count = 50
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Evaluation(Strict):
@@ -281,7 +298,7 @@ class Evaluation(Strict):
     neighbours: Count = 3
     pairs: Count = 5000
     precision_recall: Literal["last", "all"] = "last"
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Likelihood(Strict):
@@ -291,7 +308,7 @@ class Likelihood(Strict):
     """
 
     points: Count = 1000
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Search(Strict):
@@ -301,16 +318,16 @@ class Search(Strict):
     learning rate and schedule, sampled with each number of solver steps.
     """
 
-    time: Annotated[tuple[TimeName, ...], Field(min_length=1)] = ("uniform", "logit_normal")
-    solver_steps: Annotated[tuple[Count, ...], Field(min_length=1)] = (50,)
-    learning_rate: Annotated[tuple[float, ...], Field(min_length=1)] = (1e-3, 4e-3)
-    schedule: Annotated[tuple[Literal["constant", "cosine"], ...], Field(min_length=1)] = (
+    time: Annotated[tuple[TimeName, ...], Distinct] = ("uniform", "logit_normal")
+    solver_steps: Annotated[tuple[Count, ...], Distinct] = (50,)
+    learning_rate: Annotated[tuple[Positive, ...], Distinct] = (1e-3, 4e-3)
+    schedule: Annotated[tuple[Literal["constant", "cosine"], ...], Distinct] = (
         "constant",
         "cosine",
     )
     steps: Count = 1000
     n: Count = 500
-    seed: int = 1000
+    seed: Seed = 1000
 
 
 class Setting(Strict):
@@ -322,7 +339,7 @@ class Setting(Strict):
     """
 
     methods: Annotated[dict[str, Method], Field(min_length=1)]
-    encoders: Annotated[tuple[str, ...], Field(min_length=1)]
+    encoders: Annotated[tuple[str, ...], Distinct]
     seeds: Seeds
     sampling: Sampling
     recipe: Literal["plain", "tuned"] = "plain"
@@ -331,13 +348,17 @@ class Setting(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Setting":
-        if len(set(self.seeds)) != len(self.seeds):
-            raise PrecfmError(f"seeds: got {list(self.seeds)}; every seed may stand there once")
         unknown = set(self.matched or ()) - set(self.methods)
         if unknown:
+            name = sorted(unknown)[0]
             raise PrecfmError(
-                f"matched: got '{sorted(unknown)[0]}'; it must be one of its methods, {', '.join(self.methods)}"
+                f"matched: got {shortened(name)}, no method of it{suggestion(name, self.methods)}"
             )
+        for name in self.methods:
+            if taken := {f"{name}-{match}" for match in MATCHES} & self.methods.keys():
+                raise PrecfmError(
+                    f"methods: got the name {taken.pop()!r}, that of a matched baseline of '{name}'; another is needed"
+                )
         return self
 
 
@@ -372,9 +393,10 @@ class Experiment(Strict):
         named["methods"] = [name for setting in self.settings.values() for name in setting.methods]
         for group, names in named.items():
             for name in names:
-                if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]*", name) or name == "floor":
+                if not re.fullmatch(NAME, name) or name == "floor":
                     raise PrecfmError(
-                        f"{group}: got the name {name!r}; letters, digits and . _ = + - are needed, not 'floor'"
+                        f"{group}: got the name {shortened(name)}; up to 100 letters, digits and . _ = + - are needed, "
+                        "a letter or digit first, and not 'floor'"
                     )
         for name, of_dataset in self.datasets.items():
             if self.settings and self.classifiers is None and of_dataset.classifiers is None:
@@ -384,21 +406,20 @@ class Experiment(Strict):
                 )
         for name, encoder in self.encoders.items():
             if unknown := set(encoder.datasets or ()) - self.datasets.keys():
-                known = ", ".join(self.datasets)
-                raise PrecfmError(f"encoders.{name}.datasets: got '{sorted(unknown)[0]}'; known are {known}")
+                wrong = sorted(unknown)[0]
+                known = suggestion(wrong, self.datasets)
+                raise PrecfmError(f"encoders.{name}.datasets: got {shortened(wrong)}, no data set{known}")
         if not self.datasets and not self.theory:
             raise PrecfmError("datasets, theory: both are empty, so there is nothing to make")
         for name in self.predict:
             if name not in self.settings:
-                raise PrecfmError(
-                    f"predict: got '{name}'; it must be a setting, one of {', '.join(self.settings)}"
-                )
+                known = suggestion(name, self.settings)
+                raise PrecfmError(f"predict: got {shortened(name)}, no setting{known}")
         for name, setting in self.settings.items():
             for space in setting.encoders:
                 if space not in self.encoders:
-                    raise PrecfmError(
-                        f"settings.{name}.encoders: got '{space}'; known are {', '.join(self.encoders)}"
-                    )
+                    known = suggestion(space, self.encoders)
+                    raise PrecfmError(f"settings.{name}.encoders: got {shortened(space)}, no encoder{known}")
             for dataset, spec in self.datasets.items():
                 if min(spec.heldout, setting.sampling.n) <= self.evaluation.neighbours:
                     raise PrecfmError(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from precfm.datasets.manifest import source_manifest
 from precfm.datasets.sources import SOURCES
 from precfm.pipeline.components import component
-from precfm.pipeline.images import check_counts, check_encoder, check_pinned
+from precfm.pipeline.images import check_counts, check_pinned, latent_dimension
 from precfm.pipeline.keys import KeyedArtifacts
 from precfm.pipeline.node import Node
 from precfm.pipeline.pinned import pinned_model
@@ -28,6 +28,7 @@ class Space:
         settings: the comparisons that are made here; none where an experiment trains models or shows latents alone.
         judged: by role, what samples are compared with.
         selecting: the classifier that chooses recipes; empty where none is chosen.
+        dimension: of a latent, all its numbers; None where the images' shape is not known yet.
     """
 
     label: str
@@ -37,6 +38,7 @@ class Space:
     settings: Mapping[str, Setting]
     judged: Mapping[str, Node | tuple[Node, ...]]
     selecting: tuple[Node, ...]
+    dimension: int | None
 
 
 def spaces(experiment: Experiment, artifacts: KeyedArtifacts) -> Iterator[Space]:
@@ -73,7 +75,7 @@ class _DatasetSpaces:
             elsewhere = encoder.datasets is not None and self.name not in encoder.datasets
             if elsewhere or (self.experiment.settings and not settings):
                 continue
-            check_encoder(f"encoders.{name}", encoder, self.name, self.spec)
+            dimension = latent_dimension(f"encoders.{name}", encoder, self.name, self.spec)
             label = f"{self.name}-{name}"
             made = self._encoder(name, encoder, label)
             encoded = {"encode": encoder.encode, "seed": encoder.seed}
@@ -82,7 +84,7 @@ class _DatasetSpaces:
             if settings:
                 judged["encoder"] = made
                 judged["features"] = self.add("features", label, {"replicates": REPLICATES}, judged)
-            yield Space(label, self.data, made, latents, settings, judged, selecting)
+            yield Space(label, self.data, made, latents, settings, judged, selecting, dimension)
 
     def _data(self) -> Node:
         spec, manifest = self.spec, source_manifest(self.spec.source_name, SOURCES)

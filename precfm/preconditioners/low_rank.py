@@ -14,6 +14,7 @@ from precfm.preconditioners.closed_form import ByClass, ClosedForm
 from precfm.preconditioners.inputs import summary
 
 MOST_FEATURES = 4096  # of which the whole covariance is gathered, 134 MB; of more, a sketch
+RANK = 64  # where none is given
 SKETCH_PER_RANK = 4  # columns of the sketch for each leading direction
 
 
@@ -31,7 +32,10 @@ class LowRank(ClosedForm):
     approximation: the leading ones are good where eigenvalues fall quickly, and `lambda` is too small otherwise.
 
     Arguments:
-        rank: number of leading directions; all, where there are fewer features.
+        rank: number of leading directions, at most the features; None takes 64, or all of fewer features.
+
+    Raises:
+        PrecfmError: by the fit, the rank is above the number of features.
 
     References:
         | Probabilistic Principal Component Analysis (Tipping & Bishop, 1999), eq. 8, here of standardised features
@@ -56,7 +60,7 @@ class LowRank(ClosedForm):
     rest: Tensor
 
     @checked
-    def __init__(self, rank: Count = 64) -> None:
+    def __init__(self, rank: Count | None = None) -> None:
         super().__init__()
         self.rank = rank
 
@@ -69,7 +73,7 @@ class LowRank(ClosedForm):
 
     @property
     def _kept(self) -> int:
-        return min(self.rank, self.features)
+        return min(self.rank or RANK, self.features)  # files hold ranks above the features, too
 
     def _allocate(self) -> None:
         zeros = self.anchor.new_zeros
@@ -90,14 +94,18 @@ class LowRank(ClosedForm):
 
     @property
     def _sketched(self) -> bool:
-        return self.features > max(MOST_FEATURES, SKETCH_PER_RANK * self.rank)
+        return self.features > max(MOST_FEATURES, SKETCH_PER_RANK * self._kept)
 
     def _empty(self) -> Moments:
+        if self.rank is not None and self.rank > self.features:
+            raise PrecfmError(
+                f"rank: got {self.rank}, but x has {self.features} features; take at most as many"
+            )
         return Moments(products=partial(_sketch, self._test_vectors())) if self._sketched else Moments()
 
     def _test_vectors(self) -> Tensor:
         generator = generator_for(0, "test vectors")
-        columns = SKETCH_PER_RANK * self.rank
+        columns = SKETCH_PER_RANK * self._kept
         return torch.randn(self.features, columns, generator=generator, dtype=torch.float64).to(self.anchor)
 
     def _solve(self, moments: ByClass) -> int:
@@ -123,8 +131,8 @@ class LowRank(ClosedForm):
         if min(float(values[0]), float(rest)) * LARGEST_CONDITION_NUMBER < float(values[-1]):
             usable = int((values * LARGEST_CONDITION_NUMBER >= values[-1]).sum())
             raise PrecfmError(
-                f"rank: got {self.rank}, but the standardised x varies in no more than {usable} directions; more rows, "
-                f"or a rank below {usable}, are needed"
+                f"rank: got {self._kept}, but the standardised x varies in no more than {usable} directions; more "
+                f"rows, or a rank below {usable}, are needed"
             )
         self._set(whole.mean, scale, frame.contiguous(), values.rsqrt(), rest.rsqrt())
         self.notes.append(
@@ -134,7 +142,7 @@ class LowRank(ClosedForm):
         return self._flops(whole.count)
 
     def _flops(self, rows: int) -> int:
-        features, columns = self.features, SKETCH_PER_RANK * self.rank
+        features, columns = self.features, SKETCH_PER_RANK * self._kept
         if (
             self._sketched
         ):  # two products for each row; then two, a Cholesky factor and a singular decomposition
