@@ -213,7 +213,7 @@ def test_minutes_measure_and_the_skips_are_among_the_candidates(monkeypatch: pyt
     assert found.selection is not None
     assert {"scalar", "whitening", "gaussian_skip", "mixture_skip"} <= found.selection["candidates"].keys()
     assert found.recommendation.candidate == found.selection["chosen"]
-    assert "by short trainings, projected" in str(found)
+    assert "measured by short trainings" in str(found)
     assert "gaussian_skip: " in found.recommendation.reason
     with pytest.raises(PrecfmError, match=r"^minutes: got 1e-06; at least"):
         diagnose(rotated(300, 3, 1e4), minutes=1e-6)

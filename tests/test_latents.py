@@ -104,9 +104,9 @@ def test_what_is_wrong_is_one_sentence_with_the_file(tmp_path: Path) -> None:
     wrong: list[tuple[str, dict[str, Any], str]] = [
         ("nowhere.npy", {}, "nowhere.npy: there is no such file"),
         ("table.csv", {}, r"table.csv: ends in '.csv'; one of .npy, .npz, .safetensors, .pt"),
-        ("two.safetensors", {}, r"two.safetensors: tensor: got None; one of a \(9, 4\), b \(5, 4\)"),
-        ("two.safetensors", {"tensor": "c"}, r"two.safetensors: tensor: got 'c'; one of a"),
-        ("none.safetensors", {}, "none.safetensors: tensor: got None"),
+        ("two.safetensors", {}, r"two.safetensors: holds several tensors.*--tensor.*a \(9, 4\), b \(5, 4\)"),
+        ("two.safetensors", {"tensor": "c"}, r"two.safetensors: has no tensor 'c'; .*a \(9"),
+        ("none.safetensors", {}, "none.safetensors: holds no tensor"),
         ("whole.npy", {}, "whole.npy: holds int64; floating point"),
         ("flat.npy", {}, r"flat.npy: has shape \(6,\); rows"),
         ("cut.npy", {}, "cut.npy: cannot be read"),

@@ -64,7 +64,7 @@ def test_ill_conditioned_data_get_a_map_or_a_skip(ill: Selection) -> None:
     assert ill.chosen in ("whitening", "skip")
     rung = ill.record["rungs"][-1]
     assert [each["steps"] for each in ill.record["rungs"]] == [30, 60]
-    assert rung["projected_to"] == 120
+    assert rung["projected_to"] == 60  # so early nothing is projected
     row = rung["candidates"]["scalar"]
     assert row["difference"] > 4 * row["standard_error"] > 0
     assert not row["kept"]
@@ -74,6 +74,15 @@ def test_ill_conditioned_data_get_a_map_or_a_skip(ill: Selection) -> None:
     assert flow.settings.wrappers == ill.wrappers
     assert flow.preconditioner is ill.preconditioner
     assert flow.preconditioner.fitted
+
+
+def test_late_scores_are_projected_to_twice_the_steps() -> None:
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    found = select(
+        x, candidates={"whitening": Candidate("whitening")}, settings=SMALL.shortened(40), budget_steps=20
+    )
+    assert [(each["steps"], each["projected_to"]) for each in found.record["rungs"]] == [(10, 10), (20, 40)]
+    assert "projected to 40" in found.summary()
 
 
 def test_a_candidate_that_cannot_be_used_is_out_with_its_reason(ill: Selection) -> None:

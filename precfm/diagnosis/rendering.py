@@ -73,7 +73,7 @@ def text(found: "Diagnosis") -> str:
 
 def _advice(found: "Diagnosis") -> list[str]:
     advice = found.recommendation
-    basis = "by short trainings, projected" if advice.measured else "by second moments; no flow was trained"
+    basis = "measured by short trainings" if advice.measured else "by second moments; no flow was trained"
     lines = [f"Recommendation ({basis}): {advice}"]
     for paragraph in advice.reason.splitlines():
         lines += textwrap.wrap(paragraph, WIDTH, subsequent_indent="  " if advice.measured else "")

@@ -90,9 +90,10 @@ def chosen(file: Path, tensors: dict[str, StoredTensor], tensor: str | None) -> 
     name = candidates[0] if tensor is None and len(candidates) == 1 else tensor
     if name not in tensors:
         held = ", ".join(str(each) for each in tensors.values())
-        raise PrecfmError(
-            f"{file}: tensor: got {tensor!r}; one of {held or 'none, since it is empty,'} is needed"
-        )
+        if not held:
+            raise PrecfmError(f"{file}: holds no tensor")
+        asked = f"has no tensor '{tensor}'" if tensor else f"holds several tensors beside '{LABELS}'"
+        raise PrecfmError(f"{file}: {asked}; --tensor (tensor=) takes one of {held}")
     return tensors[name]
 
 
