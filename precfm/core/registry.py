@@ -146,7 +146,8 @@ def import_string(group: str, name: str) -> str:
     if name in added:
         return added[name]
     known = suggestion(name, sorted({*REGISTRY[group], *added}))
-    raise PrecfmError(f"{group}: got {shortened(name)}{known}, and any `module:Class` that can be imported")
+    shown = repr(name) if ":" in name else shortened(name)  # of an import string the end matters
+    raise PrecfmError(f"{group}: got {shown}{known}, and any `module:Class` that can be imported")
 
 
 def name_of(group: str, target: Any) -> str:
