@@ -462,7 +462,7 @@ def test_tables_have_the_same_chance_whatever_their_length(checkout):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([0], "[N]"),
+        ([0], "N: got 0"),
         ([-1], "-1"),
         ([100_000], "N: got 100000"),
         (["three"], "N"),

@@ -129,6 +129,10 @@ def test_numbers_like_1e_minus_3_are_numbers(folder):
         ({"methods": {"x": {**WHITENING, "sweep": None}}}, ["mine.yaml: methods.x.sweep", "None"]),
         ({"methods": {"x": {**WHITENING, "sweep": {"f": 0.5}}}}, ["mine.yaml: methods.x.sweep.f", "0.5"]),
         ({"methods": {"x": {**WHITENING, "sweep": {"f": []}}}}, ["mine.yaml: methods.x.sweep.f", "[]"]),
+        (
+            {"methods": {"x": {**WHITENING, "sweep": {"f": [1, 1]}}}},
+            ["mine.yaml: methods.x.sweep.f", "[1, 1]"],
+        ),
         ({"methods": {"x": {**WHITENING, "sweep": {1: [2]}}}}, ["mine.yaml: methods.x.sweep.1", "[2]"]),
         ({"flow": {"model": {"name": "mlp", "width": 1.5}}}, ["flow.model: width", "1.5"]),
         ({"seeds": [1, 1]}, ["seeds", "[1, 1]"]),

@@ -21,7 +21,8 @@ import typer
 from dvc.dirs import system_config_dir
 
 from precfm.audit.importing import import_archive
-from precfm.core.errors import PrecfmError, one_sentence
+from precfm.cli.running import run
+from precfm.core.errors import PrecfmError
 from precfm.datasets.sources import RAW
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.attic import to_attic
@@ -259,5 +260,6 @@ def refusal(experiment: str, wrong: Sequence[Path]) -> str:
 
 
 if __name__ == "__main__":
-    with one_sentence():
-        typer.run(main)
+    app = typer.Typer(add_completion=False)
+    app.command()(main)
+    run(app, "pull.py")

@@ -20,7 +20,8 @@ import typer
 import yaml
 
 from precfm.audit.agreement import agreement_with_published
-from precfm.core.errors import PrecfmError, one_sentence
+from precfm.cli.running import run
+from precfm.core.errors import PrecfmError
 from precfm.datasets.manifest import file_sha256
 from precfm.datasets.sources import RAW, SOURCES
 from precfm.pipeline.artifact import Artifact
@@ -283,5 +284,6 @@ def announce(experiment: str) -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
-        typer.run(main)
+    app = typer.Typer(add_completion=False)
+    app.command()(main)
+    run(app, "reproduce.py")

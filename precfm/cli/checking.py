@@ -89,7 +89,7 @@ def compare_numbers(
 
 @app.command(cls=_MisuseIsNoResult)
 def challenge(
-    count: Annotated[int, typer.Argument(metavar="N", min=1, help="How many numbers to draw.")] = 3,
+    count: Annotated[int, typer.Argument(metavar="N", help="How many numbers to draw.")] = 3,
     experiment: Annotated[
         str | None,
         typer.Option(help="Only this one. Default: all published ones that this checkout would make."),
@@ -180,4 +180,5 @@ def why(
         typer.echo(f"{crate}: written", err=True)
 
 
+# Exit codes of misuse, where it is not 1.
 MISUSES: dict[Callable[..., Any], int] = {audit: 2, compare_numbers: MISUSE, challenge: MISUSE}

@@ -12,9 +12,10 @@ from precfm.cli.checking import app as checking
 from precfm.cli.latents import app as latents
 from precfm.cli.making import app as making
 from precfm.cli.recording import app as recording
+from precfm.cli.running import run
 from precfm.cli.tools import app as tools
 from precfm.cli.tools import data_app
-from precfm.core.errors import PrecfmError, one_sentence
+from precfm.core.errors import PrecfmError
 
 app = typer.Typer(
     name="precfm",
@@ -29,7 +30,7 @@ def _in_checkout(command: Callable[..., Any]) -> Callable[..., Any]:
     """A command that is refused outside of a checkout, with the exit code of its misuse."""
 
     @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def checked(*args: Any, **kwargs: Any) -> Any:
         from precfm.pipeline.experiments import require_checkout
 
         try:
@@ -39,7 +40,7 @@ def _in_checkout(command: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.Exit(MISUSES.get(command, 1)) from None
         return command(*args, **kwargs)
 
-    return run
+    return checked
 
 
 for commands in (making, checking, recording, data_app):
@@ -66,6 +67,5 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one sentence on standard error and exit code 1."""
-    with one_sentence():
-        app(prog_name="precfm")
+    """Run the command line; a user's mistake is one sentence on standard error and an exit code above 0."""
+    run(app, "precfm")

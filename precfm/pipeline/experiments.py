@@ -308,10 +308,11 @@ def _mapping(field: str, value: Any) -> Mapping[Any, Any]:
 def _unfold(name: str, method: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     sweep = _mapping(f"methods.{name}.sweep", method.pop("sweep", {}))
     for field, values in sweep.items():
-        if not isinstance(field, str) or not isinstance(values, list) or not values:
+        texts = list(map(str, values)) if isinstance(values, list) else []
+        if not isinstance(field, str) or not texts or len(set(texts)) < len(texts):
             raise PrecfmError(
-                f"methods.{name}.sweep.{field}: got {shortened(values)}; the name of a field and a list of its values "
-                "are needed"
+                f"methods.{name}.sweep.{field}: got {shortened(values)}; the name of a field and a list of its values, "
+                "each of them once, are needed"
             )
     variants = []
     for values in itertools.product(*sweep.values()):

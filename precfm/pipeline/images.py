@@ -66,9 +66,10 @@ def latent_dimension(field: str, encoder: Encoder, dataset: str, spec: Dataset) 
             made.check_rows(spec.train)
     except PrecfmError as error:
         raise PrecfmError(f"{field}: {error} (data set {dataset})") from None
-    except (MemoryError, RuntimeError):  # the latter is torch's own
+    except (MemoryError, RuntimeError, TypeError):  # torch's, of tensors that are too large
         raise PrecfmError(
-            f"{field}.model: got {shortened(network)}, which this machine's memory does not hold; less is needed"
+            f"{field}.model: got {shortened(network)}, which torch cannot make in this machine's memory for images of "
+            f"{channels} x {image_size} x {image_size}; smaller numbers are needed"
         ) from None
     return int(math.prod(made.latent_shape))
 
