@@ -40,7 +40,11 @@ def small(preconditioner: Any = "whitening", **options: Any) -> PreconditionedFl
 def weights(flow: PreconditionedFlow) -> dict[str, Tensor]:
     return {
         **flow.network.state_dict(),
-        **{f"map {k}": v for k, v in flow.preconditioner.state_dict().items() if not k.endswith(f".{EXTRA_STATE}")},
+        **{
+            f"map {k}": v
+            for k, v in flow.preconditioner.state_dict().items()
+            if not k.endswith(f".{EXTRA_STATE}")
+        },
     }
 
 
