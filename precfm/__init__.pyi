@@ -43,9 +43,9 @@ from precfm.preconditioners.projection import Projection as Projection
 from precfm.preconditioners.saving import load as load
 from precfm.preconditioners.scalar import Scalar as Scalar
 from precfm.preconditioners.whitening import Whitening as Whitening
-from precfm.selection import Candidate as Candidate
-from precfm.selection import Selection as Selection
-from precfm.selection import select as select
+from precfm.selection.candidates import Candidate as Candidate
+from precfm.selection.select import Selection as Selection
+from precfm.selection.select import select as select
 from precfm.training.options import TrainingOptions as TrainingOptions
 
 __version__: str

@@ -20,7 +20,7 @@ from precfm.geometry.spectra import condition_number, covariance
 from precfm.latents.reading import open_latents
 from precfm.preconditioned_flow import DEFAULT_TRAINING
 from precfm.preconditioners.whitening import Whitening
-from precfm.selection import Candidate
+from precfm.selection.candidates import Candidate
 from tests.workflow import ROOT
 
 PUBLISHED = ROOT / "results/published"

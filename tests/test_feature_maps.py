@@ -19,7 +19,7 @@ from precfm.preconditioners.kronecker import Kronecker
 from precfm.preconditioners.low_rank import LowRank
 from precfm.preconditioners.per_frequency import PerFrequency
 from precfm.preconditioners.whitening import Whitening
-from precfm.selection import FEATURE_MAPS, default_candidates
+from precfm.selection.candidates import FEATURE_MAPS, default_candidates
 
 CHANNELS, HEIGHT, WIDTH = 2, 3, 4
 SHAPE = (CHANNELS, HEIGHT, WIDTH)

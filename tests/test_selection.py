@@ -14,7 +14,9 @@ from precfm.core.errors import PrecfmError
 from precfm.flows.settings import FlowSettings
 from precfm.preconditioned_flow import DEFAULT_TRAINING
 from precfm.preconditioners.scalar import Scalar
-from precfm.selection import Candidate, Selection, preferred, select, standings
+from precfm.selection.candidates import Candidate
+from precfm.selection.select import Selection, select
+from precfm.selection.standings import preferred, standings
 
 DIM = 3
 QUICK: dict[str, Any] = {"budget_steps": 5, "solver_steps": 2}

@@ -10,7 +10,9 @@ from precfm.diagnosis.evidence import LARGEST_KAPPA, NAMES, gaussian_skip_quoted
 from precfm.diagnosis.maps import TRIED, MapReport
 from precfm.diagnosis.rendering import number
 from precfm.diagnosis.rows import Parts
-from precfm.selection import DEFAULT, Candidate, Selection
+from precfm.selection.candidates import Candidate
+from precfm.selection.select import Selection
+from precfm.selection.standings import DEFAULT
 
 Action: TypeAlias = Literal["use", "leave", "too few rows"]
 

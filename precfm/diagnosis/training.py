@@ -10,7 +10,9 @@ from precfm.diagnosis.rows import Parts
 from precfm.preconditioned_flow import PreconditionedFlow
 from precfm.preconditioners.fit_data import LabelledRows
 from precfm.preconditioners.scalar import Scalar
-from precfm.selection import DEFAULT_SETTINGS, Candidate, Selection, rung_steps, select
+from precfm.selection.candidates import Candidate
+from precfm.selection.select import DEFAULT_SETTINGS, Selection, select
+from precfm.selection.standings import rung_steps
 
 SEEDS = 3  # of each candidate, the fewest that `select` takes
 MOST_ROWS_THAT_JUDGE = (
