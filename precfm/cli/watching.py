@@ -15,8 +15,10 @@ from precfm.pipeline.plan import Plan
 from precfm.pipeline.status import Course, Status, Training
 
 MOST_JOBS = 16  # that have a bar of their own
+LOOKING = 0.02  # of the time at most: plans can be large, and the cores are the jobs'
+WIDTH = 16
 PLAIN = "{desc}"
-BAR = "{desc} |{bar:20}| {n_fmt}/{total_fmt}{postfix}"
+BAR = f"|{{bar:{WIDTH}}}| {{n_fmt}}/{{total_fmt}}{{postfix}}  {{desc}}"  # names are longest, and may be cut
 
 
 class Lines:
@@ -26,8 +28,7 @@ class Lines:
 
     def show(self, status: Status) -> None:
         """Print how far it is."""
-        left = status.estimate.sentence(status.experiment)
-        print("\n".join([f"{status.summary}; {left}", *status.running_lines()]), flush=True)
+        print("\n".join([status.summary, *status.running_lines(), *status.time_left]), flush=True)
 
     def close(self, status: Status) -> None:
         """Nothing: whoever ran it says how it ended."""
@@ -76,10 +77,10 @@ def _draw(bar: "tqdm[Any]", text: str, done: int, total: int, said: str) -> None
 def _draw_job(bar: "tqdm[Any]", name: str, course: Training | None, seconds: float) -> None:
     if course:
         said = " ".join(filter(None, [course.rate, course.last]))
-        _draw(bar, f"  {name}, {course.name}", course.step, course.steps, said)
+        _draw(bar, f"{name}, {course.name}", course.step, course.steps, said)
     else:
         bar.bar_format = PLAIN
-        bar.set_description_str(f"  {name} {duration(seconds)}" if name else "")
+        bar.set_description_str(f"{'':{WIDTH + 2}} {duration(seconds)}  {name}" if name else "")
 
 
 @contextmanager
@@ -114,7 +115,8 @@ def watch(plan: Plan, cores: int) -> None:
             time.sleep(seconds)
         return not status.is_going_on
 
-    follow(plan, cores, wait)
+    with suppress(KeyboardInterrupt):
+        follow(plan, cores, wait)
 
 
 def follow(plan: Plan, cores: int, wait: Callable[[Status, float], bool]) -> None:
@@ -129,9 +131,10 @@ def follow(plan: Plan, cores: int, wait: Callable[[Status, float], bool]) -> Non
     screen = Bars(max(1, cores // plan.threads)) if sys.stderr.isatty() else Lines()
     try:
         while True:
+            began = time.process_time()
             found = course.look()
             screen.show(found)
-            if wait(found, screen.every):
+            if wait(found, max(screen.every, (time.process_time() - began) / LOOKING)):
                 break
     finally:
         screen.close(course.look())

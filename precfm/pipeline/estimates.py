@@ -33,11 +33,9 @@ class Estimate:
         if self.seconds is None or known < self.unknown:
             return f"time left: unknown yet, since times are recorded for {known} of {known + self.unknown} artifacts"
         where = {HERE: "on this machine", THERE: f"in {PUBLISHED / experiment / COSTS}"}
-        by = " and ".join(f"{where[place]} ({count} artifacts)" for place, count in self.times_from.items())
+        by = " and ".join(f"{where[place]} (for {count})" for place, count in self.times_from.items())
         about = f"more than {duration(self.seconds)}" if self.unknown else f"about {duration(self.seconds)}"
-        without = (
-            f"; {self.unknown} artifacts without a recorded time are not counted" if self.unknown else ""
-        )
+        without = f"; not counted, without a recorded time: {self.unknown}" if self.unknown else ""
         return f"time left: {about} on {self.cores} cores, by times recorded {by}{without}"
 
     @property

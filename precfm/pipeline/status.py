@@ -110,14 +110,18 @@ class Status:
             lines.append(f"{kind:18}{wanted:8}{made:8}{running:8}{wanted - made - running:8}")
         lines += ["", self.summary, *self.running_lines()]
         lines += [f"  failed: {name}: {reason}" for name, reason in self.failed.items()]
-        if self.finished < self.total:
-            lines.append(self.estimate.sentence(self.experiment))
+        lines += self.time_left
         if self.is_going_on:
             lines.append("a run is going on")
         else:
             then = "goes on" if self.finished < self.total else "finds nothing to make"
             lines.append(f"nothing is running; `make reproduce EXPERIMENT={self.experiment}` {then}")
         return lines
+
+    @property
+    def time_left(self) -> list[str]:
+        """A sentence; none where nothing is left to be made."""
+        return [self.estimate.sentence(self.experiment)] if self.finished < self.total else []
 
     def running_lines(self) -> list[str]:
         """What each job does."""
