@@ -1,20 +1,25 @@
-"""environment.yml, pyproject.toml and requirements.lock name the same packages at the same versions."""
+"""What is installed: the same packages by environment.yml, pyproject.toml and lock; a wheel that serves the library."""
 
+import shutil
+import sys
 import tomllib
+import zipfile
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from tests.workflow import ROOT
+from tests.workflow import ROOT, run
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = (ROOT / "requirements.lock").read_text()
 CONDA = (ROOT / "environment.yml").read_text()
 PYTHONS = ("3.11", "3.12", "3.13")
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 
 
 def locked(lock: str, python: str) -> dict[str, str]:
@@ -95,3 +100,48 @@ def test_an_environment_that_differs_is_found(old: str, new: str, line: str) -> 
 def test_names_before_the_hashes_are_found() -> None:
     lock, last = "- -r requirements.lock\n", "- snakemake"
     assert differences(PROJECT, LOCK, CONDA.replace(lock, "").replace(last, f"{lock}      {last}"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel of the library, built from a copy of what git holds, and what git holds of the library."""
+    folder = tmp_path_factory.mktemp("wheel")
+    listed = run(ROOT, "git", "ls-files", "-co", "--exclude-standard", "precfm").splitlines()
+    files = [name for name in listed if (ROOT / name).is_file()]
+    for name in [*files, "pyproject.toml", "README.md", "LICENSE"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    run(folder, *PIP, "wheel", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", "dist", ".")
+    (built,) = (folder / "dist").glob("precfm-*.whl")
+    return built, files
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_every_file_of_the_library_and_nothing_else(wheel):
+    built, files = wheel
+    names = {name for name in zipfile.ZipFile(built).namelist() if ".dist-info/" not in name}
+    assert names == set(files)
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_serves_outside_a_checkout_and_says_what_it_lacks(wheel, tmp_path):
+    built, _ = wheel
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run(tmp_path, *PIP, "install", "--no-deps", "--no-index", "--target", str(site), str(built))
+    np.save(elsewhere / "latents.npy", np.random.default_rng(0).normal(size=(400, 4)) * [1, 1, 1, 20])
+
+    def precfm(*arguments, folder=elsewhere, code=0):
+        return run(folder, site / "bin/precfm", *arguments, code=code, PYTHONPATH=str(site))
+
+    version = PROJECT["project"]["version"]
+    assert precfm("--version") == f"precfm {version}\n"
+    assert "400 rows of 4 features" in precfm("diagnose", "latents.npy")
+    for folder, lacking in (
+        (elsewhere, "no folder config/"),
+        (ROOT, "site/workflow_scripts: no such folder"),
+    ):
+        said = precfm("ls", "smoke", folder=folder, code=1)
+        assert said.startswith("precfm: ")
+        assert lacking in said
+        assert said.count("\n") == 1

@@ -15,7 +15,7 @@ from precfm.pipeline.experiments import load_experiment, read_recorded
 from precfm.pipeline.key_lists import KEYS, differences
 from precfm.pipeline.plan import load_plan
 from precfm.pipeline.publication import merged_claims
-from tests.workflow import ENVIRONMENT, ROOT, jobs
+from tests.workflow import ENVIRONMENT, ROOT, jobs, snakemake_log
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -33,7 +33,6 @@ def test_every_command_runs_and_a_new_method_reuses_what_exists(made, tmp_path):
     (folder / ".venv").symlink_to(Path(sys.executable).parent.parent)
     for name in ("requirements.lock", "pyproject.toml"):  # installed already: older than the stamp
         os.utime(folder / name, (0, 0))
-    said = ""
     for block in blocks("bash"):
         script = "set -e\n" + block.replace("extends: quick", "extends: smoke")
         done = subprocess.run(
@@ -43,9 +42,8 @@ def test_every_command_runs_and_a_new_method_reuses_what_exists(made, tmp_path):
             capture_output=True,
             text=True,
         )
-        said = done.stdout + done.stderr
-        assert done.returncode == 0, said[-3000:]
-    ran = jobs(said)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    ran = jobs(snakemake_log(folder, "mine"))
     seeds, alone = 2, 1
     assert (ran["fit_preconditioner"], ran["train_flow"], ran["sample_and_evaluate"]) == (
         1,

@@ -64,8 +64,10 @@ def test_a_second_run_makes_nothing_and_changes_nothing_and_imports_no_torch(mad
     without_torch = made.parent / "without_torch"
     (without_torch / "torch").mkdir(parents=True)
     (without_torch / "torch/__init__.py").write_text("raise ImportError('a run that has nothing to do')")
-    said = reproduce(made, PYTHONPATH=f"{without_torch}{os.pathsep}{made}")
+    path = f"{without_torch}{os.pathsep}{made}"
+    said = reproduce(made, PYTHONPATH=path)
     assert jobs(said) == {}
+    assert "0 missing" in run(made, BIN / "precfm", "status", "smoke", PYTHONPATH=path)
     assert (bytes_below(made / "results"), (made / "dvc.lock").read_bytes()) == before
 
 

@@ -40,9 +40,17 @@ def git(folder, *arguments):
 
 
 def reproduce(folder, *arguments, code=0, **environment):
-    return run(
+    """What the script said, and Snakemake, whose words it keeps in the records."""
+    said = run(
         folder, sys.executable, "workflow_scripts/reproduce.py", "smoke", *arguments, code=code, **environment
     )
+    return said + snakemake_log(folder, "smoke")
+
+
+def snakemake_log(folder, experiment):
+    """What Snakemake said in the last run of an experiment; nothing if it did not start."""
+    log = folder / "results" / experiment / "records/snakemake.log"
+    return log.read_text() if log.is_file() else ""
 
 
 def jobs(said):

@@ -12,15 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 import yaml
 
 from precfm.audit.agreement import agreement_with_published
 from precfm.cli.running import run
+from precfm.cli.watching import shown
 from precfm.core.errors import PrecfmError
 from precfm.datasets.manifest import file_sha256
 from precfm.datasets.sources import RAW, SOURCES
@@ -40,6 +41,8 @@ CACHE = Path(".dvc/cache/files")
 LOCKS_BEFORE = RESULTS / ".work" / "ledger"  # the ledger as it was, there while DVC records an experiment
 DVC_TRIES, DVC_PAUSE = 5, 3.0  # seconds; for a `dvc` command that somebody runs meanwhile
 BIN = Path(sys.executable).parent
+SNAKEMAKE_LOG = "snakemake.log"  # of the last run, among the records
+LAST_LINES = 30  # of it, where no job said why it failed
 
 
 def main(
@@ -62,6 +65,7 @@ def main(
         )
     wanted = [f"all_{target}" if target in KINDS else target]
     with alone(experiment) as held:
+        (RESULTS / experiment / "records" / SNAKEMAKE_LOG).unlink(missing_ok=True)
         if any(LOCKS_BEFORE.glob("[!.]*")):
             with alone("ledger"):  # DVC may have outlived the run that started it
                 wanted += repair_after_killed_dvc(plan)
@@ -92,7 +96,13 @@ def write_products_again_unless_whole(plan: Plan) -> None:
             stamp.unlink()
 
 
-def run_group(command: list[str], environment: dict[str, str], held: int) -> int:
+def run_group(
+    command: list[str],
+    environment: dict[str, str],
+    held: int,
+    log: IO[bytes] | None = None,
+    meanwhile: AbstractContextManager[None] | None = None,
+) -> int:
     """Run a command in a process group of its own until all of the group has ended.
 
     SIGINT, SIGTERM and SIGHUP end the whole group, jobs included: Snakemake then starts no more; a second one kills.
@@ -101,6 +111,8 @@ def run_group(command: list[str], environment: dict[str, str], held: int) -> int
         command: what to run.
         environment: added to this process's.
         held: the lock that the command holds as long as it lives.
+        log: gets what the command says; None lets it speak itself.
+        meanwhile: entered while the command runs.
 
     Returns:
         The command's exit code; after a signal, this function does not return but says how to go on.
@@ -121,10 +133,18 @@ def run_group(command: list[str], environment: dict[str, str], held: int) -> int
     ]
     before = {number: signal.signal(number, stop) for number in stops}
     try:
-        child = subprocess.Popen(command, env={**os.environ, **environment}, process_group=0, pass_fds=[held])
+        child = subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            process_group=0,
+            pass_fds=[held],
+            stdout=log,
+            stderr=log and subprocess.STDOUT,
+        )
         if asked:  # before there was a child
             os.killpg(child.pid, signal.SIGTERM)
-        code = child.wait()
+        with meanwhile or nullcontext():
+            code = child.wait()
         with suppress(ProcessLookupError):  # jobs of a Snakemake that was killed
             os.killpg(child.pid, signal.SIGKILL)
     finally:
@@ -141,8 +161,12 @@ def run_group(command: list[str], environment: dict[str, str], held: int) -> int
 
 
 def run_snakemake(plan: Plan, targets: list[str], cores: int, held: int) -> None:
-    """Run Snakemake; if it fails, repeat in one line each what the failed jobs said."""
+    """Run Snakemake and show how it goes on; if it fails, say in one line each what the failed jobs said.
+
+    What Snakemake says itself is kept in the records.
+    """
     records = RESULTS / plan.experiment / "records"
+    records.mkdir(parents=True, exist_ok=True)
     for old in records.glob("logs/**/*.error"):
         old.unlink()
     threads = {
@@ -150,9 +174,17 @@ def run_snakemake(plan: Plan, targets: list[str], cores: int, held: int) -> None
     }
     command = [str(BIN / "snakemake"), "--workflow-profile", "profiles/default", "--cores", str(cores)]
     command += ["--config", f"experiment={plan.experiment}", "--", *targets]
-    if run_group(command, {**threads, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}, held):
+    environment = {**threads, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    log = records / SNAKEMAKE_LOG
+    with log.open("ab") as file:
+        start = file.tell()
+        failed = run_group(command, environment, held, file, shown(plan, cores))
+    if failed:
         said = [file.read_text(encoding="utf-8").strip() for file in sorted(records.glob("logs/**/*.error"))]
-        sys.exit("\n".join(said) or f"precfm: {plan.experiment}: not finished; the same command goes on")
+        if not said:
+            end = log.read_bytes()[start:].decode(errors="replace").splitlines()[-LAST_LINES:]
+            said = [*end, f"precfm: {plan.experiment}: not finished ({log}); the same command goes on"]
+        sys.exit("\n".join(said))
 
 
 def is_recorded(plan: Plan) -> bool:
@@ -271,9 +303,11 @@ def ledger_state(plan: Plan) -> str:
 def announce(experiment: str) -> None:
     """Say where the products are, and whether their numbers agree with the published ones, if there are any."""
     home = RESULTS / experiment
-    print(
-        f"\n{experiment}: done\n  tables    {home}/tables/\n  figures   {home}/figures/\n  verdicts  {home}/claims.md"
-    )
+    places = {"report": "report.html", "tables": "tables/", "figures": "figures/", "claims": "claims.md"}
+    print(f"\n{experiment}: done")
+    for what, place in places.items():
+        if (home / place).exists():
+            print(f"  {what:8}{home}/{place}")
     try:
         found = agreement_with_published(experiment)
     except (PrecfmError, OSError) as error:  # everything is made all the same

@@ -32,6 +32,31 @@ def list_artifacts(
             typer.echo(f"{'+' if node.exists else '-'} {node.id}")
 
 
+@app.command("status")
+def show_status(
+    experiment: ExperimentName,
+    cores: Annotated[
+        int, typer.Option(min=1, help="Jobs at a time, for the time left. Default: all of this machine's.")
+    ] = os.cpu_count() or 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    watching: Annotated[
+        bool, typer.Option("--watch", help="Show it until nobody works on it: bars on a terminal.")
+    ] = False,
+) -> None:
+    """Say what is made, running and missing, and about how long the rest takes, by recorded times."""
+    import json
+
+    from precfm.cli.watching import watch
+    from precfm.pipeline.plan import load_plan
+    from precfm.pipeline.status import status
+
+    plan = load_plan(experiment)
+    if watching:
+        watch(plan, cores)
+    found = status(plan, cores)
+    typer.echo(json.dumps(found.to_json(), indent=1) if as_json else "\n".join(found.lines()))
+
+
 @app.command()
 def make(
     experiment: ExperimentName,

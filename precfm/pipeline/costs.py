@@ -1,7 +1,7 @@
 """What a run took, by kind of artifact: from the benchmark files that Snakemake writes, one for each job.
 
 `precfm publish` keeps it as `results/published/<experiment>/costs.json`, so that `precfm challenge` can say what a part
-of the run will cost.
+of the run will cost, and `precfm status` what is left of it.
 """
 
 import csv
@@ -72,8 +72,20 @@ def _by_label(seconds: Iterable[tuple[Node, float]]) -> dict[str, float]:
     found: dict[str, list[float]] = defaultdict(list)
     for node, taken in seconds:
         if not node.batch:
-            found[re.sub(r"-s\d+$", "", node.label)].append(taken)
+            found[_without_seed(node.label)].append(taken)
     return {label: round(sum(several) / len(several), 1) for label, several in sorted(found.items())}
+
+
+def _without_seed(label: str) -> str:
+    return re.sub(r"-s\d+$", "", label)
+
+
+def expected_seconds(node: Node, costs: Mapping[str, Cost]) -> float | None:
+    """What a job takes for an artifact: as long as for those of its label, else of its kind; None without a record."""
+    if node.kind not in costs:
+        return None
+    cost = costs[node.kind]
+    return cost.by_label.get(_without_seed(node.label), cost.seconds / cost.artifacts)
 
 
 def _together(plan: Plan, node: Node) -> Iterator[Node]:

@@ -16,6 +16,7 @@ import yaml
 from precfm.core.errors import PrecfmError
 from precfm.core.options import shortened, suggestion, validated
 from precfm.pipeline.components import plain
+from precfm.pipeline.fingerprints import SCRIPTS
 from precfm.pipeline.node import PUBLISHED
 from precfm.pipeline.schema import PLAIN, Experiment, in_words
 
@@ -28,15 +29,20 @@ TINY = "-tiny"  # `<experiment>-tiny` is that experiment, cut to seconds
 
 
 def require_checkout() -> None:
-    """Refuse a working folder that is no checkout of the project.
+    """Refuse a working folder that is no checkout of the project, and a precfm that was installed without one.
 
     Raises:
-        PrecfmError: there are no configurations.
+        PrecfmError: there are no configurations, or no scripts beside this package.
     """
     if not CONFIG_FOLDER.is_dir():
         raise PrecfmError(
             f"{Path.cwd()}: no checkout of the project, which this command needs, since there is no folder "
             f"{CONFIG_FOLDER}/; `git clone` the project's repository, and run the command there"
+        )
+    if not SCRIPTS.is_dir():
+        raise PrecfmError(
+            f"{SCRIPTS}: no such folder, since this precfm was installed as a library alone; the command needs that of "
+            "the checkout: `make install` installs it, `.venv/bin/precfm` runs it"
         )
 
 

@@ -3,17 +3,54 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from filelock import FileLock
 
 from precfm.pipeline.node import RESULTS, Node
 
+LOCKS = RESULTS / ".work" / "locks"
+
 
 def lock(node: Node, timeout: float = -1) -> FileLock:
     """The lock that whoever makes or moves an artifact holds; -1 waits for it as long as it takes."""
-    folder = RESULTS / ".work" / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / f"{node.kind}-{node.key}.lock", timeout=timeout)
+    LOCKS.mkdir(parents=True, exist_ok=True)
+    return FileLock(_of_artifact(node), timeout=timeout)
+
+
+def is_being_made(node: Node) -> bool:
+    """Whether a job, on whatever machine locks reach, makes or moves an artifact; one that was killed does not."""
+    return _is_held(_of_artifact(node))
+
+
+def is_being_run(what: str) -> bool:
+    """Whether a run works on an experiment (`alone`)."""
+    return _is_held(_of_run(what))
+
+
+def _of_artifact(node: Node) -> Path:
+    return LOCKS / f"{node.kind}-{node.key}.lock"
+
+
+def _of_run(what: str) -> Path:
+    return LOCKS / f"run-{what}.lock"
+
+
+def _is_held(file: Path) -> bool:
+    """Whether somebody holds a lock; nothing is written, and it is shared for the moment that it takes to ask."""
+    import fcntl
+
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextmanager
@@ -28,9 +65,8 @@ def alone(what: str) -> Iterator[int]:
     """
     import fcntl
 
-    folder = RESULTS / ".work" / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    held = os.open(folder / f"run-{what}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    LOCKS.mkdir(parents=True, exist_ok=True)
+    held = os.open(_of_run(what), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,103 @@
+"""How long the rest of a run will take, by what jobs took: an estimate, which says what it rests on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from precfm.pipeline.costs import COSTS, Cost, expected_seconds
+from precfm.pipeline.node import PUBLISHED
+from precfm.pipeline.plan import Plan
+
+HERE, THERE = "this machine", "the published run"
+GPU_JOBS = 1  # at a time: `resources` in profiles/default
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long it takes to make what is missing.
+
+    Attributes:
+        seconds: until all is made, where artifacts without a record take no time; None if none has a record.
+        cores: on so many.
+        times_from: how many artifacts each source of times decides, `HERE` or `THERE`.
+        unknown: how many artifacts have no record.
+    """
+
+    seconds: float | None
+    cores: int
+    times_from: Mapping[str, int]
+    unknown: int
+
+    def sentence(self, experiment: str) -> str:
+        """In words, with what it rests on."""
+        known = sum(self.times_from.values())
+        if self.seconds is None or known < self.unknown:
+            return f"time left: unknown yet, since times are recorded for {known} of {known + self.unknown} artifacts"
+        where = {HERE: "on this machine", THERE: f"in {PUBLISHED / experiment / COSTS}"}
+        by = " and ".join(f"{where[place]} (for {count})" for place, count in self.times_from.items())
+        about = f"more than {duration(self.seconds)}" if self.unknown else f"about {duration(self.seconds)}"
+        without = f"; not counted, without a recorded time: {self.unknown}" if self.unknown else ""
+        return f"time left: {about} on {self.cores} cores, by times recorded {by}{without}"
+
+    @property
+    def short(self) -> str:
+        """In three words, or none where too little is known."""
+        if self.seconds is None or sum(self.times_from.values()) < self.unknown:
+            return ""
+        return f"{'more than' if self.unknown else 'about'} {duration(self.seconds)} left"
+
+
+def estimate(
+    plan: Plan, done: Mapping[str, float], cores: int, costs: Sequence[tuple[str, Mapping[str, Cost]]]
+) -> Estimate:
+    """The time until all of a plan is made.
+
+    Not less than the work shared by all cores, nor than the longest chain of artifacts that need each other, nor than
+    what has to take turns on a GPU.
+
+    Args:
+        plan: all artifacts.
+        done: of artifacts that are still to be made, by id, how much is done: from 0 to 1.
+        cores: that may be used.
+        costs: sources of recorded times; the first one that knows an artifact's kind decides.
+    """
+    seconds: dict[str, float] = {}
+    times_from = dict.fromkeys((place for place, _ in costs), 0)
+    for node_id, share in done.items():
+        for place, recorded in costs:
+            expected = expected_seconds(plan.nodes[node_id], recorded)
+            if expected is not None:
+                seconds[node_id] = expected * (1 - share)
+                times_from[place] += 1
+                break
+    lanes = max(1, cores // plan.threads)
+    least = [sum(seconds.values()) / lanes, _longest_chain(plan, seconds)]
+    if plan.device == "cuda":
+        least.append(sum(taken for name, taken in seconds.items() if plan.nodes[name].on_device) / GPU_JOBS)
+    return Estimate(
+        seconds=max(least) if seconds else None,
+        cores=cores,
+        times_from={place: count for place, count in times_from.items() if count},
+        unknown=len(done) - len(seconds),
+    )
+
+
+def _longest_chain(plan: Plan, seconds: Mapping[str, float]) -> float:
+    """Seconds of the longest way through the plan, whose parents stand before their children."""
+    end: dict[str, float] = {}
+    for node in plan.nodes.values():
+        start = max((end[parent] for family in node.parents.values() for parent in family), default=0.0)
+        end[node.id] = start + seconds.get(node.id, 0.0)
+    return max(end.values(), default=0.0)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, no more exact than an estimate is.
+
+    Example:
+        >>> [duration(value) for value in (8, 75, 1200, 7500, 200_000)]
+        ['8 s', '75 s', '20 min', '2 h 5 min', '55 h 33 min']
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
