@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,11 +15,11 @@ from typer.testing import CliRunner
 from precfm.cli import app
 from precfm.cli.watching import Bars, follow, shown
 from precfm.pipeline.costs import COSTS, Cost, costs_text
-from precfm.pipeline.estimates import HERE, THERE, estimate
+from precfm.pipeline.estimates import HERE, THERE, Done, estimate
 from precfm.pipeline.locks import alone, is_being_run, lock
 from precfm.pipeline.node import PUBLISHED, RESULTS, Node
 from precfm.pipeline.plan import Plan
-from precfm.pipeline.status import Training, last_progress, status
+from precfm.pipeline.status import Running, Training, last_progress, status
 
 RECORDS = RESULTS / "mine/records"
 
@@ -94,11 +95,11 @@ def test_what_has_no_recorded_time_is_said_and_not_counted():
 
 def test_threads_and_a_gpu_limit_what_runs_at_a_time():
     costs = [(HERE, {"flows": Cost(artifacts=4, seconds=40), "evaluations": Cost(artifacts=4, seconds=4)})]
-    done = dict.fromkeys((each.id for each in [*FLOWS, *EVALUATIONS]), 0.0)
+    missing = dict.fromkeys((each.id for each in [*FLOWS, *EVALUATIONS]), Done())
     two_threads = Plan("mine", threads=2, nodes=PLAN.nodes)
     on_gpu = {each.id: Node(**{**vars(each), "device": "cuda"}) for each in PLAN.nodes.values()}
-    assert estimate(two_threads, done, 4, costs).seconds == 22
-    assert estimate(Plan("mine", device="cuda", nodes=on_gpu), done, 64, costs).seconds == 44
+    assert estimate(two_threads, missing, 4, costs).seconds == 22
+    assert estimate(Plan("mine", device="cuda", nodes=on_gpu), missing, 64, costs).seconds == 44
 
 
 def test_a_training_under_way_takes_the_rest_of_its_time():
@@ -106,8 +107,21 @@ def test_a_training_under_way_takes_the_rest_of_its_time():
     log(FLOWS[1], "flow:  75%|#####  | 45/60 [00:10<00:03, 4.5it/s, loss=0.5]")
     with lock(FLOWS[1]):
         found = status(PLAN, cores=1)
-    assert found.running == {FLOWS[1].id: Training("flow", 45, 60, "4.5it/s", "loss=0.5")}
+    assert found.running == {FLOWS[1].id: Running(0.0, Training("flow", 45, 60, "4.5it/s", "loss=0.5"))}
     assert found.estimate.seconds == 20 * 3 - 15
+
+
+def test_of_another_job_the_seconds_since_it_began_are_known():
+    publish(evaluations={"artifacts": 4, "seconds": 400})
+    for each in (DATA, *FLOWS):
+        make(each, 1)
+    part = RESULTS / f".work/parts/evaluations-{EVALUATIONS[0].key}.part-host-1"
+    part.mkdir(parents=True)
+    os.utime(part, (time.time() - 3600,) * 2)
+    with lock(EVALUATIONS[0]):
+        found = status(PLAN, cores=1)
+    assert found.running[EVALUATIONS[0].id].seconds >= 3600
+    assert found.estimate.seconds == 300  # it takes longer than expected, and should end any moment
 
 
 HOLDER = """

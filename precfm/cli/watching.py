@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import zip_longest
 from typing import Any
 
 from tqdm import tqdm
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.estimates import duration
 from precfm.pipeline.plan import Plan
-from precfm.pipeline.status import Course, Status, Training
+from precfm.pipeline.status import Course, Running, Status
 
 MOST_JOBS = 16  # that have a bar of their own
 LOOKING = 0.02  # of the time at most: plans can be large, and the cores are the jobs'
@@ -40,7 +41,6 @@ class Bars:
     every = 1.0
 
     def __init__(self, jobs: int) -> None:
-        self._began: dict[str, float] = {}
         self._failed: set[str] = set()
         self._whole = self._bar(0)
         self._jobs = [self._bar(1 + place) for place in range(min(jobs, MOST_JOBS))]
@@ -55,11 +55,8 @@ class Bars:
             self._whole.write(f"failed: {name}: {status.failed[name]}", file=sys.stderr)
         self._failed |= status.failed.keys()
         _draw(self._whole, status.experiment, status.finished, status.total, status.estimate.short)
-        now = time.monotonic()
-        self._began = {name: self._began.get(name, now) for name in status.running}
-        shown = [*status.running.items(), *[("", None)] * len(self._jobs)]
-        for bar, (name, course) in zip(self._jobs, shown, strict=False):
-            _draw_job(bar, name, course, now - self._began.get(name, now))
+        for bar, shown in zip_longest(self._jobs, [*status.running.items()][: len(self._jobs)]):
+            _draw_job(bar, *(shown or ("", None)))
 
     def close(self, status: Status) -> None:
         """Keep the bar of the run alone, as it ended."""
@@ -74,13 +71,14 @@ def _draw(bar: "tqdm[Any]", text: str, done: int, total: int, said: str) -> None
     bar.set_postfix_str(said)
 
 
-def _draw_job(bar: "tqdm[Any]", name: str, course: Training | None, seconds: float) -> None:
-    if course:
+def _draw_job(bar: "tqdm[Any]", name: str, job: Running | None) -> None:
+    if job and job.training:
+        course = job.training
         said = " ".join(filter(None, [course.rate, course.last]))
         _draw(bar, f"{name}, {course.name}", course.step, course.steps, said)
     else:
         bar.bar_format = PLAIN
-        bar.set_description_str(f"{'':{WIDTH + 2}} {duration(seconds)}  {name}" if name else "")
+        bar.set_description_str(f"{'':{WIDTH + 2}} {duration(job.seconds)}  {name}" if job else "")
 
 
 @contextmanager
