@@ -19,7 +19,7 @@ from precfm.pipeline.estimates import HERE, THERE, Done, estimate
 from precfm.pipeline.locks import alone, is_being_run, lock
 from precfm.pipeline.node import PUBLISHED, RESULTS, Node
 from precfm.pipeline.plan import Plan
-from precfm.pipeline.status import Running, Training, last_progress, status
+from precfm.pipeline.status import Course, Running, Training, last_progress, status
 
 RECORDS = RESULTS / "mine/records"
 
@@ -124,6 +124,12 @@ def test_of_another_job_the_seconds_since_it_began_are_known():
     assert found.estimate.seconds == 300  # it takes longer than expected, and should end any moment
 
 
+def test_a_run_for_a_part_counts_that_part():
+    publish(flows={"artifacts": 4, "seconds": 40}, data={"artifacts": 1, "seconds": 2})
+    found = Course(PLAN, 1, {DATA.id, FLOWS[0].id}).look()
+    assert (found.total, found.estimate.seconds, found.estimate.unknown) == (2, 12, 0)
+
+
 HOLDER = """
 import sys, time
 from precfm.pipeline.locks import alone, lock
@@ -184,11 +190,11 @@ def test_what_failed_is_named_until_it_is_made():
 
 
 def test_a_log_gets_plain_lines_and_a_whole_run_none(capsys):
-    with shown(PLAN, cores=1):
+    with shown(PLAN, 1, PLAN.nodes):
         wait_for(lambda: "0 of 9 artifacts made" in capsys.readouterr().out)
     for each in PLAN.nodes.values():
         make(each, 1)
-    with shown(PLAN, cores=1):
+    with shown(PLAN, 1, PLAN.nodes):
         pass
     assert capsys.readouterr() == ("", "")
 
@@ -200,7 +206,7 @@ def wait_for(condition):
 
 def test_a_run_does_not_fail_for_want_of_a_look_at_it(capsys):
     write(PUBLISHED / "mine" / COSTS, "[")
-    with shown(PLAN, cores=1):
+    with shown(PLAN, 1, PLAN.nodes):
         pass
     assert capsys.readouterr() == ("", "")
 
@@ -210,7 +216,7 @@ def test_bars_show_the_run_and_each_training(monkeypatch, capsys):
     log(FLOWS[1], "flow:  75%|#####  | 45/60 [00:10<00:03, 4.5it/s, loss=0.5]")
     make(DATA, 1)
     with lock(FLOWS[1]):
-        follow(PLAN, 2, lambda found, seconds: True)
+        follow(Course(PLAN, 2), 2, lambda found, seconds: True)
     said = capsys.readouterr().err
     assert "1/9" in said
     assert f"{FLOWS[1].id}, flow" in said

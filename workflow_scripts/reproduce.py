@@ -177,13 +177,23 @@ def run_snakemake(plan: Plan, targets: list[str], cores: int, held: int) -> None
     environment = {**threads, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     with log.open("ab") as file:
         start = file.tell()
-        failed = run_group(command, environment, held, file, shown(plan, cores))
+        failed = run_group(command, environment, held, file, shown(plan, cores, _wanted(plan, targets)))
     if failed:
         said = [file.read_text(encoding="utf-8").strip() for file in sorted(records.glob("logs/**/*.error"))]
         if not said:
             end = log.read_bytes()[start:].decode(errors="replace").splitlines()[-LAST_LINES:]
             said = [*end, f"precfm: {plan.experiment}: not finished ({log}); the same command goes on"]
         sys.exit("\n".join(said))
+
+
+def _wanted(plan: Plan, targets: list[str]) -> set[str]:
+    """What Snakemake may have to make for these targets."""
+    if {"all", "products"} & set(targets):
+        return set(plan.nodes)
+    asked = [
+        node for node in plan.nodes.values() if {f"all_{node.kind}", str(node.folder / RECORD)} & set(targets)
+    ]
+    return {node.id for node in plan.with_missing_parents(node.id for node in asked)}
 
 
 def is_recorded(plan: Plan) -> bool:

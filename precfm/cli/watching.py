@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.estimates import duration
+from precfm.pipeline.estimates import duration, lanes
 from precfm.pipeline.plan import Plan
 from precfm.pipeline.status import Course, Running, Status
 
@@ -82,9 +82,9 @@ def _draw_job(bar: "tqdm[Any]", name: str, job: Running | None) -> None:
 
 
 @contextmanager
-def shown(plan: Plan, cores: int) -> Iterator[None]:
-    """Show how a run goes on until the block ends; nothing where everything is made already."""
-    if all(node.exists for node in plan.nodes.values()):
+def shown(plan: Plan, cores: int, wanted: Collection[str]) -> Iterator[None]:
+    """Show how a run goes on until the block ends; nothing where all that it shall make, by id, exists already."""
+    if all(plan.nodes[name].exists for name in wanted):
         yield
         return
     ended = threading.Event()
@@ -94,7 +94,7 @@ def shown(plan: Plan, cores: int) -> Iterator[None]:
 
     def watched() -> None:
         with suppress(OSError, PrecfmError):  # a run never fails for want of a look at it
-            follow(plan, cores, wait)
+            follow(Course(plan, cores, wanted), lanes(plan, cores), wait)
 
     thread = threading.Thread(target=watched, daemon=True)
     thread.start()
@@ -114,19 +114,18 @@ def watch(plan: Plan, cores: int) -> None:
         return not status.is_going_on
 
     with suppress(KeyboardInterrupt):
-        follow(plan, cores, wait)
+        follow(Course(plan, cores), lanes(plan, cores), wait)
 
 
-def follow(plan: Plan, cores: int, wait: Callable[[Status, float], bool]) -> None:
+def follow(course: Course, jobs: int, wait: Callable[[Status, float], bool]) -> None:
     """Show how far an experiment is, on a terminal as bars, until it has ended.
 
     Args:
-        plan: its artifacts.
-        cores: that it may use.
+        course: of the experiment.
+        jobs: at a time.
         wait: gets what was shown and the seconds to the next look, and says after them whether it has ended.
     """
-    course = Course(plan, cores)
-    screen = Bars(max(1, cores // plan.threads)) if sys.stderr.isatty() else Lines()
+    screen = Bars(jobs) if sys.stderr.isatty() else Lines()
     try:
         while True:
             began = time.process_time()

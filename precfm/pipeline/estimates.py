@@ -86,8 +86,7 @@ def estimate(
                 seconds[node_id] = done.left(expected)
                 times_from[place] += 1
                 break
-    lanes = max(1, cores // plan.threads)
-    least = [sum(seconds.values()) / lanes, _longest_chain(plan, seconds)]
+    least = [sum(seconds.values()) / lanes(plan, cores), _longest_chain(plan, seconds)]
     if plan.device == "cuda":
         least.append(sum(taken for name, taken in seconds.items() if plan.nodes[name].on_device) / GPU_JOBS)
     return Estimate(
@@ -96,6 +95,11 @@ def estimate(
         times_from={place: count for place, count in times_from.items() if count},
         unknown=len(missing) - len(seconds),
     )
+
+
+def lanes(plan: Plan, cores: int) -> int:
+    """How many jobs run at a time."""
+    return max(1, cores // plan.threads)
 
 
 def _longest_chain(plan: Plan, seconds: Mapping[str, float]) -> float:

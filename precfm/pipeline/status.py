@@ -8,7 +8,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,7 +78,7 @@ class Status:
     Attributes:
         experiment: its name.
         at_work: whether a run of it is going on.
-        wanted: how many artifacts the plan has, by kind.
+        wanted: how many artifacts there shall be, by kind.
         made: how many of them are there.
         running: artifacts that a job is making now, by id.
         failed: artifacts that the last run could not make, by id with the reason.
@@ -95,7 +95,7 @@ class Status:
 
     @property
     def total(self) -> int:
-        """How many artifacts the plan has."""
+        """How many artifacts there shall be."""
         return sum(self.wanted.values())
 
     @property
@@ -149,10 +149,17 @@ class Status:
 
 
 class Course:
-    """What becomes of a plan while it is made: `look` again and again, which is cheap."""
+    """What becomes of a plan while it is made: `look` again and again, which is cheap.
 
-    def __init__(self, plan: Plan, cores: int) -> None:
+    Args:
+        plan: all artifacts.
+        cores: that may be used.
+        wanted: the ids of those that shall be made; None for all.
+    """
+
+    def __init__(self, plan: Plan, cores: int, wanted: Collection[str] | None = None) -> None:
         self._plan, self._cores = plan, cores
+        self._wanted = [node for node in plan.nodes.values() if wanted is None or node.id in wanted]
         self._made: set[str] = set()
         self._published = read_costs(PUBLISHED / plan.experiment)
         self._measured: dict[str, Cost] = {}
@@ -165,19 +172,20 @@ class Course:
             OSError: results cannot be read.
         """
         plan = self._plan
-        self._made |= {node.id for node in plan.nodes.values() if node.id not in self._made and node.exists}
-        missing = [node for node in plan.nodes.values() if node.id not in self._made]
+        self._made |= {node.id for node in self._wanted if node.id not in self._made and node.exists}
+        missing = [node for node in self._wanted if node.id not in self._made]
         running = {
             node.id: Running(_seconds(node), _training(node)) for node in missing if is_being_made(node)
         }
         left = {node.id: _done(node, running.get(node.id)) for node in missing}
         costs = [(HERE, self._costs()), (THERE, self._published)]
+        wanted = Counter(node.kind for node in self._wanted)
         made = Counter(plan.nodes[name].kind for name in self._made)
         return Status(
             experiment=plan.experiment,
             at_work=is_being_run(plan.experiment),
-            wanted={kind: len(nodes) for kind in KINDS if (nodes := plan.of(kind))},
-            made={kind: made[kind] for kind in KINDS if plan.of(kind)},
+            wanted={kind: wanted[kind] for kind in KINDS if wanted[kind]},
+            made={kind: made[kind] for kind in KINDS if wanted[kind]},
             running=running,
             failed={name: why for name, why in _failures(plan).items() if name not in self._made},
             estimate=estimate(plan, left, self._cores, costs),
