@@ -248,7 +248,7 @@ def test_make_reproduce_ends_with_that_line(project, capsys):
     write(THERE, experiment="another")  # no result, and no failure of what was made
     assert "another" in announced(capsys)[-1]
     shutil.rmtree(THERE)
-    assert "verdicts" in announced(capsys)[-1]
+    assert "results/mine/tables/" in announced(capsys)[-1]
     assert not any("published" in line for line in announced(capsys))
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,11 +15,11 @@ from typer.testing import CliRunner
 from precfm.cli import app
 from precfm.cli.watching import Bars, follow, shown
 from precfm.pipeline.costs import COSTS, Cost, costs_text
-from precfm.pipeline.estimates import HERE, THERE, estimate
+from precfm.pipeline.estimates import HERE, THERE, Done, estimate
 from precfm.pipeline.locks import alone, is_being_run, lock
 from precfm.pipeline.node import PUBLISHED, RESULTS, Node
 from precfm.pipeline.plan import Plan
-from precfm.pipeline.status import Training, last_progress, status
+from precfm.pipeline.status import Course, Running, Training, last_progress, status
 
 RECORDS = RESULTS / "mine/records"
 
@@ -94,11 +95,11 @@ def test_what_has_no_recorded_time_is_said_and_not_counted():
 
 def test_threads_and_a_gpu_limit_what_runs_at_a_time():
     costs = [(HERE, {"flows": Cost(artifacts=4, seconds=40), "evaluations": Cost(artifacts=4, seconds=4)})]
-    done = dict.fromkeys((each.id for each in [*FLOWS, *EVALUATIONS]), 0.0)
+    missing = dict.fromkeys((each.id for each in [*FLOWS, *EVALUATIONS]), Done())
     two_threads = Plan("mine", threads=2, nodes=PLAN.nodes)
     on_gpu = {each.id: Node(**{**vars(each), "device": "cuda"}) for each in PLAN.nodes.values()}
-    assert estimate(two_threads, done, 4, costs).seconds == 22
-    assert estimate(Plan("mine", device="cuda", nodes=on_gpu), done, 64, costs).seconds == 44
+    assert estimate(two_threads, missing, 4, costs).seconds == 22
+    assert estimate(Plan("mine", device="cuda", nodes=on_gpu), missing, 64, costs).seconds == 44
 
 
 def test_a_training_under_way_takes_the_rest_of_its_time():
@@ -106,8 +107,27 @@ def test_a_training_under_way_takes_the_rest_of_its_time():
     log(FLOWS[1], "flow:  75%|#####  | 45/60 [00:10<00:03, 4.5it/s, loss=0.5]")
     with lock(FLOWS[1]):
         found = status(PLAN, cores=1)
-    assert found.running == {FLOWS[1].id: Training("flow", 45, 60, "4.5it/s", "loss=0.5")}
+    assert found.running == {FLOWS[1].id: Running(0.0, Training("flow", 45, 60, "4.5it/s", "loss=0.5"))}
     assert found.estimate.seconds == 20 * 3 - 15
+
+
+def test_of_another_job_the_seconds_since_it_began_are_known():
+    publish(evaluations={"artifacts": 4, "seconds": 400})
+    for each in (DATA, *FLOWS):
+        make(each, 1)
+    part = RESULTS / f".work/parts/evaluations-{EVALUATIONS[0].key}.part-host-1"
+    part.mkdir(parents=True)
+    os.utime(part, (time.time() - 3600,) * 2)
+    with lock(EVALUATIONS[0]):
+        found = status(PLAN, cores=1)
+    assert found.running[EVALUATIONS[0].id].seconds >= 3600
+    assert found.estimate.seconds == 300  # it takes longer than expected, and should end any moment
+
+
+def test_a_run_for_a_part_counts_that_part():
+    publish(flows={"artifacts": 4, "seconds": 40}, data={"artifacts": 1, "seconds": 2})
+    found = Course(PLAN, 1, {DATA.id, FLOWS[0].id}).look()
+    assert (found.total, found.estimate.seconds, found.estimate.unknown) == (2, 12, 0)
 
 
 HOLDER = """
@@ -170,11 +190,11 @@ def test_what_failed_is_named_until_it_is_made():
 
 
 def test_a_log_gets_plain_lines_and_a_whole_run_none(capsys):
-    with shown(PLAN, cores=1):
+    with shown(PLAN, 1, PLAN.nodes):
         wait_for(lambda: "0 of 9 artifacts made" in capsys.readouterr().out)
     for each in PLAN.nodes.values():
         make(each, 1)
-    with shown(PLAN, cores=1):
+    with shown(PLAN, 1, PLAN.nodes):
         pass
     assert capsys.readouterr() == ("", "")
 
@@ -186,7 +206,7 @@ def wait_for(condition):
 
 def test_a_run_does_not_fail_for_want_of_a_look_at_it(capsys):
     write(PUBLISHED / "mine" / COSTS, "[")
-    with shown(PLAN, cores=1):
+    with shown(PLAN, 1, PLAN.nodes):
         pass
     assert capsys.readouterr() == ("", "")
 
@@ -196,7 +216,7 @@ def test_bars_show_the_run_and_each_training(monkeypatch, capsys):
     log(FLOWS[1], "flow:  75%|#####  | 45/60 [00:10<00:03, 4.5it/s, loss=0.5]")
     make(DATA, 1)
     with lock(FLOWS[1]):
-        follow(PLAN, 2, lambda found, seconds: True)
+        follow(Course(PLAN, 2), 2, lambda found, seconds: True)
     said = capsys.readouterr().err
     assert "1/9" in said
     assert f"{FLOWS[1].id}, flow" in said

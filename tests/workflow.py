@@ -40,7 +40,7 @@ def git(folder, *arguments):
 
 
 def reproduce(folder, *arguments, code=0, **environment):
-    """What the script said, and Snakemake, whose words it keeps in the records."""
+    """What the script said, and Snakemake, whose words it keeps in a file."""
     said = run(
         folder, sys.executable, "workflow_scripts/reproduce.py", "smoke", *arguments, code=code, **environment
     )
@@ -49,7 +49,7 @@ def reproduce(folder, *arguments, code=0, **environment):
 
 def snakemake_log(folder, experiment):
     """What Snakemake said in the last run of an experiment; nothing if it did not start."""
-    log = folder / "results" / experiment / "records/snakemake.log"
+    log = folder / f".snakemake/log/{experiment}.log"
     return log.read_text() if log.is_file() else ""
 
 

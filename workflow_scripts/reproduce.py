@@ -41,7 +41,7 @@ CACHE = Path(".dvc/cache/files")
 LOCKS_BEFORE = RESULTS / ".work" / "ledger"  # the ledger as it was, there while DVC records an experiment
 DVC_TRIES, DVC_PAUSE = 5, 3.0  # seconds; for a `dvc` command that somebody runs meanwhile
 BIN = Path(sys.executable).parent
-SNAKEMAKE_LOG = "snakemake.log"  # of the last run, among the records
+SNAKEMAKE_LOGS = Path(".snakemake/log")  # among its own, what it said in the last run of each experiment
 LAST_LINES = 30  # of it, where no job said why it failed
 
 
@@ -65,7 +65,7 @@ def main(
         )
     wanted = [f"all_{target}" if target in KINDS else target]
     with alone(experiment) as held:
-        (RESULTS / experiment / "records" / SNAKEMAKE_LOG).unlink(missing_ok=True)
+        (SNAKEMAKE_LOGS / f"{experiment}.log").unlink(missing_ok=True)
         if any(LOCKS_BEFORE.glob("[!.]*")):
             with alone("ledger"):  # DVC may have outlived the run that started it
                 wanted += repair_after_killed_dvc(plan)
@@ -163,10 +163,10 @@ def run_group(
 def run_snakemake(plan: Plan, targets: list[str], cores: int, held: int) -> None:
     """Run Snakemake and show how it goes on; if it fails, say in one line each what the failed jobs said.
 
-    What Snakemake says itself is kept in the records.
+    What Snakemake says itself goes to a file.
     """
-    records = RESULTS / plan.experiment / "records"
-    records.mkdir(parents=True, exist_ok=True)
+    records, log = RESULTS / plan.experiment / "records", SNAKEMAKE_LOGS / f"{plan.experiment}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
     for old in records.glob("logs/**/*.error"):
         old.unlink()
     threads = {
@@ -175,16 +175,25 @@ def run_snakemake(plan: Plan, targets: list[str], cores: int, held: int) -> None
     command = [str(BIN / "snakemake"), "--workflow-profile", "profiles/default", "--cores", str(cores)]
     command += ["--config", f"experiment={plan.experiment}", "--", *targets]
     environment = {**threads, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    log = records / SNAKEMAKE_LOG
     with log.open("ab") as file:
         start = file.tell()
-        failed = run_group(command, environment, held, file, shown(plan, cores))
+        failed = run_group(command, environment, held, file, shown(plan, cores, _wanted(plan, targets)))
     if failed:
         said = [file.read_text(encoding="utf-8").strip() for file in sorted(records.glob("logs/**/*.error"))]
         if not said:
             end = log.read_bytes()[start:].decode(errors="replace").splitlines()[-LAST_LINES:]
             said = [*end, f"precfm: {plan.experiment}: not finished ({log}); the same command goes on"]
         sys.exit("\n".join(said))
+
+
+def _wanted(plan: Plan, targets: list[str]) -> set[str]:
+    """What Snakemake may have to make for these targets."""
+    if {"all", "products"} & set(targets):
+        return set(plan.nodes)
+    asked = [
+        node for node in plan.nodes.values() if {f"all_{node.kind}", str(node.folder / RECORD)} & set(targets)
+    ]
+    return {node.id for node in plan.with_missing_parents(node.id for node in asked)}
 
 
 def is_recorded(plan: Plan) -> bool:

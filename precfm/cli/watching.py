@@ -3,16 +3,17 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from itertools import zip_longest
 from typing import Any
 
 from tqdm import tqdm
 
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.estimates import duration
+from precfm.pipeline.estimates import duration, lanes
 from precfm.pipeline.plan import Plan
-from precfm.pipeline.status import Course, Status, Training
+from precfm.pipeline.status import Course, Running, Status
 
 MOST_JOBS = 16  # that have a bar of their own
 LOOKING = 0.02  # of the time at most: plans can be large, and the cores are the jobs'
@@ -40,7 +41,6 @@ class Bars:
     every = 1.0
 
     def __init__(self, jobs: int) -> None:
-        self._began: dict[str, float] = {}
         self._failed: set[str] = set()
         self._whole = self._bar(0)
         self._jobs = [self._bar(1 + place) for place in range(min(jobs, MOST_JOBS))]
@@ -55,11 +55,8 @@ class Bars:
             self._whole.write(f"failed: {name}: {status.failed[name]}", file=sys.stderr)
         self._failed |= status.failed.keys()
         _draw(self._whole, status.experiment, status.finished, status.total, status.estimate.short)
-        now = time.monotonic()
-        self._began = {name: self._began.get(name, now) for name in status.running}
-        shown = [*status.running.items(), *[("", None)] * len(self._jobs)]
-        for bar, (name, course) in zip(self._jobs, shown, strict=False):
-            _draw_job(bar, name, course, now - self._began.get(name, now))
+        for bar, shown in zip_longest(self._jobs, [*status.running.items()][: len(self._jobs)]):
+            _draw_job(bar, *(shown or ("", None)))
 
     def close(self, status: Status) -> None:
         """Keep the bar of the run alone, as it ended."""
@@ -74,19 +71,20 @@ def _draw(bar: "tqdm[Any]", text: str, done: int, total: int, said: str) -> None
     bar.set_postfix_str(said)
 
 
-def _draw_job(bar: "tqdm[Any]", name: str, course: Training | None, seconds: float) -> None:
-    if course:
+def _draw_job(bar: "tqdm[Any]", name: str, job: Running | None) -> None:
+    if job and job.training:
+        course = job.training
         said = " ".join(filter(None, [course.rate, course.last]))
         _draw(bar, f"{name}, {course.name}", course.step, course.steps, said)
     else:
         bar.bar_format = PLAIN
-        bar.set_description_str(f"{'':{WIDTH + 2}} {duration(seconds)}  {name}" if name else "")
+        bar.set_description_str(f"{'':{WIDTH + 2}} {duration(job.seconds)}  {name}" if job else "")
 
 
 @contextmanager
-def shown(plan: Plan, cores: int) -> Iterator[None]:
-    """Show how a run goes on until the block ends; nothing where everything is made already."""
-    if all(node.exists for node in plan.nodes.values()):
+def shown(plan: Plan, cores: int, wanted: Collection[str]) -> Iterator[None]:
+    """Show how a run goes on until the block ends; nothing where all that it shall make, by id, exists already."""
+    if all(plan.nodes[name].exists for name in wanted):
         yield
         return
     ended = threading.Event()
@@ -96,7 +94,7 @@ def shown(plan: Plan, cores: int) -> Iterator[None]:
 
     def watched() -> None:
         with suppress(OSError, PrecfmError):  # a run never fails for want of a look at it
-            follow(plan, cores, wait)
+            follow(Course(plan, cores, wanted), lanes(plan, cores), wait)
 
     thread = threading.Thread(target=watched, daemon=True)
     thread.start()
@@ -116,19 +114,18 @@ def watch(plan: Plan, cores: int) -> None:
         return not status.is_going_on
 
     with suppress(KeyboardInterrupt):
-        follow(plan, cores, wait)
+        follow(Course(plan, cores), lanes(plan, cores), wait)
 
 
-def follow(plan: Plan, cores: int, wait: Callable[[Status, float], bool]) -> None:
+def follow(course: Course, jobs: int, wait: Callable[[Status, float], bool]) -> None:
     """Show how far an experiment is, on a terminal as bars, until it has ended.
 
     Args:
-        plan: its artifacts.
-        cores: that it may use.
+        course: of the experiment.
+        jobs: at a time.
         wait: gets what was shown and the seconds to the next look, and says after them whether it has ended.
     """
-    course = Course(plan, cores)
-    screen = Bars(max(1, cores // plan.threads)) if sys.stderr.isatty() else Lines()
+    screen = Bars(jobs) if sys.stderr.isatty() else Lines()
     try:
         while True:
             began = time.process_time()

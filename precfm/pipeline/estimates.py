@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from precfm.pipeline.costs import COSTS, Cost, expected_seconds
 from precfm.pipeline.node import PUBLISHED
@@ -46,8 +47,24 @@ class Estimate:
         return f"{'more than' if self.unknown else 'about'} {duration(self.seconds)} left"
 
 
+class Done(NamedTuple):
+    """How far a job is with an artifact.
+
+    Attributes:
+        seconds: since it began.
+        share: of the work, from 0 to 1; None where nobody knows.
+    """
+
+    seconds: float = 0.0
+    share: float | None = None
+
+    def left(self, expected: float) -> float:
+        """Seconds that are left of those that the whole was expected to take."""
+        return max(0.0, expected - self.seconds) if self.share is None else expected * (1 - self.share)
+
+
 def estimate(
-    plan: Plan, done: Mapping[str, float], cores: int, costs: Sequence[tuple[str, Mapping[str, Cost]]]
+    plan: Plan, missing: Mapping[str, Done], cores: int, costs: Sequence[tuple[str, Mapping[str, Cost]]]
 ) -> Estimate:
     """The time until all of a plan is made.
 
@@ -56,29 +73,33 @@ def estimate(
 
     Args:
         plan: all artifacts.
-        done: of artifacts that are still to be made, by id, how much is done: from 0 to 1.
+        missing: artifacts that are still to be made, by id.
         cores: that may be used.
         costs: sources of recorded times; the first one that knows an artifact's kind decides.
     """
     seconds: dict[str, float] = {}
     times_from = dict.fromkeys((place for place, _ in costs), 0)
-    for node_id, share in done.items():
+    for node_id, done in missing.items():
         for place, recorded in costs:
             expected = expected_seconds(plan.nodes[node_id], recorded)
             if expected is not None:
-                seconds[node_id] = expected * (1 - share)
+                seconds[node_id] = done.left(expected)
                 times_from[place] += 1
                 break
-    lanes = max(1, cores // plan.threads)
-    least = [sum(seconds.values()) / lanes, _longest_chain(plan, seconds)]
+    least = [sum(seconds.values()) / lanes(plan, cores), _longest_chain(plan, seconds)]
     if plan.device == "cuda":
         least.append(sum(taken for name, taken in seconds.items() if plan.nodes[name].on_device) / GPU_JOBS)
     return Estimate(
         seconds=max(least) if seconds else None,
         cores=cores,
         times_from={place: count for place, count in times_from.items() if count},
-        unknown=len(done) - len(seconds),
+        unknown=len(missing) - len(seconds),
     )
+
+
+def lanes(plan: Plan, cores: int) -> int:
+    """How many jobs run at a time."""
+    return max(1, cores // plan.threads)
 
 
 def _longest_chain(plan: Plan, seconds: Mapping[str, float]) -> float:

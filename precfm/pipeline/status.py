@@ -8,14 +8,14 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from precfm.pipeline.costs import Cost, measured_costs, read_costs
-from precfm.pipeline.estimates import HERE, THERE, Estimate, estimate
+from precfm.pipeline.estimates import HERE, THERE, Done, Estimate, duration, estimate
 from precfm.pipeline.locks import is_being_made, is_being_run
 from precfm.pipeline.node import PUBLISHED, RESULTS, Node
 from precfm.pipeline.plan import KINDS, Plan
@@ -56,15 +56,31 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Running:
+    """A job that makes an artifact now.
+
+    Attributes:
+        seconds: since it began.
+        training: its course; None of what is no training.
+    """
+
+    seconds: float
+    training: Training | None
+
+    def __str__(self) -> str:
+        return duration(self.seconds) + (f", {self.training}" if self.training else "")
+
+
+@dataclass(frozen=True)
 class Status:
     """How far an experiment is.
 
     Attributes:
         experiment: its name.
         at_work: whether a run of it is going on.
-        wanted: how many artifacts the plan has, by kind.
+        wanted: how many artifacts there shall be, by kind.
         made: how many of them are there.
-        running: artifacts that a job is making now, by id with the course of the training where there is one.
+        running: artifacts that a job is making now, by id.
         failed: artifacts that the last run could not make, by id with the reason.
         estimate: of the time left.
     """
@@ -73,13 +89,13 @@ class Status:
     at_work: bool
     wanted: Mapping[str, int]
     made: Mapping[str, int]
-    running: Mapping[str, Training | None]
+    running: Mapping[str, Running]
     failed: Mapping[str, str]
     estimate: Estimate
 
     @property
     def total(self) -> int:
-        """How many artifacts the plan has."""
+        """How many artifacts there shall be."""
         return sum(self.wanted.values())
 
     @property
@@ -125,7 +141,7 @@ class Status:
 
     def running_lines(self) -> list[str]:
         """What each job does."""
-        return [f"  {name}" + (f", {course}" if course else "") for name, course in self.running.items()]
+        return [f"  {name}, {job}" for name, job in self.running.items()]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -133,10 +149,17 @@ class Status:
 
 
 class Course:
-    """What becomes of a plan while it is made: `look` again and again, which is cheap."""
+    """What becomes of a plan while it is made: `look` again and again, which is cheap.
 
-    def __init__(self, plan: Plan, cores: int) -> None:
+    Args:
+        plan: all artifacts.
+        cores: that may be used.
+        wanted: the ids of those that shall be made; None for all.
+    """
+
+    def __init__(self, plan: Plan, cores: int, wanted: Collection[str] | None = None) -> None:
         self._plan, self._cores = plan, cores
+        self._wanted = [node for node in plan.nodes.values() if wanted is None or node.id in wanted]
         self._made: set[str] = set()
         self._published = read_costs(PUBLISHED / plan.experiment)
         self._measured: dict[str, Cost] = {}
@@ -149,20 +172,23 @@ class Course:
             OSError: results cannot be read.
         """
         plan = self._plan
-        self._made |= {node.id for node in plan.nodes.values() if node.id not in self._made and node.exists}
-        missing = [node for node in plan.nodes.values() if node.id not in self._made]
-        running = {node.id: _training(node) for node in missing if is_being_made(node)}
-        shares = {node.id: _share(node, running.get(node.id)) for node in missing}
+        self._made |= {node.id for node in self._wanted if node.id not in self._made and node.exists}
+        missing = [node for node in self._wanted if node.id not in self._made]
+        running = {
+            node.id: Running(_seconds(node), _training(node)) for node in missing if is_being_made(node)
+        }
+        left = {node.id: _done(node, running.get(node.id)) for node in missing}
         costs = [(HERE, self._costs()), (THERE, self._published)]
+        wanted = Counter(node.kind for node in self._wanted)
         made = Counter(plan.nodes[name].kind for name in self._made)
         return Status(
             experiment=plan.experiment,
             at_work=is_being_run(plan.experiment),
-            wanted={kind: len(nodes) for kind in KINDS if (nodes := plan.of(kind))},
-            made={kind: made[kind] for kind in KINDS if plan.of(kind)},
+            wanted={kind: wanted[kind] for kind in KINDS if wanted[kind]},
+            made={kind: made[kind] for kind in KINDS if wanted[kind]},
             running=running,
             failed={name: why for name, why in _failures(plan).items() if name not in self._made},
-            estimate=estimate(plan, shares, self._cores, costs),
+            estimate=estimate(plan, left, self._cores, costs),
         )
 
     def _costs(self) -> dict[str, Cost]:
@@ -178,9 +204,20 @@ def status(plan: Plan, cores: int) -> Status:
     return Course(plan, cores).look()
 
 
-def _share(node: Node, course: Training | None) -> float:
-    """How much of an artifact is done, from 0 to 1, as far as anyone knows."""
-    return course.step / course.steps if course and course.steps and node.kind in ONE_TRAINING else 0.0
+def _done(node: Node, job: Running | None) -> Done:
+    """How far an artifact is."""
+    if job is None:
+        return Done()
+    course = job.training if node.kind in ONE_TRAINING else None
+    return Done(job.seconds, course.step / course.steps if course and course.steps else None)
+
+
+def _seconds(node: Node) -> float:
+    """How long ago a job began with an artifact: its folder is made first, and mostly filled at the end."""
+    for part in (RESULTS / ".work" / "parts").glob(f"{node.kind}-{node.key}.part-*"):
+        with suppress(FileNotFoundError):
+            return max(0.0, time.time() - part.stat().st_mtime)
+    return 0.0
 
 
 def _logs(experiment: str) -> Path:
