@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from precfm import PreconditionedFlow, TrainingOptions, __version__
 from precfm.cli import app
 from precfm.core.errors import PrecfmError
+from precfm.diagnosis.maps import TRIED
 from precfm.latents.reading import open_latents
 from precfm.preconditioners.saving import load
 from precfm.preconditioners.whitening import Whitening
@@ -69,6 +70,28 @@ def test_fit_transform_inverse_come_back(x: Tensor) -> None:
     assert [path.name for path in Path("back").iterdir()] == ["00000.safetensors"]
 
 
+def test_names_of_the_table_are_names_of_maps(x: Tensor) -> None:
+    """What `diagnose` prints to be pasted runs."""
+    command = "precfm fit LATENTS --map per_channel --output map.safetensors"
+    assert command in said("diagnose", "z.npy")
+    for name, each in TRIED.items():
+        if not each.needs_labels and not each.needs_channels:
+            said("fit", "z.npy", "--map", name, "--output", f"{name}.safetensors")
+    assert load("tempered_whitening.safetensors").options["exponent"] == 0.25
+
+
+def test_channels_may_be_last(x: Tensor) -> None:
+    maps = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    np.save("last.npy", maps.movedim(1, -1).numpy())
+    fit = ("fit", "last.npy", "--map", "per_channel", "--output", "p.safetensors")
+    assert said(*fit).startswith("Look first: rows of 8 x 8 x 3 look like channels last")
+    assert "Look first" not in said(*fit, "--force", "--channels-last")
+    assert load("p.safetensors").event_shape == (3, 8, 8)
+    said("transform", "p.safetensors", "last.npy", "z1.npy", "--channels-last")
+    said("inverse", "p.safetensors", "z1.npy", "back.npy")
+    assert torch.allclose(rows("back.npy"), maps, atol=1e-5)
+
+
 def test_labels_go_along(x: Tensor) -> None:
     said("fit", "z.npy", "--labels", "y.npy", "--map", "class_whitening", "--output", "w.safetensors")
     said("transform", "w.safetensors", "z.npy", "there", "--labels", "y.npy")
@@ -112,17 +135,22 @@ def test_nothing_is_replaced_without_force(x: Tensor) -> None:
 def test_what_is_wrong_is_one_sentence(x: Tensor) -> None:
     said("fit", "z.npy", "--output", "w.safetensors")
     np.save("wide.npy", np.zeros((3, 5), dtype=np.float32))
+    np.save("flat.npy", (x * torch.tensor([1.0, 0, 1, 1])).numpy())
     PreconditionedFlow(training=TrainingOptions(steps=1, batch_size=8)).fit(x).save("flow")
     out = ("--output", "new.safetensors")
     wrong: list[tuple[tuple[object, ...], str]] = [
         (("diagnose", "nowhere.npy"), "nowhere.npy: there is no such file"),
         (("diagnose", "z.npy", "--labels", "z.npy"), "z.npy: has shape (400, 4) and holds float32; labels"),
         (("fit", "z.npy", "--output", "w.pt"), "w.pt: ends in '.pt'; '.safetensors' is needed"),
-        (("fit", "z.npy", "--map", "bleaching", *out), "preconditioners: got 'bleaching'"),
-        (("fit", "z.npy", "--option", "exponent", *out), "option: got 'exponent'; NAME=VALUE"),
-        (("fit", "z.npy", "--option", "exponent=[", *out), "option: got 'exponent=[', whose value"),
-        (("fit", "z.npy", "--option", "exponent=7", *out), "preconditioners: 'whitening': exponent: got 7"),
-        (("fit", "z.npy", "--option", "power=0.5", *out), "preconditioners: 'whitening': power: got 0.5"),
+        (("fit", "z.npy", "--map", "bleaching", *out), "--map: got 'bleaching'"),
+        (("fit", "z.npy", "--map", "decoder_metric", *out), "--map: got 'decoder_metric', which needs"),
+        (("fit", "z.npy", "--option", "exponent", *out), "--option: got 'exponent'; NAME=VALUE"),
+        (("fit", "z.npy", "--option", "exponent=[", *out), "--option: got 'exponent=[', whose value"),
+        (("fit", "z.npy", "--option", "exponent=7", *out), "--map: 'whitening': exponent: got 7"),
+        (
+            ("fit", "z.npy", "--option", "power=0.5", *out),
+            "--map: 'whitening': power: got 0.5; no such option; did you mean exponent",
+        ),
         (
             ("fit", "z.npy", "--map", "class_whitening", *out),
             "z.npy: has no labels, on which class_whitening",
@@ -132,6 +160,19 @@ def test_what_is_wrong_is_one_sentence(x: Tensor) -> None:
             ("transform", "w.safetensors", "wide.npy", "o.npy"),
             "wide.npy: has rows of shape (5,); w.safetensors needs",
         ),
+        (("transform", "z.npy", "z.npy", "o.npy"), "z.npy: holds no map but a tensor (400, 4)"),
+        (("diagnose", "w.safetensors"), "w.safetensors: holds a fitted map"),
+        (("diagnose", "flow"), "flow: holds a trained flow"),
+        (("diagnose", "flat.npy"), "flat.npy: is constant in feature 1"),
+        (("diagnose", "z.npy", "--train", "0.0001"), "--train: got 0.0001; at least"),
+        (("diagnose", "z.npy", "--dense-features", 0), "--dense-features: got 0"),
+        (("fit", "z.npy", "--channels-last", *out), "z.npy: has shape (400, 4); with channels_last"),
+        (("transform", "flow", "z.npy", "o.npy"), "flow: holds a trained flow"),
+        (("sample", "w.safetensors", 3, "o.npy"), "w.safetensors: is a file"),
+        (("fit", "z.npy", "--option", "name=scalar", *out), "--option: got 'name=scalar'; --map"),
+        (("fit", "z.npy", "--output", "z.npy/w.safetensors"), "z.npy/w.safetensors: z.npy is a file"),
+        (("diagnose", "z.npy", "--device", "cuda"), "--device: got cuda, but is of images"),
+        (("diagnose", "z.npy", "--tensor", "z"), "z.npy: holds one tensor without a name"),
         (("inverse", "w.safetensors", "z.npy", "o.csv"), "o.csv: ends in '.csv'; '.npy'"),
         (("sample", "nowhere", 3, "o.npy"), "nowhere"),
         (("sample", "flow", 3, "o.npy", "--labels", "y.npy"), "y.npy: holds 400 labels; 3 are needed"),

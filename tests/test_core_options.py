@@ -31,6 +31,7 @@ from precfm.core.options import (
 )
 from precfm.preconditioners.base import Preconditioner
 from precfm.preconditioners.whitening import Whitening
+from precfm.training.options import TrainingOptions
 
 
 class Layer(nn.Module):
@@ -287,3 +288,9 @@ def test_an_unknown_option_is_told_with_what_there_is() -> None:
     ):
         with pytest.raises(PrecfmError, match=r"exponnet.*did you mean exponent\?.*shrinkage, rows"):
             make()
+
+
+def test_names_of_other_libraries_are_understood() -> None:
+    for given, meant in {"lr": "learning_rate", "epochs": "steps", "batch": "batch_size"}.items():
+        with pytest.raises(PrecfmError, match=f"^{given}: .*did you mean {meant}"):
+            TrainingOptions(**{given: 1})

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
 from precfm import Diagnosis, PrecfmError, PreconditionedFlow, diagnose
-from precfm.diagnosis import evidence, maps, training
+from precfm.diagnosis import decoder, evidence, maps, training
 from precfm.diagnosis.conditioning import kappa_floor, rows_needed
 from precfm.diagnosis.recommendation import LEAVE_BELOW, from_selection
 from precfm.flows.settings import FlowSettings
@@ -82,7 +83,7 @@ def test_too_few_rows_are_said_to_be_too_few() -> None:
     few = diagnose(rotated(60, 64, 1e4))
     assert math.isinf(few.raw.kappa)
     assert few.to_json()["raw"]["kappa"] is None
-    assert "64 features; 30 are there" in by_name(few)["whitening"].refused
+    assert "half of the rows, 30, and needs more than the 64 features" in by_name(few)["whitening"].refused
     assert kappa_floor(64, needed / 2, needed // 2) == pytest.approx(
         max(found.raw.at_least, LEAVE_BELOW) / 3, rel=0.05
     )
@@ -102,7 +103,7 @@ def test_a_map_for_few_rows_is_found_by_its_line_in_the_table(monkeypatch: pytes
     x = torch.randn(60, 2, 16, 16, generator=torch.Generator().manual_seed(1))
     x[:, 1] *= 30
     assert str(diagnose(x).recommendation) == "use per_channel"
-    assert "as far as so few rows show" in diagnose(x).recommendation.reason
+    assert "as far as so few rows show" in " ".join(diagnose(x).recommendation.reason.split())
     for_scales = ("per_channel", "channel_whitening", "per_frequency", "kronecker")
     others = {name: each for name, each in maps.TRIED.items() if name not in for_scales}
     monkeypatch.setattr(maps, "TRIED", others)
@@ -147,11 +148,29 @@ def test_directions_that_a_decoder_does_not_use_are_counted() -> None:
         (diagnose(x[:10], decoder=lambda latents: latents), "6 directions need 14 rows; 10 are there"),
         (
             diagnose(x, decoder=lambda latents: latents, dense_features=5),
-            "there are 6 directions; dense_features of 6",
+            "there are 6 directions; --dense-features 6",
         ),
     ):
-        assert f"decoder: not asked, since {words}" in str(refused)
+        assert f"decoder: not asked, since {words}" in " ".join(str(refused).split())
         assert refused.to_json()["decoder"]["kappa_used"] is None
+
+
+def test_a_slow_decoder_is_asked_for_less_and_this_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2000, 20, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 0, 20)
+    monkeypatch.setattr(decoder, "_seconds_per_image", lambda *_: 60 / 22)
+    slow = diagnose(x, decoder=lambda latents: latents[:, 10:])
+    assert slow.decoder is not None
+    assert (slow.decoder.unused, slow.decoder.directions, slow.decoder.images) == (4, 9, 2)
+    assert "2 images for each of 9 of 20 directions" in " ".join(str(slow).split())
+    monkeypatch.setattr(decoder, "_seconds_per_image", lambda *_: 30.0)
+    assert "an image takes 30 s" in str(diagnose(x, decoder=lambda latents: latents))
+
+
+def test_shapes_that_look_otherwise_are_pointed_out() -> None:
+    for shape, words in [((40, 8, 8, 3), "channels last"), ((10, 200), "the wrong way round")]:
+        (note,) = diagnose(torch.randn(shape)).notes
+        assert words in note
+    assert diagnose(torch.randn(40, 3, 8, 8)).notes == ()
 
 
 def test_files_arrays_and_tensors_give_the_same(tmp_path: Any) -> None:
@@ -162,6 +181,7 @@ def test_files_arrays_and_tensors_give_the_same(tmp_path: Any) -> None:
         diagnose(x.numpy()),
         diagnose(np.load(tmp_path / "z.npy", mmap_mode="r")),
         diagnose(open_latents(tmp_path / "z.npy")),
+        diagnose(pd.DataFrame(x.numpy())),
     ]
     assert len({str(each) for each in answers}) == 1
     assert str(diagnose(x, seed=1)) != str(answers[0])
@@ -175,7 +195,9 @@ def test_it_is_readable_by_people_and_programs(tmp_path: Any) -> None:
         "▁",
         "use whitening",
         evidence.PUBLISHED[1].revision,
-        "17.2 whitening",
+        "precfm fit LATENTS --map whitening",
+        "wrappers=['gaussian_skip']",
+        f"{'whitening':36}     17.2    0.103      6.95",
     ):
         assert words in said
     assert max(map(len, said.splitlines())) <= 80
@@ -236,6 +258,8 @@ def test_wrong_calls_are_refused_by_field() -> None:
         ("x: got a list", [[1.0]], {}),
         ("x: has dtype torch.int64", x.long(), {}),
         ("x: holds int64", x.long().numpy(), {}),
+        ("x: holds object", pd.DataFrame({"a": ["b"] * 100, "c": x[:, 0].numpy()}), {}),
+        ("labels: got a ndarray", x, {"labels": pd.Series(["a", "b"] * 50)}),
         ("x: has shape (100,)", x[:, 0], {}),
         ("x: has 7 rows", x[:7], {}),
         ("x: is constant in feature 2", flat, {}),
@@ -248,6 +272,14 @@ def test_wrong_calls_are_refused_by_field() -> None:
         ("minutes: got 0", x, {"minutes": 0.0}),
         ("dense_features: got 0", x, {"dense_features": 0}),
         ("decoder: got 3", x, {"decoder": 3}),
+        ("decoder: gave a NoneType", x, {"decoder": lambda _: None}),
+        ("decoder: gave shape (0, 4)", x, {"decoder": lambda latents: latents[:0]}),
+        ("decoder: its image does not change", x, {"decoder": torch.zeros_like}),
+        ("decoder: its image is not finite", x, {"decoder": lambda latents: latents * math.nan}),
+        ("x: got the path", "z.npy", {}),
+        ("x: has shape ()", x[0, 0], {}),
+        ("x: is sparse", x.to_sparse(), {}),
+        ("x: is a masked array", np.ma.masked_array(x.numpy()), {}),
     ]
     for field, data, options in wrong:
         with pytest.raises(PrecfmError) as refused:

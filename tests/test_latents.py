@@ -12,6 +12,7 @@ from torch import Tensor
 from precfm.core.errors import PrecfmError
 from precfm.latents.reading import Latents, open_latents
 from precfm.latents.writing import replacing, write_latents
+from precfm.preconditioners.scalar import Scalar
 
 
 def latents(rows: int = 10, *dim: int) -> Tensor:
@@ -92,6 +93,11 @@ def test_what_is_wrong_is_one_sentence_with_the_file(tmp_path: Path) -> None:
     (tmp_path / "cut.pt").write_bytes(b"PK no archive")
     torch.save([x], tmp_path / "list.pt")
     torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "object.pt")
+    network = torch.nn.Linear(2, 2).state_dict()
+    torch.save(network, tmp_path / "weights.pt")
+    torch.save({"state_dict": network, "epoch": 3}, tmp_path / "checkpoint.pt")
+    Scalar().fit(x).save(tmp_path / "map.safetensors")
+    Scalar().fit(x).save(tmp_path / "map")
     (tmp_path / "table.csv").write_text("1,2")
     for folder, other in (("mixed", latents(3, 5)), ("types", latents(3, 4).double())):
         (tmp_path / folder).mkdir()
@@ -113,6 +119,11 @@ def test_what_is_wrong_is_one_sentence_with_the_file(tmp_path: Path) -> None:
         ("cut.pt", {}, "cut.pt: cannot be read"),
         ("list.pt", {}, "list.pt: holds a list; a tensor"),
         ("object.pt", {}, "object.pt: cannot be read"),
+        ("weights.pt", {}, "weights.pt: holds 2 tensors such as 'weight', the weights of a network"),
+        ("checkpoint.pt", {}, "checkpoint.pt: holds a dictionary of 'state_dict', 'epoch', the checkpoint"),
+        ("map.safetensors", {}, "map.safetensors: holds a fitted map"),
+        ("map", {}, "map: holds a fitted map"),
+        ("good.npy", {"channels_last": True}, r"good.npy: has shape \(9, 4\); with channels_last"),
         ("mixed", {}, r"1.npy: has rows of shape \(5,\) .* 0.npy has \(4,\)"),
         ("types", {}, r"1.npy: has rows of shape \(4,\) in float64, but 0.npy has .* float32"),
         ("some", {}, "1.safetensors: z: has shape .* beside no labels"),

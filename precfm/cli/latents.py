@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from precfm.cli.arguments import Seed
+from precfm.cli.running import called
 from precfm.core.errors import PrecfmError
 
 app = typer.Typer()
@@ -25,6 +26,13 @@ LabelsFile = Annotated[
 TensorName = Annotated[
     str | None, typer.Option("--tensor", help="Which tensor, where a file holds several beside 'labels'.")
 ]
+ChannelsLast = Annotated[
+    bool,
+    typer.Option(
+        "--channels-last",
+        help="LATENTS are (rows, height, width, channels); what is written has channels first.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there under that name.")]
 Map = Annotated[Path, typer.Argument(metavar="MAP", help="A file of `precfm fit`.")]
 
@@ -41,6 +49,7 @@ def diagnose(
     ],
     labels: LabelsFile = None,
     tensor: TensorName = None,
+    channels_last: ChannelsLast = False,
     autoencoder: Annotated[
         str | None,
         typer.Option(
@@ -56,7 +65,9 @@ def diagnose(
         int | None,
         typer.Option(min=1, help="Encode so many images at most, at random."),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where the autoencoder runs, such as cuda.")] = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="Where the autoencoder runs, such as cuda; default: cpu.")
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the spectra into this file, such as FILE.png.")
     ] = None,
@@ -81,22 +92,26 @@ def diagnose(
         require_plot(plot)
 
     measured = partial(find, seed=seed, minutes=train, dense_features=dense_features)
-    if autoencoder is None:
-        from precfm.latents.reading import open_latents
+    with called(x=latents, labels=labels or "--labels", minutes="--train", dense_features="--dense-features"):
+        if autoencoder is None:
+            from precfm.latents.reading import open_latents
 
-        for name, value in (("size", size), ("rows", rows)):
-            if value is not None:
-                raise PrecfmError(f"{name}: got {value}, but is of images; --autoencoder is needed, too")
-        found = measured(open_latents(latents, tensor=tensor, labels=labels))
-    else:
-        from precfm.diagnosis.images import encode_images
+            for name, value in (("size", size), ("rows", rows), ("device", device)):
+                if value is not None:
+                    raise PrecfmError(
+                        f"--{name}: got {value}, but is of images; --autoencoder is needed, too"
+                    )
+            found = measured(open_latents(latents, tensor=tensor, labels=labels, channels_last=channels_last))
+        else:
+            from precfm.diagnosis.images import encode_images
 
-        if tensor is not None:
-            raise PrecfmError(f"tensor: got '{tensor}', but --autoencoder reads images, which have no names")
-        encoded = encode_images(
-            latents, autoencoder, labels=labels, size=size, rows=rows, seed=seed, device=device
-        )
-        found = measured(encoded.latents, encoded.labels, decoder=encoded.decode)
+            for name, given in (("--tensor", tensor), ("--channels-last", channels_last)):
+                if given:
+                    raise PrecfmError(f"{name}: is of files of latents, but --autoencoder reads images")
+            encoded = encode_images(
+                latents, autoencoder, labels=labels, size=size, rows=rows, seed=seed, device=device or "cpu"
+            )
+            found = measured(encoded.latents, encoded.labels, decoder=encoded.decode)
     typer.echo(json.dumps(found.to_json(), indent=1, allow_nan=False) if as_json else str(found))
     if plot is not None:
         found.plot(plot)
@@ -106,21 +121,30 @@ def diagnose(
 def fit(
     latents: Source,
     output: Annotated[Path, typer.Option(help="The file to write, FILE.safetensors.")],
-    name: Annotated[str, typer.Option("--map", help="A preconditioner's name.")] = "whitening",
+    name: Annotated[
+        str, typer.Option("--map", help="A preconditioner's name, or one of the table of `precfm diagnose`.")
+    ] = "whitening",
     option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="One of its options; may be repeated.")
     ] = None,
     labels: LabelsFile = None,
     tensor: TensorName = None,
+    channels_last: ChannelsLast = False,
     seed: Seed = 0,
     force: Force = False,
 ) -> None:
     """Fit a preconditioner to latents, reading them once in batches, and write it into one file."""
+    from precfm.diagnosis.maps import TRIED
+    from precfm.latents.mistaken import layout_notes
     from precfm.latents.reading import open_latents
     from precfm.streaming.maps import fit_map
 
-    opened = open_latents(latents, tensor=tensor, labels=labels)
-    fitted = fit_map(opened, name, option or (), output, seed=seed, force=force)
+    opened = open_latents(latents, tensor=tensor, labels=labels, channels_last=channels_last)
+    for note in layout_notes(opened.shape):
+        typer.echo(f"Look first: {note}")
+    spec = TRIED[name].spec if name in TRIED else name
+    with called(x=latents, labels=labels or "--labels", preconditioners="--map", option="--option"):
+        fitted = fit_map(opened, spec, option or (), output, seed=seed, force=force)
     for note in fitted.notes:
         typer.echo(note)
     typer.echo(f"{output}: {name} of {len(opened):,} rows, {fitted.num_parameters:,} numbers")
@@ -133,10 +157,11 @@ def transform(
     out: Out,
     labels: LabelsFile = None,
     tensor: TensorName = None,
+    channels_last: ChannelsLast = False,
     force: Force = False,
 ) -> None:
     """Map latents into the space of the flow, batch by batch."""
-    _mapped(preconditioner, latents, out, labels, tensor, force, back=False)
+    _mapped(preconditioner, latents, out, labels, tensor, channels_last, force, back=False)
 
 
 @app.command()
@@ -146,10 +171,11 @@ def inverse(
     out: Out,
     labels: LabelsFile = None,
     tensor: TensorName = None,
+    channels_last: ChannelsLast = False,
     force: Force = False,
 ) -> None:
     """Map points of the flow's space back to latents, batch by batch."""
-    _mapped(preconditioner, latents, out, labels, tensor, force, back=True)
+    _mapped(preconditioner, latents, out, labels, tensor, channels_last, force, back=True)
 
 
 def _mapped(
@@ -158,6 +184,7 @@ def _mapped(
     out: Path,
     labels: Path | None,
     tensor: str | None,
+    channels_last: bool,
     force: bool,
     *,
     back: bool,
@@ -165,8 +192,9 @@ def _mapped(
     from precfm.latents.reading import open_latents
     from precfm.streaming.maps import map_file
 
-    opened = open_latents(latents, tensor=tensor, labels=labels)
-    map_file(preconditioner, opened, out, back=back, force=force)
+    opened = open_latents(latents, tensor=tensor, labels=labels, channels_last=channels_last)
+    with called(x=latents, z=latents, labels=labels or "--labels"):
+        map_file(preconditioner, opened, out, back=back, force=force)
     typer.echo(f"{out}: {len(opened):,} rows of {' x '.join(map(str, opened.shape[1:]))}")
 
 
@@ -188,5 +216,6 @@ def sample(
     """Draw samples of the data from a saved flow."""
     from precfm.streaming.samples import sample_file
 
-    sample_file(flow, count, out, labels=labels, steps=steps, seed=seed, force=force)
+    with called(labels="--labels"):
+        sample_file(flow, count, out, labels=labels, steps=steps, seed=seed, force=force)
     typer.echo(f"{out}: {count:,} samples")

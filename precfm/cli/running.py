@@ -1,10 +1,12 @@
 """How a command line is run: whatever its user does wrong is one sentence."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import typer
 
-from precfm.core.errors import one_sentence
+from precfm.core.errors import PrecfmError, one_sentence
 
 
 def run(app: typer.Typer, name: str) -> None:
@@ -26,3 +28,19 @@ def run(app: typer.Typer, name: str) -> None:
                 typer.echo(f"precfm: {said}; {remedy}", err=True)
             code = getattr(error, "exit_code", 1)
         sys.exit(code or 0)
+
+
+@contextmanager
+def called(**names: object) -> Iterator[None]:
+    """Say what the library refuses by the names that the user of a command has given.
+
+    Args:
+        names: for an argument of the library, the option or the file that stands for it.
+    """
+    try:
+        yield
+    except PrecfmError as error:
+        argument, colon, rest = str(error).partition(":")
+        if not colon or argument not in names:
+            raise
+        raise type(error)(f"{names[argument]}:{rest}") from error

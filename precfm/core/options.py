@@ -38,6 +38,25 @@ else:
 
 LONGEST_VALUE = 100  # characters of a wrong value that a sentence shows
 LISTED = 240  # characters of the names that a sentence lists; half of it beside the one that was meant
+# Names that other libraries have for an option, which no likeness of spelling finds.
+SYNONYMS = {
+    synonym: name
+    for name, synonyms in {
+        "learning_rate": "lr rate step_size",
+        "batch_size": "batch bs",
+        "steps": "epochs num_epochs max_epochs iterations num_iterations iters max_iter n_iter",
+        "weight_decay": "wd l2",
+        "ema_decay": "ema",
+        "clip_norm": "grad_clip gradient_clip_val max_grad_norm",
+        "schedule": "lr_scheduler scheduler",
+        "width": "hidden_dim hidden_size",
+        "depth": "layers num_layers n_layers",
+        "rank": "n_components",
+        "exponent": "power",
+        "seed": "random_state",
+    }.items()
+    for synonym in synonyms.split()
+}
 LARGEST = 2**53  # up to here every whole number is a float, too, as which readers of JSON take it
 
 
@@ -146,8 +165,11 @@ def suggestion(name: str, known: Collection[str]) -> str:
     Example:
         >>> suggestion("exponnet", ["exponent", "rows"])
         '; did you mean exponent? There are exponent, rows'
+        >>> suggestion("lr", ["learning_rate", "steps"])
+        '; did you mean learning_rate? There are learning_rate, steps'
     """
-    close = get_close_matches(name, known, n=1)
+    other = SYNONYMS.get(name.lower())
+    close = [other] if other in known else get_close_matches(name, known, n=1)
     meant = f"; did you mean {close[0]}? There are" if close else "; there are"
     listed = shorten(", ".join(known), LISTED // 2 if close else LISTED, placeholder=" ...")
     return f"{meant} {listed}" if known else "; there are none"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from pydantic import SkipValidation
 from torch import Tensor
@@ -16,8 +17,9 @@ from precfm.diagnosis.decoder import Decoder, DecoderUse, measure_decoder
 from precfm.diagnosis.maps import MapReport, measure_map, tried_maps
 from precfm.diagnosis.recommendation import Recommendation, from_selection, recommend
 from precfm.diagnosis.rendering import plot_spectra, text
-from precfm.diagnosis.rows import DENSE_FEATURES, draw
+from precfm.diagnosis.rows import DENSE_FEATURES, array_of, draw
 from precfm.diagnosis.training import candidates, measure
+from precfm.latents.mistaken import layout_notes
 from precfm.latents.reading import Latents
 
 
@@ -34,6 +36,7 @@ class Diagnosis:
         fit_rows: rows that maps were fitted to.
         held_out_rows: other rows, of which all numbers here are.
         seed: of the split.
+        notes: what to look at before anything else: a shape that looks like that of another layout.
         raw: the held-out rows as they are.
         maps: behind each map that was tried, from simple to complex.
         decoder: what a decoder makes of the directions, if one was given.
@@ -49,6 +52,7 @@ class Diagnosis:
     fit_rows: int
     held_out_rows: int
     seed: int
+    notes: tuple[str, ...]
     raw: Conditioning
     maps: tuple[MapReport, ...]
     decoder: DecoderUse | None
@@ -78,8 +82,8 @@ class Diagnosis:
 
 @checked
 def diagnose(
-    x: Annotated[Tensor | np.ndarray | Latents, SkipValidation],
-    labels: Annotated[Tensor | np.ndarray | None, SkipValidation] = None,
+    x: Annotated[Tensor | np.ndarray | pd.DataFrame | Latents, SkipValidation],
+    labels: Annotated[Tensor | np.ndarray | pd.Series | None, SkipValidation] = None,
     *,
     decoder: Decoder | None = None,
     seed: Natural = 0,
@@ -92,11 +96,12 @@ def diagnose(
     them, class by class; every number is of the other half. 60,000 x 512 take half a minute on one core.
 
     Args:
-        x: latents, shape (rows, *dim), floating point: a tensor, an array (also a memory-mapped one), or a file opened
-            by `precfm.open_latents`.
+        x: latents, shape (rows, *dim), floating point: a tensor, an array (also a memory-mapped one), a data frame, or
+            a file opened by `precfm.open_latents`.
         labels: classes, integers, shape (rows,), or None; those of the file where None.
         decoder: maps latents (batch, *dim) to images; if given, the directions that it hardly uses are counted, by 64
-            images for each of them, unless they are more than `dense_features` or than half of the rows.
+            images for each of them, unless they are more than `dense_features` or than half of the rows; a slow one is
+            asked for fewer, so that it takes about a minute.
         seed: of the choice and the split of rows, and of trainings.
         minutes: of short paired trainings (`precfm.select`) of the maps and of skips, about; None trains nothing, and
             the answer rests on second moments.
@@ -104,7 +109,8 @@ def diagnose(
             at 1,024 features, a minute at 4,096.
 
     Returns:
-        What was found, with the recommendation; without `minutes` a function of the arguments.
+        What was found, with the recommendation; without `minutes` a function of the arguments, but for how much a slow
+        decoder is asked.
 
     Raises:
         PrecfmError: an argument is wrong, or the rows are too few (8), not finite, or constant in some direction.
@@ -119,7 +125,7 @@ def diagnose(
         >>> str(found.recommendation), round(math.log10(found.raw.kappa))
         ('use per_channel', 4)
     """
-    parts = draw(x, labels, seed, dense_features)
+    parts = draw(array_of(x), array_of(labels), seed, dense_features)
     raw = measure_raw(parts)
     maps = [measure_map(name, parts, raw, seed) for name in tried_maps(parts)]
     use = None if decoder is None else measure_decoder(decoder, parts)
@@ -140,6 +146,7 @@ def diagnose(
         fit_rows=len(parts.fit[0]),
         held_out_rows=parts.held_out,
         seed=seed,
+        notes=layout_notes((parts.total, *parts.event_shape)),
         raw=raw,
         maps=tuple(maps),
         decoder=use,

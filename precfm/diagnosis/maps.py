@@ -84,12 +84,17 @@ def measure_map(name: str, parts: Parts, raw: Conditioning, seed: int) -> MapRep
     spec = spec_of("preconditioners", tried.spec, Preconditioner)
     rows, features = len(parts.fit[0]), parts.features
     if tried.dense and rows <= features:
-        return MapReport(name, spec, f"needs more rows to fit than the {features} features; {rows} are there")
+        return MapReport(
+            name,
+            spec,
+            f"is fitted to half of the rows, {rows:,}, and needs more than the {features:,} features",
+        )
     if tried.dense and features > parts.dense_features:
         return MapReport(
             name,
             spec,
-            f"has {features} x {features} numbers; dense_features of {features} tries it, in minutes",
+            f"has {features:,} x {features:,} numbers; --dense-features {features} (dense_features=) tries it, in "
+            "minutes",
         )
     preconditioner: Preconditioner = component("preconditioners", spec, Preconditioner)
     try:

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from precfm.diagnosis.conditioning import Conditioning, rows_needed
 from precfm.diagnosis.decoder import DecoderUse
-from precfm.diagnosis.evidence import LARGEST_KAPPA, NAMES, gaussian_skip_quoted, quoted
+from precfm.diagnosis.evidence import LARGEST_KAPPA, NAMES, PUBLISHED, gaussian_skip_quoted, quoted
 from precfm.diagnosis.maps import TRIED, MapReport
 from precfm.diagnosis.rendering import number
 from precfm.diagnosis.rows import Parts
@@ -25,6 +25,15 @@ HELPS = 3.0
 # Of maps that help, the simplest one within twice the best: a factor of two is one doubling of the training.
 SIMPLER = 2.0
 
+SKIPS = {
+    "gaussian_skip": Candidate(DEFAULT, ("gaussian_skip",)),
+    "mixture_skip": Candidate(DEFAULT, ("mixture_skip",)),
+}
+SKIP = (
+    "If second moments (low variances) are what counts, there is a cure that leaves the space as it is: a Gaussian "
+    "skip (precfm.GaussianSkip) adds the exact velocity of a Gaussian with the data's covariance to the network."
+)
+
 
 @dataclass(frozen=True)
 class Recommendation:
@@ -35,8 +44,10 @@ class Recommendation:
         candidate: name of the map or skip to use; `scalar` where nothing else is.
         reason: why, in sentences; if measured, with a line for each candidate.
         measured: whether flows were trained; otherwise it rests on second moments of the data alone.
-        evidence: what this project has measured of such cases, quoted with experiment and revision.
+        evidence: what this project has measured of such cases, lines of text with experiment and revision.
         code: lines of Python that do it.
+        alternative: what else brings second moments nearer, and what was measured of it; empty where nothing is known.
+        alternative_code: lines of Python that do that.
     """
 
     action: Action
@@ -45,6 +56,8 @@ class Recommendation:
     measured: bool
     evidence: tuple[str, ...]
     code: str
+    alternative: str = ""
+    alternative_code: str = ""
 
     def __str__(self) -> str:
         said = {"use": f"use {self.candidate}", "leave": "leave them", "too few rows": "too few rows to tell"}
@@ -62,16 +75,27 @@ def recommend(
     at least.
     """
 
-    def found(action: Action, reason: str, report: MapReport | None = None) -> Recommendation:
-        candidate = Candidate(DEFAULT if report is None else TRIED[report.name].spec)
-        name = DEFAULT if report is None else report.name
-        lines = code(candidate, labelled=parts.fit[1] is not None)
-        return Recommendation(action, name, reason, measured=False, evidence=tuple(quoted()), code=lines)
+    labelled = parts.fit[1] is not None
 
-    limit = (
-        f"up to about which flows on data were measured ({NAMES}: {LARGEST_KAPPA:g}), and no map improved the Frechet "
-        "distance"
-    )
+    def found(
+        action: Action, reason: str, report: MapReport | None = None, *, or_skip: bool = False
+    ) -> Recommendation:
+        candidate = Candidate(DEFAULT if report is None else TRIED[report.name].spec)
+        # It needs a covariance of full rank, and a dense matrix in every step.
+        beside = or_skip and parts.dense and len(parts.fit[0]) > parts.features
+        return Recommendation(
+            action,
+            DEFAULT if report is None else report.name,
+            reason,
+            measured=False,
+            evidence=tuple(quoted()),
+            code=code(candidate, labelled=labelled),
+            alternative=f"{SKIP} {gaussian_skip_quoted()}" if beside else "",
+            alternative_code=code(SKIPS["gaussian_skip"], labelled=labelled) if beside else "",
+        )
+
+    kappas = " and ".join(f"{each.kappa:g}" for each in PUBLISHED)
+    measured = f"on latents with condition numbers {kappas} ({NAMES}) no map improved the Frechet distance"
     if decoder is not None and decoder.unused and decoder.kappa_used <= LEAVE_BELOW:
         return found(
             "leave",
@@ -81,16 +105,23 @@ def recommend(
     if raw.kappa <= LEAVE_BELOW:
         return found(
             "leave",
-            f"Their condition number on held-out rows, {number(raw.kappa)}, is not above {LEAVE_BELOW:g}, {limit}. "
-            f"One scale is all they need. {gaussian_skip_quoted()}",
+            f"Their condition number is at most about {number(raw.kappa)}. Up to {LEAVE_BELOW:g} latents are left as "
+            f"they are but for one scale, since {measured}.",
+            or_skip=True,
         )
     more = f"about {rows_needed(parts.features, max(raw.at_least, LEAVE_BELOW) / HELPS):,} rows would tell"
     if raw.at_least <= LEAVE_BELOW:
-        upper = "cannot be told" if math.isinf(raw.kappa) else f"is at most about {number(raw.kappa)}"
+        upper = f"at most about {number(raw.kappa)}"
+        if math.isinf(raw.kappa):
+            upper = (
+                "these rows give no upper bound, which needs more rows than features"
+                if parts.features <= parts.dense_features
+                else f"no upper bound is looked for in {parts.features:,} features"
+            )
         return found(
             "too few rows",
-            f"Of {parts.total:,} rows with {parts.features:,} features the condition number is at least "
-            f"{number(raw.at_least)} and {upper}; below {LEAVE_BELOW:g}, {limit}, they would be left alone: {more}.",
+            f"The condition number is at least {number(raw.at_least)}; {upper}. Up to {LEAVE_BELOW:g} latents are left "
+            f"as they are, since {measured}; above, a map may help. Which holds, {more}.",
         )
     goal = raw.at_least / HELPS
     helping = {each.name: each for each in maps if _shown(each) <= goal}
@@ -98,18 +129,20 @@ def recommend(
         best = min(_shown(each) for each in helping.values())
         chosen = next(each for each in helping.values() if _shown(each) <= SIMPLER * best)
         assert chosen.conditioning is not None
-        seen = "" if math.isfinite(chosen.conditioning.kappa) else ", as far as so few rows show"
+        behind = f"it is at most about {number(_shown(chosen))}"
+        if math.isinf(chosen.conditioning.kappa):
+            behind = f"the same lower bound is {number(_shown(chosen))}, as far as so few rows show"
         return found(
             "use",
-            f"The condition number of held-out rows is at least {number(raw.at_least)}, and behind {chosen.name} "
-            f"{number(_shown(chosen))}{seen}; it is the simplest map within a factor of {SIMPLER:g} of the best. By "
-            "the theory of linear models the slowest direction needs fewer steps in the same proportion. That samples "
-            f"get better does not follow: in {NAMES} second moments gained behind some maps of four, not behind "
-            "whitening, perceptual distance and likelihood lost behind all, and of data much worse conditioned no flow "
-            "is published. `--train MINUTES` (minutes=) measures it.",
+            f"The condition number is at least {number(raw.at_least)}; behind {chosen.name} {behind}, and no "
+            f"simpler map comes within a factor of {SIMPLER:g} of the best. By the theory of linear models the slowest "
+            "direction then needs fewer steps in the same proportion. Whether samples get better is not known: "
+            f"{measured}; second moments gained behind some maps of four, likelihood behind none; and at condition "
+            "numbers like yours no flow is published. `--train MINUTES` (minutes=) measures it on your rows.",
             chosen,
+            or_skip=True,
         )
-    worst = f"They are ill-conditioned (at least {number(raw.at_least)} on held-out rows)"
+    worst = f"The condition number is at least {number(raw.at_least)}"
     dense = [each for each in maps if each.floor > goal or each.refused is not None]
     if dense and parts.total < rows_needed(parts.features, goal):
         return found(
@@ -117,10 +150,7 @@ def recommend(
             f"{worst}, the maps that few rows can fit bring less than a factor of {HELPS:g}, and a dense one has more "
             f"numbers than {parts.total:,} rows can tell: {more}.",
         )
-    return found(
-        "leave",
-        f"{worst}, but no map that was tried brings the condition number of held-out rows to a third of that.",
-    )
+    return found("leave", f"{worst}, but no map that was tried brings it to a third.", or_skip=True)
 
 
 def from_selection(selection: Selection, candidate: Candidate, *, labelled: bool) -> Recommendation:

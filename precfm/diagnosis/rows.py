@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from precfm.core.tensors import require_tensor
 from precfm.geometry.moments import Moments
 from precfm.latents.reading import Latents
 from precfm.preconditioners.fit_data import LabelledRows
-from precfm.preconditioners.inputs import checked_labels, summary
+from precfm.preconditioners.inputs import as_tensor, checked_labels, summary
 
 MOST_ROWS = 60_000  # a covariance of 512 features from so many takes a second on one core; more would change no verdict
 MOST_NUMBERS = 2**26  # in the rows that are read: a quarter of a gigabyte of float32
@@ -72,6 +74,11 @@ class Parts:
         return Moments().update(self.first[0]).update(self.second[0]).covariance()
 
 
+def array_of(frame: Any) -> Any:
+    """The numbers of a data frame or a series (pandas, polars) as an array; anything else as it is."""
+    return frame.to_numpy() if hasattr(frame, "to_numpy") else frame
+
+
 def most_rows(features: int) -> int:
     """How many rows of so many features are read."""
     return max(FEWEST_ROWS, min(MOST_ROWS, MOST_NUMBERS // features))
@@ -88,19 +95,32 @@ def draw(
     """
     if isinstance(x, Latents):
         labels = x.labels if labels is None else labels
+    elif isinstance(x, str | Path):
+        raise PrecfmError(f"x: got the path {str(x)!r}; precfm.open_latents({str(x)!r}) opens it")
+    elif isinstance(x, np.ma.MaskedArray):
+        raise PrecfmError("x: is a masked array; rows without gaps are needed, such as x.filled(0)")
     elif isinstance(x, np.ndarray):
-        if x.dtype.kind != "f":
-            raise PrecfmError(f"x: holds {x.dtype}; floating point numbers are needed")
+        if x.dtype.kind != "f" or x.dtype.itemsize > 8:
+            raise PrecfmError(f"x: holds {x.dtype}; floating point numbers of at most 64 bits are needed")
+    elif not isinstance(x, Tensor):
+        raise PrecfmError(
+            f"x: got a {type(x).__name__}; rows in a tensor, an array, a data frame or precfm.open_latents(FILE) are "
+            "needed"
+        )
     else:
         require_tensor(x, "x", floating=True)
-    total, event_shape = len(x), tuple(x.shape[1:])
+        if x.layout is not torch.strided or x.is_meta:
+            what = "has no data (meta)" if x.is_meta else "is sparse"
+            raise PrecfmError(f"x: {what}; a dense tensor is needed, such as x.to_dense() gives")
+    event_shape = tuple(x.shape[1:])
     if not event_shape or 0 in event_shape:
         raise PrecfmError(f"x: has shape {tuple(x.shape)}; rows (n, *dim) are needed")
+    total = len(x)
     if total < FEWEST_ROWS:
         raise PrecfmError(f"x: has {total} rows; at least {FEWEST_ROWS} are needed for a diagnosis")
     known = None
     if labels is not None:
-        known = checked_labels(torch.as_tensor(labels), total, torch.device("cpu"))
+        known = checked_labels(as_tensor(labels), total, torch.device("cpu"))
     features = math.prod(event_shape)
     generator = generator_for(seed, "diagnosis")
     rows = torch.randperm(total, generator=generator)[: most_rows(features)].sort().values

@@ -6,6 +6,7 @@ import time
 from precfm.core.errors import PrecfmError
 from precfm.core.seeds import derived_seed
 from precfm.diagnosis.maps import TRIED
+from precfm.diagnosis.recommendation import SKIPS
 from precfm.diagnosis.rows import Parts
 from precfm.preconditioned_flow import PreconditionedFlow
 from precfm.preconditioners.fit_data import LabelledRows
@@ -23,11 +24,6 @@ SOLVER_STEPS = 16  # of the likelihood: the same for all, whose differences coun
 TIMED_STEPS = 20
 PLANNED = 0.75  # of the minutes; the rest is for fits, for mapping all rows, and for skips, which are slower
 FEWEST_STEPS = 50  # of the longest trainings; with fewer, flows have learned nothing that differs
-
-SKIPS = {
-    "gaussian_skip": Candidate("scalar", ("gaussian_skip",)),
-    "mixture_skip": Candidate("scalar", ("mixture_skip",)),
-}
 
 
 def candidates(maps: list[str]) -> dict[str, Candidate]:
@@ -64,8 +60,8 @@ def measure(parts: Parts, maps: list[str], minutes: float, seed: int) -> Selecti
         fewest = scores * FEWEST_ROWS_THAT_JUDGE * row + FEWEST_STEPS * trainings * step
         needed = (fewest / PLANNED + spent) / 60
         raise PrecfmError(
-            f"minutes: got {minutes:g}; at least {math.ceil(10 * needed) / 10:g} are needed for {len(contenders)} "
-            f"candidates of {SEEDS} seeds on this machine"
+            f"minutes: got {minutes:g}; at least {math.ceil(10 * needed) / 10:g} minutes are needed for "
+            f"{len(contenders)} candidates of {SEEDS} seeds on this machine"
         )
     return select(
         *data,

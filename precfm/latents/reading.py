@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
+from precfm.core.options import checked
+from precfm.latents.mistaken import require_no_other_kind
 from precfm.latents.stored_tensors import LABELS, SUFFIXES, StoredTensor, chosen, stored_tensors
 
 BATCH_BYTES = 2**26  # of rows that are held at a time, and so of a shard that is written
@@ -75,7 +77,14 @@ class Latents:
         return torch.cat(found)
 
 
-def open_latents(path: str | Path, *, tensor: str | None = None, labels: str | Path | None = None) -> Latents:
+@checked
+def open_latents(
+    path: str | Path,
+    *,
+    tensor: str | None = None,
+    labels: str | Path | None = None,
+    channels_last: bool = False,
+) -> Latents:
     """Look what a file or a folder of shards holds, without reading the latents.
 
     .npy, .safetensors and .pt are mapped; of .npz one tensor at a time is held. Of a .pt file only tensors are loaded,
@@ -85,6 +94,7 @@ def open_latents(path: str | Path, *, tensor: str | None = None, labels: str | P
         path: the file or folder.
         tensor: which tensor, where a file holds several beside `labels`.
         labels: a file of one integer per row; None for the tensor `labels` beside the latents, if there is one.
+        channels_last: the rows are stored as (height, width, channels), and are read as (channels, height, width).
 
     Returns:
         The latents, with their labels.
@@ -102,8 +112,12 @@ def open_latents(path: str | Path, *, tensor: str | None = None, labels: str | P
         (5, 4, 2, 2)
     """
     path = Path(path)
+    if tensor is not None and path.suffix == ".npy":
+        raise PrecfmError(f"{path}: holds one tensor without a name; --tensor (tensor=) is not needed")
     held = [(file, stored_tensors(file)) for file in _files(path)]
     shards = [_rows_of(chosen(file, tensors, tensor)) for file, tensors in held]
+    if channels_last:
+        shards = [_channels_first(shard) for shard in shards]
     first = shards[0]
     for shard in shards[1:]:
         if (shard.shape[1:], shard.dtype) != (first.shape[1:], first.dtype):
@@ -144,6 +158,7 @@ def read_labels(file: str | Path) -> Tensor:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
+    require_no_other_kind(path)
     files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.name[0] != ".")
     if not files:
         raise PrecfmError(f"{path}: holds no shards; files that end in {', '.join(SUFFIXES)} are needed")
@@ -157,6 +172,19 @@ def _rows_of(stored: StoredTensor) -> StoredTensor:
     if len(stored.shape) < 2 or 0 in stored.shape:
         raise PrecfmError(f"{stored.where}: has shape {stored.shape}; rows (n, *dim) are needed")
     return stored
+
+
+def _channels_first(stored: StoredTensor) -> StoredTensor:
+    if len(stored.shape) != 4:
+        raise PrecfmError(
+            f"{stored.where}: has shape {stored.shape}; with channels_last (rows, height, width, channels) is needed"
+        )
+    rows, height, width, channels = stored.shape
+    return replace(
+        stored,
+        shape=(rows, channels, height, width),
+        read=lambda start, stop: stored.read(start, stop).movedim(-1, 1).contiguous(),
+    )
 
 
 def _integers(stored: StoredTensor) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
+from precfm.core.options import LISTED
+from precfm.latents.mistaken import MAP_HEADER, are_weights, map_in_place_of_latents
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".pt")
 LABELS = "labels"  # name of the tensor that is no latent where it stands beside others
@@ -66,6 +69,10 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor]:
         Exception
     ) as error:  # each library has its own for a damaged file, and torch one for a forbidden pickle
         reason = " ".join(str(error).split())[:200]
+        if (
+            type(error).__name__ == "UnpicklingError" or "pickle" in reason
+        ):  # whose advice is to load it all the same
+            reason = "it is damaged, or holds objects of Python; tensors alone, in a dictionary if several, are needed"
         raise PrecfmError(f"{file}: cannot be read ({reason})") from error
 
 
@@ -92,8 +99,13 @@ def chosen(file: Path, tensors: dict[str, StoredTensor], tensor: str | None) -> 
         held = ", ".join(str(each) for each in tensors.values())
         if not held:
             raise PrecfmError(f"{file}: holds no tensor")
+        if tensor is None and are_weights(candidates):
+            raise PrecfmError(
+                f"{file}: holds {len(candidates)} tensors such as '{candidates[0]}', the weights of a network as it "
+                "seems; latents, rows (n, *dim), are needed (--tensor NAME takes one tensor all the same)"
+            )
         asked = f"has no tensor '{tensor}'" if tensor else f"holds several tensors beside '{LABELS}'"
-        raise PrecfmError(f"{file}: {asked}; --tensor (tensor=) takes one of {held}")
+        raise PrecfmError(f"{file}: {asked}; --tensor (tensor=) takes one of {shorten(held, LISTED)}")
     return tensors[name]
 
 
@@ -141,6 +153,8 @@ def _of_safetensors(file: Path) -> list[StoredTensor]:
 
     found = []
     with safe_open(file, framework="pt") as opened:
+        if MAP_HEADER in (opened.metadata() or {}):
+            raise map_in_place_of_latents(file)
         for name in sorted(opened.keys()):
             part = opened.get_slice(name)
             dtype = part.get_dtype()  # such as F32, BF16, I64, U8
@@ -153,9 +167,12 @@ def _of_pt(file: Path) -> list[StoredTensor]:
     held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     named = {"": held} if isinstance(held, Tensor) else held
     if not isinstance(named, dict) or not all(isinstance(each, Tensor) for each in named.values()):
-        raise PrecfmError(
-            f"{file}: holds a {type(held).__name__}; a tensor or a dictionary of tensors is needed"
-        )
+        kind = f"a {type(held).__name__}"
+        if isinstance(held, dict):
+            kind = shorten(f"a dictionary of {', '.join(map(repr, held))}", LISTED, placeholder=" ...")
+            if any(isinstance(each, dict) for each in held.values()):
+                kind += ", the checkpoint of a training as it seems"
+        raise PrecfmError(f"{file}: holds {kind}; a tensor or a dictionary of tensors is needed")
 
     def read(tensor: Tensor, start: int, stop: int) -> Tensor:
         return tensor[start:stop].detach()

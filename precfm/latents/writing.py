@@ -63,7 +63,10 @@ def replacing(out: Path, *, force: bool) -> Iterator[Path]:
     """
     if out.exists() and not force:
         raise PrecfmError(f"{out}: exists already; another name, or --force to replace it, is needed")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise PrecfmError(f"{out}: {error.filename} is a file; a folder is needed there") from None
     part, old = (out.with_name(f".{word}-{os.getpid()}-{out.name}") for word in ("part", "old"))
     try:
         yield part

@@ -1,7 +1,8 @@
 """Maps on files of latents: what `precfm fit`, `transform` and `inverse` do, batch by batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import yaml
@@ -9,14 +10,22 @@ from torch import Tensor
 
 from precfm.core.components import component
 from precfm.core.errors import PrecfmError
+from precfm.core.options import LISTED
 from precfm.latents.reading import Latents
+from precfm.latents.stored_tensors import SUFFIXES, stored_tensors
 from precfm.latents.writing import replacing, write_latents
 from precfm.preconditioners.base import Preconditioner
 from precfm.preconditioners.saving import load, save
 
 
 def fit_map(
-    latents: Latents, name: str, options: Sequence[str], out: Path, *, seed: int = 0, force: bool = False
+    latents: Latents,
+    spec: str | Mapping[str, Any],
+    options: Sequence[str],
+    out: Path,
+    *,
+    seed: int = 0,
+    force: bool = False,
 ) -> Preconditioner:
     """Fit a map to latents and write it into one file.
 
@@ -24,8 +33,8 @@ def fit_map(
 
     Args:
         latents: with labels, where the map needs them.
-        name: of the map in the registry.
-        options: as `NAME=VALUE`.
+        spec: the map's registered name, or a mapping of that and options.
+        options: as `NAME=VALUE`; they come before those of `spec`.
         out: the file; it ends in .safetensors.
         seed: of everything random in the fit.
         force: replace what is there.
@@ -38,20 +47,27 @@ def fit_map(
     """
     if out.suffix != ".safetensors":
         raise PrecfmError(f"{out}: ends in '{out.suffix}'; '.safetensors' is needed")
-    spec: dict[str, Any] = {"name": name}
+    asked: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
     for text in options:
         option, equals, value = text.partition("=")
+        if option == "name":
+            raise PrecfmError(f"option: got '{text}'; --map takes the name")
         if not equals or not option:
             raise PrecfmError(f"option: got '{text}'; NAME=VALUE is needed, such as exponent=0.25")
         try:
-            spec[option] = yaml.safe_load(value)
+            asked[option] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise PrecfmError(f"option: got '{text}', whose value is no YAML") from None
-    preconditioner: Preconditioner = component("preconditioners", spec, Preconditioner)
+    preconditioner: Preconditioner = component("preconditioners", asked, Preconditioner)
+    if preconditioner.needs_metric:
+        raise PrecfmError(
+            f"preconditioners: got '{asked['name']}', which needs a decoder's metric; it is fitted in Python, by "
+            "fit(x, metric=...)"
+        )
     if preconditioner.needs_labels and latents.labels is None:
         raise PrecfmError(
-            f"{latents.path}: has no labels, on which {name} depends; --labels FILE, a tensor 'labels' beside the "
-            "latents, or a map without labels is needed"
+            f"{latents.path}: has no labels, on which {asked['name']} depends; --labels FILE, a tensor 'labels' beside "
+            "the latents, or a map without labels is needed"
         )
     with replacing(out, force=force) as part:
         preconditioner.fit(latents.batches(), seed=seed)
@@ -67,7 +83,7 @@ def map_file(
     Raises:
         PrecfmError: the map cannot be loaded or is of other latents, labels are missing or new, or `out` is taken.
     """
-    fitted = load(preconditioner)
+    fitted = _loaded(preconditioner)
     if latents.shape[1:] != fitted.event_shape:
         raise PrecfmError(
             f"{latents.path}: has rows of shape {latents.shape[1:]}; {preconditioner} needs {fitted.event_shape}"
@@ -79,3 +95,25 @@ def map_file(
             yield change(rows, labels), labels
 
     write_latents(out, mapped(), len(latents), force=force)
+
+
+def _loaded(path: Path) -> Preconditioner:
+    """The saved map; a file of latents or a flow in its place is said to be one."""
+    if (path / "flow.json").is_file():
+        raise PrecfmError(f"{path}: holds a trained flow, of which `precfm sample` draws; a map is needed")
+    if path.is_file() and path.suffix not in SUFFIXES:
+        raise PrecfmError(
+            f"{path}: ends in '{path.suffix}'; a map, FILE.safetensors of `precfm fit`, is needed"
+        )
+    if path.is_file() and path.suffix in SUFFIXES:
+        try:
+            held = ", ".join(map(str, stored_tensors(path).values()))
+        except PrecfmError:  # damaged, or a map: `load` says which
+            held = ""
+        if held:
+            held = shorten(held, LISTED // 2, placeholder=" ...")
+            raise PrecfmError(
+                f"{path}: holds no map but {held}; the order is MAP LATENTS OUT, and MAP is a file that `precfm fit` "
+                "or `save` wrote"
+            )
+    return load(path)

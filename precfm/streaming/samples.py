@@ -39,6 +39,8 @@ def sample_file(
     Raises:
         PrecfmError: the flow cannot be loaded, the labels do not fit, or `out` is taken.
     """
+    if folder.is_file():
+        raise PrecfmError(f"{folder}: is a file; the folder that a flow was saved to (flow.save) is needed")
     flow = PreconditionedFlow.load(folder)
     asked = None if labels is None else read_labels(labels)
     if asked is not None and len(asked) != count:
