@@ -9,11 +9,10 @@ from matplotlib.text import Text
 
 from precfm.core.errors import PrecfmError
 from precfm.core.registry import REGISTRY, load
-from precfm.report.figures import axes, sample_grids, style
+from precfm.report.figures import axes, sample_grids, shown, style
 from precfm.report.figures.recovery import BINS, binned
 from precfm.report.frames import GRIDS
 from precfm.report.reads import LeftOutError, handed
-from precfm.report.rows import of_first_setting, of_own_map
 from tests import report_frames, theory_frames
 
 pytestmark = pytest.mark.xdist_group("theory frames")
@@ -56,7 +55,7 @@ def test_it_is_fit_to_print(name, many, drawn):
     with style.publication():
         figure = draw(handed(draw, many)).figure
         figure.canvas.draw()
-    assert name == "sample_grids" or len(figure.axes) <= axes.MAX_PANELS
+    assert name == "sample_grids" or len(figure.axes) <= shown.MAX_PANELS
     assert figure.get_figwidth() == style.WIDTH
     for text, box in drawn:
         assert text.get_fontsize() >= 6.5
@@ -103,19 +102,19 @@ def test_a_log_axis_has_three_to_eight_ticks_with_names_of_their_own(low, high):
 def test_what_does_not_fit_is_left_to_the_tables_by_name_and_order(many):
     methods = ["none", "whitening", *(f"m{i}" for i in range(9)), "whitening-P", "m8-P"]
     rows = pd.DataFrame(itertools.product("ab", methods), columns=["dataset", "method"])
-    shown, others = axes.that_fit(rows, panels_each=4)
-    assert set(shown["dataset"]) == {"a"}
-    assert list(shown["method"]) == [*methods[:9], "whitening-P"]
+    kept, others = shown.that_fit(rows, panels_each=4)
+    assert set(kept["dataset"]) == {"a"}
+    assert list(kept["method"]) == [*methods[:9], "whitening-P"]
     assert others == " In the tables alone: b, m7, m8."
 
 
 def test_a_figure_shows_one_setting_and_each_map_once():
     settings = pd.DataFrame({"setting": ["plain", "tuned", "score", None], "method": ["a", "b", "c", "d"]})
-    assert list(of_first_setting(settings)["method"]) == ["b", "d"]
-    assert list(of_first_setting(settings[settings["setting"] == "score"])["method"]) == ["c"]
+    assert list(shown.of_first_setting(settings)["method"]) == ["b", "d"]
+    assert list(shown.of_first_setting(settings[settings["setting"] == "score"])["method"]) == ["c"]
     maps = pd.DataFrame({"method": ["scalar", "gaussian_skip", "none"], "artifact": ["x", "x", "y"]})
-    shown, repeated = of_own_map(maps)
-    assert list(shown["method"]) == ["scalar", "none"]
+    kept, repeated = shown.of_own_map(maps)
+    assert list(kept["method"]) == ["scalar", "none"]
     assert repeated == " Same map: Gaussian skip as scalar."
 
 

@@ -7,24 +7,11 @@ import numpy as np
 import pandas as pd
 
 from precfm.core.errors import PrecfmError
-from precfm.report.vocabulary import (
-    ALONE,
-    families_in_order,
-    in_order,
-    method_label,
-    metrics_in_order,
-    spaces_in_order,
-    split_matched,
-)
+from precfm.report.vocabulary import ALONE, in_order, metrics_in_order, spaces_in_order, split_matched
 
 # Two numbers may be compared only if all of these are equal.
 PROTOCOL = ("n_real", "n_generated", "reference", "extractor")
 RECORD_KEYS = ["dataset", "metric", "space", *PROTOCOL]
-# The settings that a figure shows: the first one that there is. Claims count the tuned one where there is one; the maps
-# are the same in all, and the plain one has most of them.
-DECIDING = ("tuned", "plain", "long")
-GEOMETRY = ("plain", "tuned", "long")
-COURSES = ("long", "plain", "tuned")  # of curves over checkpoints, which tuned settings rarely keep
 ALL = "all"  # the scope of all classes together
 NO_EXTRACTOR = "none"  # how a latent space, which needs none, is written
 
@@ -32,7 +19,6 @@ _ORDERS: Mapping[str, Callable[[Iterable[Any]], list[Any]]] = {
     "method": in_order,
     "metric": metrics_in_order,
     "space": spaces_in_order,
-    "family": families_in_order,
 }
 
 
@@ -53,31 +39,6 @@ def groups(rows: pd.DataFrame, *keys: str) -> Iterator[tuple[tuple[Any, ...], pd
     for value in _ORDERS.get(keys[0], sorted)(values):
         for inner, part in groups(rows[rows[keys[0]] == value], *keys[1:]):
             yield (value, *inner), part
-
-
-def of_first_setting(rows: pd.DataFrame, settings: Sequence[str] = DECIDING) -> pd.DataFrame:
-    """The rows of the first of these settings that there is, for a figure that would grow with every ablation.
-
-    Rows without a setting, which are of the data, belong to all of them. All rows, if there is none of these settings.
-    """
-    found = set(rows["setting"].dropna()) if "setting" in rows.columns else set()
-    chosen = next((setting for setting in settings if setting in found), None)
-    return rows if chosen is None else rows[rows["setting"].isin([chosen]) | rows["setting"].isna()]
-
-
-def of_own_map(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The rows without methods whose map is that of another one before them, as the skips have, and a caption's words.
-
-    Args:
-        rows: with columns method and artifact, the one that the map's diagnostics come from.
-    """
-    maps: dict[tuple[str, ...], list[str]] = {}
-    for method in in_order(rows["method"]):
-        maps.setdefault(tuple(sorted(rows[rows["method"] == method]["artifact"].unique())), []).append(method)
-    same = [methods for methods in maps.values() if len(methods) > 1]
-    texts = [f"{', '.join(map(method_label, others))} as {method_label(first)}" for first, *others in same]
-    repeated = {method for _, *others in same for method in others}
-    return rows[~rows["method"].isin(repeated)], f" Same map: {'; '.join(texts)}." if texts else ""
 
 
 def per_seed(records: pd.DataFrame) -> pd.DataFrame:

@@ -25,13 +25,6 @@ _METHOD_LABELS = {
     "mixture_label": "mixture label",
 }
 
-# What is drawn in one panel where all methods in one would hide each other.
-_FAMILIES = {
-    "linear maps": ("none", "scalar", "per_channel", "whitening", "class_whitening"),
-    "learned maps": ("normalizing_flow", "low_capacity_flow"),
-    "skips": ("gaussian_skip", "mixture_skip"),
-}
-
 
 @dataclass(frozen=True)
 class MetricText:
@@ -136,22 +129,6 @@ def method_label(method: str) -> str:
     label = _METHOD_LABELS.get(base, base.replace("_", " "))
     matched = {"": label, "-P": f"wider flow, parameters as {label}", "-F": f"longer flow, FLOPs as {label}"}
     return matched[suffix]
-
-
-def family(method: str) -> str:
-    """The kind of a method, a matched baseline's that of its method.
-
-    Example:
-        >>> family("whitening"), family("normalizing_flow-P"), family("ours")
-        ('linear maps', 'learned maps', 'other methods')
-    """
-    base = split_matched(method)[0]
-    return next((name for name, methods in _FAMILIES.items() if base in methods), "other methods")
-
-
-def families_in_order(families: Iterable[str]) -> list[str]:
-    """The families without repetition: from linear maps to others."""
-    return sorted(set(families), key=lambda name: (_place(name, _FAMILIES), name))
 
 
 def in_order(methods: Iterable[str]) -> list[str]:

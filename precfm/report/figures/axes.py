@@ -22,15 +22,12 @@ from precfm.report.figures.style import (
     WIDTH,
     MethodStyle,
 )
-from precfm.report.formatting import seeds_text
 from precfm.report.summaries import summarised
 from precfm.report.vocabulary import FLOOR, MATCHED, in_order, method_label, split_matched
 
 Ends: TypeAlias = dict[Any, tuple[float, float, str]]
 """By what a line is of, the point where it ends and its colour."""
 
-MAX_PANELS = 6
-MAX_METHODS = 9  # beside their matched baselines: as many as there are colours
 SPAN_FOR_LOG = 8.0  # a metric that falls by more is drawn on a log axis
 FLOOR_ENTRY = {method_label(FLOOR): FLOOR_LINE}
 TARGET_LINE: dict[str, Any] = {"color": REFERENCE, "linestyle": ":", "linewidth": 0.9}
@@ -66,28 +63,6 @@ def panels(
 def letter(ax: Axes, position: int, text: str) -> None:
     """Title of a panel with its letter."""
     ax.set_title(f"({chr(ord('a') + position)})  {text}")
-
-
-def that_fit(rows: pd.DataFrame, panels_each: int = 1) -> tuple[pd.DataFrame, str]:
-    """The rows of as many data sets and methods as a figure holds, in the order of all reports, whatever they show.
-
-    Args:
-        rows: with columns dataset and method.
-        panels_each: of a data set.
-
-    Returns:
-        The rows, and what a caption says of the others; empty if all are there.
-    """
-    datasets = sorted(rows["dataset"].unique())
-    methods = list(dict.fromkeys(split_matched(method)[0] for method in in_order(rows["method"])))
-    room = max(MAX_PANELS // panels_each, 1)
-    kept = rows["dataset"].isin(datasets[:room])
-    shown = [
-        method for method in rows["method"].unique() if split_matched(method)[0] in methods[:MAX_METHODS]
-    ]
-    kept &= rows["method"].isin(shown)
-    others = [*datasets[room:], *map(method_label, methods[MAX_METHODS:])]
-    return rows[kept], f" In the tables alone: {', '.join(others)}." if others else ""
 
 
 class _FewLogTicks(Locator):
@@ -190,7 +165,7 @@ def curve(
     single = [] if len(banded) or means["n"].max() < 2 else [part for _, part in rows.groupby("seed")]
     if len(banded):
         ax.fill_between(
-            banded["x"], banded["low"], banded["high"], color=style.colour, alpha=0.13, linewidth=0
+            banded["x"], banded["low"], banded["high"], color=style.colour, alpha=0.11, linewidth=0
         )
     for seed in single:
         ordered = seed.sort_values("x")
@@ -204,23 +179,6 @@ def curve(
         ax.plot(ordered["x"], ordered["value"], **look, zorder=1.5)
     ax.plot(means["x"], means["value"], **style.line(**changes))
     return [*means["value"], *(value for seed in single for value in seed["value"])]
-
-
-def compared_text(rows: pd.DataFrame) -> str:
-    """How a caption begins to say what is compared: methods, data sets, seeds and spread.
-
-    Args:
-        rows: with columns dataset, method and seed.
-    """
-    matched = rows["method"].map(lambda method: bool(split_matched(method)[1]))
-    count = rows["method"][~matched].nunique()
-    methods = f"{count} method{'' if count == 1 else 's'}" + " and their matched baselines" * bool(
-        matched.any()
-    )
-    seeds = rows.groupby("method")["seed"].nunique()
-    few = "each one a thin line" if seeds.max() > 1 else "without interval"
-    spread = "mean, band: 95% t interval" if seeds.max() >= BAND_FROM else few
-    return f"{methods} on {', '.join(sorted(rows['dataset'].unique()))}, {seeds_text(seeds)} ({spread})"
 
 
 def method_entries(methods: Sequence[str], styles: Mapping[str, MethodStyle]) -> dict[str, dict[str, Any]]:

@@ -47,11 +47,10 @@ def draw(frames: Frames) -> Drawing:
     return Drawing(
         figure,
         "Excess risk of the direction of lowest variance under gradient descent and SGD, with and without the "
-        f"preconditioner P = Σₜ^(-1/2), by condition number of Gaussian data (t = {t:g}, {path} path), relative to its "
-        "start. Lines: closed form. Points: autograd on samples, mean and 95% t interval over "
+        f"preconditioner P = Σₜ^(-1/2), by condition number of Gaussian data (t = {t:g}, {path} path), relative to "
+        "its start. Lines: closed form. Points: autograd on samples, mean and 95% t interval over "
         f"{int(chosen['n'].max())} seeds. Under SGD a direction that starts below its noise floor rises to it. "
-        "Curves that coincide hide each other. What is "
-        "below the frame is not shown.",
+        "Curves that coincide hide each other. What is below the frame is not shown.",
     )
 
 

@@ -2,20 +2,19 @@
 
 from precfm.report.figures.axes import (
     FLOOR_ENTRY,
-    compared_text,
     legend,
     letter,
     log_axes,
     method_curves,
     method_entries,
     panels,
-    that_fit,
 )
+from precfm.report.figures.shown import COURSES, compared_text, of_first_setting, that_fit
 from precfm.report.figures.style import Drawing, method_styles
 from precfm.report.formatting import count_text
 from precfm.report.frames import Frames
 from precfm.report.reads import LeftOutError, needed, reads
-from precfm.report.rows import COURSES, groups, of_first_setting, per_seed, with_a_course, with_common_end
+from precfm.report.rows import groups, per_seed, with_a_course, with_common_end
 from precfm.report.vocabulary import FLOOR, LIKELIHOOD, decoded, is_flow, metric_text
 
 # The metrics by which claims are decided; against images as they are only where none are decoded.
@@ -58,11 +57,11 @@ def draw(frames: Frames) -> Drawing:
     )
     caption = (
         f"The three sides of quality against the training steps of the flow: {compared_text(flows)}, "
-        f"{count_text(flows['n_generated'].max())} samples against {count_text(flows['n_real'].max())} held-out rows. "
-        "Perceptual: Fréchet distance in the features of two classifiers (judges), to held-out images that have gone "
-        "through encoder and decoder where it says 'decoded'. Second moments: Fréchet distance in whitened latent "
-        "coordinates, and mean |ln variance ratio| along the quarter of directions with the smallest variance. "
-        "Likelihood: of held-out rows, in data space. Dashed: the floor, the train split against the same reference. "
-        f"Each panel has its own value axis, fitted to the means: a wide band may leave it.{others}"
+        f"{count_text(flows['n_generated'].max())} samples against {count_text(flows['n_real'].max())} held-out "
+        "rows. Perceptual: Fréchet distance in the features of two classifiers (judges), to held-out images that "
+        "have gone through encoder and decoder where it says 'decoded'. Second moments: Fréchet distance in whitened "
+        "latent coordinates, and mean |ln variance ratio| along the quarter of directions with the smallest "
+        "variance. Likelihood: of held-out rows, in data space. Dashed: the floor, the train split against the same "
+        f"reference. Each panel has its own value axis, fitted to the means: a wide band may leave it.{others}"
     )
     return Drawing(figure, caption)

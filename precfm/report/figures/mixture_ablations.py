@@ -46,6 +46,6 @@ def draw(frames: Frames) -> Drawing:
         figure,
         "Which component of a mixture a label-conditional network without preconditioner misses, when the last "
         "component's weight or condition number varies: mean |ln variance ratio| over the lowest quartile of each "
-        f"component's directions, {over_seeds(table)}, geometric means.{dotted} Scale controlled: one mixture of four "
-        "components that crosses the condition number with the smallest variance.",
+        f"component's directions, {over_seeds(table)}, geometric means.{dotted} Scale controlled: one mixture of "
+        "four components that crosses the condition number with the smallest variance.",
     )

@@ -33,8 +33,6 @@ def draw(frames: Frames) -> Drawing:
     return Drawing(
         figure,
         "Excess risk of each component of a Gaussian mixture, by its condition number, under gradient descent on "
-        "linear "
-        f"experts: {over_seeds(base)}. Relative to the start; geometric means over seeds. What is below the frame is "
-        "not "
-        "shown.",
+        f"linear experts: {over_seeds(base)}. Relative to the start; geometric means over seeds. What is below the "
+        "frame is not shown.",
     )

@@ -39,11 +39,12 @@ def draw(frames: Frames) -> Drawing:
     legend(figure, entries | {"floor": FLOOR_LINE})
     return Drawing(
         figure,
-        "Which components of a Gaussian mixture flows behind a preconditioner or with a Gaussian skip recover, beside "
-        "wider and longer flows without: mean |ln variance ratio| over the lowest quartile of each component's "
-        f"directions, {over_seeds(table[table['method'] != FLOOR], 'geometric means with 95% t intervals')}. Grey "
-        "marks have the shape of the method that they match: hollow with "
-        "as many parameters, filled with as many training FLOPs. Dashed: an independent draw of the law.",
+        "Which components of a Gaussian mixture flows behind a preconditioner or with a Gaussian skip recover, "
+        "beside wider and longer flows without: mean |ln variance ratio| over the lowest quartile of each "
+        "component's directions, "
+        f"{over_seeds(table[table['method'] != FLOOR], 'geometric means with 95% t intervals')}. Grey marks have the "
+        "shape of the method that they match: hollow with as many parameters, filled with as many training FLOPs. "
+        "Dashed: an independent draw of the law.",
     )
 
 

@@ -2,20 +2,12 @@
 
 import itertools
 
-from precfm.report.figures.axes import (
-    compared_text,
-    curve,
-    legend,
-    letter,
-    log_axes,
-    method_entries,
-    panels,
-    that_fit,
-)
+from precfm.report.figures.axes import curve, legend, letter, log_axes, method_entries, panels
+from precfm.report.figures.shown import GEOMETRY, compared_text, of_first_setting, of_own_map, that_fit
 from precfm.report.figures.style import Drawing, method_styles
 from precfm.report.frames import Frames
 from precfm.report.reads import needed, reads
-from precfm.report.rows import ALL, GEOMETRY, of_first_setting, of_own_map
+from precfm.report.rows import ALL
 from precfm.report.vocabulary import in_order
 
 
@@ -47,10 +39,9 @@ def draw(frames: Frames) -> Drawing:
     legend(figure, method_entries(list(paths["method"]), styles))
     caption = (
         "Conditioning of the path x_t = α_t x₁ + σ_t x₀ that a flow learns, in the space behind the map of each "
-        "method: "
-        f"{compared_text(paths)}. Condition number of Σ_t over all classes, that of the worst single class, and "
-        "effective rank (exponential of the entropy of the eigenvalues); geometric mean over seeds (rank: mean). A "
-        "preconditioner without randomness is the same for every seed. At t = 0 every path is white noise. κ(Σ_t) "
+        f"method: {compared_text(paths)}. Condition number of Σ_t over all classes, that of the worst single class, "
+        "and effective rank (exponential of the entropy of the eigenvalues); geometric mean over seeds (rank: mean). "
+        "A preconditioner without randomness is the same for every seed. At t = 0 every path is white noise. κ(Σ_t) "
         f"depends on the overall scale of the data, which 'scalar' alone fixes.{repeated}{others}"
     )
     return Drawing(figure, caption)

@@ -3,7 +3,8 @@
 import numpy as np
 
 from precfm.report.correlations import spearman
-from precfm.report.figures.axes import legend, letter, log_axes, method_entries, panels, that_fit
+from precfm.report.figures.axes import legend, letter, log_axes, method_entries, panels
+from precfm.report.figures.shown import that_fit
 from precfm.report.figures.style import Drawing, method_styles
 from precfm.report.formatting import count_text, number_text
 from precfm.report.frames import Frames
@@ -43,13 +44,12 @@ def draw(frames: Frames) -> Drawing:
         letter(ax, position, f"{space}, $\\rho$ = {correlation}")
     legend(figure, method_entries(list(rows["method"]), styles), linestyle="none", markersize=5)
     caption = (
-        f"Final Fréchet distance of {rows['method'].nunique()} methods on {rows['dataset'].iloc[0]} (mean over seeds, "
-        f"{count_text(rows['n_generated'].max())} samples against {count_text(rows['n_real'].max())} held-out images) "
-        "against what is known without training their flows: "
-        "condition number of the data after the preconditioner, mean of ln κ(Σₜ) along the path, and the steps that "
-        "the tangent kernel of the untrained flow predicts until the residual is below an absolute threshold in the "
-        "data; ρ: Spearman's rank correlation over methods. A method that is predicted to need no steps, or never to "
-        "get there, counts in ρ and has no mark. Intervals and partial correlations: table predictors."
-        f"{others}"
+        f"Final Fréchet distance of {rows['method'].nunique()} methods on {rows['dataset'].iloc[0]} (mean over "
+        f"seeds, {count_text(rows['n_generated'].max())} samples against {count_text(rows['n_real'].max())} held-out "
+        "images) against what is known without training their flows: condition number of the data after the "
+        "preconditioner, mean of ln κ(Σₜ) along the path, and the steps that the tangent kernel of the untrained "
+        "flow predicts until the residual is below an absolute threshold in the data; ρ: Spearman's rank correlation "
+        "over methods. A method that is predicted to need no steps, or never to get there, counts in ρ and has no "
+        f"mark. Intervals and partial correlations: table predictors.{others}"
     )
     return Drawing(figure, caption)

@@ -6,20 +6,19 @@ import pandas as pd
 from precfm.report.figures.axes import (
     FLOOR_ENTRY,
     RANK,
-    compared_text,
     legend,
     letter,
     method_curves,
     method_entries,
     panels,
-    that_fit,
 )
+from precfm.report.figures.shown import by_family, compared_text, family, of_first_setting, that_fit
 from precfm.report.figures.style import FLOOR_LINE, Drawing, method_styles
 from precfm.report.frames import Frames
 from precfm.report.reads import LeftOutError, needed, reads
-from precfm.report.rows import at_final, groups, of_first_setting
-from precfm.report.summaries import logarithms
-from precfm.report.vocabulary import FLOOR, family, is_flow
+from precfm.report.rows import at_final
+from precfm.report.summaries import logarithms, summarised
+from precfm.report.vocabulary import FLOOR, is_flow
 
 BINS = 16  # of neighbouring directions, whose single ratios scatter in the same way for all methods
 BASELINE = "none"
@@ -32,31 +31,29 @@ def draw(frames: Frames) -> Drawing:
     flows = ratios[ratios["method"].map(is_flow)]
     if flows.empty:
         raise LeftOutError("recovery has no rows of a trained flow")
-    families = flows.assign(family=flows["method"].map(family))
-    flows, others = that_fit(families, families["family"].nunique())
-    floors = ratios[ratios["method"] == FLOOR].groupby(["dataset", "x"])["value"].mean()
-    parts, styles = list(groups(flows, "dataset", "family")), method_styles(frames)
+    flows, others = that_fit(flows, flows["method"].map(family).nunique())
+    floors = summarised(ratios[ratios["method"] == FLOOR], ["dataset", "x"], logarithmic=True)
+    parts, styles = list(by_family(flows)), method_styles(frames)
     figure, axes = panels(len(parts), height=2.5)
-    for position, (ax, ((dataset, name), rows)) in enumerate(zip(axes, parts, strict=True)):
+    for position, (ax, (dataset, name, rows)) in enumerate(zip(axes, parts, strict=True)):
         ax.axvspan(0.75, 1, color="#f0f0f0", linewidth=0, zorder=0)
         baseline = flows[(flows["dataset"] == dataset) & (flows["method"] == BASELINE)]
         method_curves(
             ax, pd.concat([rows[rows["method"] != BASELINE], baseline]), styles, target=1.0, log=True
         )
-        if dataset in floors.index:
-            ax.plot(floors[dataset].index, floors[dataset], **FLOOR_LINE, zorder=1)
+        floor = floors[floors["dataset"] == dataset]
+        if len(floor):
+            ax.plot(floor["x"], floor["value"], **FLOOR_LINE, zorder=1)
         ax.set(xlim=(0, 1), xlabel=RANK)
         ax.set_ylabel("variance ratio → 1" if position % 3 == 0 else "")
         letter(ax, position, name + (f", {dataset}" if flows["dataset"].nunique() > 1 else ""))
     legend(figure, method_entries(list(flows["method"]), styles) | (FLOOR_ENTRY if len(floors) else {}))
     caption = (
         "Variance of the samples over variance of the held-out data along the eigendirections of the data's "
-        f"covariance, from the largest variance to the smallest: {compared_text(flows)}, at the final "
-        f"checkpoint. Geometric means over {BINS} groups of neighbouring directions and over seeds. At one (dotted) "
-        "the "
-        "variance is recovered; above, the samples are too wide. Shaded: the lowest quarter of directions, by which "
-        "recovery is judged. The flow without preconditioning stands in every panel; dashed: the floor, the train "
-        "split "
+        f"covariance, from the largest variance to the smallest: {compared_text(flows)}, at the final checkpoint. "
+        f"Geometric means over {BINS} groups of neighbouring directions and over seeds. At one (dotted) the variance "
+        "is recovered; above, the samples are too wide. Shaded: the lowest quarter of directions, by which recovery "
+        "is judged. The flow without preconditioning stands in every panel; dashed: the floor, the train split "
         f"against the same reference. Each panel has its own value axis, fitted to the means.{others}"
     )
     return Drawing(figure, caption)

@@ -47,8 +47,8 @@ def draw(frames: Frames) -> Drawing:
     legend(figure, entries | {"bound": _BOUND})
     return Drawing(
         figure,
-        "Steps to a tenth of the excess risk behind imperfect preconditioners of Gaussian data, against the condition "
-        f"number that they leave: {over_seeds(table, 'a mark for each and each map and time')}. "
-        "Counts below one half are drawn there. Colours: condition number of the data. Line: the bound, which no "
-        "start exceeds and the slowest direction attains.",
+        "Steps to a tenth of the excess risk behind imperfect preconditioners of Gaussian data, against the "
+        f"condition number that they leave: {over_seeds(table, 'a mark for each and each map and time')}. Counts "
+        "below one half are drawn there. Colours: condition number of the data. Line: the bound, which no start "
+        "exceeds and the slowest direction attains.",
     )

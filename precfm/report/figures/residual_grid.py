@@ -24,6 +24,5 @@ def draw(frames: Frames) -> Drawing:
         figure,
         "Error of trained networks against the condition number that a preconditioner leaves, by width and weight "
         "decay: mean |ln variance ratio| over the lowest quartile of directions of Gaussian data, "
-        f"{over_seeds(table)}. "
-        "Geometric means over seeds.",
+        f"{over_seeds(table)}. Geometric means over seeds.",
     )

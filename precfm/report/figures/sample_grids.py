@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from precfm.core.errors import PrecfmError
-from precfm.report.figures.axes import MAX_METHODS, panels
+from precfm.report.figures.axes import panels
+from precfm.report.figures.shown import MAX_METHODS
 from precfm.report.figures.style import WIDTH, Drawing
 from precfm.report.frames import GRIDS
 from precfm.report.reads import LeftOutError, reads

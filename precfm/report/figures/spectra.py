@@ -4,9 +4,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from precfm.report.figures.axes import (
-    MAX_METHODS,
     RANK,
-    compared_text,
     curve,
     legend,
     letter,
@@ -14,6 +12,13 @@ from precfm.report.figures.axes import (
     method_entries,
     name_lines,
     panels,
+)
+from precfm.report.figures.shown import (
+    GEOMETRY,
+    MAX_METHODS,
+    compared_text,
+    of_first_setting,
+    of_own_map,
     that_fit,
 )
 from precfm.report.figures.style import REFERENCE, Drawing, method_styles
@@ -21,7 +26,7 @@ from precfm.report.figures.theory_lines import SHADES, shaded
 from precfm.report.formatting import number_text
 from precfm.report.frames import Frames
 from precfm.report.reads import needed, reads
-from precfm.report.rows import ALL, GEOMETRY, of_first_setting, of_own_map
+from precfm.report.rows import ALL
 from precfm.report.summaries import condition_number
 from precfm.report.vocabulary import in_order
 
@@ -65,14 +70,12 @@ def draw(frames: Frames) -> Drawing:
     compared = f"{compared_text(flow)}; geometric means" if len(flow) else ", ".join(kappas.index)
     texts = [f"{dataset} {number_text(kappa)}" for dataset, kappa in kappas.items()]
     caption = (
-        "Spectra of the covariance: which variances the data have along their eigendirections"
-        f"{', and which a flow meets behind the map of each method' if len(flow) else ''} ({compared}). Condition "
-        f"numbers of the data: {', '.join(texts) or 'not measured'}. "
-        f"{'Grey: single classes. ' if len(texts) == 1 else ''}"
-        "Decoder sensitivity: how far the decoded image moves (sum of squared errors) per standard deviation along "
-        "each "
-        "eigendirection of the data; a direction that the decoder ignores cannot count in an image metric."
-        f"{repeated}{others}"
+        "Spectra of the covariance: which variances the data have along their "
+        f"eigendirections{', and which a flow meets behind the map of each method' if len(flow) else ''} "
+        f"({compared}). Condition numbers of the data: {', '.join(texts) or 'not measured'}. "
+        f"{'Grey: single classes. ' if len(texts) == 1 else ''}Decoder sensitivity: how far the decoded image moves "
+        "(sum of squared errors) per standard deviation along each eigendirection of the data; a direction that the "
+        f"decoder ignores cannot count in an image metric.{repeated}{others}"
     )
     return Drawing(figure, caption)
 

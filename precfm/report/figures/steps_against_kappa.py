@@ -50,9 +50,7 @@ def draw(frames: Frames) -> Drawing:
     return Drawing(
         figure,
         "Steps until the excess risk of linear regression on Gaussian data has fallen to the goal, with and without "
-        "the "
-        f"preconditioner P, against the condition number of Σₜ: "
+        "the preconditioner P, against the condition number of Σₜ: "
         f"{over_seeds(table, 'a mark for each and each condition number, t and path')}. Settings whose goal is "
-        "within four times the "
-        "noise floor of stochastic descent are left out.",
+        "within four times the noise floor of stochastic descent are left out.",
     )

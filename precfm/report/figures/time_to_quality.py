@@ -3,28 +3,19 @@
 from precfm.report.figures.axes import (
     FLOOR_ENTRY,
     TARGET_LINE,
-    compared_text,
     legend,
     letter,
     log_axes,
     method_curves,
     method_entries,
     panels,
-    that_fit,
 )
+from precfm.report.figures.shown import COURSES, compared_text, of_first_setting, that_fit
 from precfm.report.figures.style import Drawing, method_styles
 from precfm.report.formatting import count_text
 from precfm.report.frames import Frames
 from precfm.report.reads import frame, needed, reads
-from precfm.report.rows import (
-    COURSES,
-    RECORD_KEYS,
-    at_final,
-    groups,
-    of_first_setting,
-    per_seed,
-    with_common_end,
-)
+from precfm.report.rows import RECORD_KEYS, at_final, groups, per_seed, with_common_end
 from precfm.report.tables.time_to_quality import METRIC, baseline_of, curves
 from precfm.report.vocabulary import FLOOR, metric_text, space_label
 

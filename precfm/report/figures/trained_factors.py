@@ -36,7 +36,7 @@ def draw(frames: Frames) -> Drawing:
     legend(figure, entries, linestyle="none", markersize=4.5)
     return Drawing(
         figure,
-        "Error of networks trained on Gaussian data with and without whitening, one factor at a time around the base: "
-        f"mean |ln variance ratio| over the lowest quartile of directions, {over_seeds(table, 'a mark each')}. "
+        "Error of networks trained on Gaussian data with and without whitening, one factor at a time around the "
+        f"base: mean |ln variance ratio| over the lowest quartile of directions, {over_seeds(table, 'a mark each')}. "
         "Exact field: the solver's floor.",
     )
