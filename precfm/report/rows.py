@@ -12,8 +12,6 @@ from precfm.report.vocabulary import ALONE, in_order, metrics_in_order, spaces_i
 # Two numbers may be compared only if all of these are equal.
 PROTOCOL = ("n_real", "n_generated", "reference", "extractor")
 RECORD_KEYS = ["dataset", "metric", "space", *PROTOCOL]
-GEOMETRY = ("plain",)  # settings whose preconditioners are drawn: the others have the same
-TRAINED = ("plain", "tuned", "long")  # settings whose curves are drawn
 ALL = "all"  # the scope of all classes together
 NO_EXTRACTOR = "none"  # how a latent space, which needs none, is written
 
@@ -41,16 +39,6 @@ def groups(rows: pd.DataFrame, *keys: str) -> Iterator[tuple[tuple[Any, ...], pd
     for value in _ORDERS.get(keys[0], sorted)(values):
         for inner, part in groups(rows[rows[keys[0]] == value], *keys[1:]):
             yield (value, *inner), part
-
-
-def of_settings(rows: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
-    """The rows of these settings, for a figure that would grow with every ablation; all rows if there are none.
-
-    Rows without a setting, which are of the data, belong to all of them.
-    """
-    if "setting" not in rows.columns or not rows["setting"].isin(settings).any():
-        return rows
-    return rows[rows["setting"].isin(settings) | rows["setting"].isna()]
 
 
 def per_seed(records: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,7 @@
-"""What figures are composed of: panels, curves over seeds, legends, log axes."""
+"""What figures are composed of: panels, axes, curves over seeds, names beside lines, legends."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -11,56 +11,107 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullLocator
+from matplotlib.ticker import Formatter, Locator, MaxNLocator, NullLocator
 
-from precfm.report.figures.style import BAND_FROM, FLOOR_LINE, REFERENCE, WIDTH, MethodStyle
-from precfm.report.formatting import seeds_text
+from precfm.report.figures.style import (
+    BAND_FROM,
+    FLOOR_LINE,
+    INK,
+    REFERENCE,
+    SMALLEST,
+    WIDTH,
+    MethodStyle,
+)
 from precfm.report.summaries import summarised
-from precfm.report.vocabulary import FLOOR, in_order, method_label
+from precfm.report.vocabulary import FLOOR, MATCHED, in_order, method_label, split_matched
+
+Ends: TypeAlias = dict[Any, tuple[float, float, str]]
+"""By what a line is of, the point where it ends and its colour."""
 
 SPAN_FOR_LOG = 8.0  # a metric that falls by more is drawn on a log axis
-FLOOR_ENTRY = (method_label(FLOOR), FLOOR_LINE)
+FLOOR_ENTRY = {method_label(FLOOR): FLOOR_LINE}
 TARGET_LINE: dict[str, Any] = {"color": REFERENCE, "linestyle": ":", "linewidth": 0.9}
+RANK = "rank $i/d$, largest variance first"
+_MATCHED = {"-P": "wider, same parameters", "-F": "longer, same training FLOPs"}
 
 
 def panels(
-    rows: int, columns: int, *, height: float, arranged: bool = True, **options: Any
-) -> tuple[Figure, Any]:
-    """A figure with a grid of axes, made without the global figure list.
+    count: int, *, height: float, columns: int | None = None, arranged: bool = True, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure with this many lettered panels, row by row, made without the global figure list.
 
     Args:
-        rows: rows of panels.
-        columns: columns of panels.
+        count: of the panels.
         height: of one row, in inches.
+        columns: in at most so many; none: 2 for four panels, else 3.
         arranged: whether the space between panels is found automatically.
         options: further arguments of `Figure.subplots`.
-
-    Returns:
-        The figure and an array of axes, shape (rows, columns).
     """
+    columns = min(columns or (2 if count == 4 else 3), count)
+    rows = -(-count // columns)
     engine = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04, wspace=0.03, hspace=0.04)
     figure = Figure(figsize=(WIDTH, rows * height), layout=engine if arranged else None)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
-    for ax in axes.flat:
+    axes = figure.subplots(rows, columns, squeeze=False, **options).flat
+    for ax in axes:
         sns.despine(ax=ax)
-    return figure, axes
-
-
-def small_multiples(count: int, columns: int, *, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure with this many panels, row by row, in at most so many columns; see `panels`."""
-    columns = min(columns, count)
-    figure, axes = panels(-(-count // columns), columns, height=height, **options)
-    for ax in axes.flat[count:]:
+    for ax in axes[count:]:
         ax.remove()
-    return figure, list(axes.flat[:count])
+    return figure, list(axes[:count])
 
 
-def letter(ax: Axes, position: int, text: str, dataset: str = "") -> None:
-    """Title of a panel with its letter: (a) to (z), then (aa), (ab), ...; with the data set where several are shown."""
-    turn, place = divmod(position, 26)
-    first = chr(ord("a") + turn - 1) if turn else ""
-    ax.set_title(f"({first}{chr(ord('a') + place)})  {text}" + (f", {dataset}" if dataset else ""))
+def letter(ax: Axes, position: int, text: str) -> None:
+    """Title of a panel with its letter."""
+    ax.set_title(f"({chr(ord('a') + position)})  {text}")
+
+
+class _FewLogTicks(Locator):
+    """Ticks at round numbers that leave room for their labels, whether a log axis spans a tenth or ten decades."""
+
+    def __call__(self) -> Any:
+        return self.tick_values(*self.axis.get_view_interval())  # type: ignore[union-attr]
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        level = self.axis.axis_name == "x"  # type: ignore[union-attr]
+        apart = (vmax / vmin) ** (0.2 if level else 0.12)
+        decades = 10.0 ** np.arange(np.floor(np.log10(vmin)), np.log10(vmax) + 1)
+        rounds: list[Any] = [
+            np.outer(decades, steps).ravel() for steps in ([1.0], [1.0, 3.0], [1.0, 2.0, 5.0])
+        ]
+        kept: list[Any] = []
+        for ticks in (*rounds, MaxNLocator(4 if level else 6, steps=[1, 2, 5, 10]).tick_values(vmin, vmax)):
+            kept = []
+            for tick in ticks[(ticks >= vmin * (1 - 1e-9)) & (ticks <= vmax * (1 + 1e-9))]:
+                if not kept or tick >= kept[-1] * apart:
+                    kept.append(tick)
+            if len(kept) > 2:
+                break
+        return kept
+
+
+class _LogText(Formatter):
+    """Plain numbers, or powers of ten where one tick is very small or large."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return self.format_ticks([x])[0]
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        if all(1e-3 <= value < 2e4 for value in values):
+            return [f"{value:.6g}" for value in values]
+        powers = [int(np.floor(np.log10(value) + 1e-9)) for value in values]
+        fronts = [f"{value / 10.0**power:.3g}" for value, power in zip(values, powers, strict=True)]
+        times = ["" if front == "1" else f"{front}{{\\cdot}}" for front in fronts]
+        return [f"${front}10^{{{power}}}$" for front, power in zip(times, powers, strict=True)]
+
+
+def log_axes(ax: Axes, which: str = "xy") -> None:
+    """Logarithmic axes with few labelled ticks."""
+    for name in which:
+        ax.set(**{f"{name}scale": "log"})
+        axis = getattr(ax, f"{name}axis")
+        axis.set_major_locator(_FewLogTicks())
+        axis.set_major_formatter(_LogText())
+        axis.set_minor_locator(NullLocator())
 
 
 def method_curves(
@@ -87,7 +138,7 @@ def method_curves(
         if value is not None:
             ax.axhline(value, zorder=1, **line)
             shown.append(value)
-    for method in in_order(rows["method"]):
+    for method in sorted(in_order(rows["method"]), key=lambda name: not split_matched(name)[1]):
         shown += curve(ax, rows[rows["method"] == method], styles[method], log=log)
     fit_to_means(ax, shown, log=log or (min(shown) > 0 and max(shown) / min(shown) > SPAN_FOR_LOG))
 
@@ -100,7 +151,7 @@ def curve(
     The interval of two seeds is so wide that it would hide everything else, and the two seeds say the same.
 
     Args:
-        ax: where to draw.
+        ax: where to draw; the mean becomes its last line.
         rows: columns x, seed, value.
         style: the method's look.
         log: take means and intervals on the log scale.
@@ -110,53 +161,88 @@ def curve(
         The values that should stay in sight: means and single seeds.
     """
     means = summarised(rows, ["x"], log)
-    ax.plot(means["x"], means["value"], **style.line(**changes))
-    shown: list[float] = means["value"].tolist()
-    if means["n"].max() >= BAND_FROM:
-        banded = means[means["n"] >= BAND_FROM]
+    banded = means[means["n"] >= BAND_FROM]
+    single = [] if len(banded) or means["n"].max() < 2 else [part for _, part in rows.groupby("seed")]
+    if len(banded):
         ax.fill_between(
             banded["x"], banded["low"], banded["high"], color=style.colour, alpha=0.11, linewidth=0
         )
-    elif means["n"].max() > 1:
-        for _, of_seed in rows.sort_values("x").groupby("seed"):
-            ax.plot(of_seed["x"], of_seed["value"], color=style.colour, linewidth=0.5, alpha=0.45, zorder=1.5)
-        shown += rows["value"].tolist()
-    return shown
+    for seed in single:
+        ordered = seed.sort_values("x")
+        look: dict[str, Any] = {
+            "color": style.colour,
+            "linewidth": 0.5,
+            "alpha": 0.5,
+            "marker": ".",
+            "markersize": 1.0,
+        }
+        ax.plot(ordered["x"], ordered["value"], **look, zorder=1.5)
+    ax.plot(means["x"], means["value"], **style.line(**changes))
+    return [*means["value"], *(value for seed in single for value in seed["value"])]
 
 
-def spread_text(rows: pd.DataFrame) -> str:
-    """What a caption says about seeds and spread.
+def method_entries(methods: Sequence[str], styles: Mapping[str, MethodStyle]) -> dict[str, dict[str, Any]]:
+    """Entries of a legend: a line for each method, and one for each kind of matched baseline."""
+    entries = {
+        styles[name].label: styles[name].line() for name in in_order(methods) if not split_matched(name)[1]
+    }
+    for suffix in MATCHED:
+        if looks := [styles[name].line(marker="o") for name in methods if split_matched(name)[1] == suffix]:
+            entries[_MATCHED[suffix]] = looks[0]
+    return entries
 
-    Args:
-        rows: with columns method and seed.
-    """
-    seeds = rows.groupby("method")["seed"].nunique()
-    if seeds.max() >= BAND_FROM:
-        return f"over {seeds_text(seeds)}, band: 95% t interval"
-    return f"over {seeds_text(seeds)}" + (" (each one a thin line)" if seeds.max() > 1 else "")
 
-
-def legend(
-    figure: Figure, styles: Sequence[MethodStyle], extra: Sequence[tuple[str, dict[str, Any]]] = ()
-) -> None:
-    """One legend below the whole figure.
-
-    Args:
-        figure: the figure.
-        styles: the methods to name.
-        extra: further entries: label and arguments of the line.
-    """
-    handles = [Line2D([], [], label=style.label, **style.line()) for style in styles]
-    handles += [Line2D([], [], label=label, **line) for label, line in extra]
-    labels = [str(handle.get_label()) for handle in handles]
-    columns = next(n for n in range(min(len(labels), 5), 0, -1) if n == 1 or _legend_width(labels, n) < WIDTH)
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.6)
+def legend(figure: Figure, entries: Mapping[str, Mapping[str, Any]], **changes: Any) -> None:
+    """One legend below the whole figure: by label, the arguments of a line or a mark."""
+    handles = [Line2D([], [], label=label, **{**look, **changes}) for label, look in entries.items()]
+    labels = list(entries)
+    columns = next(n for n in range(min(len(labels), 7), 0, -1) if n == 1 or _legend_width(labels, n) < WIDTH)
+    columns = -(-len(labels) // -(-len(labels) // columns))  # rows of equal length
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.4)
 
 
 def _legend_width(labels: Sequence[str], columns: int) -> float:
     """Inches that a legend takes, about: labels fill one column after the other."""
     longest = [max(map(len, part)) for part in np.array_split(np.array(labels), columns)]
-    return sum(0.53 + 0.053 * letters for letters in longest)
+    return sum(0.5 + 0.053 * letters for letters in longest)
+
+
+def name_lines(ax: Axes, ends: Ends, text: str = "{}", gap: float = 0.085) -> None:
+    """Names to the right of the panel, moved apart where they would overlap, with hairlines to the ends of their lines.
+
+    Args:
+        ax: a panel with everything drawn.
+        ends: of its lines.
+        text: what the name is put into.
+        gap: between names, in heights of the panel.
+    """
+    low, high = ax.get_ylim()  # also settles limits that are still to be fitted to the data
+    to_axes = ax.transData + ax.transAxes.inverted()
+    names = sorted(ends, key=lambda each: ends[each][1])
+    heights = np.clip([to_axes.transform(ends[name][:2])[1] for name in names], 0, 0.96)
+    for i in range(1, len(names)):
+        heights[i] = max(heights[i], heights[i - 1] + gap)
+    heights[-1:] = np.minimum(heights[-1:], max(0.96, gap * (len(names) - 1)))
+    for i in range(len(names) - 2, -1, -1):
+        heights[i] = min(heights[i], heights[i + 1] - gap)
+    for name, height in zip(names, heights, strict=True):
+        x, y, colour = ends[name]
+        ax.annotate(
+            text.format(name),
+            (x, np.clip(y, low, high)),
+            (1.05, height),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=SMALLEST,
+            color=INK,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.5,
+                "relpos": (0, 0.5),
+                "shrinkB": 2,
+            },
+        )
 
 
 def fit_to_means(ax: Axes, values: Sequence[float], *, log: bool) -> None:
@@ -164,32 +250,8 @@ def fit_to_means(ax: Axes, values: Sequence[float], *, log: bool) -> None:
     low, high = min(values), max(values)
     if log:
         factor = max((high / low) ** 0.12, 1.05)
-        ax.set_yscale("log")
+        log_axes(ax, "y")
         ax.set_ylim(low / factor, high * factor)
-        _plain_log_ticks(ax)
     else:
         margin = 0.12 * (high - low) or 0.05 * abs(high) or 1.0
         ax.set_ylim(low - margin, high + margin)
-
-
-def _plain_log_ticks(ax: Axes) -> None:
-    """Numbers such as 0.5, 1, 2 on a log axis that spans little, powers of ten on one that spans much."""
-    low, high = ax.get_ylim()
-    if high / low > 100:
-        return
-    ticks: Sequence[float] = (1, 2, 5)
-    if high / low <= 8:
-        ticks = (1, 1.5, 2, 3, 5, 7) if high / low > 1.8 else np.arange(1, 10, 0.2).tolist()
-    ax.yaxis.set_major_locator(LogLocator(base=10, subs=ticks))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_minor_locator(NullLocator())
-
-
-def sparse_log_ticks(ax: Axes) -> None:
-    """Powers of ten on the horizontal log axis, with 2 and 5 between them where it spans little."""
-    low, high = ax.get_xlim()
-    ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if high / low < 30 else (1,)))
-    ax.xaxis.set_major_formatter(
-        LogFormatterSciNotation(base=10, labelOnlyBase=False, minor_thresholds=(10, 10))
-    )
-    ax.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))

@@ -1,51 +1,67 @@
-"""Figure: every metric against the training steps of the flow, one small panel per metric and space."""
+"""Figure: the three sides of quality against the training steps of the flow."""
 
 from precfm.report.figures.axes import (
     FLOOR_ENTRY,
     legend,
     letter,
+    log_axes,
     method_curves,
-    small_multiples,
-    spread_text,
+    method_entries,
+    panels,
 )
+from precfm.report.figures.shown import COURSES, compared_text, of_first_setting, that_fit
 from precfm.report.figures.style import Drawing, method_styles
+from precfm.report.formatting import count_text
 from precfm.report.frames import Frames
 from precfm.report.reads import LeftOutError, needed, reads
-from precfm.report.rows import TRAINED, groups, of_settings, per_seed, with_a_course, with_common_end
-from precfm.report.vocabulary import FLOOR, in_order, is_flow, metric_text, space_label
+from precfm.report.rows import groups, per_seed, with_a_course, with_common_end
+from precfm.report.vocabulary import FLOOR, LIKELIHOOD, decoded, is_flow, metric_text
 
-COLUMNS = 3
+# The metrics by which claims are decided; against images as they are only where none are decoded.
+SIDES = {
+    ("frechet", "classifier-0"): "perceptual, judge 0",
+    ("frechet", "classifier-1"): "perceptual, judge 1",
+    ("frechet", decoded("classifier-0")): "perceptual, judge 0, decoded",
+    ("frechet", decoded("classifier-1")): "perceptual, judge 1, decoded",
+    ("frechet", "latent-whitened"): "second moments, whitened",
+    ("eigenvalue_log_error_low", "latent"): "second moments, lowest quarter",
+    (LIKELIHOOD, "latent"): "likelihood",
+}
+_KEYS = ["dataset", "metric", "space", "extractor"]
 
 
 @reads("records")
 def draw(frames: Frames) -> Drawing:
-    """Small multiples of the metrics that were taken at two checkpoints or more."""
-    records = per_seed(of_settings(needed(frames, "records"), TRAINED))
+    """A panel for each number that the sides are judged by."""
+    records = per_seed(of_first_setting(needed(frames, "records"), COURSES))
+    records = records[[key in SIDES for key in zip(records["metric"], records["space"], strict=True)]]
     flows = with_common_end(with_a_course(records[records["method"].map(is_flow)]))
-    flows = flows.assign(x=flows["step"].astype(int))
-    keys = ["dataset", "metric", "space", "extractor"]
     if flows.empty:
-        raise LeftOutError("no metric was taken at more than one checkpoint")
-    parts, styles = dict(groups(flows, *keys)), method_styles(frames)
-    floors = records[records["method"] == FLOOR].groupby(keys)["value"].mean()
-    several = flows["dataset"].nunique() > 1
-    figure, axes = small_multiples(len(parts), COLUMNS, height=1.85)
+        raise LeftOutError("no metric of the three sides was taken at more than one checkpoint")
+    spaces = set(flows["space"])
+    flows = flows[~flows["space"].isin([space for space in spaces if decoded(space) in spaces])]
+    flows, others = that_fit(flows, len(flows.groupby(["metric", "space"])))
+    parts, styles = dict(groups(flows.assign(x=flows["step"].astype(int)), *_KEYS)), method_styles(frames)
+    floors = records[records["method"] == FLOOR].groupby(_KEYS)["value"].mean()
+    figure, axes = panels(len(parts), height=2.1)
     for position, (ax, (key, rows)) in enumerate(zip(axes, parts.items(), strict=True)):
-        dataset, metric, space, _ = key
-        text, steps = metric_text(metric), sorted(rows["x"].unique())
-        target = 1.0 if text.better == "one" else None
-        method_curves(ax, rows, styles, floor=floors.get(key), target=target, log=text.multiplicative)
-        ax.set_xscale("log")
-        ax.set_xticks(steps, [f"{step / 1000:g}k" if step >= 1000 else str(step) for step in steps])
-        ax.minorticks_off()
-        ax.set(xlabel="training steps", ylabel=text.head)
-        letter(ax, position, space_label(space), dataset if several else "")
-    has_floor = any(key in floors.index for key in parts)
-    legend(figure, [styles[method] for method in in_order(flows["method"])], [FLOOR_ENTRY] * has_floor)
+        _, metric, space, _ = key
+        method_curves(ax, rows, styles, floor=floors.get(key))
+        log_axes(ax, "x")
+        ax.set(xlabel="training steps", ylabel=metric_text(metric).head)
+        letter(ax, position, SIDES[metric, space])
+    legend(
+        figure,
+        method_entries(list(flows["method"]), styles)
+        | (FLOOR_ENTRY if floors.index.isin(list(parts)).any() else {}),
+    )
     caption = (
-        f"Metrics against training steps of the flow: mean {spread_text(flows)} (ratios: on the log scale). "
-        "Dashed grey: the floor, the train split against the same reference; dotted: the target of a ratio. "
-        "Each panel has its own extractor and its own axis, fitted to the means: a wide band may leave it. "
-        "Metrics taken only at the last checkpoint are in the metric table."
+        f"The three sides of quality against the training steps of the flow: {compared_text(flows)}, "
+        f"{count_text(flows['n_generated'].max())} samples against {count_text(flows['n_real'].max())} held-out "
+        "rows. Perceptual: Fréchet distance in the features of two classifiers (judges), to held-out images that "
+        "have gone through encoder and decoder where it says 'decoded'. Second moments: Fréchet distance in whitened "
+        "latent coordinates, and mean |ln variance ratio| along the quarter of directions with the smallest "
+        "variance. Likelihood: of held-out rows, in data space. Dashed: the floor, the train split against the same "
+        f"reference. Each panel has its own value axis, fitted to the means: a wide band may leave it.{others}"
     )
     return Drawing(figure, caption)

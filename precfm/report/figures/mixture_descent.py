@@ -1,13 +1,8 @@
 """Figure: excess risk of each component of a mixture against steps, linear experts."""
 
+from precfm.report.figures.axes import legend, letter, log_axes, panels
 from precfm.report.figures.style import Drawing
-from precfm.report.figures.theory_lines import (
-    colour_legend,
-    lines_over_seeds,
-    log_panels,
-    over_seeds,
-    shaded,
-)
+from precfm.report.figures.theory_lines import level_entries, lines_over_seeds, over_seeds, shaded
 from precfm.report.frames import Frames
 from precfm.report.reads import LeftOutError, needed, reads
 
@@ -23,17 +18,21 @@ def draw(frames: Frames) -> Drawing:
     if base.empty:
         raise LeftOutError("no mixture of separation 4 was run")
     regimes, kappas = list(base["regime"].unique()), base.groupby("component")["condition_number"].first()
-    colours = shaded(list(kappas.index), first=1)
-    titles = [f"experts by {regime}" for regime in regimes]
-    figure, axes = log_panels(titles, height=2.2, x="steps", y="excess risk, relative")
-    for ax, regime in zip(axes, regimes, strict=True):
-        ax.set(xscale="symlog", ylim=(1e-8, 2))
-        rows = base[(base["regime"] == regime) & (base["relative"] > ROUNDING)]
-        lines_over_seeds(ax, rows, "step", "relative", "component", colours)
-        ax.set_xlim(left=0)
-    colour_legend(figure, dict(zip(kappas, colours.values(), strict=True)), "kappa {:g}")
+    base = base.assign(kappa=base["component"].map(kappas))[
+        (base["step"] > 0) & (base["relative"] > ROUNDING)
+    ]
+    colours = shaded(list(kappas))
+    figure, axes = panels(len(regimes), height=2.3, sharey=True)
+    for position, (ax, regime) in enumerate(zip(axes, regimes, strict=True)):
+        log_axes(ax)
+        rows = base[base["regime"] == regime]
+        lines_over_seeds(ax, rows, "step", "relative", "kappa", colours)
+        ax.set(ylim=(1e-8, 2), xlabel="steps", ylabel="excess risk, relative" if position == 0 else "")
+        letter(ax, position, f"experts by {regime}")
+    legend(figure, level_entries(colours, "$\\kappa$ = {:g}"))
     return Drawing(
         figure,
-        "Excess risk of each component of a mixture, relative to its start, under gradient descent on linear experts; "
-        f"geometric mean and 95% interval over {over_seeds(base)}.",
+        "Excess risk of each component of a Gaussian mixture, by its condition number, under gradient descent on "
+        f"linear experts: {over_seeds(base)}. Relative to the start; geometric means over seeds. What is below the "
+        "frame is not shown.",
     )

@@ -3,15 +3,16 @@
 import numpy as np
 
 from precfm.report.correlations import spearman
-from precfm.report.figures.axes import legend, letter, panels, sparse_log_ticks
+from precfm.report.figures.axes import legend, letter, log_axes, method_entries, panels
+from precfm.report.figures.shown import that_fit
 from precfm.report.figures.style import Drawing, method_styles
-from precfm.report.formatting import number_text
+from precfm.report.formatting import count_text, number_text
 from precfm.report.frames import Frames
 from precfm.report.predictor_values import PREDICTORS
 from precfm.report.reads import reads
 from precfm.report.rows import RECORD_KEYS, groups
 from precfm.report.tables.predictors import METRIC, ranked
-from precfm.report.vocabulary import in_order, metric_text, space_label
+from precfm.report.vocabulary import metric_text
 
 _AXES = {
     "residual_condition_number": "residual $\\kappa$",
@@ -23,32 +24,32 @@ _LOG = ("residual_condition_number", "predicted_steps")
 
 @reads("predictors", "records", optional=("preconditioners", "path_conditioning"))
 def draw(frames: Frames) -> Drawing:
-    """One row of panels per setting and classifier, one panel per predictor, one mark per method."""
-    rows = ranked(frames)
+    """One row of panels per classifier, one panel per predictor, one mark per method."""
+    rows, others = that_fit(ranked(frames), 2 * len(PREDICTORS))
     parts, styles = list(groups(rows, *RECORD_KEYS)), method_styles(frames)
-    figure, axes = panels(len(parts), len(PREDICTORS), height=2.0, sharey="row")
-    several = rows["dataset"].nunique() > 1
-    for position, ax in enumerate(axes.flat):
-        (dataset, _, space, *_), group = parts[position // len(PREDICTORS)]
+    figure, axes = panels(len(parts) * len(PREDICTORS), height=2.0, sharey="row")
+    for position, ax in enumerate(axes):
+        (_, _, space, *_), group = parts[position // len(PREDICTORS)]
         predictor = list(PREDICTORS)[position % len(PREDICTORS)]
         for method, x, y in zip(group["method"], group[predictor], group["value"], strict=True):
             if np.isfinite(x) and (x > 0 or predictor not in _LOG):
                 ax.plot([x], [y], **styles[method].line(linestyle="none", markersize=5))
         if predictor in _LOG:
-            ax.set_xscale("log")
-            sparse_log_ticks(ax)
-        ax.set_xlabel(_AXES[predictor])
-        where = space_label(space) + (f", {dataset}" if several else "")
-        ax.set_ylabel(metric_text(METRIC).head if position % len(PREDICTORS) == 0 else "")
+            log_axes(ax, "x")
+        ax.set(
+            xlabel=_AXES[predictor],
+            ylabel=metric_text(METRIC).head if position % len(PREDICTORS) == 0 else "",
+        )
         correlation = number_text(float(spearman(group[predictor], group["value"])), digits=2)
-        letter(ax, position, f"{where}: " * (position % len(PREDICTORS) == 0) + f"$\\rho$ = {correlation}")
-    shown = [styles[method] for method in in_order(rows["method"])]
-    legend(figure, [], [(style.label, style.line(linestyle="none", markersize=5)) for style in shown])
+        letter(ax, position, f"{space}, $\\rho$ = {correlation}")
+    legend(figure, method_entries(list(rows["method"]), styles), linestyle="none", markersize=5)
     caption = (
-        "Final Fréchet distance of each method (mean over seeds) against what is known without training its flow: "
-        "condition number of the data after the preconditioner, mean of ln κ(Σₜ) along the path, and the steps that "
-        "the tangent kernel of the untrained flow predicts until the residual is below an absolute threshold in the "
-        "data; ρ: Spearman's rank correlation over methods. A method that is predicted to need no steps, or never to "
-        "get there, counts in ρ and has no mark. Intervals and partial correlations: table predictors."
+        f"Final Fréchet distance of {rows['method'].nunique()} methods on {rows['dataset'].iloc[0]} (mean over "
+        f"seeds, {count_text(rows['n_generated'].max())} samples against {count_text(rows['n_real'].max())} held-out "
+        "images) against what is known without training their flows: condition number of the data after the "
+        "preconditioner, mean of ln κ(Σₜ) along the path, and the steps that the tangent kernel of the untrained "
+        "flow predicts until the residual is below an absolute threshold in the data; ρ: Spearman's rank correlation "
+        "over methods. A method that is predicted to need no steps, or never to get there, counts in ρ and has no "
+        f"mark. Intervals and partial correlations: table predictors.{others}"
     )
     return Drawing(figure, caption)

@@ -1,73 +1,78 @@
-"""Figure: variance of the samples over variance of the data along each eigendirection of the data."""
+"""Figure: variance of the samples over variance of the data, from the largest variance to the smallest."""
 
-from typing import Any
-
+import numpy as np
 import pandas as pd
 
 from precfm.report.figures.axes import (
     FLOOR_ENTRY,
-    curve,
-    fit_to_means,
+    RANK,
     legend,
     letter,
-    small_multiples,
-    spread_text,
+    method_curves,
+    method_entries,
+    panels,
 )
-from precfm.report.figures.style import FLOOR_LINE, INK, Drawing, method_styles
+from precfm.report.figures.shown import by_family, compared_text, family, of_first_setting, that_fit
+from precfm.report.figures.style import FLOOR_LINE, Drawing, method_styles
 from precfm.report.frames import Frames
 from precfm.report.reads import LeftOutError, needed, reads
-from precfm.report.rows import TRAINED, at_final, groups, of_settings
-from precfm.report.summaries import lowest_quartile_count, summarised
-from precfm.report.vocabulary import FLOOR, is_flow, method_label
+from precfm.report.rows import at_final
+from precfm.report.summaries import logarithms, summarised
+from precfm.report.vocabulary import FLOOR, is_flow
 
-COLUMNS = 4
+BINS = 16  # of neighbouring directions, whose single ratios scatter in the same way for all methods
 BASELINE = "none"
-_BEHIND: dict[str, Any] = {"color": INK, "linewidth": 0.8, "alpha": 0.5}
 
 
 @reads("recovery")
 def draw(frames: Frames) -> Drawing:
-    """One small panel per method on shared axes, with the unpreconditioned flow repeated behind it."""
-    recovery = of_settings(needed(frames, "recovery"), TRAINED)
-    recovery = recovery.assign(x=recovery["index"].astype(int) + 1, value=recovery["ratio"].astype(float))
-    final = at_final(recovery)
-    flows = final[final["method"].map(is_flow)]
+    """One panel per family of methods, with the unpreconditioned flow repeated in each."""
+    ratios = binned(of_first_setting(needed(frames, "recovery")))
+    flows = ratios[ratios["method"].map(is_flow)]
     if flows.empty:
         raise LeftOutError("recovery has no rows of a trained flow")
-    by_cell = dict(list(final.groupby(["dataset", "method"])))
-    curves = {key: summarised(rows, ["x"], logarithmic=True) for key, rows in by_cell.items()}
-    shown, styles, several = [1.0], method_styles(frames), flows["dataset"].nunique() > 1
-    cells = [(dataset, method) for (dataset, method), _ in groups(flows, "dataset", "method")]
-    columns = min(COLUMNS, len(cells))
-    figure, axes = small_multiples(len(cells), COLUMNS, height=1.65, sharex=True, sharey=True)
-    for position, (ax, (dataset, method)) in enumerate(zip(axes, cells, strict=True)):
-        directions = len(curves[dataset, method])
-        ax.axvspan(0.5, lowest_quartile_count(directions) + 0.5, color="#f0f0f0", linewidth=0, zorder=0)
-        ax.axhline(1.0, color=INK, linewidth=0.6, zorder=1)
-        for other, line in ((FLOOR, FLOOR_LINE | {"zorder": 1}), (BASELINE, _BEHIND)):
-            if (dataset, other) in curves and method != other:
-                ax.plot(curves[dataset, other]["x"], curves[dataset, other]["value"], **line)
-        shown += curve(ax, by_cell[dataset, method], styles[method], log=True)
-        letter(ax, position, method_label(method), dataset if several else "")
-        ax.set(xlim=(0.5, directions + 0.5), ylabel="variance ratio" if position % columns == 0 else "")
-        if position + columns >= len(cells):
-            ax.set_xlabel("eigendirection $i$")
-            ax.tick_params(labelbottom=True)
-    drawn = {method for _, method in curves}
-    extra = [(f"{method_label(BASELINE)}, repeated", _BEHIND)] if BASELINE in drawn else []
-    extra += [FLOOR_ENTRY] if FLOOR in drawn else []
-    if extra:
-        legend(figure, [], extra)
-    fit_to_means(axes[0], shown, log=True)
-    return Drawing(figure, _caption(flows, has_floor=FLOOR in drawn))
-
-
-def _caption(flows: pd.DataFrame, *, has_floor: bool) -> str:
-    floor = " dashed grey: the floor, the train split against the same reference;" if has_floor else ""
-    return (
-        "Variance of the samples over variance of the held-out data along each eigendirection of the data's "
-        f"covariance (1: smallest variance), at the final checkpoint: geometric mean {spread_text(flows)}, "
-        "on the log scale. At one the direction is recovered; above, the samples are too wide. Shaded: the "
-        f"lowest quartile; thin black line: the flow without preconditioning;{floor} axes are shared and "
-        "fitted to the means, so that a wide band may leave them."
+    flows, others = that_fit(flows, flows["method"].map(family).nunique())
+    floors = summarised(ratios[ratios["method"] == FLOOR], ["dataset", "x"], logarithmic=True)
+    parts, styles = list(by_family(flows)), method_styles(frames)
+    figure, axes = panels(len(parts), height=2.5)
+    for position, (ax, (dataset, name, rows)) in enumerate(zip(axes, parts, strict=True)):
+        ax.axvspan(0.75, 1, color="#f0f0f0", linewidth=0, zorder=0)
+        baseline = flows[(flows["dataset"] == dataset) & (flows["method"] == BASELINE)]
+        method_curves(
+            ax, pd.concat([rows[rows["method"] != BASELINE], baseline]), styles, target=1.0, log=True
+        )
+        floor = floors[floors["dataset"] == dataset]
+        if len(floor):
+            ax.plot(floor["x"], floor["value"], **FLOOR_LINE, zorder=1)
+        ax.set(xlim=(0, 1), xlabel=RANK)
+        ax.set_ylabel("variance ratio → 1" if position % 3 == 0 else "")
+        letter(ax, position, name + (f", {dataset}" if flows["dataset"].nunique() > 1 else ""))
+    legend(figure, method_entries(list(flows["method"]), styles) | (FLOOR_ENTRY if len(floors) else {}))
+    caption = (
+        "Variance of the samples over variance of the held-out data along the eigendirections of the data's "
+        f"covariance, from the largest variance to the smallest: {compared_text(flows)}, at the final checkpoint. "
+        f"Geometric means over {BINS} groups of neighbouring directions and over seeds. At one (dotted) the variance "
+        "is recovered; above, the samples are too wide. Shaded: the lowest quarter of directions, by which recovery "
+        "is judged. The flow without preconditioning stands in every panel; dashed: the floor, the train split "
+        f"against the same reference. Each panel has its own value axis, fitted to the means.{others}"
     )
+    return Drawing(figure, caption)
+
+
+def binned(recovery: pd.DataFrame) -> pd.DataFrame:
+    """Ratios at the final checkpoint, geometric means over at most `BINS` groups of neighbouring directions.
+
+    Args:
+        recovery: the frame of that name.
+
+    Returns:
+        Columns dataset, method, seed, x (the middle of the group as a share of all, largest variance
+        first), value.
+    """
+    final = at_final(recovery)
+    count = final.groupby("dataset")["index"].transform("max") + 1
+    groups_of = np.minimum(count, BINS)
+    middle = 1 - (final["index"] * groups_of // count + 0.5) / groups_of
+    logs = final.assign(x=middle, value=logarithms(final["ratio"], "a variance ratio"))
+    means: pd.DataFrame = logs.groupby(["dataset", "method", "seed", "x"])["value"].mean().reset_index()
+    return means.assign(value=np.exp(means["value"]))

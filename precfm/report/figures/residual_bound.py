@@ -1,10 +1,11 @@
 """Figure: steps after an imperfect preconditioner, beside the bound in the residual condition number."""
 
-import seaborn as sns
+from typing import Any
 
+from precfm.report.figures.axes import legend, letter, log_axes, panels
 from precfm.report.figures.steps_against_kappa import QUANTITIES
 from precfm.report.figures.style import INK, Drawing
-from precfm.report.figures.theory_lines import legend_below, log_panels
+from precfm.report.figures.theory_lines import over_seeds
 from precfm.report.frames import Frames
 from precfm.report.reads import needed, reads
 
@@ -15,28 +16,39 @@ _MARKS = {
     "power": "^",
     "whitening from samples": "v",
 }
-_COLOURS = ("#0173b2", "#de8f05")  # of the condition numbers of the data
+_COLOURS = ("#0072b2", "#e69f00")  # of the condition numbers of the data
+_POINTS: dict[str, Any] = {"linestyle": "none", "markersize": 3.2, "markeredgewidth": 0, "alpha": 0.7}
+_BOUND: dict[str, Any] = {"color": INK, "linewidth": 0.9}
 
 
 @reads("residual_linear.steps")
 def draw(frames: Frames) -> Drawing:
-    """One panel per quantity, one mark per map, condition number and time."""
+    """One panel per quantity, one mark per map, condition number, time and seed."""
     table = needed(frames, "residual_linear.steps")
     bound = table[["residual_kappa_t", "bound"]].sort_values("residual_kappa_t")
-    keys = ["kind", "condition_number", "level", "t"]
-    means = table.groupby(keys)[["residual_kappa_t", *QUANTITIES]].mean().clip(lower=0.5).reset_index()
-    colours = dict(zip(sorted(means["condition_number"].unique()), _COLOURS, strict=False))
-    titles, label = list(QUANTITIES.values()), "residual condition number of Sigma_t"
-    figure, axes = log_panels(titles, height=2.4, x=label, y="steps to a tenth")
-    for ax, quantity in zip(axes, QUANTITIES, strict=True):
-        looks = {"hue": "condition_number", "palette": colours, "style": "kind", "markers": _MARKS, "s": 20}
-        sns.scatterplot(means, x="residual_kappa_t", y=quantity, linewidth=0, legend=False, ax=ax, **looks)
-        ax.plot(bound["residual_kappa_t"], bound["bound"], color=INK, linewidth=0.9, zorder=0)
-    marks = {"linestyle": "none", "color": INK, "markersize": 3.4}
-    legend_below(figure, {kind: {"marker": marker, **marks} for kind, marker in _MARKS.items()})
+    colours = dict(zip(sorted(table["condition_number"].unique()), _COLOURS, strict=False))
+    figure, axes = panels(len(QUANTITIES), height=2.4, sharey=True)
+    for position, (ax, (quantity, title)) in enumerate(zip(axes, QUANTITIES.items(), strict=True)):
+        for (kind, kappa), rows in table.groupby(["kind", "condition_number"], sort=False):
+            steps = rows[quantity].clip(lower=0.5)
+            look = {"marker": _MARKS[str(kind)], "color": colours[kappa]}
+            ax.plot(rows["residual_kappa_t"], steps, **look, **_POINTS)
+        ax.plot(bound["residual_kappa_t"], bound["bound"], **_BOUND, zorder=0)
+        log_axes(ax)
+        ax.set(
+            xlabel="residual condition number of $\\Sigma_t$",
+            ylabel="steps to a tenth" if position == 0 else "",
+        )
+        letter(ax, position, title)
+    entries = {kind: {"marker": mark, "color": INK, **_POINTS} for kind, mark in _MARKS.items()}
+    entries |= {
+        f"$\\kappa$ = {kappa:g}": {"color": colour, "linewidth": 3} for kappa, colour in colours.items()
+    }
+    legend(figure, entries | {"bound": _BOUND})
     return Drawing(
         figure,
-        "Steps to a tenth of the excess risk after imperfect preconditioners of data with condition numbers "
-        f"{', '.join(f'{kappa:g}' for kappa in colours)} (colours), mean over seeds; counts below one half are drawn "
-        "there. Line: the bound, which no start exceeds and the slowest direction attains.",
+        "Steps to a tenth of the excess risk behind imperfect preconditioners of Gaussian data, against the "
+        f"condition number that they leave: {over_seeds(table, 'a mark for each and each map and time')}. Counts "
+        "below one half are drawn there. Colours: condition number of the data. Line: the bound, which no start "
+        "exceeds and the slowest direction attains.",
     )

@@ -1,6 +1,5 @@
 """Figure: samples of every method from the same noise and labels, column by column, under held-out images."""
 
-import textwrap
 from collections.abc import Mapping
 from typing import TypeAlias
 
@@ -9,17 +8,19 @@ from numpy.typing import NDArray
 
 from precfm.core.errors import PrecfmError
 from precfm.report.figures.axes import panels
+from precfm.report.figures.shown import MAX_METHODS
 from precfm.report.figures.style import WIDTH, Drawing
 from precfm.report.frames import GRIDS
 from precfm.report.reads import LeftOutError, reads
-from precfm.report.vocabulary import in_order, method_label
+from precfm.report.vocabulary import FLOOR, in_order, is_flow, method_label, split_matched
 
 Images: TypeAlias = Mapping[str, NDArray[np.uint8]]
 
 HELD_OUT = "held-out"
-COLUMNS = {1: 20, 3: 12}  # images in a row, by channels: digits are small, photographs are not
-LABELS = 1.2  # inches for the names of the methods
-GAP = 1  # pixels of white between images
+COLUMNS = {1: 16, 3: 10}  # images in a row, by channels: digits are small, photographs are not
+LABELS = 1.15  # inches for the names of the rows
+GAP = 2  # pixels of white between images
+_REAL = {HELD_OUT: "held-out images", FLOOR: "train, decoded"}
 
 
 @reads(GRIDS)
@@ -31,34 +32,37 @@ def draw(frames: Mapping[str, Images]) -> Drawing:
             1 or 3.
 
     Raises:
-        LeftOutError: there are no images of any method.
+        LeftOutError: there are no images of any trained flow.
         PrecfmError: an array is not of that type and shape.
     """
     images = frames.get(GRIDS, {})
-    methods = in_order(name for name in images if name != HELD_OUT)
+    methods = [name for name in in_order(images) if name not in _REAL and is_flow(name)]
+    methods = [name for name in methods if not split_matched(name)[1]][:MAX_METHODS]
     if not methods:
         raise LeftOutError("this experiment has no sample images")
-    names = [HELD_OUT] * (HELD_OUT in images) + methods
+    names = [name for name in _REAL if name in images] + methods
     for name in names:
         _check(name, images[name])
     count = min(COLUMNS[images[methods[0]].shape[1]], *(len(images[name]) for name in names))
     strips = [_strip(images[name][:count]) for name in names]
     row_height = (WIDTH - LABELS) * strips[0].shape[0] / strips[0].shape[1] + 0.03
-    figure, axes = panels(len(names), 1, height=row_height, arranged=False)
+    figure, axes = panels(len(names), columns=1, height=row_height, arranged=False)
     figure.subplots_adjust(left=LABELS / WIDTH, right=1, top=1, bottom=0, hspace=0)
-    for ax, name, strip in zip(axes.flat, names, strips, strict=True):
+    for ax, name, strip in zip(axes, names, strips, strict=True):
         ax.imshow(
             strip, cmap="gray_r" if strip.ndim == 2 else None, vmin=0, vmax=255, interpolation="nearest"
         )
         ax.set_axis_off()
-        label = "held-out" if name == HELD_OUT else method_label(name)
-        label = textwrap.fill(label, 18)
+        label = _REAL.get(name) or method_label(name)
         ax.annotate(label, (0, 0.5), (-5, 0), "axes fraction", "offset points", ha="right", va="center")
-    held_out = " The first row shows held-out images." if HELD_OUT in images else ""
-    ink = " Grey images are drawn dark on light." if strips[0].ndim == 2 else ""
+    real = {HELD_OUT: "held-out images", FLOOR: "images of the train split behind encoder and decoder"}
+    above = " and ".join(text for name, text in real.items() if name in names)
     caption = (
-        f"Decoded samples at the final checkpoint of one training seed, the first {count} of the evaluation "
-        f"set, not selected. The samples of a column share their label and their noise.{held_out}{ink}"
+        f"Decoded samples of {len(methods)} methods from the same noise and labels, column by column, at the final "
+        f"checkpoint of one training seed: the first {count} of the evaluation set, not selected."
+        + f" Above them {above} with the same labels." * bool(above)
+        + " Grey images are drawn dark on light." * (strips[0].ndim == 2)
+        + " The numbers of matched baselines and of maps alone are in the tables."
     )
     return Drawing(figure, caption)
 

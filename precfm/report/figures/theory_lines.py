@@ -1,94 +1,66 @@
-"""What the figures of the controlled experiments share: rows of log panels, means over seeds, colour legends."""
+"""What the figures of the controlled experiments share: shades of a quantity, means over seeds, words for seeds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from precfm.core.statistics import t_estimate
-from precfm.report.figures.axes import letter, panels
-from precfm.report.figures.style import BAND_FROM
+from precfm.report.figures.axes import Ends, curve
+from precfm.report.figures.style import BAND_FROM, MethodStyle
 
 SHADES = ("#c7c7c7", "#8fb7d9", "#4c8fc4", "#1f6aa5", "#0d4375", "#05213d", "#000000")
-WHITENED = "#0173b2"
+MARKS = "os^Dv<>P"
+WHITENED = "#0072b2"
 ERROR_LOW = "error of low eigenvalues"
 
 
-def shaded(levels: Sequence[Any], first: int = 0) -> dict[Any, str]:
-    """A colour for each level, from light to dark, evenly over `SHADES` from its entry `first` on."""
-    places = np.linspace(first, len(SHADES) - 1, len(levels)).round().astype(int)
+def shaded(levels: Sequence[Any], first: int = 1) -> dict[Any, str]:
+    """A colour for each level, from light to dark, evenly over `SHADES` from its entry `first` on; one is black."""
+    places = np.linspace(len(SHADES) - 1, first, len(levels)).round().astype(int)[::-1]
     return {level: SHADES[place] for level, place in zip(levels, places, strict=True)}
 
 
-def log_panels(titles: Sequence[str], *, height: float, x: str, y: str) -> tuple[Figure, list[Axes]]:
-    """A row of lettered panels with a logarithmic value axis that all share; titles, labels of both axes."""
-    figure, axes = panels(1, len(titles), height=height, sharey=True)
-    for position, (ax, title) in enumerate(zip(axes[0], titles, strict=True)):
-        ax.set(yscale="log", xscale="log", xlabel=x, ylabel=y if position == 0 else "")
-        letter(ax, position, title)
-    return figure, list(axes[0])
-
-
 def lines_over_seeds(
-    ax: Axes, table: pd.DataFrame, x: str, y: str, hue: str, colours: Mapping[Any, str], line: str = "-"
-) -> None:
-    """Means over seeds as a line for each level of `hue`, their intervals as bars; geometric on a log axis.
+    ax: Axes, table: pd.DataFrame, x: str, y: str, hue: str, colours: Mapping[Any, str], line: Any = "-"
+) -> Ends:
+    """Geometric means over seeds as a line for each level of `hue`, their intervals as bands, or each of two seeds.
 
     Args:
-        ax: where to draw; its scale must be set before, since seaborn averages on it.
+        ax: where to draw.
         table: one row for each x, level of `hue` and seed; those of levels without a colour are left out.
         x: column of the horizontal axis.
         y: column of the values.
         hue: column that tells the lines apart.
         colours: by its level.
         line: style of the lines.
+
+    Returns:
+        By level, where its line ends and its colour.
     """
-    rows = table[table[hue].isin(list(colours))]
-    if rows.empty:
-        return
-    sns.lineplot(
-        rows,
-        x=x,
-        y=y,
-        hue=hue,
-        palette=dict(colours),
-        errorbar=interval,
-        err_style="bars",
-        err_kws={"linewidth": 0.7},
-        linestyle=line,
-        linewidth=1,
-        marker="o",
-        markersize=3.6,
-        markeredgewidth=0,
-        legend=False,
-        ax=ax,
-    )
+    ends: Ends = {}
+    for (level, colour), mark in zip(colours.items(), MARKS, strict=False):
+        rows = table[table[hue] == level]
+        if len(rows):
+            look = MethodStyle(str(level), colour, mark, line)
+            curve(ax, rows.assign(x=rows[x], value=rows[y]), look, log=True)
+            ends[level] = (*np.asarray(ax.lines[-1].get_xydata())[-1], colour)
+    return ends
 
 
-def interval(values: "pd.Series[float]") -> tuple[float, float]:
-    """The 95% t interval of one mean as seaborn asks for it; none for few seeds."""
-    estimate = t_estimate(values)
-    return (estimate.low, estimate.high) if estimate.n >= BAND_FROM else (np.nan, np.nan)
+def level_entries(colours: Mapping[Any, str], text: str) -> dict[str, dict[str, Any]]:
+    """Entries of a legend for the lines of `lines_over_seeds`: what the text makes of each level, colour and mark."""
+    looks = zip(colours.items(), MARKS, strict=False)
+    return {
+        text.format(level): {"color": colour, "marker": mark, "markersize": 3.8}
+        for (level, colour), mark in looks
+    }
 
 
-def legend_below(figure: Figure, entries: Mapping[str, Mapping[str, Any]], columns: int = 7) -> None:
-    """One legend below the whole figure: by label, the arguments of a line or a mark."""
-    handles = [Line2D([], [], label=label, **look) for label, look in entries.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), columns))
-
-
-def colour_legend(figure: Figure, colours: Mapping[Any, str], text: str = "{}") -> None:
-    """One legend below the whole figure: by level, its colour."""
-    legend_below(figure, {text.format(level): {"color": colour} for level, colour in colours.items()})
-
-
-def over_seeds(table: pd.DataFrame) -> str:
-    """The number of seeds, as a caption says it."""
+def over_seeds(table: pd.DataFrame, shown: str = "") -> str:
+    """Seeds and spread, as a caption says them; how the seeds are shown, where it is not as lines of their means."""
     count = table["seed"].nunique()
-    few = " (too few for an interval)" if count < BAND_FROM else ""
-    return f"{count} seed{'s' if count != 1 else ''}{few}"
+    few = "each one a thin line" if count > 1 else "without interval"
+    shown = shown or ("band: 95% t interval" if count >= BAND_FROM else few)
+    return f"{count} seed{'s' * (count != 1)} ({shown})"

@@ -5,49 +5,52 @@ from precfm.report.figures.axes import (
     TARGET_LINE,
     legend,
     letter,
+    log_axes,
     method_curves,
-    small_multiples,
-    sparse_log_ticks,
-    spread_text,
+    method_entries,
+    panels,
 )
+from precfm.report.figures.shown import COURSES, compared_text, of_first_setting, that_fit
 from precfm.report.figures.style import Drawing, method_styles
+from precfm.report.formatting import count_text
 from precfm.report.frames import Frames
-from precfm.report.reads import needed, reads
-from precfm.report.rows import RECORD_KEYS, TRAINED, at_final, groups, of_settings, per_seed, with_common_end
+from precfm.report.reads import frame, needed, reads
+from precfm.report.rows import RECORD_KEYS, at_final, groups, per_seed, with_common_end
 from precfm.report.tables.time_to_quality import METRIC, baseline_of, curves
-from precfm.report.vocabulary import FLOOR, in_order, metric_text, space_label
-
-COLUMNS = 2
+from precfm.report.vocabulary import FLOOR, metric_text, space_label
 
 
 @reads("records", "budgets")
 def draw(frames: Frames) -> Drawing:
-    """One panel per setting and classifier, one line per method."""
-    rows, styles = with_common_end(curves(frames)), method_styles(frames)
+    """One panel per classifier and data set, one line per method."""
+    records = of_first_setting(needed(frames, "records"), COURSES)
+    rows, others = that_fit(
+        with_common_end(curves({"records": records, "budgets": frame(frames, "budgets")})), 2
+    )
     # Seeds may differ a little in what their fit cost: one place on the axis for all.
     rows["x"] = rows.groupby([*RECORD_KEYS, "method", "step"])["flops"].transform("mean")
-    records = per_seed(of_settings(needed(frames, "records"), TRAINED))
+    records = per_seed(records)
     of_floor = records[(records["method"] == FLOOR) & (records["metric"] == METRIC)]
     floors = of_floor.groupby(["dataset", "space", "extractor"])["value"].mean()
-    parts, several = list(groups(rows, *RECORD_KEYS)), rows["dataset"].nunique() > 1
-    figure, axes = small_multiples(len(parts), COLUMNS, height=2.3)
+    parts, styles = list(groups(rows, *RECORD_KEYS)), method_styles(frames)
+    figure, axes = panels(len(parts), columns=2, height=2.4)
     for position, (ax, (about, group)) in enumerate(zip(axes, parts, strict=True)):
         dataset, _, space, *_, extractor = about
         baseline = at_final(group[group["method"] == baseline_of(group)])["value"]
         target = baseline.mean() if len(baseline) else None
         method_curves(ax, group, styles, floor=floors.get((dataset, space, extractor)), target=target)
-        ax.set(
-            xscale="log", xlabel="training FLOPs, preconditioner included", ylabel=metric_text(METRIC).head
-        )
-        sparse_log_ticks(ax)
-        letter(ax, position, space_label(space), dataset if several else "")
-    extra = [("baseline at its end", TARGET_LINE)] if baseline_of(rows) else []
-    extra += [FLOOR_ENTRY] if len(floors) else []
-    legend(figure, [styles[method] for method in in_order(rows["method"])], extra)
+        log_axes(ax, "x")
+        ax.set(xlabel="training FLOPs, preconditioner included", ylabel=metric_text(METRIC).head)
+        letter(ax, position, f"{dataset}, {space_label(space)}")
+    extra = ({"baseline at its end": TARGET_LINE} if baseline_of(rows) else {}) | (
+        FLOOR_ENTRY if len(floors) else {}
+    )
+    legend(figure, method_entries(list(rows["method"]), styles) | extra)
     caption = (
-        "Fréchet distance against floating-point operations spent on training, those to fit the preconditioner "
-        f"included: mean {spread_text(rows)}. Dotted: the baseline (scalar, else none) at its last "
-        "checkpoint, the target of the table time_to_quality; dashed grey: the floor, the train split against the same "
-        "reference."
+        "Quality against the floating-point operations spent on training, those to fit the preconditioner included: "
+        f"Fréchet distance of {compared_text(rows)}, {count_text(rows['n_generated'].max())} samples against "
+        f"{count_text(rows['n_real'].max())} held-out images. Dotted: the baseline (scalar, else none) at its last "
+        "checkpoint, the target of the table time_to_quality; dashed: the floor, the train split against the same "
+        f"reference.{others}"
     )
     return Drawing(figure, caption)
