@@ -41,13 +41,15 @@ MANIFEST = f"{HOME}/manifest.json"
 
 
 def fake(job):
-    if job.node.kind != "verdicts":
+    if job.node.kind not in ("verdicts", "pages"):
         job.write_json("content.json", {"id": job.node.id})
     if job.node.kind in ("table_files", "figure_files"):
         (job.folder / f"{job.node.label}.md").write_text(job.node.key)
     elif job.node.kind == "verdicts":
         job.write_json("claims.json", {})
         (job.folder / "claims.md").write_text("")
+    elif job.node.kind == "pages":
+        (job.folder / "report.html").write_text(job.node.key)
     else:
         (job.folder / "deep").mkdir()
         (job.folder / "deep/large.bin").write_bytes(bytes(range(256)) * 700)

@@ -109,9 +109,8 @@ def _sides(frames: Frames, sides: pd.DataFrame) -> Chart:
     written = zip(sides["side"], _written(sides), strict=True)
     rows = sides.assign(shown=[f"{side}: {text}" for side, text in written])
     rows = rows.sort_values("side", key=lambda side: side.map(_SIDES.index), kind="stable")
-    first = [
-        rows.loc[rows["side"].isin([side, rows["side"].iloc[0]]), "shown"].iloc[-1] for side in _SIDES[1::-1]
-    ]
+    named = list(rows["shown"])
+    first = [next((text for text in named if text.startswith(side)), named[0]) for side in _SIDES[1::-1]]
     caption = (
         "Two of the numbers of the table above against each other, every method a point with its 95% intervals; "
         "lower is better on every axis."

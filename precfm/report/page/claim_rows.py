@@ -64,7 +64,10 @@ class ClaimRow:
 
 def row_of(verdict: Verdict) -> ClaimRow:
     """A claim in one experiment."""
-    groups = {side: [group for group in verdict.groups if group.side == side] for side in SIDES}
+    named = [
+        group.model_copy(update={"dataset": group.dataset or verdict.experiment}) for group in verdict.groups
+    ]
+    groups = {side: [group for group in named if group.side == side] for side in SIDES}
     rulings = {side: ruled(groups[side])[0] for side in SIDES if side in verdict.rule}
     return ClaimRow(
         verdict.claim,
@@ -111,7 +114,11 @@ def _weakest(group: Judged, statistics: Sequence[StatisticResult]) -> StatisticR
         and each.condition in ("", group.condition)
         and each.method in ("", best.method)
     ]
-    return max(deciding, key=lambda each: (_BEST_FIRST.index(each.outcome), each.p or 0.0), default=None)
+
+    def strength(each: StatisticResult) -> tuple[int, float, bool]:
+        return _BEST_FIRST.index(each.outcome), each.p or 0.0, each.condition != ""
+
+    return max(deciding, key=strength, default=None)
 
 
 def _written(group: Judged, result: StatisticResult, experiment: str) -> DecidingEffect:

@@ -6,6 +6,7 @@ else is chosen by inputs that Vega makes of the specification.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import altair as alt
@@ -43,6 +44,7 @@ class Chart:
     hidden: list[str] = field(default_factory=list)
 
 
+@cache
 def javascript() -> str:
     """The code that draws the charts: Vega, Vega-Lite and Vega-Embed, nothing of which is fetched."""
     import vl_convert
@@ -121,8 +123,7 @@ def points(item: str, caption: str, rows: pd.DataFrame, frames: Frames, *, first
     methods = _Methods(rows["method"], frames)
     numbers = list(dict.fromkeys(rows["shown"]))
     wide = rows.pivot_table(index=["dataset", "method"], columns="shown", values=["value", "low", "high"])
-    columns: list[tuple[str, str]] = list(wide.columns)
-    wide.columns = [f"{end} {numbers.index(shown)}" for end, shown in columns]
+    wide.columns = wide.columns.map(lambda pair: f"{pair[0]} {numbers.index(pair[1])}")
     base, encoded = methods.chart(wide.reset_index()), {}
     for axis, channel in (("x", alt.X), ("y", alt.Y)):
         for end in ("value", "low", "high"):
@@ -204,7 +205,12 @@ def _dataset(rows: pd.DataFrame) -> alt.Parameter:
 
 
 def _spec(layers: Sequence[alt.Chart], params: Sequence[alt.Parameter], off: Sequence[str]) -> dict[str, Any]:
-    chart = alt.layer(*layers).properties(width="container", height=_HEIGHT, background="white")
+    chart = alt.layer(*layers).properties(
+        width="container",
+        height=_HEIGHT,
+        background="white",
+        padding={"left": 5, "top": 5, "right": 24, "bottom": 5},
+    )
     chart = chart.add_params(alt.param(name="hidden", value=dict.fromkeys(off, True)), *params)
     chart = chart.configure(font="system-ui, sans-serif", autosize={"type": "fit-x", "contains": "padding"})
     spec: dict[str, Any] = chart.configure_axis(**_AXES, **_FONT).configure_view(stroke=None).to_dict()
