@@ -29,6 +29,7 @@
   const about = read("about"), numbers = read("numbers"), dialog = document.getElementById("lineage");
   const home = /\/published\/[^/]+\/[^/]*$/.test(location.pathname) ? "results/published/" : "results/";
   all(".home").forEach((each) => { each.textContent = home; });
+  all("a.all").forEach((each) => { each.hidden = home === "results/"; }); // the page over all is of what is published
   const show = (button) => {
     const table = numbers.tables[button.dataset.table], places = button.dataset.lines.split(" ").map(Number);
     const file = `${home}${about.name}/tables/${button.dataset.table}.csv`;

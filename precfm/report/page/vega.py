@@ -209,7 +209,7 @@ def _spec(layers: Sequence[alt.Chart], params: Sequence[alt.Parameter], off: Seq
         width="container",
         height=_HEIGHT,
         background="white",
-        padding={"left": 5, "top": 5, "right": 24, "bottom": 5},
+        padding={"left": 12, "top": 5, "right": 28, "bottom": 5},
     )
     chart = chart.add_params(alt.param(name="hidden", value=dict.fromkeys(off, True)), *params)
     chart = chart.configure(font="system-ui, sans-serif", autosize={"type": "fit-x", "contains": "padding"})
