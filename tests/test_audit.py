@@ -202,7 +202,10 @@ def test_other_counts_of_current_keys_are_a_warning_and_other_verdicts_an_error(
     count = len(results.nodes)
     assert f" | {count} of {count} |\n<!-- end -->\nMore.\n" in readme.read_text()
     assert audit().findings == []
-    merged = {"README.md", *(f"results/published/claims.{form}" for form in ("json", "md"))}
+    merged = {
+        "README.md",
+        *(f"results/published/{name}" for name in ("claims.json", "claims.md", "report.html")),
+    }
 
     def other(name):
         raise PrecfmError("no plan")
