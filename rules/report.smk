@@ -1,4 +1,4 @@
-"""From records to tables, figures and verdicts, and these under plain names."""
+"""From records to tables, figures, verdicts and their page, and these under plain names."""
 
 
 use rule artifact as gather with:
@@ -37,11 +37,22 @@ use rule artifact as judge_claims with:
         kind="verdicts",
 
 
+use rule artifact as lay_out_page with:
+    input:
+        frames=parents("frames"),
+        tables=parents("tables"),
+        figures=parents("figures"),
+        verdicts=parents("verdicts"),
+    wildcard_constraints:
+        kind="pages",
+
+
 rule products:
     input:
         tables=unless_written("table_files"),
         figures=unless_written("figure_files"),
         verdicts=unless_written("verdicts"),
+        pages=unless_written("pages"),
     output:
         touch(PRODUCTS_WRITTEN),
         report(

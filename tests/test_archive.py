@@ -41,13 +41,15 @@ MANIFEST = f"{HOME}/manifest.json"
 
 
 def fake(job):
-    if job.node.kind != "verdicts":
+    if job.node.kind not in ("verdicts", "pages"):
         job.write_json("content.json", {"id": job.node.id})
     if job.node.kind in ("table_files", "figure_files"):
         (job.folder / f"{job.node.label}.md").write_text(job.node.key)
     elif job.node.kind == "verdicts":
         job.write_json("claims.json", {})
         (job.folder / "claims.md").write_text("")
+    elif job.node.kind == "pages":
+        (job.folder / "report.html").write_text(job.node.key)
     else:
         (job.folder / "deep").mkdir()
         (job.folder / "deep/large.bin").write_bytes(bytes(range(256)) * 700)
@@ -209,7 +211,7 @@ def test_another_configuration_is_refused_with_the_revision_that_made_it(lab, ar
     change = {"theory": {"one": {"seeds": [0, 2]}}}
     Path("config/shared.yaml").write_text(yaml.safe_dump({"extends": "base", **change}))
     commit = git(lab, "rev-parse", "HEAD")[:12]
-    refused(archive, "of its 6 artifacts", "theory/one-s1-", commit)
+    refused(archive, "of its 7 artifacts", "theory/one-s1-", commit)
     Path("config/shared.yaml").unlink()
     refused(archive, "config/shared.yaml", commit)
 
@@ -241,7 +243,7 @@ def test_what_is_there_but_damaged_is_replaced(lab, archive, colleague):
     (record.folder / RECORD).write_text("{")
     done = import_archive(archive)
     assert sorted(done.replaced) == sorted([payload.id, record.id])
-    assert len(done.kept) == 4
+    assert len(done.kept) == 5
     assert bytes_below(HOME) == artifacts(lab)
     assert sum("damaged" in line for line in done.lines()) == 2
 
@@ -449,7 +451,7 @@ def other_configuration(members):
 )
 def test_a_forgery_of_what_nothing_can_tell_is_no_attack(archive, colleague, forged):
     forge(archive, forged)
-    assert len(import_archive(Path("forged.zip")).placed) == 6
+    assert len(import_archive(Path("forged.zip")).placed) == 7
 
 
 def renamed(name):
@@ -615,6 +617,6 @@ def test_manifests_that_lie_are_refused(archive, colleague, forged):
 
 def test_the_command_line_exports_and_imports(copy):
     invoke = CliRunner().invoke
-    assert "6 artifacts" in invoke(app, ["export", "shared", "--to", "out.zip"]).stdout
+    assert "7 artifacts" in invoke(app, ["export", "shared", "--to", "out.zip"]).stdout
     shutil.rmtree(HOME)
-    assert "6 artifacts put in place, 0 were there" in invoke(app, ["import", "out.zip"]).stdout
+    assert "7 artifacts put in place, 0 were there" in invoke(app, ["import", "out.zip"]).stdout

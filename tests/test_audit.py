@@ -46,6 +46,8 @@ def make(job):
         (job.folder / f"{node.label}.md").write_text(node.key)
     elif node.kind == "figure_files":
         (job.folder / f"{node.label}.png").write_bytes(random.Random(node.key).randbytes(300))
+    elif node.kind == "pages":
+        (job.folder / "report.html").write_text(node.key)
     elif node.kind == "frames":
         (job.folder / "records.csv").write_text("value\n1\n")
         (job.folder / "grids.safetensors").write_bytes(b"1")
@@ -144,6 +146,7 @@ def test_every_flipped_byte_is_found_and_named(results, monkeypatch):
         "manifest.json",
         "claims.json",
         "claims.md",
+        "report.html",
     } <= flipped.keys()
     assert audit().findings == []
 
@@ -199,7 +202,10 @@ def test_other_counts_of_current_keys_are_a_warning_and_other_verdicts_an_error(
     count = len(results.nodes)
     assert f" | {count} of {count} |\n<!-- end -->\nMore.\n" in readme.read_text()
     assert audit().findings == []
-    merged = {"README.md", *(f"results/published/claims.{form}" for form in ("json", "md"))}
+    merged = {
+        "README.md",
+        *(f"results/published/{name}" for name in ("claims.json", "claims.md", "report.html")),
+    }
 
     def other(name):
         raise PrecfmError("no plan")
@@ -271,7 +277,7 @@ def test_what_is_not_here_is_no_error_and_products_are_still_checked(results):
 def test_before_the_products_are_written_they_are_not_missed(results):
     for name in ("tables", "figures"):
         shutil.rmtree(HOME / name)
-    for name in ("manifest.json", "claims.json", "claims.md"):
+    for name in ("manifest.json", "claims.json", "claims.md", "report.html"):
         (HOME / name).unlink()
     assert errors(audit()) == []
 

@@ -43,7 +43,15 @@ def recorded(tmp_path_factory):
     home = Path("results/mine")
     files = [each.folder / name for each in NODES for name in ("artifact.json", "d/é")]
     files += [
-        home / name for name in ("tables/t.csv", "figures/f.png", "manifest.json", "claims.json", "claims.md")
+        home / name
+        for name in (
+            "tables/t.csv",
+            "figures/f.png",
+            "manifest.json",
+            "claims.json",
+            "claims.md",
+            "report.html",
+        )
     ]
     files += [Path("data/raw/pictures/cats/1.png"), SOURCES]
     for file in files:

@@ -32,7 +32,7 @@ def kinds(ids):
     return {node_id.split("/")[0] for node_id in ids}
 
 
-REPORTS = {"frames", "table_files", "figure_files", "verdicts"}
+REPORTS = {"frames", "table_files", "figure_files", "verdicts", "pages"}
 
 
 def test_a_plan_is_deterministic(planned):

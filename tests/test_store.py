@@ -336,7 +336,7 @@ def in_ledger(pulled, project):
     (project / "params.yaml").write_text("experiments: [mine]\nsources: [mnist5k]\n")
     content = (project / "results/mine/manifest.json").read_bytes()
     paths = {f"{kind}@mine": [f"results/mine/{kind}"] for kind in KINDS}
-    names = ("tables", "figures", "claims.json", "claims.md", "manifest.json")
+    names = ("tables", "figures", "claims.json", "claims.md", "report.html", "manifest.json")
     paths |= {
         "raw@mnist5k": ["data/raw/mnist5k"],
         "products@mine": [f"results/mine/{name}" for name in names],

@@ -221,8 +221,8 @@ def test_dvc_sees_a_change_of_code_exactly_where_a_key_has_changed(made):
             return stages_changed(made)
 
     assert changed_by("precfm/cli/checking.py") == set()
-    assert changed_by("precfm/report/verdicts.py") == {"verdicts"}
-    flows = {"flows", "samples", "evaluations", "frames", "table_files", "figure_files", "verdicts"}
+    assert changed_by("precfm/report/verdicts.py") == {"pages", "verdicts"}
+    flows = {"flows", "samples", "evaluations", "frames", "table_files", "figure_files", "verdicts", "pages"}
     around = {"recipes", "budgets", "kernels", "skips", "likelihoods"}
     assert changed_by("precfm/preconditioned_flow.py") == flows | around
     assert changed_by("workflow_scripts/flows.py") == flows | {"likelihoods"}

@@ -33,9 +33,9 @@ from precfm.pipeline.locks import alone
 from precfm.pipeline.manifest import MANIFEST, agrees, read_manifest
 from precfm.pipeline.node import RECORD, RESULTS, holds_files
 from precfm.pipeline.plan import KINDS, load_plan
-from precfm.pipeline.products import PRODUCTS
+from precfm.pipeline.products import AT_HOME, PRODUCTS
 
-PRODUCT_NAMES = (*filter(None, PRODUCTS.values()), "claims.json", "claims.md", MANIFEST)
+PRODUCT_NAMES = (*filter(None, PRODUCTS.values()), *AT_HOME, MANIFEST)
 DVC = Path(sys.executable).parent / "dvc"
 REFUSED = "refused"
 REMOTE = "precfm-from"  # the name of a remote that is asked once

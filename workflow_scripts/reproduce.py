@@ -301,7 +301,7 @@ def ledger_state(plan: Plan) -> str:
     files = [Path(name) for name in ("params.yaml", "dvc.yaml", str(LEDGER), str(SOURCES))]
     files += (KEYS / plan.experiment).glob("*")
     files += [path for name in ("tables", "figures") for path in (home / name).iterdir()]
-    files += [home / "manifest.json", home / "claims.json"]
+    files += [home / "manifest.json", home / "claims.json", home / "report.html"]
     contents = [f"{path} {file_sha256(path)}" for path in files if path.is_file()]
     payload = [(file, file.stat()) for node in plan.nodes.values() for file in node.folder.rglob("*")]
     made = [f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in payload if file.is_file()]

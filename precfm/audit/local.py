@@ -12,7 +12,7 @@ from precfm.core.errors import PrecfmError
 from precfm.pipeline.manifest import MANIFEST, differing, entries, read_manifest
 from precfm.pipeline.node import PUBLISHED, RECORD, RESULTS, Node
 from precfm.pipeline.plan import KINDS, Plan, load_plan
-from precfm.pipeline.products import PRODUCTS
+from precfm.pipeline.products import AT_HOME, PRODUCTS
 
 
 class LocalExperiment:
@@ -72,7 +72,7 @@ class LocalExperiment:
 
     def _artifact_folders(self) -> Iterator[Path]:
         """The artifacts; what is neither one nor a product, nor for logs, is an error."""
-        known = {*filter(None, PRODUCTS.values()), "records", MANIFEST, "claims.json", "claims.md"}
+        known = {*filter(None, PRODUCTS.values()), "records", MANIFEST, *AT_HOME}
         for place in sorted(self.home.iterdir()):
             if place.name in known or place.is_symlink():
                 continue
@@ -137,7 +137,7 @@ class LocalExperiment:
                 self.report.error("product", file, f"missing, though {node_id} holds it", self.again)
         folders = [self.home / name for name in PRODUCTS.values() if name]
         check_strays(self.report, folders, expected, self.again)
-        for name in ("claims.json", "claims.md"):
+        for name in AT_HOME:
             if (file := self.home / name).exists() and file not in expected:
                 self._stray(file)
 

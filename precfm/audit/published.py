@@ -14,9 +14,10 @@ from precfm.pipeline.manifest import MANIFEST, read_manifest
 from precfm.pipeline.node import PUBLISHED
 from precfm.pipeline.products import PRODUCTS
 from precfm.pipeline.publication import about_frames, merged_claims, origin, without_counts
+from precfm.pipeline.published_page import PAGE
 
 FRAMES = {"frames": "frames"}  # the kind, and the folder that holds its tables
-MERGED = (PUBLISHED / "claims.json", PUBLISHED / "claims.md")
+MERGED = (PUBLISHED / "claims.json", PUBLISHED / "claims.md", PUBLISHED / PAGE)
 
 
 def check_published(report: Report, name: str) -> None:

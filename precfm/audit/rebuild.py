@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from precfm.audit.lineage import sources_read
-from precfm.audit.report_inputs import Entries, Inputs, inputs_of
+from precfm.audit.report_inputs import Entries, inputs_of
 from precfm.audit.target import Cell
 from precfm.core.errors import PrecfmError
 from precfm.datasets.manifest import file_lists
@@ -22,6 +22,7 @@ from precfm.datasets.sources import RAW, SOURCES, fetch_raw
 from precfm.pipeline.keys import KeyedArtifacts
 from precfm.pipeline.node import MODELS, RESULTS, Node
 from precfm.pipeline.plan import Plan
+from precfm.report.inputs import Inputs
 
 MARK = "challenge.txt"  # in a scratch folder, which so can be told from any other
 _MARKED = "A scratch folder of `precfm challenge`: whatever is below results/ was made here.\n"

@@ -9,14 +9,12 @@ from precfm.core.errors import PrecfmError
 from precfm.core.registry import load
 from precfm.report.claims import parse_claims
 from precfm.report.effects import frames_of
-from precfm.report.frames import About, FrameSource, sources_of
+from precfm.report.frames import FrameSource, sources_of
+from precfm.report.inputs import Inputs, inputs_behind
 from precfm.report.reads import Row, declared
 
 Entries: TypeAlias = Mapping[str, Mapping[str, Any]]
 """By id, what a manifest says of artifacts: at least their parameters and parents."""
-
-Inputs: TypeAlias = Mapping[str, Sequence[tuple[str, About]]]
-"""By role of the parents of `frames`, ids of artifacts and what each of them stands for."""
 
 GROUPS = {"table_files": "tables", "figure_files": "figures"}  # of the registry
 
@@ -54,18 +52,8 @@ def _parents(entry: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _chosen(reading: _Reading, frames: Mapping[str, Any]) -> Inputs:
-    found = {}
-    for role, abouts in (frames["params"].get("about") or {}).items():
-        behind = [source for source in reading.sources if role in source.roles]
-        pairs = zip(frames["parents"].get(role, ()), abouts, strict=False)
-        kept = [
-            (parent, about)
-            for parent, about in pairs
-            if any(source.matches(about, row) for source in behind for row in reading.rows)
-        ]
-        if kept:
-            found[role] = kept
-    return found
+    about = frames["params"].get("about") or {}
+    return inputs_behind(reading.sources, reading.rows, about, frames["parents"])
 
 
 def _reading(root: str, name: str, params: Mapping[str, Any], cell: Cell | None) -> _Reading | None:

@@ -381,11 +381,14 @@ class _Builder:
             return
         frames = self.add("frames", experiment.name, {"about": self.about}, self.reported)
         named = {"experiment": experiment.name}
+        shown: dict[str, list[Node]] = {}
         for group, kind in (("tables", "table_files"), ("figures", "figure_files")):
             functions = {name: load(group, name) for name in REGISTRY[group]}
             for name in wanted(functions, available(self.about)):
                 target = import_string(group, name)
-                self.add(kind, name, {"name": name, **named}, {"frames": frames}, [target], batch=kind)
+                made = self.add(kind, name, {"name": name, **named}, {"frames": frames}, [target], batch=kind)
+                shown.setdefault(group, []).append(made)
         claims = read_yaml(CLAIMS)
         self._refuse_undecided(parse_claims(claims))
-        self.add("verdicts", "claims", {"claims": claims, **named}, {"frames": frames})
+        verdicts = self.add("verdicts", "claims", {"claims": claims, **named}, {"frames": frames})
+        self.add("pages", "report", named, {"frames": frames, **shown, "verdicts": verdicts})

@@ -19,6 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Strict, sentence
+from precfm.datasets.manifest import file_sha256
 from precfm.pipeline.node import PINNED
 from precfm.pipeline.syntax import once_per_state, syntax_hash
 
@@ -39,6 +40,8 @@ WITHOUT_EFFECT = (
     "precfm.datasets.origins",
     "precfm.datasets.sources",
 )
+
+TEMPLATES = (".css", ".html", ".js")  # what fills a page counts as code of the modules beside it
 
 # By script, what has no effect on what it makes although a module that it loads by name imports it: weights that come
 # trained do not depend on the code that trains.
@@ -70,7 +73,14 @@ def own_fingerprint(script: Path, targets: tuple[str, ...] = ()) -> str:
     """As `fingerprint`, whatever has been accepted."""
     parts = [syntax_hash(script), *targets]
     parts += [package_code(name) for name in foreign_modules(targets)]
-    parts += [f"{name}:{syntax_hash(module_file(name))}" for name in modules(script, targets)]
+    needed = modules(script, targets)
+    parts += [f"{name}:{syntax_hash(module_file(name))}" for name in needed]
+    parts += [
+        f"{file.name}:{file_sha256(file)}"
+        for folder in sorted({module_file(name).parent for name in needed})
+        for file in sorted(folder.iterdir())
+        if file.suffix in TEMPLATES
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

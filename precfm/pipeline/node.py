@@ -26,7 +26,7 @@ ON_DEVICE = frozenset(
         "likelihoods",
     }
 )
-WITHOUT_TORCH = frozenset({"frames", "table_files", "figure_files", "verdicts"})
+WITHOUT_TORCH = frozenset({"frames", "table_files", "figure_files", "verdicts", "pages"})
 
 
 PINNED = "pinned.py"  # the script of all encoders and classifiers that come trained

@@ -46,6 +46,7 @@ KINDS = (
     "table_files",
     "figure_files",
     "verdicts",
+    "pages",
 )
 
 
@@ -162,7 +163,7 @@ def _state() -> str:
 
 def _depends_on() -> Iterator[Path]:
     for folder in (code.PACKAGE, code.SCRIPTS):
-        yield from sorted(folder.rglob("*.py"))
+        yield from sorted(file for file in folder.rglob("*") if file.suffix in (".py", *code.TEMPLATES))
     yield from (file for file in (code.EQUIVALENCES, SOURCES) if file.is_file())
     yield from sorted(CONFIG_FOLDER.glob("*.yaml"))
     yield from sorted(

@@ -1,4 +1,4 @@
-"""What an experiment is made for, under plain names: its tables, figures and verdicts, beside the artifacts.
+"""What an experiment is made for, under plain names: tables, figures, verdicts and its page, beside the artifacts.
 
 results/<experiment>/<kind>/      artifacts of the plan
 results/<experiment>/tables/ ...  products, copied out of the artifacts, and the manifest of all artifacts
@@ -23,7 +23,8 @@ from precfm.pipeline.manifest import MANIFEST, entries, manifest_text
 from precfm.pipeline.node import RESULTS, Node
 from precfm.pipeline.plan import KINDS, Plan
 
-PRODUCTS = {"table_files": "tables", "figure_files": "figures", "verdicts": ""}
+PRODUCTS = {"table_files": "tables", "figure_files": "figures", "verdicts": "", "pages": ""}
+AT_HOME = ("claims.json", "claims.md", "report.html")  # of the kinds whose files are in no folder
 _UNTRACKED = ".snakemake_timestamp"
 
 

@@ -24,6 +24,7 @@ from precfm.pipeline.manifest import MANIFEST, manifest_text, read_manifest, wit
 from precfm.pipeline.node import PUBLISHED, RESULTS
 from precfm.pipeline.plan import Plan, load_plan
 from precfm.pipeline.products import manifest_of, products
+from precfm.pipeline.published_page import PAGE, published_page
 from precfm.report.claims import parse_claims
 from precfm.report.claims_document import merge_claims
 
@@ -132,7 +133,7 @@ def collect_claims() -> list[str]:
 
 
 def merged_claims() -> dict[Path, str]:
-    """The texts of `results/published/claims.json` and `claims.md`, and of the README where it has a block for them.
+    """The texts of the merged verdicts in `results/published/`, of their page, and of the README where it has a block.
 
     Raises:
         PrecfmError: nothing is published, or a file is damaged.
@@ -147,7 +148,9 @@ def merged_claims() -> dict[Path, str]:
     named = {name for claim in spec.claims for name in claim.experiments}
     planned = {name for name in named if not (CLAIMS.parent / f"{name}.yaml").is_file()}
     as_json, as_markdown = merge_claims(documents, spec, made_by, planned)
-    texts = {PUBLISHED / "claims.json": as_json, PUBLISHED / "claims.md": as_markdown}
+    sizes = {each.experiment: each.keys for each in origins}
+    page = published_page(as_markdown, documents, spec, made_by, sizes, planned)
+    texts = {PUBLISHED / "claims.json": as_json, PUBLISHED / "claims.md": as_markdown, PUBLISHED / PAGE: page}
     if README.is_file():
         text = README.read_bytes().decode("utf-8")
         texts[README] = _BLOCK.sub(lambda found: f"{found[1]}{_table(origins)}{found[2]}", text)

@@ -152,23 +152,13 @@ def merge_claims(
     Raises:
         PrecfmError: a document is no claims file.
     """
-    fingerprints = {claim.id: claim.fingerprint for claim in spec.claims}
-    present: dict[str, list[Verdict]] = {claim: [] for claim in fingerprints}
-    earlier: list[Verdict | _Earlier] = []
-    for verdict in (each for document in documents for each in _read(document)):
-        if isinstance(verdict, Verdict) and verdict.fingerprint == fingerprints.get(verdict.claim):
-            present[verdict.claim].append(verdict)
-        else:
-            earlier.append(verdict)
+    claims, earlier = sorted_verdicts(documents, spec)
     payload, details = [], []
-    for claim in sorted(spec.claims, key=lambda claim: claim_order(claim.id)):
-        verdicts = sorted(present[claim.id], key=lambda verdict: verdict.experiment)
-        groups = {side: _groups(claim, verdicts, side) for side in SIDES if claim.deciding(side)}
-        coverage = {side: _coverage(claim, side, verdicts, spec) for side in groups}
-        merged = _merged(claim, verdicts, groups, coverage)
+    for each in claims:
+        merged = _merged(each)
         payload.append(merged)
-        details += [f"## {claim.id}: {merged['verdict']}", *_about(merged)]
-        details += [_side(side, groups[side], coverage[side], planned) for side in groups]
+        details += [f"## {each.claim.id}: {merged['verdict']}", *_about(merged)]
+        details += [_side(side, each.groups[side], each.coverage[side], planned) for side in each.groups]
     lines = ["# Verdicts on the claims of the paper", _HEAD, _summary(payload)]
     revisions = dict(sorted((made_by or {}).items()))
     lines.append("\n".join(f"- {experiment}: {words}." for experiment, words in revisions.items()))
@@ -190,6 +180,52 @@ def merge_claims(
     return _json(content), "\n\n".join(filter(None, lines)) + "\n"
 
 
+@dataclass(frozen=True)
+class MergedClaim:
+    """A claim with the verdicts of all experiments that judge it by what decides at present.
+
+    Attributes:
+        claim: of the claims file.
+        verdicts: one for each experiment, sorted.
+        groups: by side that the claim has, what the ruling is made of.
+        coverage: by side, the experiments that it rests on.
+    """
+
+    claim: Claim
+    verdicts: list[Verdict]
+    groups: Mapping[Side, list[Judged]]
+    coverage: Mapping[Side, _Coverage]
+
+    def would_change(self, side: Side, planned: Collection[str]) -> str:
+        """What a reader would have to see for another ruling."""
+        left = _names(self.coverage[side].not_run, planned)
+        return what_would_change(ruled(self.groups[side])[0], self.groups[side], left)
+
+
+def sorted_verdicts(
+    documents: Sequence[str], spec: ClaimsSpec
+) -> tuple[list[MergedClaim], list[Verdict | _Earlier]]:
+    """The verdicts of all experiments by claim, in the order of all reports; and those by earlier rules.
+
+    Arguments and errors are those of `merge_claims`.
+    """
+    fingerprints = {claim.id: claim.fingerprint for claim in spec.claims}
+    present: dict[str, list[Verdict]] = {claim: [] for claim in fingerprints}
+    earlier: list[Verdict | _Earlier] = []
+    for verdict in (each for document in documents for each in _read(document)):
+        if isinstance(verdict, Verdict) and verdict.fingerprint == fingerprints.get(verdict.claim):
+            present[verdict.claim].append(verdict)
+        else:
+            earlier.append(verdict)
+    merged = []
+    for claim in sorted(spec.claims, key=lambda claim: claim_order(claim.id)):
+        verdicts = sorted(present[claim.id], key=lambda verdict: verdict.experiment)
+        groups = {side: _groups(claim, verdicts, side) for side in SIDES if claim.deciding(side)}
+        coverage = {side: _coverage(claim, side, verdicts, spec) for side in groups}
+        merged.append(MergedClaim(claim, verdicts, groups, coverage))
+    return merged, earlier
+
+
 def _read(document: str) -> Sequence[Verdict | _Earlier]:
     try:
         return _ClaimsFile.model_validate_json(document).claims
@@ -201,14 +237,10 @@ def _read(document: str) -> Sequence[Verdict | _Earlier]:
         ) from None
 
 
-def _merged(
-    claim: Claim,
-    verdicts: Sequence[Verdict],
-    groups: Mapping[Side, Sequence[Judged]],
-    coverage: Mapping[Side, _Coverage],
-) -> dict[str, Any]:
+def _merged(each: MergedClaim) -> dict[str, Any]:
     """One claim over all experiments."""
-    theory, data = (ruled(groups.get(side, []))[0] for side in SIDES)
+    claim = each.claim
+    theory, data = (ruled(each.groups.get(side, []))[0] for side in SIDES)
     parts = {"experiment", "theory", "data", "verdict", "reason", "statistics"}
     return {
         "claim": claim.id,
@@ -217,8 +249,8 @@ def _merged(
         "theory": theory,
         "data": data,
         "verdict": summary(theory, data),
-        "coverage": {side: {**asdict(found), "share": found.share} for side, found in coverage.items()},
-        "by_experiment": [each.model_dump(mode="json", include=parts) for each in verdicts],
+        "coverage": {side: {**asdict(found), "share": found.share} for side, found in each.coverage.items()},
+        "by_experiment": [verdict.model_dump(mode="json", include=parts) for verdict in each.verdicts],
     }
 
 
@@ -268,7 +300,7 @@ def _side(side: Side, groups: Sequence[Judged], coverage: _Coverage, planned: Co
     }
     parts = [
         f"**{side.capitalize()}: {ruling}**{coverage.share}." + (f" By condition: {words}." if words else ""),
-        f"What would change it: {_what_would_change(ruling, groups, left)}.",
+        f"What would change it: {what_would_change(ruling, groups, left)}.",
         " ".join(f"{what}: {names}." for what, names in experiments.items() if names),
         _findings(groups),
     ]
@@ -279,7 +311,7 @@ def _names(experiments: Sequence[str], planned: Collection[str]) -> str:
     return ", ".join(f"{name} (planned)" if name in planned else name for name in experiments)
 
 
-def _what_would_change(ruling: str, groups: Sequence[Judged], not_run: str) -> str:
+def what_would_change(ruling: str, groups: Sequence[Judged], not_run: str) -> str:
     """What a reader would have to see for another ruling; `not_run` are the experiments that could show it."""
     if not groups:
         return f"a run by the present rules of {not_run}" if not_run else "an experiment with numbers for it"

@@ -4,6 +4,7 @@ The artifact `frames` reads every artifact that a report needs; what each one st
 controlled experiment) is its `about`. One mapping serves the gathering and the lineage of a number.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -20,6 +21,7 @@ Frames: TypeAlias = Mapping[str, pd.DataFrame]
 
 STATISTICS = "theory_statistics"
 GRIDS = "grids"
+CURVE_POINTS = 100  # of a training curve
 
 
 def stacked(pairs: Pairs) -> pd.DataFrame:
@@ -74,6 +76,22 @@ def budgets(flows: Pairs, diagnostics: Pairs, matches: Pairs, skips: Pairs = ())
         }
         rows.append((about, content))
     return stacked(rows)
+
+
+def training_curves(flows: Pairs) -> pd.DataFrame:
+    """The losses of every flow, thinned: means over `CURVE_POINTS` spans of its steps, each at its last step."""
+    return stacked([(about, _thinned(history)) for about, history in flows])
+
+
+def _thinned(history: pd.DataFrame) -> pd.DataFrame:
+    span = (history["step"] * CURVE_POINTS / history["step"].max()).map(math.ceil).rename("span")
+    losses = [name for name in ("loss", "validation_loss") if name in history]
+    return (
+        history.groupby(span)
+        .agg({"step": "max", **dict.fromkeys(losses, "mean")})
+        .round(6)
+        .reset_index(drop=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -156,6 +174,7 @@ FRAMES: Mapping[str, FrameSource] = {
         ),
         budgets,
     ),
+    "training": FrameSource({"flows": "history.csv"}, _of_run("step loss"), training_curves),
     "predictors": FrameSource(
         {"kernels": "predictors.csv"},
         _of_run(
