@@ -43,17 +43,25 @@ def published(file, setting):
 
 
 @cache
+def statistics_of(claim):
+    merged = json.loads((ROOT / "results/published/claims.json").read_text())["claims"]
+    (found,) = (each for each in merged if each["claim"] == claim)
+    return [row for each in found["by_experiment"] for row in each["statistics"] if row["value"] is not None]
+
+
+@cache
+def effects_of(claim):
+    """Each effect with the ends of its interval, one after the other, and the ratios that logarithms stand for."""
+    ends = [row[end] for row in statistics_of(claim) for end in ("value", "low", "high")]
+    values = [math.nan if end is None else end for end in ends]
+    return values + [math.exp(min(value, 700)) for value in values]
+
+
+@cache
 def values_of(claim):
-    """What `claims.json` holds of a claim: effects, intervals, notes, and the ratios that logarithms stand for."""
-    (found,) = (
-        each
-        for each in json.loads((ROOT / "results/published/claims.json").read_text())["claims"]
-        if each["claim"] == claim
-    )
-    rows = [row for each in found["by_experiment"] for row in each["statistics"]]
-    values = [row[end] for row in rows for end in ("value", "low", "high") if row[end] is not None]
-    noted = [float(number) for row in rows for number in re.findall(r"\b\d+(?:\.\d+)?\b", row["note"])]
-    return values + noted + [math.exp(value) for value in values if abs(value) < 10]
+    """All numbers that `claims.json` has for a claim, those of notes among them."""
+    notes = " ".join(row["note"] for row in statistics_of(claim))
+    return effects_of(claim) + [float(number) for number in re.findall(r"\b\d+(?:\.\d+)?\b", notes)]
 
 
 def stands_for(text, value):
@@ -94,6 +102,16 @@ def test_every_number_of_the_findings_is_published(section):
             if number not in shown and not any(stands_for(number, value) for value in known)
         ]
         assert missing == [], paragraph
+
+
+def test_every_effect_in_the_readme_is_one_of_its_claim_with_its_interval():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[(\w[\w-]*)\].*\| (.*) \|$", readme, re.MULTILINE)
+    effects = [(claim, *each) for claim, cell in rows for each in re.findall(r"(\S+) \[(\S+), (\S+)\]", cell)]
+    assert len(effects) > 15
+    for claim, *written in effects:
+        triples = zip(*[iter(effects_of(claim))] * 3, strict=True)
+        assert any(all(map(stands_for, written, triple)) for triple in triples), (claim, written)
 
 
 def test_a_number_that_is_rounded_otherwise_is_found():

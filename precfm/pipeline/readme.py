@@ -117,7 +117,10 @@ def _row(claim: Mapping[str, Any]) -> str:
 
 
 def _effect(claim: Mapping[str, Any], shown: Shown) -> str:
-    """The number of each experiment that counts, of the method for which the least favourable one is best."""
+    """The number of each experiment that counts, of the method for which the least favourable one is best.
+
+    All statistics of data that are shown fall where the claim holds, so the largest value is the least favourable.
+    """
     found = {
         each["experiment"]: [
             row
@@ -146,7 +149,7 @@ def _by_method(rows: Iterable[tuple[str, Any]]) -> dict[str, list[tuple[str, Any
 
 
 def _n(rows: Sequence[Mapping[str, Any]]) -> int:
-    return min(row["n"] for row in rows)
+    return min(int(row["n"]) for row in rows)
 
 
 def _number(row: Mapping[str, Any], ratio: bool) -> str:
