@@ -10,7 +10,7 @@ export DVC_NO_ANALYTICS = 1
 export EXPERIMENT CORES FROM # the shell gets values as words of its environment, never as text of a command
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: reproduce pull test test-slow test-faults examples format benchmarks install clean-results
+.PHONY: reproduce pull test test-slow test-faults examples docs notebooks catalogue format benchmarks install
 
 reproduce: .venv/installed
 	@$(BIN)/python workflow_scripts/reproduce.py "$$EXPERIMENT" --cores "$$CORES"
@@ -44,6 +44,18 @@ test-faults: .venv/installed
 # What the examples need beside precfm, so that their tests run.
 examples: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -r examples/requirements.txt
+
+# The documentation in site/, without a request to the network.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+
+# The outputs of the tutorials.
+notebooks: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python docs/_site/notebooks.py
+
+# docs/catalogue.md, after a change of configurations, tables, figures or published results.
+catalogue: .venv/installed
+	$(BIN)/python docs/_site/catalogue.py
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

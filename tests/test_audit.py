@@ -197,15 +197,15 @@ def test_what_is_published_needs_nothing_local_and_notes_its_revision(results):
 
 def test_other_counts_of_current_keys_are_a_warning_and_other_verdicts_an_error(results, monkeypatch):
     readme = Path("README.md")
-    readme.write_text("# Ours\n\n<!-- published: as said -->\n<!-- end -->\nMore.\n")
+    readme.write_text("# Ours\n\n<!-- claims: as said -->\n<!-- end -->\nMore.\n")
     assert CliRunner().invoke(app, ["claims"]).exit_code == 0
     count = len(results.nodes)
-    assert f" | {count} of {count} |\n<!-- end -->\nMore.\n" in readme.read_text()
+    verdicts = Path("results/published/claims.md")
+    assert f"{count} of {count} keys are current" in verdicts.read_text()
+    assert " more parameters do not explain it | " in readme.read_text()
+    assert readme.read_text().endswith(" |\n<!-- end -->\nMore.\n")
     assert audit().findings == []
-    merged = {
-        "README.md",
-        *(f"results/published/{name}" for name in ("claims.json", "claims.md", "report.html")),
-    }
+    merged = {f"results/published/{name}" for name in ("claims.json", "claims.md", "report.html")}
 
     def other(name):
         raise PrecfmError("no plan")
@@ -216,11 +216,12 @@ def test_other_counts_of_current_keys_are_a_warning_and_other_verdicts_an_error(
             ("warning", file) for file in merged
         }
     assert CliRunner().invoke(app, ["claims"]).exit_code == 0
-    assert f" | 0 of {count} |\n" in readme.read_text()
+    assert f"0 of {count} keys are current" in verdicts.read_text()
     assert {finding.check for finding in audit().findings} == {"commit"}
     for file in merged:
         Path(file).write_text(Path(file).read_text().replace("mine", "ours"))
-    assert {finding.file for finding in errors(audit())} == merged
+    readme.write_text(readme.read_text().replace(" | not tested | ", " | supported | "))
+    assert {finding.file for finding in errors(audit())} == merged | {"README.md"}
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,19 @@
-"""The README is true: its commands run, its example of the library runs, its lists agree with the code."""
+"""README and pages are true: their commands and examples run, what they name is there, and so are their numbers."""
 
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from typer.main import get_command
 
+from precfm.cli.command_line import app
 from precfm.core.registry import REGISTRY
 from precfm.pipeline.experiments import load_experiment, read_recorded
 from precfm.pipeline.key_lists import KEYS, differences
@@ -18,10 +22,14 @@ from precfm.pipeline.publication import merged_claims
 from tests.workflow import ENVIRONMENT, ROOT, jobs, snakemake_log
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8")
+    for file in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language, page):
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow
@@ -33,7 +41,7 @@ def test_every_command_runs_and_a_new_method_reuses_what_exists(made, tmp_path):
     (folder / ".venv").symlink_to(Path(sys.executable).parent.parent)
     for name in ("requirements.lock", "pyproject.toml"):  # installed already: older than the stamp
         os.utime(folder / name, (0, 0))
-    for block in blocks("bash"):
+    for block in blocks("bash", "docs/how-to/run.md"):
         script = "set -e\n" + block.replace("extends: quick", "extends: smoke")
         done = subprocess.run(
             ["bash", "-c", script],
@@ -54,16 +62,17 @@ def test_every_command_runs_and_a_new_method_reuses_what_exists(made, tmp_path):
     assert (folder / "results/mine/tables/metrics.md").is_file()
 
 
-def test_the_examples_of_the_library_run():
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to/library.md"])
+def test_the_examples_of_the_library_run(page):
     names: dict[str, object] = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), names)
+    for block in blocks("python", page):
+        exec(compile(block, page, "exec"), names)
     assert names["samples"].shape == (1000, 16)
     assert names["samples"].isfinite().all()
 
 
-@pytest.mark.parametrize("block", blocks("yaml"))
-def test_the_example_of_own_images_is_a_valid_configuration(block, tmp_path):
+def test_the_example_of_own_images_is_a_valid_configuration(tmp_path):
+    (block,) = blocks("yaml", "docs/how-to/images.md")
     for file in (ROOT / "config").glob("*.yaml"):
         (tmp_path / file.name).write_text(file.read_text())
     (tmp_path / "own.yaml").write_text("extends: quick\n" + block)
@@ -71,28 +80,66 @@ def test_the_example_of_own_images_is_a_valid_configuration(block, tmp_path):
     assert named == load_experiment("own", tmp_path).datasets.keys()
 
 
-@pytest.mark.parametrize("group", ["tables", "figures"])
-def test_every_table_and_figure_is_described(group):
-    described = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
-    assert set(REGISTRY[group]) <= described
-
-
 def test_every_preconditioner_is_named():
-    missing = [name for name in REGISTRY["preconditioners"] if f"`{name}`" not in README]
+    missing = [
+        name for name in REGISTRY["preconditioners"] if f"`{name}`" not in PAGES["docs/how-to/library.md"]
+    ]
     assert missing == []
 
 
-def test_every_folder_and_file_that_is_named_exists():
-    names = [
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_and_command_that_is_named_exists(page):
+    text = PAGES[page]
+    files = [
         name
-        for name in re.findall(r"`([\w./-]+/[\w./-]*)`", README)
-        if not name.startswith(("results", "path", "data/raw"))
+        for name in re.findall(
+            r"`((?:precfm|config|docs|data|examples|profiles|rules|workflow_scripts)/[\w./-]*)`", text
+        )
+        if not re.search("data/raw|robust_scale|NAME|EXPERIMENT", name)  # made, an example, or a placeholder
     ]
-    assert names
-    assert [name for name in names if not (ROOT / name).exists()] == []
+    assert [name for name in files if not (ROOT / name).exists()] == []
+    code = re.findall(r"```.*?```|`[^`]+`", text, re.DOTALL)
+    commands = {name for each in code for name in re.findall(r"(?:`|^)precfm ([a-z]+)", each, re.MULTILINE)}
+    assert commands <= get_command(app).commands.keys()
+    targets = {
+        name for each in code for name in re.findall(r"(?:`|^)make ([a-z][a-z-]+)", each, re.MULTILINE)
+    }
+    assert targets <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
-def test_readme_and_merged_verdicts_say_how_many_published_keys_are_current(monkeypatch):
+def test_every_number_of_the_readme_has_its_place():
+    """The table of claims is held to `claims.json` below; the others to what they are numbers of."""
+    prose = re.sub(
+        r"<!-- claims.*?<!-- end -->|^```python.*?^```|\(http\S*\)|arXiv:\S+",
+        "",
+        README,
+        flags=re.DOTALL | re.MULTILINE,
+    )
+    seconds = dict(
+        re.findall(r"^\| (.*?) \| ([\d.]+) \|$", (ROOT / "benchmarks/README.md").read_text(), re.MULTILINE)
+    )
+    reproduce, test = (
+        next(float(value) for what, value in seconds.items() if what.startswith(command))
+        for command in ("`make reproduce`", "`make test`")
+    )
+    (quick,) = load_experiment("quick").datasets.values()
+    pythons = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    oldest, beyond = re.findall(r"3\.\d+", pythons)
+    expected = {
+        oldest,
+        f"3.{int(beyond.partition('.')[2]) - 1}",
+        f"{quick.train + quick.validation + quick.heldout:,}",
+        f"{math.ceil(reproduce / 60)}",
+        f"{math.ceil(test / 60)}",
+        "95",  # the interval of every effect
+    }
+    assert set(re.findall(r"(?<![\w.-])\d[\d,.]*(?<![,.])", prose)) == expected
+    assert "at least twice" in prose
+    (images,) = (row for row in README.splitlines() if row.startswith("| [C8a]"))
+    assert all(float(ratio) >= 2 for ratio in re.findall(r"([\d.]+) \[", images))
+
+
+def test_the_table_of_claims_and_the_merged_verdicts_are_current(monkeypatch):
     monkeypatch.chdir(ROOT)
     stale = [file for file, text in merged_claims().items() if file.read_bytes() != text.encode()]
     assert stale == [], "run `precfm keys && precfm claims`, and commit what they write"

@@ -95,7 +95,7 @@ def publish_experiment(experiment: ExperimentName) -> None:
 
 @app.command()
 def claims() -> None:
-    """Merge the published verdicts into results/published/claims.md, and say there and in README.md what is current."""
+    """Merge the published verdicts into results/published/claims.md and the table of README.md."""
     from precfm.pipeline.node import PUBLISHED
     from precfm.pipeline.publication import collect_claims
 

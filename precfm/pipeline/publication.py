@@ -5,6 +5,7 @@ the manifest, the frames that tables, figures and verdicts are made of, so that 
 the run took (`precfm.pipeline.costs`).
 """
 
+import json
 import re
 import subprocess
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from precfm.pipeline.node import PUBLISHED, RESULTS
 from precfm.pipeline.plan import Plan, load_plan
 from precfm.pipeline.products import manifest_of, products
 from precfm.pipeline.published_page import PAGE, published_page
+from precfm.pipeline.readme import with_claims
 from precfm.report.claims import parse_claims
 from precfm.report.claims_document import merge_claims
 
@@ -37,7 +39,6 @@ CODE = (
 )  # what decides the results
 LARGEST_FRAME = 2_000_000  # bytes of a file that goes into git
 README = Path("README.md")
-_BLOCK = re.compile(r"(<!-- published: [^\n]*-->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def publish(plan: Plan) -> list[str]:
@@ -119,7 +120,7 @@ def _git(*arguments: str) -> str:
 
 
 def collect_claims() -> list[str]:
-    """Merge the verdicts of all published experiments, and say there and in the README which revisions made them.
+    """Merge the verdicts of all published experiments, with the revisions that made them, and put them into the README.
 
     Returns:
         The experiments whose verdicts were merged.
@@ -133,7 +134,7 @@ def collect_claims() -> list[str]:
 
 
 def merged_claims() -> dict[Path, str]:
-    """The texts of the merged verdicts in `results/published/`, of their page, and of the README where it has a block.
+    """The texts of the merged verdicts in `results/published/`, of their page, and of the README with its table of them.
 
     Raises:
         PrecfmError: nothing is published, or a file is damaged.
@@ -153,19 +154,12 @@ def merged_claims() -> dict[Path, str]:
     texts = {PUBLISHED / "claims.json": as_json, PUBLISHED / "claims.md": as_markdown, PUBLISHED / PAGE: page}
     if README.is_file():
         text = README.read_bytes().decode("utf-8")
-        texts[README] = _BLOCK.sub(lambda found: f"{found[1]}{_table(origins)}{found[2]}", text)
+        texts[README] = with_claims(text, json.loads(as_json)["claims"])
     return texts
 
 
 def _verdicts() -> list[Path]:
     return sorted(PUBLISHED.glob("*/claims.json"))
-
-
-def _table(origins: Sequence["Origin"]) -> str:
-    rows = [
-        f"| `{each.experiment}` | {each.revision} | {each.current} of {each.keys} |\n" for each in origins
-    ]
-    return "| experiment | made by revision | keys that are current |\n| --- | --- | --- |\n" + "".join(rows)
 
 
 @dataclass(frozen=True)
@@ -200,5 +194,5 @@ def origin(home: Path) -> Origin:
 
 
 def without_counts(text: str) -> str:
-    """A merged text, or the README, without how many keys are current: all that other code changes in it."""
-    return re.sub(r"\b\d+ of (?=\d+( keys are current| \|$))", "", text, flags=re.MULTILINE)
+    """A merged text without how many keys are current: all that other code changes in it."""
+    return re.sub(r"\b\d+ of (?=\d+ keys are current)", "", text)

@@ -1,0 +1,88 @@
+"""The catalogue: every experiment, table and figure, with configuration, command and minutes. Writes docs/catalogue.md.
+
+It is made of the configurations, the registry, the first line of each module's docstring, and what is published; a test
+holds the file to it. `make catalogue` calls it in the project's root.
+"""
+
+import ast
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from precfm.core.registry import REGISTRY, import_string
+from precfm.pipeline.costs import read_costs
+from precfm.pipeline.experiments import read_yaml
+from precfm.pipeline.node import PUBLISHED
+
+CATALOGUE = Path("docs/catalogue.md")
+NO_EXPERIMENT = ("claims",)
+SHOWN = {"tables": "md", "figures": "png"}  # what a link leads to
+MADE = {
+    "tables": "csv",
+    "figures": "png",
+}  # what is there unless the product was left out, which its .md says
+HEAD = """\
+# Catalogue
+
+<!-- Written by `make catalogue`; a test holds it to configurations, registry and results/published. -->
+
+Each experiment is one file in `config/` and one command; its tables and figures are made in `results/<experiment>/`.
+
+*Minutes of jobs* are those of the published run, as it recorded them: the times of all jobs added up, on two cores
+without a GPU, where two jobs run at a time. A run there takes about half as long. Any name with `-tiny` behind it, as
+in `paper-tiny`, is that experiment in 12 steps.
+
+## Experiments
+
+| experiment | what | command | minutes of jobs |
+| --- | --- | --- | ---: |
+"""
+
+
+def catalogue() -> str:
+    """The text of docs/catalogue.md."""
+    text = HEAD + "".join(_experiments())
+    for group, (title, file) in {
+        "tables": ("Tables", "CSV with all digits, Markdown and LaTeX"),
+        "figures": ("Figures", "PDF and PNG, with a caption"),
+    }.items():
+        text += f"\n## {title}\n\nEach as {file}. Where it is published, the experiment is a link to it.\n\n"
+        text += f"| {group.removesuffix('s')} | what | published by |\n| --- | --- | --- |\n" + "".join(
+            _products(group)
+        )
+    return text
+
+
+def _experiments() -> Iterator[str]:
+    for file in sorted(Path("config").glob("*.yaml")):
+        name = file.stem
+        if name in NO_EXPERIMENT:
+            continue
+        what = " ".join(read_yaml(file)["description"].split())
+        costs = read_costs(PUBLISHED / name)
+        minutes = f"{sum(cost.seconds for cost in costs.values()) / 60:.0f}" if costs else "not recorded"
+        command = f"`make reproduce EXPERIMENT={name}`"
+        yield f"| [`{name}`](../{file.as_posix()}) | {what} | {command} | {minutes} |\n"
+
+
+def _products(group: str) -> Iterator[str]:
+    for name in sorted(REGISTRY[group]):
+        made = sorted(PUBLISHED.glob(f"*/{group}/{name}.{MADE[group]}"))
+        links = (
+            f"[{file.parents[1].name}](../{file.with_suffix(f'.{SHOWN[group]}').as_posix()})" for file in made
+        )
+        yield f"| `{name}` | {_about(import_string(group, name))} | {', '.join(links) or '–'} |\n"
+
+
+def _about(attribute: str) -> str:
+    """The first line of a module's docstring, without what sort of thing it is."""
+    spec = find_spec(attribute.partition(":")[0])
+    assert spec is not None
+    assert spec.origin is not None
+    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    about = docstring.partition("\n")[0].partition(": ")[2]
+    return about[:1].upper() + about[1:]
+
+
+if __name__ == "__main__":
+    CATALOGUE.write_text(catalogue(), encoding="utf-8")
