@@ -134,7 +134,7 @@ def collect_claims() -> list[str]:
 
 
 def merged_claims() -> dict[Path, str]:
-    """The texts of the merged verdicts in `results/published/`, of their page, and of the README with its table of them.
+    """The texts of the merged verdicts and their page, in `results/published/`, and of the README with its table.
 
     Raises:
         PrecfmError: nothing is published, or a file is damaged.

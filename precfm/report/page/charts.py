@@ -7,10 +7,11 @@ from contextlib import suppress
 
 import pandas as pd
 
+from precfm.report.figures.shown import COURSES, GEOMETRY, of_first_setting
 from precfm.report.frames import Frames
 from precfm.report.page.vega import Chart, lines, points
 from precfm.report.reads import LeftOutError, frame, needed
-from precfm.report.rows import ALL, GEOMETRY, TRAINED, of_settings, per_seed, with_a_course, with_common_end
+from precfm.report.rows import ALL, per_seed, with_a_course, with_common_end
 from precfm.report.summaries import summarised, with_training_flops
 from precfm.report.vocabulary import DATA, FLOOR, is_flow, metric_text, space_label
 
@@ -32,7 +33,7 @@ def charts(frames: Frames, sides: pd.DataFrame | None) -> list[Chart]:
 
 
 def _spectra(frames: Frames) -> Chart:
-    spectra = of_settings(needed(frames, "spectra"), GEOMETRY)
+    spectra = of_first_setting(needed(frames, "spectra"), GEOMETRY)
     spectra = spectra[(spectra["scope"] == ALL) & spectra["space"].isin(["data", "flow"])]
     method = spectra["method"].where(spectra["space"] == "flow", DATA)
     rows = spectra.assign(
@@ -47,7 +48,7 @@ def _spectra(frames: Frames) -> Chart:
 
 
 def _paths(frames: Frames) -> Chart:
-    paths = of_settings(needed(frames, "path_conditioning"), GEOMETRY)
+    paths = of_first_setting(needed(frames, "path_conditioning"), GEOMETRY)
     paths = paths.assign(value=paths["condition_number"].astype(float), t=paths["t"].astype(float).round(4))
     worst = (
         paths[paths["scope"] != ALL]
@@ -65,7 +66,7 @@ def _paths(frames: Frames) -> Chart:
 
 
 def _training(frames: Frames) -> Chart:
-    curves = of_settings(needed(frames, "training"), TRAINED).rename(columns={"step": "training steps"})
+    curves = of_first_setting(needed(frames, "training"), COURSES).rename(columns={"step": "training steps"})
     losses = [name for name in ("loss", "validation_loss") if name in curves]
     keys = ["dataset", "method", "training steps"]
     rows = curves.melt(keys, losses, "shown").dropna(subset="value")
@@ -80,7 +81,7 @@ def _training(frames: Frames) -> Chart:
 
 
 def _course(frames: Frames) -> Chart:
-    records = per_seed(of_settings(needed(frames, "records"), TRAINED))
+    records = per_seed(of_first_setting(needed(frames, "records"), COURSES))
     records = records.assign(shown=_written(records))
     flows = with_common_end(with_a_course(records[records["method"].map(is_flow)]))
     if flows.empty:
