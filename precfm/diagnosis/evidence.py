@@ -114,8 +114,8 @@ def quoted() -> list[str]:
     return [
         *lines,
         "",
-        "NLL of class whitening: by a few rows; of the Gaussian skip on MNIST: by one seed",
-        "of five that diverged. Tables: results/published/NAME/tables/sides.md.",
+        "NLL of class whitening: by a few rows; of the Gaussian skip on MNIST: by one",
+        "seed of five that diverged. Tables: results/published/NAME/tables/sides.md.",
     ]
 
 
