@@ -171,10 +171,11 @@ def from_selection(selection: Selection, candidate: Candidate, *, labelled: bool
 def code(candidate: Candidate, *, labelled: bool) -> str:
     """Lines of Python that train the flow; `x` and `labels` are the reader's tensors."""
     around = f", wrappers={[*candidate.wrappers]}" if candidate.wrappers else ""
+    fit = ")\nflow.fit" if around else ").fit"  # lines that a terminal shows whole
     of = ", labels" if labelled else ""
     return (
         "from precfm import PreconditionedFlow\n\n"
-        f"flow = PreconditionedFlow({candidate.preconditioner!r}{around}).fit(x{of})\n"
+        f"flow = PreconditionedFlow({candidate.preconditioner!r}{around}{fit}(x{of})\n"
         "samples = flow.sample(1000)"
     )
 
