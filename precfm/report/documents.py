@@ -7,13 +7,16 @@ import pandas as pd
 from precfm.report.formatting import PLAIN_DIGITS, SUPERSCRIPTS
 from precfm.report.tables.blocks import Table
 
+_NUMBER = re.compile(r"[−<>≤≥≈ ]*[.\d∞]|[–-]$|$")
+
 
 def markdown_cells(cells: pd.DataFrame, *, numbers: bool = True) -> str:
-    """The cells as a Markdown table; with numbers, all columns but the first are set to the right."""
+    """The cells as a Markdown table; with numbers, columns of them are set to the right."""
     columns = [_markdown(str(column)) for column in cells.columns]
+    right = [numbers and all(map(_NUMBER.match, map(str, cells.iloc[:, i]))) for i in range(len(columns))]
     lines = [
         "| " + " | ".join(columns) + " |",
-        "| --- |" + (" ---: |" if numbers else " --- |") * (len(columns) - 1),
+        "|" + "".join(" ---: |" if each else " --- |" for each in right),
         *("| " + " | ".join(map(_markdown, map(str, row))) + " |" for row in cells.itertuples(index=False)),
     ]
     return "\n".join(lines)

@@ -29,6 +29,7 @@ class Grid:
         head: its headings.
         rows: its cells as HTML.
         texts: the same cells as text.
+        right: of each column, whether it is set to the right.
         note: its protocol.
     """
 
@@ -36,6 +37,7 @@ class Grid:
     head: list[Markup]
     rows: list[list[Markup]]
     texts: list[list[str]]
+    right: list[bool]
     note: Markup = NOTHING
 
 
@@ -121,10 +123,13 @@ def _rendered(part: list[Token]) -> Markup:
 
 def _grid(title: str, part: list[Token]) -> Grid:
     head: list[str] = []
+    right: list[bool] = []
     rows: list[list[str]] = []
     for before, token in pairwise(part):
         if before.type == "tr_open" and token.type == "td_open":
             rows.append([])
+        if token.type == "th_open":
+            right.append("right" in str(token.attrs.get("style")))
         if token.type == "inline":
             (head if before.type == "th_open" else rows[-1]).append(token.content)
     cells = [[inline(cell) for cell in row] for row in rows]
@@ -133,4 +138,5 @@ def _grid(title: str, part: list[Token]) -> Grid:
         [inline(each.replace(" ↓", "\u00a0↓").replace(" ↑", "\u00a0↑")) for each in head],
         cells,
         [[c.striptags() for c in row] for row in cells],
+        right,
     )
