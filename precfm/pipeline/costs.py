@@ -80,12 +80,12 @@ def _without_seed(label: str) -> str:
     return re.sub(r"-s\d+$", "", label)
 
 
-def expected_seconds(node: Node, costs: Mapping[str, Cost]) -> float | None:
-    """What a job takes for an artifact: as long as for those of its label, else of its kind; None without a record."""
+def expected_seconds(node: Node, costs: Mapping[str, Cost], *, of_label: bool) -> float | None:
+    """What a job takes for an artifact: as long as for those of its label, or of its kind; None without a record."""
     if node.kind not in costs:
         return None
     cost = costs[node.kind]
-    return cost.by_label.get(_without_seed(node.label), cost.seconds / cost.artifacts)
+    return cost.by_label.get(_without_seed(node.label)) if of_label else cost.seconds / cost.artifacts
 
 
 def _together(plan: Plan, node: Node) -> Iterator[Node]:

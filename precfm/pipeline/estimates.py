@@ -19,6 +19,7 @@ class Estimate:
     Attributes:
         seconds: until all is made, where artifacts without a record take no time; None if none has a record.
         cores: on so many.
+        on_gpu: whether one GPU makes a part of it.
         times_from: how many artifacts each source of times decides, `HERE` or `THERE`.
         unknown: how many artifacts have no record.
     """
@@ -27,6 +28,7 @@ class Estimate:
     cores: int
     times_from: Mapping[str, int]
     unknown: int
+    on_gpu: bool = False
 
     def sentence(self, experiment: str) -> str:
         """In words, with what it rests on."""
@@ -37,7 +39,8 @@ class Estimate:
         by = " and ".join(f"{where[place]} (for {count})" for place, count in self.times_from.items())
         about = f"more than {duration(self.seconds)}" if self.unknown else f"about {duration(self.seconds)}"
         without = f"; not counted, without a recorded time: {self.unknown}" if self.unknown else ""
-        return f"time left: {about} on {self.cores} cores, by times recorded {by}{without}"
+        gpu = " and one GPU" if self.on_gpu else ""
+        return f"time left: {about} on {self.cores} cores{gpu}, by times recorded {by}{without}"
 
     @property
     def short(self) -> str:
@@ -75,17 +78,22 @@ def estimate(
         plan: all artifacts.
         missing: artifacts that are still to be made, by id.
         cores: that may be used.
-        costs: sources of recorded times; the first one that knows an artifact's kind decides.
+        costs: sources of recorded times; the first one that knows an artifact's label decides, else one that knows its
+            kind.
     """
     seconds: dict[str, float] = {}
     times_from = dict.fromkeys((place for place, _ in costs), 0)
     for node_id, done in missing.items():
-        for place, recorded in costs:
-            expected = expected_seconds(plan.nodes[node_id], recorded)
-            if expected is not None:
-                seconds[node_id] = done.left(expected)
-                times_from[place] += 1
-                break
+        known = [
+            (expected, place)
+            for of_label in (True, False)  # labels of one kind can differ by a factor of a hundred
+            for place, recorded in costs
+            if (expected := expected_seconds(plan.nodes[node_id], recorded, of_label=of_label)) is not None
+        ]
+        if known:
+            expected, place = known[0]
+            seconds[node_id] = done.left(expected)
+            times_from[place] += 1
     least = [sum(seconds.values()) / lanes(plan, cores), _longest_chain(plan, seconds)]
     if plan.device == "cuda":
         least.append(sum(taken for name, taken in seconds.items() if plan.nodes[name].on_device) / GPU_JOBS)
@@ -94,6 +102,7 @@ def estimate(
         cores=cores,
         times_from={place: count for place, count in times_from.items() if count},
         unknown=len(missing) - len(seconds),
+        on_gpu=plan.device == "cuda",
     )
 
 

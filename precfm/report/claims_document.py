@@ -40,9 +40,10 @@ Criteria:
   It fails if its whole 95% interval falls short of the claimed size.
 - An allowed change is met if a larger one is excluded (one-sided, 5%). It fails if its whole interval is beyond.
 - A claimed range (theory) is met if the whole interval is within. It fails if the whole interval is outside.
-- No headroom: the baseline stands at the floor, which is what a perfect flow would score (on data, ten draws of the
-  train split). Nothing can be gained there. A claimed effect cannot be met, and fails only by harm, with its whole
-  interval on the wrong side of zero. For ln kappa the floor is 0, and no headroom means that less is left than claimed.
+- No headroom: above the floor the baseline leaves less than the claim asks for. The floor is what a perfect flow would
+  score (on data, ten draws of the train split; its own uncertainty is taken off; for ln kappa it is 0). A smaller gain
+  may be there, but the claimed one cannot be met. The method fails only by harm, with its whole interval on the wrong
+  side of zero.
 
 Numbers:
 

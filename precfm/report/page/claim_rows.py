@@ -96,23 +96,33 @@ def row_of_all(merged: MergedClaim, planned: Collection[str]) -> ClaimRow:
 def _effects(verdict: Verdict) -> list[DecidingEffect]:
     found = []
     for side in SIDES:
-        groups = [group for group in verdict.groups if group.side == side]
-        for group in counting(groups):
-            if weakest := _weakest(group, verdict.statistics):
+        groups = counting([group for group in verdict.groups if group.side == side])
+        best = _best_method(groups)
+        for group in groups:
+            if weakest := _weakest(group, best, verdict.statistics):
                 found.append(_written(group, weakest, verdict.experiment))
     return found
 
 
-def _weakest(group: Judged, statistics: Sequence[StatisticResult]) -> StatisticResult | None:
-    """Of the method that comes nearest to the claim, the criterion that it is farthest from."""
-    best = min(group.methods, key=lambda each: (_BEST_FIRST.index(each.outcome), len(each.fails), each.p))
+def _best_method(groups: Sequence[Judged]) -> str:
+    """The method that comes nearest to the claim over all conditions; empty where there are no methods."""
+    distances: dict[str, list[tuple[int, int, float]]] = {}
+    for each in (each for group in groups for each in group.methods):
+        distances.setdefault(each.method, []).append(
+            (_BEST_FIRST.index(each.outcome), len(each.fails), each.p)
+        )
+    return min(distances, key=lambda name: tuple(map(sum, zip(*distances[name], strict=True))), default="")
+
+
+def _weakest(group: Judged, method: str, statistics: Sequence[StatisticResult]) -> StatisticResult | None:
+    """Of a method, the criterion that it is farthest from."""
     deciding = [
         each
         for each in statistics
         if each.role == "decides"
         and (each.dataset, each.value is None) == (group.dataset, False)
         and each.condition in ("", group.condition)
-        and each.method in ("", best.method)
+        and each.method in ("", method)
     ]
 
     def strength(each: StatisticResult) -> tuple[int, float, bool]:
