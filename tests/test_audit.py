@@ -202,7 +202,7 @@ def test_other_counts_of_current_keys_are_a_warning_and_other_verdicts_an_error(
     count = len(results.nodes)
     verdicts = Path("results/published/claims.md")
     assert f"{count} of {count} keys are current" in verdicts.read_text()
-    assert " more parameters do not explain it | " in readme.read_text()
+    assert " images are better | " in readme.read_text()
     assert readme.read_text().endswith(" |\n<!-- end -->\nMore.\n")
     assert audit().findings == []
     merged = {f"results/published/{name}" for name in ("claims.json", "claims.md", "report.html")}
