@@ -81,7 +81,9 @@ def test_it_is_the_same_bytes_whatever_the_users_settings_and_the_order_of_rows(
     else:
         assert files["csv"].count(b"\n") > 1
         blocks = files["tex"].count(rb"\begin{tabular}")
-        assert blocks == files["tex"].count(rb"\end{tabular}") == len(re.findall(rb"^\| -", files["md"], re.M))
+        assert (
+            blocks == files["tex"].count(rb"\end{tabular}") == len(re.findall(rb"^\| -", files["md"], re.M))
+        )
         assert files["tex"].isascii()
 
 
