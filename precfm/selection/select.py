@@ -143,6 +143,7 @@ def select(
         | Classification and Regression Trees (Breiman et al., 1984), section 3.4.3, for the rule
 
     Example:
+        >>> import torch
         >>> x = torch.randn(400, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([100.0, 1.0])
         >>> small = FlowSettings(model={"name": "mlp", "width": 16})
         >>> chosen = select(x, candidates={"whitening": Candidate("whitening")}, settings=small, budget_steps=40)
