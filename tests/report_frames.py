@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from precfm.report.frames import FRAMES
+from precfm.report.frames import CURVE_POINTS, FRAMES, training_curves
 
 DIM = 16
 METHODS = (
@@ -48,6 +48,7 @@ def frames(
     """Made once; not to be changed."""
     rng = np.random.default_rng(7)
     values = records(rng, seeds, methods, dataset)
+    costs = budgets(seeds, methods, dataset)
     return {
         "records": values,
         "bootstrap": bootstrap(values),
@@ -56,9 +57,18 @@ def frames(
         "path_conditioning": path_conditioning(rng, seeds, methods, dataset),
         "recovery": recovery(rng, seeds, methods, dataset),
         "preconditioners": preconditioners(rng, seeds, methods, dataset),
-        "budgets": budgets(seeds, methods, dataset),
+        "budgets": costs,
+        "training": training(costs),
         "predictors": predictors(methods, dataset),
     }
+
+
+def training(costs) -> pd.DataFrame:
+    """Histories of trainings, as the frame that is made of them."""
+    steps = range(1, 3 * CURVE_POINTS + 1)
+    history = pd.DataFrame({"step": steps, "loss": [2 / step**0.1 for step in steps]})
+    runs = costs[["dataset", "method", "seed"]].to_dict("records")
+    return training_curves([(run, history) for run in runs])
 
 
 def cell(table, **chosen):

@@ -7,7 +7,7 @@ from pathlib import Path
 from precfm.pipeline.experiments import CLAIMS, read_yaml
 from precfm.report.claims import parse_claims
 from precfm.report.claims_document import write_claims
-from precfm.report.frames import CURVE_POINTS, FRAMES, GRIDS, training_curves
+from precfm.report.frames import FRAMES, GRIDS
 from precfm.report.page.assembly import Experiment, experiment_page
 from precfm.report.products import write_figure, write_table
 from precfm.report.verdicts import evaluate_claims
@@ -29,18 +29,9 @@ def about(frames):
     return stand_for, ids
 
 
-def training(frames):
-    """Histories of trainings, as the frame that is made of them."""
-    runs = frames["budgets"][["dataset", "method", "seed"]].to_dict("records")
-    steps = range(1, 3 * CURVE_POINTS + 1)
-    history = report_frames.pd.DataFrame({"step": steps, "loss": [2 / step**0.1 for step in steps]})
-    return training_curves([(run, history) for run in runs])
-
-
 def experiment():
     """All that a page is made of; one figure has nothing to show."""
-    frames = dict(report_frames.frames(seeds=2, methods=METHODS))
-    frames["training"] = training(frames)
+    frames = report_frames.frames(seeds=2, methods=METHODS)
     grids = report_frames.images(METHODS, n=20)
     spec = parse_claims(read_yaml(ROOT / CLAIMS))
     verdicts = evaluate_claims(spec, frames, NAME)

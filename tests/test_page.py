@@ -24,7 +24,7 @@ from precfm.report.page.lineage import Lineage, lines_behind
 from precfm.report.page.text import document, prose
 from precfm.report.vocabulary import method_label
 from tests import report_frames
-from tests.report_pages import FIGURES, METHODS, TABLES, about, made, training
+from tests.report_pages import FIGURES, METHODS, TABLES, about, made
 from tests.workflow import ROOT
 
 pytestmark = pytest.mark.xdist_group("page")
@@ -60,7 +60,8 @@ def test_every_claim_table_and_figure_is_there():
     )  # samples have one for each method
     assert "This figure is left out: this experiment has no rows of steps to accuracy" in seen
     assert set(held(page, "charts")) == {
-        "table-sides", "figure-spectra", "figure-path_conditioning", "figure-metrics_vs_steps", "chart-training_curves",
+        "table-sides", "figure-spectra", "figure-path_conditioning", "figure-metrics_vs_steps",
+        "figure-training_curves",
     }  # fmt: skip
 
 
@@ -196,7 +197,7 @@ def test_the_page_over_all_links_to_pages_that_there_are():
 
 
 def test_training_curves_are_means_of_equal_spans():
-    curves = training(report_frames.frames(seeds=2, methods=METHODS))
+    curves = report_frames.frames(seeds=2, methods=METHODS)["training"]
     run = curves[(curves["method"] == "none") & (curves["seed"] == 0)]
     assert run["step"].tolist() == list(range(3, 3 * CURVE_POINTS + 1, 3))
     assert run["loss"].iloc[1] == pytest.approx(sum(2 / step**0.1 for step in (4, 5, 6)) / 3, abs=1e-6)

@@ -103,6 +103,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "metrics_vs_steps": "precfm.report.figures.metrics_vs_steps:draw",
         "recovery": "precfm.report.figures.recovery:draw",
         "sample_grids": "precfm.report.figures.sample_grids:draw",
+        "training_curves": "precfm.report.figures.training_curves:draw",
         "time_to_quality": "precfm.report.figures.time_to_quality:draw",
         "predictors": "precfm.report.figures.predictors:draw",
         "descent_curves": "precfm.report.figures.descent_curves:draw",

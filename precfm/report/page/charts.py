@@ -1,6 +1,6 @@
 """What the interactive charts of an experiment show: rows of its frames. `precfm.report.page.vega` draws them.
 
-Every chart stands beside a static figure or table with the same numbers, but for the training curves.
+Every chart stands beside a static figure or table with the same numbers.
 """
 
 from contextlib import suppress
@@ -77,7 +77,7 @@ def _training(frames: Frames) -> Chart:
         "of the steps. Each loss is in the units of its own space, so that it says how a training went and not which "
         "method is better."
     )
-    return lines("chart training_curves", caption, rows, frames, x=keys[2:], y="loss", choice="shown")
+    return lines("figure training_curves", caption, rows, frames, x=keys[2:], y="loss", choice="shown")
 
 
 def _course(frames: Frames) -> Chart:

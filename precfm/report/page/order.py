@@ -8,7 +8,7 @@ TABLE, FIGURE, CHART = "table", "figure", "chart"
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "Quality": ("table sides", "figure sample_grids", "table methods", "table metrics", "table paired"),
     "Course of training": (
-        "chart training_curves",
+        "figure training_curves",
         "figure metrics_vs_steps",
         "figure time_to_quality",
         "table time_to_quality",
@@ -49,7 +49,7 @@ _TITLES = {
     "table plateaus": "Late slopes",
     "figure sample_grids": "Samples from shared noise",
     "figure metrics_vs_steps": "Metrics against training steps",
-    "chart training_curves": "Training curves",
+    "figure training_curves": "Training curves",
     "figure recovery": "Recovery of variances",
     "table recovery": "Recovery of variances, in numbers",
     "table latents": "Latents",
