@@ -13,7 +13,7 @@ from precfm.core.options import Neutral, Strict, options_of
 from precfm.flows.models import base
 from precfm.flows.models.mlp import MLPVelocity
 from precfm.pipeline.components import FILLED_IN, component, plain
-from precfm.pipeline.experiments import load_experiment, merge, read_yaml
+from precfm.pipeline.experiments import configured, load_experiment, merge, parts_of, read_yaml
 
 CONFIG = Path(__file__).parent.parent / "config"
 WHITENING = {"preconditioner": {"name": "whitening"}}
@@ -34,10 +34,22 @@ def changed(folder, change, base="smoke"):
     return load_experiment("mine", folder)
 
 
-@pytest.mark.parametrize("file", sorted(CONFIG.glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_configuration_that_ships_is_valid(file):
-    if file.stem != "claims":
-        assert load_experiment(file.stem, CONFIG).name == file.stem
+@pytest.mark.parametrize("name", configured(CONFIG))
+def test_every_configuration_that_ships_is_valid(name):
+    assert load_experiment(name, CONFIG).name == name
+
+
+def test_a_list_of_experiments_is_its_parts(folder):
+    (folder / "both.yaml").write_text("description: two\nparts: [quick, smoke]\n")
+    assert parts_of("both", folder) == ("quick", "smoke")
+    assert parts_of("both-tiny", folder) == ("quick-tiny", "smoke-tiny")
+    assert parts_of("quick", folder) == ("quick",)
+    assert "both" not in configured(folder)
+    with pytest.raises(PrecfmError, match=r"^experiment: got 'both'.*quick, smoke"):
+        load_experiment("both", folder)
+    (folder / "both.yaml").write_text("description: two\nparts: []\n")
+    with pytest.raises(PrecfmError, match=r"both\.yaml: parts: "):
+        parts_of("both", folder)
 
 
 def test_claims_name_experiments_that_exist_or_are_said_to_be_planned():

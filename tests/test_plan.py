@@ -15,7 +15,7 @@ from precfm.core.errors import PrecfmError
 from precfm.core.registry import REGISTRY
 from precfm.datasets.manifest import add_source, files_checksum, source_manifest
 from precfm.pipeline.components import component
-from precfm.pipeline.experiments import CLAIMS, load_experiment, read_yaml
+from precfm.pipeline.experiments import CLAIMS, configured, load_experiment, read_yaml
 from precfm.pipeline.fingerprints import SCRIPTS
 from precfm.pipeline.plan import KINDS, Plan, load_plan
 from precfm.pipeline.theory_yields import statistics_of
@@ -367,10 +367,10 @@ def test_a_recipe_is_searched_once_for_all_seeds(planned):
 
 
 def test_a_tiny_experiment_has_every_artifact_of_the_whole_one(project):
-    whole, cut = load_plan("paper"), load_plan("paper-tiny")
+    whole, cut = load_plan("paper-mnist"), load_plan("paper-mnist-tiny")
     assert {node.kind for node in cut.nodes.values()} == {node.kind for node in whole.nodes.values()}
     assert all(node.params["flow"]["training"]["steps"] <= 12 for node in cut.of("flows"))
-    settings, cut_settings = (load_experiment(name).settings for name in ("paper", "paper-tiny"))
+    settings, cut_settings = (load_experiment(name).settings for name in ("paper-mnist", "paper-mnist-tiny"))
     assert {name: list(setting.methods) for name, setting in settings.items()} == {
         name: list(setting.methods) for name, setting in cut_settings.items()
     }
@@ -488,9 +488,8 @@ def test_a_plan_of_thousands_is_made(planned):
 
 
 def test_every_experiment_that_ships_has_a_plan(project):
-    for file in (project / "config").glob("*.yaml"):
-        if file.stem != "claims":
-            assert load_plan(file.stem).nodes
+    for name in configured():
+        assert load_plan(name).nodes
 
 
 def test_what_is_asked_for_brings_what_it_needs_and_lacks(planned):

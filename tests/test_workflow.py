@@ -144,13 +144,14 @@ def test_two_runs_from_scratch_give_the_same_bytes(made, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("experiment", "comparisons"), [("mnist-vae16", 3), ("paper", 14)])
+@pytest.mark.parametrize(("experiment", "comparisons"), [("mnist-vae16", 3), ("paper-mnist", 14)])
 def test_the_long_experiments_work_from_end_to_end(tmp_path, experiment, comparisons):
     """Every method of every setting in a few steps, by the code that makes the long runs."""
     if "PRECFM_MIRROR" not in os.environ:
         pytest.skip("MNIST is needed: set PRECFM_MIRROR to a folder that holds it")
     copy = clone(ROOT, tmp_path / "copy")
-    (copy / "config/paper.yaml").write_text((copy / "config/paper.yaml").read_text().replace("cuda", "cpu"))
+    config = copy / "config/paper-mnist.yaml"
+    config.write_text(config.read_text().replace("cuda", "cpu"))
     run(copy, BIN / "precfm", "make", experiment, "--tiny")
     assert run(copy, BIN / "precfm", "ls", f"{experiment}-tiny", "--missing") == ""
     (metrics,) = (copy / f"results/{experiment}-tiny/table_files").glob("metrics-*/metrics.csv")

@@ -27,7 +27,7 @@ from precfm.datasets.manifest import file_sha256
 from precfm.datasets.sources import RAW, SOURCES
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.attic import tidy
-from precfm.pipeline.experiments import read_recorded, require_checkout
+from precfm.pipeline.experiments import parts_of, read_recorded, require_checkout
 from precfm.pipeline.files import remove, write_whole
 from precfm.pipeline.key_lists import KEYS, write_key_lists
 from precfm.pipeline.ledger import LEDGER, read_ledger, write_recorded
@@ -55,9 +55,18 @@ def main(
     ] = "all",
     cores: Annotated[int, typer.Option(min=1, help="Jobs at a time.")] = os.cpu_count() or 1,
 ) -> None:
-    """Make an experiment, or one of its kinds, and say where the products are."""
+    """Make an experiment, or all of a list of them, and say where the products are."""
     require_checkout()
-    plan = load_plan(experiment)
+    plans = [
+        load_plan(part) for part in parts_of(experiment)
+    ]  # what is wrong with any is said before the first runs
+    for plan in plans:
+        reproduce(plan, target, cores)
+
+
+def reproduce(plan: Plan, target: str, cores: int) -> None:
+    """Make one experiment, or one of its kinds."""
+    experiment = plan.experiment
     targets = ["all", "products", *KINDS]
     if target not in (*targets, *(str(node.folder / RECORD) for node in plan.nodes.values())):
         raise PrecfmError(

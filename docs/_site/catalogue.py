@@ -30,7 +30,7 @@ Each experiment is one file in `config/` and one command; its tables and figures
 
 *Minutes of jobs* are those of the published run, as it recorded them: the times of all jobs added up, on two cores
 without a GPU, where two jobs run at a time. A run there takes about half as long. Any name with `-tiny` behind it, as
-in `paper-tiny`, is that experiment in 12 steps.
+in `paper-mnist-tiny`, is that experiment in 12 steps.
 
 ## Experiments
 

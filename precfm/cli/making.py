@@ -47,14 +47,16 @@ def show_status(
     import json
 
     from precfm.cli.watching import watch
+    from precfm.pipeline.experiments import parts_of
     from precfm.pipeline.plan import load_plan
     from precfm.pipeline.status import status
 
-    plan = load_plan(experiment)
-    if watching:
-        watch(plan, cores)
-    found = status(plan, cores)
-    typer.echo(json.dumps(found.to_json(), indent=1) if as_json else "\n".join(found.lines()))
+    for part in parts_of(experiment):
+        plan = load_plan(part)
+        if watching:
+            watch(plan, cores)
+        found = status(plan, cores)
+        typer.echo(json.dumps(found.to_json(), indent=1) if as_json else "\n".join(found.lines()))
 
 
 @app.command()
@@ -69,19 +71,19 @@ def make(
     ] = False,
 ) -> None:
     """Make artifacts in order, without Snakemake and DVC, in a checkout."""
+    from precfm.pipeline.experiments import parts_of
     from precfm.pipeline.plan import KINDS, load_plan
 
-    experiment += "-tiny" if tiny else ""
-    plan = load_plan(experiment)
-    for name in ids or []:
-        _ = plan.required(name) if name in KINDS else plan.node(name)  # refuses what is not in the plan
-    asked = {node.id for node in plan.nodes.values() if not ids or node.kind in ids or node.id in ids}
-    wanted = plan.with_missing_parents(asked)
-    _make(plan, wanted)
-    if not ids:
-        from precfm.pipeline.products import write_products
+    plans = [load_plan(part) for part in parts_of(experiment + ("-tiny" if tiny else ""))]
+    for plan in plans:
+        for name in ids or []:
+            _ = plan.required(name) if name in KINDS else plan.node(name)  # refuses what is not in the plan
+        asked = {node.id for node in plan.nodes.values() if not ids or node.kind in ids or node.id in ids}
+        _make(plan, plan.with_missing_parents(asked))
+        if not ids:
+            from precfm.pipeline.products import write_products
 
-        write_products(plan)
+            write_products(plan)
 
 
 def _make(plan: "Plan", wanted: "Sequence[Node]") -> None:
@@ -149,8 +151,7 @@ def tidy(experiment: ExperimentName) -> None:
 def garbage() -> None:
     """Empty the attic and remove the remains of abandoned jobs."""
     from precfm.pipeline.attic import collect_garbage
-    from precfm.pipeline.experiments import CONFIG_FOLDER
+    from precfm.pipeline.experiments import configured
     from precfm.pipeline.plan import load_plan
 
-    names = [file.stem for file in sorted(CONFIG_FOLDER.glob("*.yaml")) if file.stem != "claims"]
-    typer.echo(f"freed {collect_garbage(load_plan(name) for name in names) / 1e6:.1f} MB")
+    typer.echo(f"freed {collect_garbage(map(load_plan, configured())) / 1e6:.1f} MB")

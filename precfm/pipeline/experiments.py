@@ -1,7 +1,8 @@
 """Configuration files: read, extended, expanded into settings and methods, or cut to seconds.
 
 An experiment is one file in `config/`. It may extend another (`extends: quick`): mappings merge, everything else
-replaces, `null` removes. `precfm.pipeline.schema` holds the schema that the result must fit.
+replaces, `null` removes. `precfm.pipeline.schema` holds the schema that the result must fit. A file with `parts` is a
+list of experiments, each of which is made, published and checked by itself.
 """
 
 import itertools
@@ -9,16 +10,17 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import Field
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import shortened, suggestion, validated
+from precfm.core.options import Strict, shortened, suggestion, validated
 from precfm.pipeline.components import plain
 from precfm.pipeline.fingerprints import SCRIPTS
 from precfm.pipeline.node import PUBLISHED
-from precfm.pipeline.schema import PLAIN, Experiment, in_words
+from precfm.pipeline.schema import PLAIN, Distinct, Experiment, in_words
 
 CONFIG_FOLDER = Path("config")
 CLAIMS = CONFIG_FOLDER / "claims.yaml"
@@ -59,13 +61,48 @@ def check_name(name: str) -> None:
         )
 
 
+def configured(folder: Path = CONFIG_FOLDER) -> tuple[str, ...]:
+    """The names of all experiments in a folder, without lists of them."""
+    names = sorted(file.stem for file in folder.glob("*.yaml") if file.stem not in TAKEN)
+    return tuple(name for name in names if parts_of(name, folder) == (name,))
+
+
+def parts_of(name: str, folder: Path = CONFIG_FOLDER) -> tuple[str, ...]:
+    """The experiments of the list `folder/<name>.yaml`; of an experiment itself, that alone.
+
+    The parts of `<name>-tiny` are those of the list, cut.
+
+    Raises:
+        PrecfmError: the file is wrong; one that is missing is left to `load_experiment`.
+    """
+    check_name(name)
+    base = name.removesuffix(TINY)
+    for each, cut in ((name, ""), (base, TINY)):
+        file = folder / f"{each}.yaml"
+        content = read_yaml(file) if file.is_file() else None
+        if isinstance(content, dict) and "parts" in content:
+            found = validated(_List, content, lambda error, file=file: f"{file}: {in_words(error)}")
+            return tuple(part + cut for part in found.parts)
+    return (name,)
+
+
+class _List(Strict):
+    """A file with `parts`."""
+
+    description: str
+    parts: Annotated[tuple[str, ...], Field(min_length=1), Distinct]
+
+
 def load_experiment(name: str, folder: Path = CONFIG_FOLDER) -> Experiment:
     """Read and check the experiment `folder/<name>.yaml`.
 
     Raises:
         PrecfmError: the file is missing or wrong; the sentence names the file, the field, the value and the remedy.
     """
-    check_name(name)
+    if (parts := parts_of(name, folder)) != (name,):
+        raise PrecfmError(
+            f"experiment: got '{name}', a list of experiments; one of them is needed: {', '.join(parts)}"
+        )
     base = name.removesuffix(TINY)
     if base != name and not (folder / f"{name}.yaml").is_file():
         return validated(Experiment, tiny(plain(load_experiment(base, folder))) | {"name": name}, in_words)
