@@ -81,7 +81,10 @@ def parts_of(name: str, folder: Path = CONFIG_FOLDER) -> tuple[str, ...]:
         file = folder / f"{each}.yaml"
         content = read_yaml(file) if file.is_file() else None
         if isinstance(content, dict) and "parts" in content:
-            found = validated(_List, content, lambda error, file=file: f"{file}: {in_words(error)}")
+            try:
+                found = validated(_List, content, in_words)
+            except PrecfmError as error:
+                raise PrecfmError(f"{file}: {error}") from None
             return tuple(part + cut for part in found.parts)
     return (name,)
 

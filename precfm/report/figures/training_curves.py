@@ -39,5 +39,5 @@ def _thinned(curves: pd.DataFrame) -> pd.DataFrame:
     """The last point of each of `MARKS` spans of ln x, the same ones for all curves of a length."""
     keys = ["dataset", "method", "seed"]
     longest, shortest = (curves.groupby(keys)["x"].transform(name) for name in ("max", "min"))
-    span = np.ceil(MARKS * np.log(curves["x"] / shortest) / np.log(longest / shortest).clip(lower=1e-9))
+    span = np.ceil(MARKS * np.log(curves["x"] / shortest) / np.maximum(np.log(longest / shortest), 1e-9))
     return curves.loc[curves["x"].groupby([*(curves[key] for key in keys), span]).idxmax()]
