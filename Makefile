@@ -10,6 +10,12 @@ export DVC_NO_ANALYTICS = 1
 export EXPERIMENT CORES FROM # the shell gets values as words of its environment, never as text of a command
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
+ifneq ($(word 2,$(MAKECMDGOALS)),)
+ifneq ($(filter reproduce pull,$(firstword $(MAKECMDGOALS))),)
+$(error one experiment at a time, as in `make $(firstword $(MAKECMDGOALS)) EXPERIMENT=$(word 2,$(MAKECMDGOALS))`)
+endif
+endif
+
 .PHONY: reproduce pull test test-slow test-faults examples docs notebooks catalogue format benchmarks install
 
 reproduce: .venv/installed

@@ -74,7 +74,10 @@ def diagnose(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     train: Annotated[
         float | None,
-        typer.Option(metavar="MINUTES", help="Measure by short trainings of about so many minutes in all."),
+        typer.Option(
+            metavar="MINUTES",
+            help="Measure by short trainings of about so many minutes in all; about 10 for a few thousand rows.",
+        ),
     ] = None,
     seed: Seed = 0,
     dense_features: Annotated[

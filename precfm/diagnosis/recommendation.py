@@ -25,6 +25,9 @@ HELPS = 3.0
 # Of maps that help, the simplest one within twice the best: a factor of two is one doubling of the training.
 SIMPLER = 2.0
 
+# From so many features on a vector may be a feature map that was flattened.
+MAYBE_A_MAP = 256
+
 SKIPS = {
     "gaussian_skip": Candidate(DEFAULT, ("gaussian_skip",)),
     "mixture_skip": Candidate(DEFAULT, ("mixture_skip",)),
@@ -105,11 +108,13 @@ def recommend(
     if raw.kappa <= LEAVE_BELOW:
         return found(
             "leave",
-            f"Their condition number is at most about {number(raw.kappa)}. Up to {LEAVE_BELOW:g} latents are left as "
-            f"they are but for one scale, since {measured}.",
+            f"Their condition number is at most about {number(raw.kappa)}. Latents with one up to {LEAVE_BELOW:g} are "
+            f"left as they are but for one scale, since {measured}.",
             or_skip=True,
         )
     more = f"about {rows_needed(parts.features, max(raw.at_least, LEAVE_BELOW) / HELPS):,} rows would tell"
+    if len(parts.event_shape) == 1 and parts.features >= MAYBE_A_MAP:
+        more += "; feature maps in their own shape, (rows, channels, height, width), need far fewer"
     if raw.at_least <= LEAVE_BELOW:
         upper = f"at most about {number(raw.kappa)}"
         if math.isinf(raw.kappa):
@@ -120,8 +125,8 @@ def recommend(
             )
         return found(
             "too few rows",
-            f"The condition number is at least {number(raw.at_least)}; {upper}. Up to {LEAVE_BELOW:g} latents are left "
-            f"as they are, since {measured}; above, a map may help. Which holds, {more}.",
+            f"The condition number is at least {number(raw.at_least)}; {upper}. Latents with one up to "
+            f"{LEAVE_BELOW:g} are left as they are, since {measured}; above, a map may help. Which holds, {more}.",
         )
     goal = raw.at_least / HELPS
     helping = {each.name: each for each in maps if _shown(each) <= goal}
@@ -137,8 +142,8 @@ def recommend(
             f"The condition number is at least {number(raw.at_least)}; behind {chosen.name} {behind}, and no "
             f"simpler map comes within a factor of {SIMPLER:g} of the best. By the theory of linear models the slowest "
             "direction then needs fewer steps in the same proportion. Whether samples get better is not known: "
-            f"{measured}; second moments gained behind some maps of four, likelihood behind none; and at condition "
-            "numbers like yours no flow is published. `--train MINUTES` (minutes=) measures it on your rows.",
+            f"{measured}; second moments improved behind some of the four maps, likelihood behind none; and at "
+            "condition numbers like yours no flow is published. `--train MINUTES` (minutes=) measures it on your rows.",
             chosen,
             or_skip=True,
         )

@@ -40,7 +40,8 @@ class Estimate:
         about = f"more than {duration(self.seconds)}" if self.unknown else f"about {duration(self.seconds)}"
         without = f"; not counted, without a recorded time: {self.unknown}" if self.unknown else ""
         gpu = " and one GPU" if self.on_gpu else ""
-        return f"time left: {about} on {self.cores} cores{gpu}, by times recorded {by}{without}"
+        cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
+        return f"time left: {about} on {cores}{gpu}, by times recorded {by}{without}"
 
     @property
     def short(self) -> str:
