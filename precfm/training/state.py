@@ -177,16 +177,15 @@ class TrainingState:
         self._module.eval()
         if self._options.channels_last:
             self._module.to(memory_format=torch.contiguous_format)
-        history = pd.DataFrame(
-            {
-                "step": range(1, self.step + 1),
-                "loss": self._losses[: self.step].cpu().numpy(),
-                "learning_rate": [learning_rate_at(step, self._options) for step in range(self.step)],
-            }
-        )
+        history = self._history(self._losses[: self.step])
         if self._best_step:
             history["validation_loss"] = self._validations[: self.step].numpy()
         return TrainingResult(history, best_step=self._best_step or self.step, steps_run=self.step)
+
+    def _history(self, losses: Tensor) -> pd.DataFrame:
+        rates = [learning_rate_at(step, self._options) for step in range(self.step)]
+        steps = range(1, self.step + 1)
+        return pd.DataFrame({"step": steps, "loss": losses.cpu().numpy(), "learning_rate": rates})
 
     def _no_losses(self, device: torch.device) -> Tensor:
         """Room for the loss of each step, shape (steps,)."""

@@ -8,7 +8,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -97,14 +97,7 @@ def train(
             parts=options.accumulate, share=(rank, processes),
         )  # fmt: skip
 
-    progress = tqdm(
-        total=options.steps,
-        desc=name,
-        initial=state.step,
-        mininterval=SHOW_EVERY,
-        maxinterval=SHOW_EVERY,
-        disable=rank > 0,
-    )
+    progress = progress_bar(options.steps, state.step, name, disable=rank > 0)
     with _global_randomness(device) as seed_globally:
         with executing(module, options, device, name) as check_called, progress:
             for mine in batches_of_steps(parts, range(state.step, options.steps), device):
@@ -140,6 +133,13 @@ def train(
 def _due(step: int, every: int, last: bool = False) -> bool:
     """Whether something done every so many steps (0: never) and perhaps at the last is due."""
     return every > 0 and (last or step % every == 0)
+
+
+def progress_bar(steps: int, step: int, name: str, *, disable: bool = False) -> "tqdm[NoReturn]":
+    """A line on standard error now and then: of so many steps, this one is reached."""
+    return tqdm(
+        total=steps, desc=name, initial=step, mininterval=SHOW_EVERY, maxinterval=SHOW_EVERY, disable=disable
+    )
 
 
 @contextmanager
