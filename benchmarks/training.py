@@ -29,8 +29,8 @@ from precfm.training.options import TrainingOptions
 from precfm.training.trainer import train
 
 OUTPUT = Path(__file__).with_suffix(".md")
-ROUNDS, SEEDS, ROWS = 5, 5, 2_000
-MLP, UNET = {"steps": 300, "batch_size": 256}, {"steps": 6, "batch_size": 64}
+ROUNDS, SEEDS, ROWS = 3, 4, 2_000
+MLP, UNET = {"steps": 100, "batch_size": 256}, {"steps": 4, "batch_size": 64}
 
 Call = Callable[[], object]
 
