@@ -12,7 +12,7 @@ rule artifact:
         f"{RECORDS}/benchmarks/{{kind}}/{{name}}.tsv"
     wildcard_constraints:
         kind="$^",  # none: nothing is made by this rule itself
-    threads: PLAN.threads
+    threads: cores
     resources:
         gpu=gpus,
     params:

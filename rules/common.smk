@@ -90,9 +90,13 @@ def plain(wildcards):
 
 def gpus(wildcards):
     """How many GPUs a job asks for."""
-    return int(
-        PLAN.device == "cuda" and any(node.on_device for node in made(wildcards))
-    )
+    on_device = [node.devices for node in made(wildcards) if node.on_device]
+    return max(on_device, default=0) if PLAN.device == "cuda" else 0
+
+
+def cores(wildcards):
+    """How many cores a job asks for: for each of its processes as many as the experiment says."""
+    return PLAN.threads * max((node.devices for node in made(wildcards)), default=1)
 
 
 def unless_written(kind):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from precfm.core.errors import PrecfmError
 from precfm.core.seeds import seeded_module
 from precfm.flows.models.mlp import MLPVelocity
 from precfm.flows.objectives import DenoisingScore, FlowMatching
@@ -14,8 +15,8 @@ from precfm.flows.paths import LinearPath, VariancePreservingPath
 from precfm.flows.times import TimeName
 from precfm.preconditioners.low_capacity_flow import LowCapacityFlow
 from precfm.preconditioners.normalizing_flow import NormalizingFlow
-from precfm.training import draws
-from precfm.training.draws import NotRandom, Objective, draws_of_steps
+from precfm.training.batches import AHEAD, ahead
+from precfm.training.draws import NotRandom, Objective, draws_of_step
 from precfm.training.negative_elbo import NegativeELBO
 from precfm.training.options import TrainingOptions
 from precfm.training.trainer import train
@@ -48,8 +49,8 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
 every_objective = pytest.mark.parametrize("make", OBJECTIVES.values(), ids=OBJECTIVES)
 
 
-def drawn(objective: Objective, steps: range, seed: int = 0, ahead: int | None = None) -> list[Step]:
-    return list(draws_of_steps(objective, len(DATA), 8, seed, steps, CPU, ahead=ahead))
+def drawn(objective: Objective, steps: range, seed: int = 0) -> list[Step]:
+    return [draws_of_step(objective, len(DATA), 8, seed, step) for step in steps]
 
 
 def assert_same(first: list[Step], second: list[Step]) -> None:
@@ -61,19 +62,13 @@ def assert_same(first: list[Step], second: list[Step]) -> None:
 
 
 @every_objective
-@pytest.mark.parametrize("ahead", [2, 5, draws.BLOCK_STEPS])
-def test_blocks_as_for_an_accelerator_hold_the_draws_of_single_steps(
-    make: Callable[[], Objective], ahead: int
+def test_draws_of_a_step_do_not_depend_on_those_before_and_a_thread_draws_the_same(
+    make: Callable[[], Objective],
 ) -> None:
-    assert_same(drawn(make(), range(3, 14), ahead=ahead), drawn(make(), range(3, 14)))
-
-
-@every_objective
-def test_a_resumed_training_sees_the_same_draws(make: Callable[[], Objective]) -> None:
-    whole = drawn(make(), range(12))
-    for start in (1, 5, 11, 12):
-        for ahead in (None, 4):
-            assert_same(drawn(make(), range(start, 12), ahead=ahead), whole[start:])
+    objective, steps = make(), range(3, 14)
+    whole = drawn(objective, steps)
+    assert_same([drawn(make(), range(step, step + 1))[0] for step in steps], whole)
+    assert_same(list(ahead(lambda step: drawn(objective, range(step, step + 1))[0], steps)), whole)
 
 
 @every_objective
@@ -99,25 +94,21 @@ def test_steps_and_seeds_differ_and_rows_do_not_depend_on_what_else_is_drawn() -
     assert all(torch.equal(plain, beside) for (plain, _), (beside, _) in zip(rows, first, strict=True))
 
 
-@pytest.mark.parametrize(("most_bytes", "longest"), [(1, 1), (3 * 8 * (8 + 4 + 12), 3), (2**26, 6)])
-def test_blocks_are_bounded_in_bytes_and_end_with_the_steps(
-    monkeypatch: pytest.MonkeyPatch, most_bytes: int, longest: int
-) -> None:
-    """Eight rows of a step: an index, a time, and three numbers of noise."""
-    objective = FlowMatching().prepare(LinearPath(), DATA)
-    drawn_steps = [0]
+def test_a_thread_is_a_few_steps_ahead_and_hands_over_what_went_wrong() -> None:
+    made = []
 
-    class Counting:
-        def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-            drawn_steps[0] += 1
-            return objective.draw(batch_size, generator)
+    def make(step: int) -> int:
+        made.append(step)
+        if step == 9:
+            raise PrecfmError("rows: gone")
+        return step
 
-    monkeypatch.setattr(draws, "BLOCK_BYTES", most_bytes)
-    ahead = []
-    for step, _ in enumerate(draws_of_steps(Counting(), 50, 8, 0, range(10), CPU, ahead=6)):  # type: ignore[arg-type]
-        ahead.append(drawn_steps[0] - step)
-    assert max(ahead) == longest
-    assert drawn_steps[0] == 10
+    steps = ahead(make, range(2, 20))
+    for step in range(2, 9):
+        assert next(steps) == step
+        assert len(made) <= step - 1 + AHEAD
+    with pytest.raises(PrecfmError, match="rows"):
+        next(steps)
 
 
 @pytest.mark.parametrize("path", [LinearPath(), VariancePreservingPath()])

@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from precfm.pipeline.gpus import first_free, one_gpu
+from precfm.pipeline.gpus import first_free, held_gpus
 from precfm.pipeline.plan import load_plan
 from tests.faults.harness import NAME, at_work, fresh_project, outcome, role, start
 from tests.workflow import BIN, ROOT, run
@@ -236,7 +236,7 @@ def test_the_profile_differs_from_that_of_one_machine_only_in_where_jobs_run():
 def hold(locks, names, events, seed):
     draw = random.Random(seed)
     for _ in range(5):
-        with first_free(locks, names) as index:
+        with first_free(locks, names) as (index,):
             events.put((time.monotonic(), index, +1))
             time.sleep(draw.uniform(0, 0.02))
             events.put((time.monotonic(), index, -1))
@@ -265,18 +265,18 @@ def test_jobs_at_once_take_different_gpus_and_a_killed_job_gives_its_back(tmp_pa
     taken = fork.SimpleQueue()
 
     def keep():
-        with first_free(tmp_path, names) as index:
+        with first_free(tmp_path, names) as (index,):
             taken.put(index)
             time.sleep(60)
 
     worker = fork.Process(target=keep)
     worker.start()
     theirs = taken.get()
-    with first_free(tmp_path, names) as ours:
+    with first_free(tmp_path, names) as (ours,):
         assert {theirs, ours} == {0, 1}
         worker.kill()
         worker.join()
-        with first_free(tmp_path, names) as again:
+        with first_free(tmp_path, names) as (again,):
             assert again == theirs
 
 
@@ -293,11 +293,11 @@ def test_a_job_gets_the_first_free_gpu_as_its_current_one(tmp_path, monkeypatch)
         current.pop()
 
     monkeypatch.setattr("torch.cuda.device", device)
-    with one_gpu(tmp_path):
+    with held_gpus(tmp_path):
         assert current == [0]
         uuids.reverse()  # as another process counts them, which sees them through CUDA_VISIBLE_DEVICES
-        with one_gpu(tmp_path):
+        with held_gpus(tmp_path):
             assert current == [0, 0]
-            with one_gpu(tmp_path):
+            with held_gpus(tmp_path):
                 assert current == [0, 0, 1]
     assert current == []

@@ -2,4 +2,5 @@
 
 from precfm.pipeline.snakemake_entry import run_job
 
-run_job(snakemake)
+if __name__ == "__main__":  # a job's further processes import this file, too
+    run_job(snakemake)

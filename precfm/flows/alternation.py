@@ -44,6 +44,11 @@ class InTurn:
     objectives: Sequence[VelocityObjective]
     steps: int
 
+    @property
+    def couples_rows(self) -> bool:
+        """Whether that of any space does."""
+        return any(objective.couples_rows for objective in self.objectives)
+
     def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """The draws of every objective."""
         state, found = generator.get_state(), list[Tensor]()

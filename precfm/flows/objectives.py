@@ -87,12 +87,15 @@ class VelocityObjective(ABC):
         predicts_velocity: whether the network itself is the velocity, so that wrappers can add a known part of it.
         needs_inverse_jacobian: whether `prepare` needs the Jacobian of the preconditioner's inverse.
         needs_decoder_metric: whether `prepare` needs the decoder's pull-back metric.
+        couples_rows: whether the loss of a mini-batch is more than the mean of its rows' losses, so that it cannot be
+            cut into parts.
     """
 
     start: ClassVar[float] = 0.0
     predicts_velocity: ClassVar[bool] = True
     needs_inverse_jacobian: bool = False
     needs_decoder_metric: bool = False
+    couples_rows: bool = False
 
     time: TimeName
 
@@ -206,6 +209,7 @@ class FlowMatching(VelocityObjective):
         self.coupling, self.metric = coupling, metric
         self.needs_inverse_jacobian = metric in ("latent", "decoder")
         self.needs_decoder_metric = metric == "decoder"
+        self.couples_rows = coupling == "optimal_transport"
 
     def loss(self, module: Network, batch: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> Tensor:
         """Mean weighted squared error of the velocity; with the default options `flow_matching_loss`, to the bit."""

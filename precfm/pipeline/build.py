@@ -21,11 +21,12 @@ from precfm.core.errors import PrecfmError
 from precfm.datasets.manifest import file_sha256
 from precfm.pipeline.artifact import Artifact, record_checksum
 from precfm.pipeline.fingerprints import SCRIPTS, fingerprint
-from precfm.pipeline.gpus import one_gpu
+from precfm.pipeline.gpus import held_gpus
 from precfm.pipeline.job import Job, Make
 from precfm.pipeline.locks import lock
 from precfm.pipeline.manifest import canonical, without_label
 from precfm.pipeline.node import RECORD, RESULTS, WITHOUT_TORCH, Node, homes
+from precfm.pipeline.processes import make_together, require_gpus
 
 
 def build(node: Node, make: Make) -> bool:
@@ -48,7 +49,8 @@ def build(node: Node, make: Make) -> bool:
             if node.exists or adopt(node):
                 shutil.rmtree(scratch, ignore_errors=True)  # of a job killed when it was all but finished
                 return False
-            _require_device(node)
+            if _on_gpu(node):
+                require_gpus(node)
             _require_planned_code(node)
             for remains in (work / "parts").glob(f"{name}.*"):  # of killed jobs: this one holds the lock
                 shutil.rmtree(remains, ignore_errors=True)
@@ -58,8 +60,9 @@ def build(node: Node, make: Make) -> bool:
                     folder.mkdir(parents=True, exist_ok=True)
                 for module in node.packages:
                     import_module(module)
-                with one_gpu(work / "locks") if _on_gpu(node) else nullcontext():
-                    make(Job(node, part, scratch))
+                job, gpus = Job(node, part, scratch), nullcontext(())
+                with held_gpus(work / "locks", node.devices) if _on_gpu(node) else gpus as held:
+                    make(job) if node.devices == 1 else make_together(job, held)
                     _require_planned_code(node)
                     _finish(node, part)
             finally:
@@ -166,6 +169,7 @@ def made_on(node: Node) -> dict[str, Any]:
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        **({"devices": node.devices} if node.devices > 1 else {}),
     }
 
 
@@ -185,13 +189,3 @@ def _require_planned_code(node: Node) -> None:
         raise PrecfmError(
             "the code that makes it was changed after the plan was made; run the same command again"
         )
-
-
-def _require_device(node: Node) -> None:
-    if _on_gpu(node):
-        import torch
-
-        if not torch.cuda.is_available():
-            raise PrecfmError(
-                "device: 'cuda', but torch finds no GPU here; a GPU, or `device: cpu`, is needed"
-            )

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from precfm.core.errors import PrecfmError
 from precfm.core.registry import REGISTRY, import_string, load
 from precfm.pipeline.components import NESTED, Component, component
@@ -11,6 +13,7 @@ from precfm.pipeline.experiments import CLAIMS, load_experiment, read_yaml
 from precfm.pipeline.keys import KeyedArtifacts
 from precfm.pipeline.node import Node
 from precfm.pipeline.plan import Plan
+from precfm.pipeline.processes import refuse_more_than, refuse_uncuttable
 from precfm.pipeline.schema import MATCHES, PLAIN, Experiment, Flow, Setting
 from precfm.pipeline.spaces import REPLICATES, Space, sources_of, spaces
 from precfm.pipeline.theory_yields import statistics_of
@@ -121,7 +124,11 @@ class _Builder:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self.plan = Plan(
-            experiment.name, experiment.device, experiment.threads, sources_of(experiment.datasets)
+            experiment.name,
+            experiment.device,
+            experiment.devices,
+            experiment.threads,
+            sources_of(experiment.datasets),
         )
         self.artifacts = KeyedArtifacts(self.plan)
         self.add = self.artifacts.add
@@ -134,6 +141,8 @@ class _Builder:
         self.alone: dict[tuple[str, str], str] = {}  # the method that a map alone is named after
 
     def build(self) -> Plan:
+        if self.experiment.device == "cuda" and torch.cuda.is_available():
+            refuse_more_than(torch.cuda.device_count(), self.experiment.devices)
         for space in spaces(self.experiment, self.artifacts):
             self._report("latents", space.latents, dataset=space.label)
             for name, setting in space.settings.items():
@@ -175,6 +184,7 @@ class _Builder:
         parts |= {f"{own}.through.{place}": each for place, each in enumerate(through)}
         parts |= {f"{own}.flow.wrappers.{place}": each for place, each in enumerate(flow.wrappers)}
         _refuse_more_than_the_data_have(space, parts)
+        refuse_uncuttable(f"{own}.flow", flow, self.experiment.devices)
         run = replace(run.behind(self._preconditioner(run, component)), maps=tuple(component.targets))
         if flow.wrappers:
             run = replace(run, skip=self._skip(run))

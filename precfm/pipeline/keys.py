@@ -15,7 +15,7 @@ from precfm.core.errors import PrecfmError
 from precfm.core.options import shortened
 from precfm.pipeline.components import plain
 from precfm.pipeline.fingerprints import SCRIPTS, fingerprint, foreign_modules
-from precfm.pipeline.node import Node, script_name
+from precfm.pipeline.node import TOGETHER, Node, script_name
 from precfm.pipeline.plan import Plan
 
 LONGEST_LABEL = 200  # a file's name may have 255; the key and what marks a part-folder need some
@@ -85,6 +85,7 @@ class KeyedArtifacts:
                 fingerprint=code,
                 experiment=self._plan.experiment,
                 device=self._plan.device,
+                devices=self._plan.devices if kind in TOGETHER else 1,
                 targets=targets,
                 packages=tuple(sorted(inherited.union(foreign_modules(targets)))),
                 batch=batch,

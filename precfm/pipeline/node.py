@@ -26,6 +26,7 @@ ON_DEVICE = frozenset(
         "likelihoods",
     }
 )
+TOGETHER = frozenset({"flows"})  # kinds that several processes can make together
 WITHOUT_TORCH = frozenset({"frames", "table_files", "figure_files", "verdicts", "pages"})
 
 
@@ -60,6 +61,7 @@ class Node:
         fingerprint: of the code that makes it.
         experiment: the experiment whose folder holds it.
         device: where it is made, `cpu` or `cuda`; not part of the key.
+        devices: processes that make it together, each with a GPU where the device is one; not part of the key.
         targets: import strings of what the script loads from the registry.
         packages: modules of other packages that hold classes which it, or what it reads, is made with; imported
             before it is made, so that a saved object is found by its class's name.
@@ -75,6 +77,7 @@ class Node:
     fingerprint: str
     experiment: str
     device: str = "cpu"
+    devices: int = 1
     targets: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     batch: str = ""

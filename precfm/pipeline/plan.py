@@ -57,13 +57,15 @@ class Plan:
     Attributes:
         experiment: its name.
         device: where artifacts are made, `cpu` or `cuda`.
-        threads: of each job.
+        devices: processes that train a flow together.
+        threads: of each job, or of each of these processes.
         sources: by data set, the entry of data/sources.yaml that its images come from.
         nodes: by id (`kind/label-key`), parents before children.
     """
 
     experiment: str
     device: str = "cpu"
+    devices: int = 1
     threads: int = 1
     sources: Mapping[str, str] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)

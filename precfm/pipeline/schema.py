@@ -375,6 +375,7 @@ class Experiment(Strict):
     name: str
     description: str
     device: Literal["cpu", "cuda"] = "cpu"
+    devices: Count = 1  # that train a flow together; as many processes on the processor
     threads: Count = 1
     datasets: dict[str, Dataset] = Field(default_factory=dict)
     encoders: dict[str, Encoder] = Field(default_factory=dict)

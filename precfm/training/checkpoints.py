@@ -78,10 +78,13 @@ class Scratch:
         folder: where the saves lie; None keeps the checkpoints' weights in memory and no state.
         identity: what makes this training this one (plain values); the saves of another are refused.
         name: who asks, for messages.
+        writes: whether this process saves; one that does not can read what another has saved.
     """
 
-    def __init__(self, folder: Path | None, identity: Mapping[str, Any], name: str) -> None:
-        self._folder, self._name = folder, name
+    def __init__(
+        self, folder: Path | None, identity: Mapping[str, Any], name: str, *, writes: bool = True
+    ) -> None:
+        self._folder, self._name, self._writes = folder, name, writes
         self._identity: dict[str, Any] = json.loads(json.dumps(identity))
         self._in_memory: dict[int, dict[str, Tensor]] = {}
         if folder is not None:
@@ -91,7 +94,7 @@ class Scratch:
 
     def save_state(self, step: int, tensors: Tensors) -> None:
         """Save everything that the training needs to go on after `step`; drop all but the last two states."""
-        if self._folder is None:
+        if self._folder is None or not self._writes:
             return
         write_verified(self._folder, f"state-{step:08d}", tensors, self._identity)
         for old in self._files("state")[:-KEPT_STATES]:
@@ -134,6 +137,8 @@ class Scratch:
 
     def save_checkpoint(self, step: int, weights: Tensors) -> None:
         """Keep the weights at a checkpoint until the end of the training."""
+        if not self._writes:
+            return
         if self._folder is None:
             self._in_memory[step] = {name: tensor.detach().clone() for name, tensor in weights.items()}
         else:

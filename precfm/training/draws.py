@@ -1,9 +1,9 @@
-"""The random numbers of a training: all drawn by the CPU, for blocks of steps ahead, whatever the device.
+"""The random numbers of a training: all drawn by the CPU, whatever the device.
 
 A device then changes the rounding of a training, and nothing else.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,9 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from precfm.core.seeds import derived_seed
-
-BLOCK_STEPS = 64  # steps whose draws go to an accelerator together
-BLOCK_BYTES = 2**26  # fewer steps, if their draws are larger
 
 
 class Objective(Protocol):
@@ -27,7 +24,8 @@ class Objective(Protocol):
             generator: of the CPU.
 
         Returns:
-            Tensors on the CPU; none if the loss is not random. Their shapes are the same at every step.
+            Tensors on the CPU; none if the loss is not random. Where a mini-batch is cut into parts, a tensor whose
+            length is `batch_size` is cut with it, and every part gets the whole of any other.
         """
 
     def loss(self, module: nn.Module, batch: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> Tensor:
@@ -62,46 +60,21 @@ class NotRandom:
         return self.function(module, batch)
 
 
-def draws_of_steps(
-    objective: Objective,
-    rows: int,
-    batch_size: int,
-    seed: int,
-    steps: range,
-    device: torch.device,
-    *,
-    ahead: int | None = None,
-) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
-    """For each step the rows of its mini-batch, drawn with replacement, and the draws of its loss.
+def draws_of_step(
+    objective: Objective, rows: int, batch_size: int, seed: int, step: int
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The rows of a step's mini-batch, drawn with replacement, and the draws of its loss: a function of (seed, step).
 
     Args:
         objective: says what to draw.
         rows: number of rows of the data.
         batch_size: rows of a mini-batch.
-        seed: the draws of step k are a function of (seed, k).
-        steps: the steps, counted from 0.
-        device: where the draws are needed.
-        ahead: most steps that are drawn and moved together; None for one on the CPU and `BLOCK_STEPS` elsewhere,
-            where each move makes the host wait. The draws do not depend on it.
+        seed: of the training.
+        step: counted from 0.
 
-    Yields:
-        Row indices, int64, shape (batch_size,), and the objective's draws; all on the device.
+    Returns:
+        Row indices, int64, shape (batch_size,), and the objective's draws; all on the CPU.
     """
-    most = ahead or (1 if device.type == "cpu" else BLOCK_STEPS)
-    generator = torch.Generator()
-
-    def draw(step: int) -> list[Tensor]:
-        generator.manual_seed(derived_seed(seed, "step", step))
-        chosen = torch.randint(rows, (batch_size,), generator=generator)
-        return [chosen, *objective.draw(batch_size, generator)]
-
-    position = steps.start
-    while position < steps.stop:
-        first = draw(position)
-        fitting = BLOCK_BYTES // sum(tensor.nbytes for tensor in first)
-        end = min(position + max(1, min(most, fitting)), steps.stop)
-        several = [first, *map(draw, range(position + 1, end))]
-        stacked = [torch.stack(each).to(device) for each in zip(*several, strict=True)]
-        for chosen, *draws in zip(*stacked, strict=True):
-            yield chosen, tuple(draws)
-        position = end
+    generator = torch.Generator().manual_seed(derived_seed(seed, "step", step))
+    chosen = torch.randint(rows, (batch_size,), generator=generator)
+    return chosen, objective.draw(batch_size, generator)

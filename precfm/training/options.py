@@ -1,12 +1,12 @@
 """How to train: the options of every training, checked by pydantic alone."""
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Count, Natural, NotNegative, Positive, Strict
+from precfm.core.options import Count, Natural, Neutral, NotNegative, Positive, Strict
 
 
 class TrainingOptions(Strict):
@@ -30,6 +30,18 @@ class TrainingOptions(Strict):
         validate_every: steps between validations (the last step is validated too); 0 never validates.
         patience: stop after this many validations in a row without a new best; 0 never stops early.
         save_every: steps between saves to the scratch folder; 0 saves only at the end.
+        precision: of the network's forward and backward pass: `float32` without TF32, or `bfloat16` by autocast, with
+            weights, optimizer, average and loss in float32. What stands around the network (skips) stays in float32.
+        accumulate: parts into which a mini-batch is cut; their gradients are added up before the optimizer's step, so
+            that the memory of one part suffices. The losses are those of the whole batch up to rounding, unless rows
+            depend on each other, as in batch normalisation.
+        compile: whether `torch.compile` makes kernels of the network's forward pass; `reduce-overhead` also records
+            CUDA graphs, which pays where the host is the bottleneck.
+        channels_last: whether images lie in memory with their channels innermost, as convolutions on GPUs like it.
+        checkpointing: whether the network keeps few activations and computes the others again in the backward pass;
+            for networks with diffusers' method `enable_gradient_checkpointing`.
+        deterministic: whether only deterministic kernels are used, so that a resumed training on a GPU ends in the
+            same bytes, too; slower.
 
     Raises:
         PrecfmError: a value is out of its range.
@@ -39,6 +51,8 @@ class TrainingOptions(Strict):
         | https://kellerjordan.github.io/posts/muon/
         | Muon is Scalable for LLM Training (Liu et al., 2025), section 2.2 for the scale of the updates
         | https://arxiv.org/abs/2502.16982
+        | Training Deep Nets with Sublinear Memory Cost (Chen et al., 2016), for `checkpointing`
+        | https://arxiv.org/abs/1604.06174
     """
 
     steps: Count = 5000
@@ -54,6 +68,22 @@ class TrainingOptions(Strict):
     validate_every: Natural = 0
     patience: Natural = 0
     save_every: Natural = 1000
+    precision: Annotated[Literal["float32", "bfloat16"], Neutral("float32")] = "float32"
+    accumulate: Annotated[Count, Neutral(1)] = 1
+    compile: Annotated[bool | Literal["reduce-overhead"], Neutral(False)] = False
+    channels_last: Annotated[bool, Neutral(False)] = False
+    checkpointing: Annotated[bool, Neutral(False)] = False
+    deterministic: Annotated[bool, Neutral(False)] = False
+
+    @model_serializer(mode="wrap")
+    def _without_neutral(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Neutral options are left out, so that what is written of a training does not change with new options."""
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in serialize(self).items()
+            if Neutral(value) not in fields[name].metadata
+        }
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingOptions":
@@ -68,4 +98,8 @@ class TrainingOptions(Strict):
             )
         if self.patience and not self.validate_every:
             raise PrecfmError(f"patience: got {self.patience}; validate_every above 0 is needed with it")
+        if self.batch_size % self.accumulate:
+            raise PrecfmError(
+                f"accumulate: got {self.accumulate}; a divisor of batch_size ({self.batch_size}) is needed"
+            )
         return self

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -14,6 +14,7 @@ from precfm.core.errors import DivergenceError, PrecfmError
 from precfm.training.checkpoints import Scratch
 from precfm.training.optimizers import learning_rate_at, optimizers_of
 from precfm.training.options import TrainingOptions
+from precfm.training.processes import average, of_first
 
 
 @dataclass(frozen=True)
@@ -38,35 +39,43 @@ class TrainingState:
     def __init__(self, module: nn.Module, options: TrainingOptions, device: torch.device, name: str) -> None:
         self.step = 0
         self._module, self._options, self._name = module.train(), options, name
+        if options.channels_last:
+            module.to(memory_format=torch.channels_last)
         self._average = (
             None if options.ema_decay is None else copy.deepcopy(module).eval().requires_grad_(False)
         )
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._optimizers = optimizers_of(module, options, device, name)
         # On the data's device, so that a step never waits for its loss.
-        self._losses = torch.zeros(options.steps, dtype=torch.float64, device=device)
+        self._losses = self._no_losses(device)
         self._validations = torch.full((options.steps,), torch.nan, dtype=torch.float64)
         self._best_step, self._checked = 0, 0
         self._best: dict[str, Tensor] = {}
 
-    def descend(self, loss: Tensor) -> None:
-        """One step of the optimizers along the gradient of `loss`, then of the average."""
+    def descend(self, losses: Iterable[Tensor]) -> None:
+        """One step of the optimizers along the mean gradient of all parts and processes, then of the average.
+
+        Args:
+            losses: of the parts of this process's mini-batch; each is computed once the one before has its gradient.
+        """
         options = self._options
-        if not isinstance(loss, Tensor) or loss.ndim:
-            what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-            raise PrecfmError(
-                f"{self._name}: the objective's loss has {what}; a tensor of one number is needed"
-            )
         for optimizer in self._optimizers.values():
             optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        total = torch.zeros_like(self._losses[0])
+        for loss in losses:
+            self._require_loss(loss)
+            share = loss if options.accumulate == 1 else loss / options.accumulate
+            share.sum().backward()  # type: ignore[no-untyped-call]
+            total += share.detach()
+        average([total])
+        average([each.grad for each in self._parameters if each.grad is not None])
         if options.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, options.clip_norm)
+            self._clip(options.clip_norm)
         for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(self.step, options)
             optimizer.step()
-        self._losses[self.step] = loss.detach()
+        self._losses[self.step] = total
         self.step += 1
         if self._average is not None and options.ema_decay is not None:
             decay = min(options.ema_decay, (1 + self.step) / (10 + self.step))
@@ -80,11 +89,11 @@ class TrainingState:
         """The latest loss, once every loss and weight so far is known to be finite."""
         finite = self._losses[self._checked : self.step].isfinite()
         if not finite.all():
-            self._diverged(self._checked + int((~finite).nonzero()[0]), "the loss is not finite", saves)
+            self._diverged(self._checked + int((~finite).nonzero()[0, 0]), "the loss is not finite", saves)
         if not torch.stack([weight.isfinite().all() for weight in self._module.state_dict().values()]).all():
             self._diverged(self.step - 1, "the weights are not finite", saves)
         self._checked = self.step
-        return float(self._losses[self.step - 1])
+        return float(self._losses[self.step - 1].mean())
 
     def validate(self, validation_loss: Callable[[nn.Module], float], saves: Scratch) -> None:
         """Record the validation loss of the weights, and the weights if they are the best so far."""
@@ -92,7 +101,7 @@ class TrainingState:
         validated = self._module if self._average is None else self._average
         validated.eval()
         with torch.no_grad():
-            value = float(validation_loss(validated))
+            value = of_first(float(validation_loss(validated)), self._losses.device)
         self._module.train()
         if not math.isfinite(value):
             self._diverged(self.step - 1, f"the validation loss is {value}", saves)
@@ -155,21 +164,43 @@ class TrainingState:
                 if group.startswith(kind)
             }
             optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+            for parameter, restored in optimizer.state.items():
+                for name, moment in restored.items():
+                    if (
+                        moment.shape == parameter.shape
+                    ):  # in the parameter's memory format, as fused kernels need it
+                        restored[name] = torch.empty_like(parameter).copy_(moment)
 
     def finish(self) -> TrainingResult:
         """Give the module its final weights, and return the history."""
         self._module.load_state_dict(self._best or self.weights())
         self._module.eval()
-        history = pd.DataFrame(
-            {
-                "step": range(1, self.step + 1),
-                "loss": self._losses[: self.step].cpu().numpy(),
-                "learning_rate": [learning_rate_at(step, self._options) for step in range(self.step)],
-            }
-        )
+        if self._options.channels_last:
+            self._module.to(memory_format=torch.contiguous_format)
+        history = self._history(self._losses[: self.step])
         if self._best_step:
             history["validation_loss"] = self._validations[: self.step].numpy()
         return TrainingResult(history, best_step=self._best_step or self.step, steps_run=self.step)
+
+    def _history(self, losses: Tensor) -> pd.DataFrame:
+        rates = [learning_rate_at(step, self._options) for step in range(self.step)]
+        steps = range(1, self.step + 1)
+        return pd.DataFrame({"step": steps, "loss": losses.cpu().numpy(), "learning_rate": rates})
+
+    def _no_losses(self, device: torch.device) -> Tensor:
+        """Room for the loss of each step, shape (steps,)."""
+        return torch.zeros(self._options.steps, dtype=torch.float64, device=device)
+
+    def _clip(self, most: float) -> None:
+        """Scale the gradient down to a norm."""
+        nn.utils.clip_grad_norm_(self._parameters, most)
+
+    def _require_loss(self, loss: object) -> None:
+        if not isinstance(loss, Tensor) or loss.shape != self._losses.shape[1:]:
+            what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise PrecfmError(
+                f"{self._name}: the objective's loss has {what}; a tensor of one number is needed"
+            )
 
     def _diverged(self, step: int, what: str, saves: Scratch) -> NoReturn:
         saved = saves.last_saved_step()

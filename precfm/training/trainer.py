@@ -8,7 +8,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,12 @@ from tqdm import tqdm
 from precfm.core.errors import PrecfmError
 from precfm.core.seeds import derived_seed
 from precfm.core.tensors import require_tensor
+from precfm.training.batches import Part, Rows, TensorRows, batches_of_steps, parts_of_step
 from precfm.training.checkpoints import Scratch, checksum
-from precfm.training.draws import Objective, draws_of_steps
+from precfm.training.draws import Objective
+from precfm.training.execution import executing
 from precfm.training.options import TrainingOptions
+from precfm.training.processes import first_before_others, rank_and_size
 from precfm.training.state import TrainingResult, TrainingState
 
 CHECK_EVERY = 100  # steps between checks of the loss: each makes the host wait for an accelerator
@@ -29,7 +32,7 @@ SHOW_EVERY = 10.0  # seconds between lines of progress
 def train(
     module: nn.Module,
     objective: Objective,
-    data: tuple[Tensor, ...],
+    data: tuple[Tensor, ...] | Rows,
     options: TrainingOptions,
     *,
     seed: int,
@@ -44,10 +47,15 @@ def train(
     The initial weights are the caller's; `precfm.core.seeds.seeded_module` makes them from a seed. Wherever "the
     weights" are validated, handed out or left in the module, the moving average is meant if `ema_decay` is set.
 
+    Where torch.distributed is set up (`accelerate launch`, `torchrun`), all processes call this with equal arguments
+    and train together, each on its share of every mini-batch: `batch_size` is that of all of them. The losses are those
+    of one process up to rounding. The first process alone saves, shows progress and hands out checkpoints.
+
     Args:
-        module: what to train, on the device of the data.
+        module: what to train, where it is to be trained.
         objective: what to minimise.
-        data: tensors of equal length; a mini-batch is the same random rows of each.
+        data: tensors of equal length, on the device of the module or on the CPU, or rows that are read when they are
+            needed, such as `precfm.training.shards.ShardedRows`; a mini-batch is the same random rows of each.
         options: how to train.
         seed: all randomness of step k is a function of (seed, k): the rows and the objective's draws, which the CPU
             makes whatever the device, and torch's global generator, which a module with dropout uses and which is
@@ -68,45 +76,51 @@ def train(
         PrecfmError: the arguments do not fit together, or the scratch folder is of another training.
         DivergenceError: the loss or the weights are no longer finite.
     """
-    device = _checked_device(module, data, name)
-    _check_kinds(objective, options, name)
+    rows, device = _checked_data(module, data, name)
+    rank, processes = rank_and_size()
+    _check_kinds(objective, options, processes, name)
     if options.validate_every and validation_loss is None:
         raise PrecfmError(
             f"{name}: validate_every is {options.validate_every}; give validation_loss too, or set 0"
         )
-    identity = {} if scratch is None else {**(facts or {}), **_identity(module, data, options, seed)}
-    saves = Scratch(None if scratch is None else Path(scratch), identity, name)
+    identity = {} if scratch is None else {**(facts or {}), **_identity(module, rows, options, seed, device)}
+    with first_before_others():
+        saves = Scratch(None if scratch is None else Path(scratch), identity, name, writes=rank == 0)
+        saved = saves.latest_state(options.checkpoints)
     state = TrainingState(module, options, device, name)
-    saved = saves.latest_state(options.checkpoints)
     if saved is not None:
         state.restore(saved)
 
-    progress = tqdm(
-        total=options.steps, desc=name, initial=state.step, mininterval=SHOW_EVERY, maxinterval=SHOW_EVERY
-    )
-    with _global_randomness(device) as seed_globally, progress:
-        for rows, draws in draws_of_steps(
-            objective, len(data[0]), options.batch_size, seed, range(state.step, options.steps), device
-        ):
-            if state.out_of_patience:
-                break
-            seed_globally(derived_seed(seed, "global", state.step))
-            state.descend(objective.loss(module, tuple(tensor[rows] for tensor in data), draws))
+    def parts(step: int) -> list[Part]:
+        return parts_of_step(
+            objective, rows, options.batch_size, seed, step, device,
+            parts=options.accumulate, share=(rank, processes),
+        )  # fmt: skip
 
-            last = state.step == options.steps
-            if _due(state.step, CHECK_EVERY, last):
-                progress.set_postfix(loss=f"{state.check_finite(saves):.4g}", refresh=False)
-                progress.update(state.step - progress.n)
-            if validation_loss is not None and _due(state.step, options.validate_every, last):
-                state.validate(validation_loss, saves)
-            if state.step in options.checkpoints:
-                state.check_finite(saves)
-                saves.save_checkpoint(state.step, state.weights())
-            if last or state.out_of_patience or _due(state.step, options.save_every):
-                state.check_finite(saves)
-                saves.save_state(state.step, state.tensors())
+    progress = progress_bar(options.steps, state.step, name, disable=rank > 0)
+    with _global_randomness(device) as seed_globally:
+        with executing(module, options, device, name) as check_called, progress:
+            for mine in batches_of_steps(parts, range(state.step, options.steps), device):
+                if state.out_of_patience:
+                    break
+                seed_globally(derived_seed(seed, "global", state.step, *([rank] if rank else [])))
+                state.descend(objective.loss(module, batch, draws) for batch, draws in mine)
 
-        if on_checkpoint is not None:
+                last = state.step == options.steps
+                if _due(state.step, CHECK_EVERY, last):
+                    check_called()
+                    progress.set_postfix(loss=f"{state.check_finite(saves):.4g}", refresh=False)
+                    progress.update(state.step - progress.n)
+                if validation_loss is not None and _due(state.step, options.validate_every, last):
+                    state.validate(validation_loss, saves)
+                if state.step in options.checkpoints:
+                    state.check_finite(saves)
+                    saves.save_checkpoint(state.step, state.weights())
+                if last or state.out_of_patience or _due(state.step, options.save_every):
+                    state.check_finite(saves)
+                    saves.save_state(state.step, state.tensors())
+
+        if on_checkpoint is not None and rank == 0:
             handed_out = copy.deepcopy(module).eval()
             for step in options.checkpoints:
                 if step <= state.step:
@@ -121,6 +135,13 @@ def _due(step: int, every: int, last: bool = False) -> bool:
     return every > 0 and (last or step % every == 0)
 
 
+def progress_bar(steps: int, step: int, name: str, *, disable: bool = False) -> "tqdm[NoReturn]":
+    """A line on standard error now and then: of so many steps, this one is reached."""
+    return tqdm(
+        total=steps, desc=name, initial=step, mininterval=SHOW_EVERY, maxinterval=SHOW_EVERY, disable=disable
+    )
+
+
 @contextmanager
 def _global_randomness(device: torch.device) -> Iterator[Callable[[int], object]]:
     """Lend torch's global generator of a device, and give it back as it was."""
@@ -131,12 +152,36 @@ def _global_randomness(device: torch.device) -> Iterator[Callable[[int], object]
             yield torch.default_generator.manual_seed
 
 
-def _checked_device(module: nn.Module, data: tuple[Tensor, ...], name: str) -> torch.device:
-    """The one device of module and data."""
-    if not isinstance(data, tuple):
+def _checked_data(module: nn.Module, data: tuple[Tensor, ...] | Rows, name: str) -> tuple[Rows, torch.device]:
+    """The data as rows, and the one device of the module, where the training is."""
+    if not any(parameter.requires_grad for parameter in module.parameters()):
         raise PrecfmError(
-            f"{name}: data: got {type(data).__name__}; a tuple of tensors is needed, as in (data,)"
+            f"{name}: module: has no parameter that requires a gradient, so there is nothing to train"
         )
+    devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
+    rows: Rows
+    if isinstance(data, tuple):
+        _check_tensors(data, name)
+        rows, places = TensorRows(data), {tensor.device for tensor in data}
+        if places != {torch.device("cpu")} or {device.type for device in devices} != {"cuda"}:
+            devices |= places
+    elif isinstance(data, Rows) and len(data):
+        rows = data
+    else:
+        raise PrecfmError(
+            f"{name}: data: got {type(data).__name__}; a tuple of tensors is needed, as in (data,), or rows with "
+            "`gather`"
+        )
+    if len(devices) > 1:
+        raise PrecfmError(
+            f"{name}: module and data lie on {', '.join(sorted(map(str, devices)))}; one device is needed, or the CPU "
+            "for all data of a module on a GPU"
+        )
+    return rows, devices.pop()
+
+
+def _check_tensors(data: tuple[Tensor, ...], name: str) -> None:
+    """Refuse tensors of different lengths, and numbers that are not finite."""
     for position, tensor in enumerate(data):
         require_tensor(tensor, f"{name}: data[{position}]")
         if not (finite := tensor.isfinite()).all():
@@ -149,20 +194,10 @@ def _checked_device(module: nn.Module, data: tuple[Tensor, ...], name: str) -> t
         raise PrecfmError(
             f"{name}: data: got tensors of lengths {lengths}; equal and positive ones are needed"
         )
-    if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise PrecfmError(
-            f"{name}: module: has no parameter that requires a gradient, so there is nothing to train"
-        )
-    devices = {str(tensor.device) for tensor in (*data, *module.parameters(), *module.buffers())}
-    if len(devices) > 1:
-        raise PrecfmError(
-            f"{name}: module and data lie on {', '.join(sorted(devices))}; one device is needed"
-        )
-    return data[0].device
 
 
-def _check_kinds(objective: object, options: object, name: str) -> None:
-    """Refuse a bare function or mapping, as other libraries take them."""
+def _check_kinds(objective: object, options: object, processes: int, name: str) -> None:
+    """Refuse a bare function or mapping, as other libraries take them, and batches that cannot be cut."""
     if not (hasattr(objective, "draw") and hasattr(objective, "loss")):
         raise PrecfmError(
             f"{name}: objective: got a {type(objective).__name__}; an object with draw and loss, such as "
@@ -170,18 +205,31 @@ def _check_kinds(objective: object, options: object, name: str) -> None:
         )
     if not isinstance(options, TrainingOptions):
         raise PrecfmError(f"{name}: options: got a {type(options).__name__}; TrainingOptions are needed")
+    parts = options.accumulate * processes
+    if options.batch_size % parts:
+        raise PrecfmError(
+            f"{name}: batch_size: got {options.batch_size}; a multiple of {parts} is needed, of {processes} processes "
+            f"and accumulate {options.accumulate}"
+        )
+    if parts > 1 and getattr(objective, "couples_rows", False):
+        raise PrecfmError(
+            f"{name}: accumulate: got {options.accumulate} with {processes} processes, but the loss couples the rows "
+            "of a whole mini-batch; 1 and one process are needed"
+        )
 
 
 def _identity(
-    module: nn.Module, data: tuple[Tensor, ...], options: TrainingOptions, seed: int
+    module: nn.Module, rows: Rows, options: TrainingOptions, seed: int, device: torch.device
 ) -> dict[str, object]:
     """What a saved state must agree on before a training goes on from it."""
+    _, processes = rank_and_size()
     return {
         "seed": seed,
         **{f"options.{field}": value for field, value in options.model_dump().items()},
         "initial_weights": checksum(module.state_dict()),
-        "data": checksum(data),
-        "device": data[0].device.type,
+        "data": rows.checksum(),
+        "device": device.type,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        **({"processes": processes} if processes > 1 else {}),
     }

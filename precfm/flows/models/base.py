@@ -90,7 +90,9 @@ class VelocityNetwork(nn.Module, ABC):
                 f"labels: got shape {tuple(labels.shape)} and dtype {labels.dtype}; integers of shape ({batch},) "
                 "are needed"
             )
-        if batch and (labels.device.type == "cpu" or not self.training):
+        # Inside torch.vmap, as where seeds train side by side, there is no number to ask for.
+        several = torch._C._functorch.is_batchedtensor(labels)
+        if batch and not several and (labels.device.type == "cpu" or not self.training):
             low, high = (int(bound) for bound in labels.aminmax())
             if low < 0 or high >= self.num_classes:
                 wrong = low if low < 0 else high
