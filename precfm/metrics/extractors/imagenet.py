@@ -83,6 +83,8 @@ class ImageNet(nn.Module):
 
     name = "efficientnet-lite0"
     image_size = 224
+    weights = WEIGHTS
+    batch_size = 50  # images at a time: the first layers make of each 5 MB
 
     def __init__(self, path: Path | None = None) -> None:
         super().__init__()
