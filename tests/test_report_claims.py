@@ -213,9 +213,16 @@ def test_a_data_set_is_judged_by_the_judges_that_it_has_and_all_of_them_count():
     assert verdict.data == "supported"
     assert "frechet (imagenet-decoded, 64 components)" in {each.statistic for each in verdict.statistics}
     assert judge(content, good, of_small_sets(BAD, "pixels-decoded")).data == "contradicted"
-    alone = judge(content, good, records(GOOD, space="pixels").assign(metric="kid"))  # by no distance of pixels
+    alone = judge(
+        content, good, records(GOOD, space="pixels").assign(metric="kid")
+    )  # by no distance of pixels
     assert alone.data == "supported"  # what is not asked for tells no judge
-    more = {**content["claims"][0]["statistics"][0], "name": "kid", "metric": "kid", "spaces": ["classifier-0"]}
+    more = {
+        **content["claims"][0]["statistics"][0],
+        "name": "kid",
+        "metric": "kid",
+        "spaces": ["classifier-0"],
+    }
     content["claims"][0]["statistics"].append({**more, "role": "reported"})
     alone = judge(content, good, records(GOOD, space="pixels").assign(metric="kid"))
     assert alone.data == "open"

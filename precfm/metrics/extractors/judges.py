@@ -24,7 +24,7 @@ AT_ONCE = 500  # images, unless they are larger or a judge takes fewer
 
 def checksum(name: str) -> str:
     """SHA-256 of the weights that a fixed extractor loads; empty where it has none, as raw pixels."""
-    weights = getattr(load("fixed_extractors", name), "weights", None)
+    weights = getattr(load("fixed_extractors", name, imported=True), "weights", None)
     return "" if weights is None else str(weights.sha256)
 
 
@@ -109,5 +109,5 @@ def _fixed(recorded: Mapping[str, Any]) -> Extractor:
             f"{name}: the artifact records weights with the SHA-256 {recorded['sha256'] or 'none'}, this version loads "
             f"{checksum(name) or 'none'}; the version that made it is needed"
         )
-    judge: Extractor = load("fixed_extractors", name)()
+    judge: Extractor = load("fixed_extractors", name, imported=True)()
     return judge
