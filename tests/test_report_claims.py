@@ -202,6 +202,33 @@ def test_both_classifiers_must_agree():
     assert "classifier-1" in alone.reason
 
 
+def test_a_data_set_is_judged_by_the_judges_that_it_has_and_all_of_them_count():
+    content = metric_claim(spaces=("classifier-0-decoded", "classifier-1-decoded"))
+
+    def of_small_sets(differences, space):
+        return records(differences, space=space).assign(metric="frechet_pca64")
+
+    good = of_small_sets(GOOD, "imagenet-decoded")
+    verdict = judge(content, good, of_small_sets(GOOD, "pixels-decoded"))
+    assert verdict.data == "supported"
+    assert "frechet (imagenet-decoded, 64 components)" in {each.statistic for each in verdict.statistics}
+    assert judge(content, good, of_small_sets(BAD, "pixels-decoded")).data == "contradicted"
+    alone = judge(
+        content, good, records(GOOD, space="pixels").assign(metric="kid")
+    )  # by no distance of pixels
+    assert alone.data == "supported"  # what is not asked for tells no judge
+    more = {
+        **content["claims"][0]["statistics"][0],
+        "name": "kid",
+        "metric": "kid",
+        "spaces": ["classifier-0"],
+    }
+    content["claims"][0]["statistics"].append({**more, "role": "reported"})
+    alone = judge(content, good, records(GOOD, space="pixels").assign(metric="kid"))
+    assert alone.data == "open"
+    assert "pixels-decoded" in alone.reason
+
+
 def test_one_method_suffices_but_pays_for_the_others_by_holm():
     """Within a method the largest p-value counts, unadjusted; over methods it is adjusted."""
     content = metric_claim(methods=["m", "other", "third"], spaces=("classifier-0", "classifier-1"))

@@ -11,7 +11,7 @@ from precfm.core.errors import PrecfmError
 from precfm.core.registry import REGISTRY, load
 from precfm.report.figures import axes, sample_grids, shown, style
 from precfm.report.figures.recovery import BINS, binned
-from precfm.report.frames import GRIDS
+from precfm.report.frames import GRIDS, NEIGHBOURS
 from precfm.report.reads import LeftOutError, handed
 from tests import report_frames, theory_frames
 
@@ -179,6 +179,14 @@ def test_sample_rows_are_the_images_in_order():
     gap = 28 + sample_grids.GAP
     np.testing.assert_array_equal(strip[:, :28], np.moveaxis(images["none"][0], 0, 2))
     np.testing.assert_array_equal(strip[:, gap : gap + 28], np.moveaxis(images["none"][1], 0, 2))
+
+
+def test_neighbours_stand_below_their_samples():
+    images = report_frames.images(("none", "scalar"), n=3, channels=3)
+    images |= {"held-out, decoded": images["held-out"], f"{NEIGHBOURS}none": images["scalar"]}
+    drawing = sample_grids.draw({GRIDS: images})
+    rows = [ax.texts[0].get_text() for ax in drawing.figure.axes]
+    assert rows == ["held-out images", "held-out, decoded", "none", "nearest in train", "scalar"]
 
 
 def test_images_of_a_wrong_type_are_refused():

@@ -237,9 +237,24 @@ def test_the_sides_stand_beside_each_other_with_floor_and_maps_alone(frames):
     assert (floor["n"], floor["value"]) == (report_frames.DRAWS, pytest.approx(0.05, abs=0.002))
     assert math.isnan(cell(data, method="alone:whitening", space="classifier-0")["low"])  # one run
     assert cells["method"].tolist()[-1] == "floor (train split)"
-    assert len(cells.columns) == 3 + len(sides.COLUMNS)
+    of_latents = ["low |ln ratio| ↓", "Fréchet, whitened ↓", "NLL (nats) ↓", "nearer to train ↓"]
+    of_judges = [f"Fréchet, judge {k}{behind} ↓" for behind in ("", ", decoded") for k in (0, 1)]
+    assert list(cells.columns[3:]) == [*of_judges, *of_latents]
     with pytest.raises(LeftOutError):
         sides.tidy({"records": records_of(frames, metric="precision")})
+
+
+def test_small_sets_show_the_kid_and_components_of_every_judge():
+    found = {(metric, space) for metric in ("kid", "frechet_pca64") for space in ("pixels", "imagenet")}
+    found |= {("frechet", "classifier-0"), ("kid", "classifier-0"), ("frechet_pca64", "latent-whitened")}
+    assert [head for _, head in sides.columns(found).values()] == [
+        "Fréchet, judge 0 ↓",
+        "KID, imagenet ↓",
+        "KID, pixels ↓",
+        "Fréchet, 64 components, imagenet ↓",
+        "Fréchet, 64 components, pixels ↓",
+        "Fréchet, whitened, 64 components ↓",
+    ]
 
 
 def test_few_seeds_are_flagged_indicative():

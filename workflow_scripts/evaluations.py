@@ -1,12 +1,14 @@
 """Kind `evaluations`: every metric of every checkpoint's samples against the held-out split."""
 
+import math
+from typing import Any
+
 import pandas as pd
 import torch
 from torch import Tensor
 
 from precfm.core.seeds import generator_for
-from precfm.core.serialization import load_network
-from precfm.encoders.base import load
+from precfm.encoders.base import Encoder, load
 from precfm.flows.sampling import rows_with_labels
 from precfm.geometry.recovery import EigenvalueRecovery, eigenvalue_recovery, recovery_replicates
 from precfm.geometry.spectra import covariance, eigen_spectrum
@@ -17,9 +19,12 @@ from precfm.metrics.bootstrap import (
     replicates_text,
 )
 from precfm.metrics.copying import copying_check
+from precfm.metrics.distances import nearest
 from precfm.metrics.evaluate import METRICS, evaluate_features
-from precfm.metrics.extractors.base import extract
 from precfm.metrics.extractors.identity import whitened
+from precfm.metrics.extractors.judges import batches_of, fixed_judges, judged, load_judges
+from precfm.metrics.kernels import kid_replicates
+from precfm.metrics.principal import COMPONENTS, PrincipalAxes
 from precfm.metrics.values import records
 from precfm.pipeline.job import Job
 
@@ -27,98 +32,189 @@ OF_PAIRS = tuple(metric for metric in METRICS if metric != "frechet")
 NEIGHBOURS = ("precision", "recall")  # in latent coordinates: kernels are for features
 GRID = 40  # decoded samples that are kept to be looked at
 DECODED = "-decoded"  # spaces whose reference are held-out images that were encoded and decoded
+WHITENED = "latent-whitened"
+IN_AXES = f"frechet_pca{COMPONENTS}"  # the Frechet distance of small sets
+LARGEST = 4096  # dimensions of latents whose covariance is decomposed
+RECOVERY = ("step", "index", "eigenvalue", "ratio")
 
 
 def make(job: Job) -> None:
     """Write the metric records, their replicates over resamples of the held-out split, and a grid of samples."""
     samples = job.parent("samples").tensors("samples.safetensors")
     labels = samples.pop("labels")
-    decode = load(job.parent("encoder").verified(), job.node.device).decode
     evaluation = _Evaluation(job)
     last = max(samples, key=step_number)
-    tables, recovered = [], []
+    tables, recovered = [], [pd.DataFrame(columns=RECOVERY)]
     for step, latents in samples.items():
-        made = evaluation.spaces(latents, decode(latents))
+        made = evaluation.spaces(latents)
         values, recovery = evaluation.at_checkpoint(step_number(step), made, last=step == last)
         tables.append(values)
-        recovered.append(recovery)
+        if recovery is not None:
+            recovered.append(recovery)
         if step == last:
             job.write_frame("bootstrap.csv", evaluation.replicates(step_number(step), made))
-    heldout = job.parent("data").tensors("heldout.safetensors")
-    matched = heldout["images"][rows_with_labels(labels[:GRID], heldout["labels"])]
-    generated_images = (decode(samples[last][:GRID]) * 255).round().to(torch.uint8)
-    job.write_tensors(
-        "grid.safetensors", {"images": generated_images, "held-out": matched, "labels": labels[:GRID]}
-    )
+            if evaluation.encoder is not None:
+                job.write_tensors("grid.safetensors", evaluation.grid(latents, labels, made))
     job.write_frame("records.csv", pd.concat(tables, ignore_index=True))
-    job.write_frame("recovery.csv", pd.concat(recovered, ignore_index=True))
+    job.write_frame("recovery.csv", pd.concat(recovered[1:] or recovered, ignore_index=True))
 
 
 class _Evaluation:
-    """What samples are compared with, and how."""
+    """What samples are compared with, and how; your own latents have no encoder, and no judges."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.options = job, job.params["evaluation"]
-        self.classifiers = {
-            f"classifier-{index}": (load_network(artifact.verified(), job.node.device), artifact.key)
-            for index, artifact in enumerate(job.parents("classifiers"))
-        }
-        features = job.parent("features")
-        self.reference = features.tensors("features.safetensors")
-        self.fits = features.tensors("resamples.safetensors")
+        judges, device = job.parents("classifiers"), job.node.device
+        self.judges = load_judges([each.verified() for each in judges], device)
+        self.keys = dict(zip(self.judges, [each.key for each in judges], strict=True))
+        self.encoder: Encoder | None = None
+        if job.parents("encoder"):
+            self.encoder = load(job.parent("encoder").verified(), device)
+        self.features = job.parent("features")
+        self.reference = self.features.tensors("features.safetensors")
+        self.fits = self.features.tensors("resamples.safetensors")
+        self.axes = _axes(self.features.tensors("axes.safetensors")) if self._has("axes") else {}
         self.train = job.parent("latents").tensors("train.safetensors")["latents"].flatten(1)
-        self.directions = eigen_spectrum(covariance(self.train)).eigenvectors
+        # Of fewer rows than dimensions the directions of no variance would be chance.
+        dim = self.train.shape[1]
+        known = dim <= LARGEST and dim < len(self.train)
+        self.directions = eigen_spectrum(covariance(self.train)).eigenvectors if known else None
 
-    def spaces(self, latents: Tensor, images: Tensor) -> dict[str, Tensor]:
+    def _has(self, name: str) -> bool:
+        return f"{name}.safetensors" in self.features.record["files"]
+
+    def spaces(self, latents: Tensor) -> dict[str, Tensor]:
         """Samples in every space in which they are judged."""
+        made: dict[str, Tensor] = {}
+        if self.encoder is not None:
+            batches = batches_of(latents, math.prod(self.encoder.image_shape))
+            made = judged(self.judges, map(self.encoder.decode, batches))
         vectors = latents.flatten(1)
-        made = {name: extract(network, images) for name, (network, _) in self.classifiers.items()}
-        return {**made, "latent": vectors, "latent-whitened": whitened(vectors, self.train)}
+        small = self.axes.get("latent")
+        in_axes = (
+            whitened(vectors, self.train) if small is None else small.coordinates(vectors, whitened=True)
+        )
+        return {**made, "latent": vectors, WHITENED: in_axes}
 
     def at_checkpoint(
         self, step: int, made: dict[str, Tensor], *, last: bool
-    ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The metrics of one checkpoint, and the recovery of each eigendirection."""
+    ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+        """The metrics of one checkpoint, and the recovery of each eigendirection where there are directions."""
         full = last or self.options["precision_recall"] == "all"
         tables = []
         for space, features in made.items():
-            tables.append(self._records(space, space, features, ("frechet",), step))
-            if space in self.classifiers:
-                tables.append(self._records(space + DECODED, space, features, ("frechet",), step))
+            tables += self._distances(space, space, features, step)
+            if space in self.judges:
+                tables += self._distances(space + DECODED, space, features, step)
             if full:
-                metrics = OF_PAIRS if space in self.classifiers else NEIGHBOURS
+                metrics = OF_PAIRS if space in self.judges else NEIGHBOURS
+                if space in self.judges and self._is_small(space, features):
+                    metrics = tuple(metric for metric in metrics if metric != "kid")  # has it already
                 tables.append(self._records(space, space, features, metrics, step, self.options["pairs"]))
-        protocol = tables[0].iloc[0]
-        recovery = eigenvalue_recovery(made["latent"], self.reference["latent"], self.directions)
-        tables.append(recovery_records(recovery, protocol))
-        if last and self.job.parent("samples").record["params"]["source"] != "train":
-            tables.append(self._copying(made["latent"], protocol))
-        by_direction = {
+        vectors, held_out = made["latent"], self.reference["latent"]
+        protocol = {
             "step": step,
-            "index": range(len(recovery.ratios)),
-            "eigenvalue": recovery.eigenvalues.tolist(),
-            "ratio": recovery.ratios.tolist(),
+            "n_real": len(held_out),
+            "n_generated": len(vectors),
+            "reference": "held-out",
+            "evaluation_seed": self.options["seed"],
         }
-        return pd.concat(tables, ignore_index=True), pd.DataFrame(by_direction)
+        by_direction = None
+        if self.directions is not None:
+            recovery = eigenvalue_recovery(vectors, held_out, self.directions)
+            tables.append(recovery_records(recovery, protocol))
+            columns = (
+                step,
+                range(len(recovery.ratios)),
+                recovery.eigenvalues.tolist(),
+                recovery.ratios.tolist(),
+            )
+            by_direction = pd.DataFrame(dict(zip(RECOVERY, columns, strict=True)))
+        if last and self.job.parent("samples").record["params"]["source"] != "train":
+            tables.append(self._copying(vectors, protocol))
+        return pd.concat(tables, ignore_index=True), by_direction
 
     def replicates(self, step: int, made: dict[str, Tensor]) -> pd.DataFrame:
         """The metrics again, where the held-out rows are drawn with replacement: the same resamples for all."""
-        tables = []
+        tables, held_out = [], self.reference["latent"]
+        count = self.features.params["replicates"]
         for space in sorted({name.rpartition("/")[0] for name in self.fits}):
             fits = GaussianFits(self.fits[f"{space}/means"], self.fits[f"{space}/factors"])
-            values = frechet_against_fits(made[space.removesuffix(DECODED)], fits)
-            tables.append(("frechet", space, values))
-        held_out = self.reference["latent"]
-        resamples = reference_resamples(len(held_out), len(values))
-        recovery = recovery_replicates(made["latent"], held_out, self.directions, resamples)
-        tables.append(("eigenvalue_log_error", "latent", recovery.log_error))
-        tables.append(("eigenvalue_log_error_low", "latent", recovery.log_error_low))
+            own = space.removesuffix(DECODED)
+            metric = IN_AXES if self._in_axes(own) else "frechet"
+            tables.append((metric, space, frechet_against_fits(self._compared(own, made[own]), fits)))
+        if self.directions is not None:
+            resamples = reference_resamples(len(held_out), count)
+            recovery = recovery_replicates(made["latent"], held_out, self.directions, resamples)
+            tables.append(("eigenvalue_log_error", "latent", recovery.log_error))
+            tables.append(("eigenvalue_log_error_low", "latent", recovery.log_error_low))
+        rows = self.options["pairs"]
+        resamples = reference_resamples(min(rows, len(held_out)), count)
+        for judge in self.judges:
+            for space in (judge, judge + DECODED) if self._is_small(judge, made[judge]) else ():
+                values = kid_replicates(made[judge][:rows], self.reference[space][:rows], resamples)
+                tables.append(("kid", space, values))
         return pd.DataFrame(
             [
                 {"step": step, "metric": metric, "space": space, "replicates": replicates_text(values)}
                 for metric, space, values in tables
             ]
         )
+
+    def grid(self, latents: Tensor, labels: Tensor, made: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Decoded samples beside held-out images of their labels.
+
+        In the eyes of a fixed extractor also the nearest training image of each sample; and the held-out images
+        encoded and decoded.
+        """
+        assert self.encoder is not None
+        data = self.job.parent("data")
+        heldout = data.tensors("heldout.safetensors")
+        rows = rows_with_labels(labels[:GRID], heldout["labels"])
+        grid = {
+            "images": _bytes(self.encoder.decode(latents[:GRID])),
+            "held-out": heldout["images"][rows],
+            "labels": labels[:GRID],
+        }
+        if near := fixed_judges(self.judges)[:1]:
+            encoded = self.job.parent("latents").tensors("heldout.safetensors")["latents"]
+            grid["held-out, decoded"] = _bytes(self.encoder.decode(encoded[rows]))
+            train = self.features.tensors("train.safetensors")
+            closest = nearest(made[near[0]][:GRID], train["features"], 1)[1][:, 0]
+            grid["neighbours"] = data.tensors("train.safetensors")["images"][train["rows"][closest]]
+        return grid
+
+    def _in_axes(self, space: str) -> bool:
+        """Whether a space is one of small sets, compared in principal coordinates."""
+        return ("latent" if space == WHITENED else space) in self.axes
+
+    def _is_small(self, space: str, features: Tensor) -> bool:
+        """Whether a space has too few rows for a Frechet distance, or is compared in principal coordinates."""
+        few = min(len(features), len(self.reference[space])) <= features.shape[1]
+        return few or self._in_axes(space)
+
+    def _compared(self, space: str, features: Tensor) -> Tensor:
+        """Features in principal coordinates, where a space is compared in these."""
+        return (
+            self.axes[space].coordinates(features) if space in self.axes and space != WHITENED else features
+        )
+
+    def _distances(self, space: str, extractor: str, features: Tensor, step: int) -> list[pd.DataFrame]:
+        """The Frechet distance; of small sets the KID of judges, and the distance in principal coordinates."""
+        if not self._is_small(extractor, features):
+            return [self._records(space, extractor, features, ("frechet",), step)]
+        tables = []
+        if extractor in self.judges:
+            tables.append(self._records(space, extractor, features, ("kid",), step, self.options["pairs"]))
+        if self._in_axes(extractor):
+            values = evaluate_features(
+                self._compared(extractor, features),
+                self._compared(extractor, self.reference[space]),
+                metrics=("frechet",),
+                **self._protocol(space, extractor),
+            )
+            tables.append(records(values).assign(metric=IN_AXES, step=step, space=space))
+        return tables
 
     def _records(
         self,
@@ -129,30 +225,47 @@ class _Evaluation:
         step: int,
         rows: int | None = None,
     ) -> pd.DataFrame:
-        key = self.classifiers[extractor][1] if extractor in self.classifiers else ""
-        name = f"{extractor}@{key}" if key else "identity"
         values = evaluate_features(
             features[:rows],
             self.reference[space][:rows],
             metrics=metrics,
             k=self.options["neighbours"],
-            seed=self.options["seed"],
-            extractor=name,
-            extractor_hash=key,
-            **({"reference_name": "held-out, decoded"} if space.endswith(DECODED) else {}),
+            **self._protocol(space, extractor),
         )
         return records(values).assign(step=step, space=space)
 
-    def _copying(self, vectors: Tensor, protocol: pd.Series) -> pd.DataFrame:
+    def _protocol(self, space: str, extractor: str) -> dict[str, Any]:
+        key = self.keys.get(extractor, "")
+        return {
+            "seed": self.options["seed"],
+            "extractor": f"{extractor}@{key}" if key else "identity",
+            "extractor_hash": key,
+            **({"reference_name": "held-out, decoded"} if space.endswith(DECODED) else {}),
+        }
+
+    def _copying(self, vectors: Tensor, protocol: dict[str, Any]) -> pd.DataFrame:
         """Whether samples are nearer to training than to held-out rows, equally many of both."""
         held_out = self.reference["latent"]
         count = min(len(held_out), len(self.train))
         order = torch.randperm(len(self.train), generator=generator_for(self.options["seed"], "copying"))
         found = copying_check(vectors, self.train[order[:count]], held_out[:count])
-        same = protocol[["step", "n_real", "n_generated", "reference", "evaluation_seed"]].to_dict()
         error = {"standard_error": found.standard_error}
         row = {"metric": "nearer_train", "value": found.nearer, "space": "latent", "extractor": "identity"}
-        return pd.DataFrame([{**row, **error, **same}])
+        return pd.DataFrame([{**row, **error, **protocol}])
+
+
+def _axes(tensors: dict[str, Tensor]) -> dict[str, PrincipalAxes]:
+    """Axes by space, as `features` has written them."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        space, _, field = name.rpartition("/")
+        parts.setdefault(space, {})[field] = tensor
+    return {space: PrincipalAxes(**fields) for space, fields in parts.items()}
+
+
+def _bytes(images: Tensor) -> Tensor:
+    """Images in [0, 1] as uint8."""
+    return (images * 255).round().to(torch.uint8)
 
 
 def step_number(name: str) -> int:
@@ -160,17 +273,16 @@ def step_number(name: str) -> int:
     return int(name.removeprefix("step-"))
 
 
-def recovery_records(recovery: EigenvalueRecovery, protocol: pd.Series) -> pd.DataFrame:
+def recovery_records(recovery: EigenvalueRecovery, protocol: dict[str, Any]) -> pd.DataFrame:
     """The summaries of eigenvalue recovery as records, under the protocol of the other latent metrics."""
     values = {
         "eigenvalue_ratio_low": recovery.ratio_low,
         "eigenvalue_log_error": recovery.log_error,
         "eigenvalue_log_error_low": recovery.log_error_low,
     }
-    same = protocol[["step", "n_real", "n_generated", "reference", "evaluation_seed"]].to_dict()
     return pd.DataFrame(
         [
-            {"metric": name, "value": value, "space": "latent", "extractor": "identity", **same}
+            {"metric": name, "value": value, "space": "latent", "extractor": "identity", **protocol}
             for name, value in values.items()
         ]
     )

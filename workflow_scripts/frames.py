@@ -1,7 +1,15 @@
 """Kind `frames`: what all artifacts of an experiment say, as long tables with one row per number."""
 
 from precfm.pipeline.job import Job
-from precfm.report.frames import GRIDS, STATISTICS, Pairs, first_of_each_method, gathered, theory_tables
+from precfm.report.frames import (
+    GRIDS,
+    NEIGHBOURS,
+    STATISTICS,
+    Pairs,
+    first_of_each_method,
+    gathered,
+    theory_tables,
+)
 from precfm.theory.claim_statistics import theory_statistics
 
 
@@ -25,6 +33,13 @@ def make(job: Job) -> None:
     if evaluations := job.parents("evaluations"):
         entries, grids = about["evaluations"], {}
         for position in first_of_each_method(entries):
-            tensors = evaluations[position].tensors("grid.safetensors")
-            grids |= {entries[position]["method"]: tensors["images"], "held-out": tensors["held-out"]}
-        job.write_tensors(f"{GRIDS}.safetensors", grids)
+            artifact, method = evaluations[position], entries[position]["method"]
+            if "grid.safetensors" not in artifact.record["files"]:  # latents without images
+                continue
+            tensors = artifact.tensors("grid.safetensors")
+            grids[method] = tensors["images"]
+            grids |= {name: tensors[name] for name in ("held-out", "held-out, decoded") if name in tensors}
+            if "neighbours" in tensors:
+                grids[f"{NEIGHBOURS}{method}"] = tensors["neighbours"]
+        if grids:
+            job.write_tensors(f"{GRIDS}.safetensors", grids)

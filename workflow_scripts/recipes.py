@@ -10,12 +10,12 @@ from torch import Tensor
 from precfm.core.errors import DivergenceError, PrecfmError
 from precfm.core.options import validated
 from precfm.core.seeds import derived_seed
-from precfm.core.serialization import load_network
 from precfm.encoders.base import load as load_encoder
 from precfm.flows.sampling import evaluation_labels, evaluation_noise
 from precfm.flows.settings import Budget, FlowSettings, Recipe
-from precfm.metrics.extractors.base import extract
+from precfm.metrics.extractors.judges import batches_of, judged, load_judges
 from precfm.metrics.frechet import frechet_distance
+from precfm.metrics.kernels import kid, scaled_by_reference
 from precfm.pipeline.job import Job
 from precfm.preconditioned_flow import PreconditionedFlow
 from precfm.preconditioners.saving import load
@@ -42,7 +42,10 @@ def make(job: Job) -> None:
 
 
 class ValidationScore:
-    """ln Frechet distance between a flow's samples and the validation split, by a classifier that reports nothing."""
+    """How far a flow's samples are from the validation split, by a judge that reports nothing.
+
+    The ln Frechet distance; the KID where there are too few rows for the judge's features.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job, self.device = job, job.node.device
@@ -51,8 +54,8 @@ class ValidationScore:
         self.x1, self.labels = split["latents"].to(self.device), split["labels"].to(self.device)
         images = job.parent("data").tensors("validation.safetensors")["images"]
         self.encoder = load_encoder(job.parent("encoder").verified(), self.device)
-        self.classifier = load_network(job.parent("classifier").verified(), self.device)
-        self.reference = extract(self.classifier, images)
+        self.judge = load_judges([job.parent("classifier").verified()], self.device)
+        (self.reference,) = judged(self.judge, images).values()
 
     def __call__(self, settings: FlowSettings, recipes: list[Recipe], name: str) -> list[dict[str, Any]]:
         """The scores of recipes that differ in the solver's steps alone, lower is better; infinite where none is."""
@@ -92,5 +95,8 @@ class ValidationScore:
 
     def distance(self, latents: Tensor) -> float:
         """The score of generated latents, (n, *dim)."""
-        features = extract(self.classifier, self.encoder.decode(latents))
+        batches = batches_of(latents, math.prod(self.encoder.image_shape))
+        (features,) = judged(self.judge, map(self.encoder.decode, batches)).values()
+        if min(len(features), len(self.reference)) <= features.shape[1]:
+            return kid(*scaled_by_reference(features, self.reference)).value
         return math.log(max(float(frechet_distance(features, self.reference)), 1e-12))

@@ -79,6 +79,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "identity": "precfm.metrics.extractors.identity:Identity",
         "imagenet": "precfm.metrics.extractors.imagenet:ImageNet",
         "inception": "precfm.metrics.extractors.inception:Inception",
+        "pixels": "precfm.metrics.extractors.identity:Pixels",
     },
     "datasets": {
         "mnist5k": "precfm.datasets.mnist5k:MNIST5k",

@@ -102,14 +102,15 @@ def eigenvalue_recovery(
             "all but the first number must agree"
         )
     reference_cov = covariance(reference)
-    eigenvalues, eigenvectors = eigen_spectrum(reference_cov)
-    require_positive(eigenvalues)
-    if directions is not None:
-        if directions.shape != eigenvectors.shape:
-            needed = tuple(eigenvectors.shape)
+    if directions is None:
+        eigenvalues, eigenvectors = eigen_spectrum(reference_cov)
+    else:
+        if directions.shape != reference_cov.shape:
+            needed = tuple(reference_cov.shape)
             raise PrecfmError(f"directions have shape {tuple(directions.shape)}, but {needed} is needed")
-        eigenvectors = directions.to(eigenvectors)
-        eigenvalues = _variances_along(reference_cov, eigenvectors)
+        eigenvectors = directions.to(reference_cov)
+        eigenvalues = _variances_along(reference_cov, eigenvectors)  # positive also of few rows
+    require_positive(eigenvalues)
     variances = _variances_along(covariance(generated), eigenvectors)
     ratios = variances / eigenvalues
     empty = (variances <= 0).nonzero()

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from precfm.core.errors import PrecfmError
 from precfm.metrics.checks import Features, feature_pair
 from precfm.metrics.frechet import FewSamples, frechet_distance
-from precfm.metrics.kernels import kid, median_distance, mmd_rbf
+from precfm.metrics.kernels import kid, median_distance, mmd_rbf, scaled_by_reference
 from precfm.metrics.neighbours import precision_recall
 from precfm.metrics.values import MetricValue, Protocol
 
@@ -63,12 +63,7 @@ def evaluate_features(
         value = frechet_distance(x, y, few_samples=few_samples)
         found["frechet"] = value, None, {"dim": dim}, note if fewest <= dim else ""
     if "kid" in metrics:
-        scaled_x, scaled_y = x, y
-        if kid_scale == "reference":
-            centre = y.double().mean(0)
-            scale = float((y - centre).square().mean().sqrt()) or 1.0
-            scaled_x, scaled_y = (x - centre) / scale, (y - centre) / scale
-        cubic = kid(scaled_x, scaled_y)
+        cubic = kid(*(scaled_by_reference(x, y) if kid_scale == "reference" else (x, y)))
         options = {"degree": 3, "pairs": "all", "scale": kid_scale}
         found["kid"] = cubic.value, cubic.standard_error, options, ""
     if "mmd_rbf" in metrics:

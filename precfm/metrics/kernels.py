@@ -106,6 +106,41 @@ def kid(generated: Features, reference: Features) -> Discrepancy:
     return mmd(generated, reference, cubic_kernel)
 
 
+def scaled_by_reference(generated: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Both feature sets, centred and scaled so that the reference has mean zero and mean variance one."""
+    centre = reference.double().mean(0)
+    scale = float((reference - centre).square().mean().sqrt()) or 1.0
+    return (generated - centre) / scale, (reference - centre) / scale
+
+
+def kid_replicates(generated: Features, reference: Features, resamples: Tensor) -> Tensor:
+    """The KID against each resample of the reference, scaled by the whole reference, as in `evaluate_features`.
+
+    Pairs of a row with its own copy are left out, so that resamples are as unbiased as the KID itself.
+
+    Args:
+        generated: shape (n, dim).
+        reference: shape (m, dim).
+        resamples: how often each row of the reference occurs in each replicate, integers, shape (replicates, m).
+
+    Returns:
+        Shape (replicates,), float64, on the CPU. Where all counts are 1 it is `kid` of the scaled sets.
+
+    Raises:
+        PrecfmError: unusable features, or resamples of another number of rows.
+    """
+    x, y = scaled_by_reference(*feature_pair(generated, reference))
+    if resamples.ndim != 2 or resamples.shape[1] != len(y):
+        raise PrecfmError(f"resamples: got shape {tuple(resamples.shape)}; (replicates, {len(y)}) is needed")
+    counts = resamples.to(y)
+    total, n = counts.sum(1), len(x)
+    within_generated = _sums(x, x, cubic_kernel)[0].sum() / (n * (n - 1))
+    cross = counts @ (_sums(x, y, cubic_kernel)[1] / n) / total
+    pairs = cubic_kernel(y, y).fill_diagonal_(0.0)
+    within = ((counts @ pairs) * counts).sum(1) / (total.square() - counts.square().sum(1))
+    return (within_generated + within - 2.0 * cross).cpu()
+
+
 def mmd_rbf(generated: Features, reference: Features, *, bandwidth: float | None = None) -> Discrepancy:
     """Squared RBF discrepancy; the bandwidth is the reference's median distance where None is given."""
     return mmd(

@@ -309,6 +309,11 @@ class _Builder:
         return self._decoder_metric(space) if flow.objective.made().needs_decoder_metric else {}
 
     def _decoder_metric(self, space: Space) -> dict[str, Node]:
+        if space.encoder is None:
+            raise PrecfmError(
+                f"datasets.{space.label}: has latents and no decoder, but a method asks for the decoder's metric; "
+                "methods without it are needed"
+            )
         parents = {"latents": space.latents, "encoder": space.encoder}
         return {
             "decoder_metric": self.add("decoder_metrics", space.label, {"points": METRIC_POINTS}, parents)

@@ -294,18 +294,14 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
         if shared or settings != {PLAIN: {}}:
             raise PrecfmError("methods: missing; flow and settings need methods, seeds and sampling")
         return raw
-    missing = [
-        name
-        for name, value in {**common, "encoders": raw.get("encoders"), "methods": methods}.items()
-        if not value
-    ]
+    missing = [name for name, value in {**common, "methods": methods}.items() if not value]
     if raw.get("datasets") and missing:
         raise PrecfmError(
             f"datasets: given without {', '.join(sorted(missing))}; a data experiment needs them all"
         )
     if not raw.get("datasets"):
         return raw
-    common["encoders"] = list(_mapping("encoders", raw["encoders"]))
+    common["encoders"] = list(_mapping("encoders", raw.get("encoders") or {}))
     unfolded = {str(name): _complete(str(name), method, shared) for name, method in methods.items()}
     expanded = {}
     for name, setting in settings.items():

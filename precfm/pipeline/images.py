@@ -6,6 +6,7 @@ machine; its job (`workflow_scripts/pinned.py`) looks in any case.
 
 import json
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 
 from torch import Tensor
@@ -19,7 +20,9 @@ from precfm.datasets.sources import SOURCES, fetch_raw, place_here
 from precfm.datasets.splits import make_splits
 from precfm.pipeline.components import plain
 from precfm.pipeline.pinned import PinnedModel, pinned_model, refuse_overlap
-from precfm.pipeline.schema import Dataset, Encoder
+from precfm.pipeline.schema import Dataset, Encoder, Setting
+
+LARGEST_PIXELS = 2**28  # numbers of all images at once: 1 GB
 
 
 def check_counts(name: str, spec: Dataset, manifest: SourceManifest) -> None:
@@ -72,6 +75,21 @@ def latent_dimension(field: str, encoder: Encoder, dataset: str, spec: Dataset) 
             f"{channels} x {image_size} x {image_size}; smaller numbers are needed"
         ) from None
     return int(math.prod(made.latent_shape))
+
+
+def check_pixels(field: str, dataset: str, spec: Dataset, settings: Mapping[str, Setting]) -> None:
+    """Refuse images whose pixels, as features of all rows at once, are larger than memory.
+
+    Raises:
+        PrecfmError: names the field, the data set, and what is possible.
+    """
+    shape = image_shape(spec)
+    rows = max([spec.heldout, *(setting.sampling.n for setting in settings.values())])
+    if shape is not None and (size := shape[0] * shape[1] ** 2 * rows) > LARGEST_PIXELS:
+        raise PrecfmError(
+            f"{field}: got 'pixels', of {dataset} {size:,} numbers of {rows:,} images; at most {LARGEST_PIXELS:,} are "
+            "possible, so fewer or smaller images, or another judge, are needed"
+        )
 
 
 def check_pinned(field: str, name: str, record: PinnedModel, dataset: str, spec: Dataset) -> None:

@@ -31,11 +31,18 @@ WITHOUT_TORCH = frozenset({"frames", "table_files", "figure_files", "verdicts", 
 
 
 PINNED = "pinned.py"  # the script of all encoders and classifiers that come trained
+# Scripts of what comes as it is and is not made here, by kind and the parameter that says so.
+_GIVEN = {
+    ("encoders", "pinned"): PINNED,
+    ("classifiers", "pinned"): PINNED,
+    ("classifiers", "extractor"): "fixed_extractors.py",
+    ("latents", "own"): "own_latents.py",
+}
 
 
 def script_name(kind: str, params: Mapping[str, Any]) -> str:
     """The file in workflow_scripts/ that makes an artifact of a kind with these parameters."""
-    return PINNED if "pinned" in params else f"{kind}.py"
+    return next((_GIVEN[kind, name] for name in params if (kind, name) in _GIVEN), f"{kind}.py")
 
 
 def homes() -> list[Path]:
@@ -107,7 +114,7 @@ class Node:
     @property
     def on_device(self) -> bool:
         """Whether its job computes on the configured device."""
-        return self.kind in ON_DEVICE and self.script != PINNED
+        return self.kind in ON_DEVICE and self.script not in _GIVEN.values()
 
     @property
     def folder(self) -> Path:

@@ -7,11 +7,11 @@ import re
 from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, PlainValidator, ValidationError, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, PlainValidator, ValidationError, model_validator
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import LONGEST_VALUE, Count, Positive, Seed, Strict, complaint, shortened, suggestion
-from precfm.core.registry import build
+from precfm.core.registry import REGISTRY, build
 from precfm.pipeline.components import Component, component, plain
 from precfm.pipeline.pinned import pinned_model
 from precfm.training.options import TrainingOptions
@@ -20,6 +20,8 @@ LISTED = 3  # fields with mistakes that a sentence names beside the first
 NAME = r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,99}"  # of what an experiment consists of
 MATCHES = ("P", "F")  # baselines of as many parameters, of as many training FLOPs
 PLAIN = "plain"  # the setting that has no name in labels: the one setting of a file that lists none
+# Extractors of published weights, or of none, that may judge; `identity` is that of latents.
+FIXED_JUDGES = tuple(name for name in REGISTRY["fixed_extractors"] if name != "identity")
 Location: TypeAlias = tuple[str, ...]  # of a field, from the outside in
 
 
@@ -84,8 +86,21 @@ def _pinned(group: Literal["encoders", "extractors"], reference: str) -> str:
     return reference
 
 
+def is_fixed(judge: str) -> bool:
+    """Whether a judge is a fixed extractor of the registry, and no pinned classifier."""
+    return judge in FIXED_JUDGES
+
+
+def _judge(reference: str) -> str:
+    """A fixed extractor by its name, or a reference to a pinned classifier."""
+    try:
+        return reference if is_fixed(reference) else _pinned("extractors", reference)
+    except PrecfmError as error:
+        raise PrecfmError(f"{error}; or one of {', '.join(FIXED_JUDGES)}") from None
+
+
 PinnedEncoder = Annotated[str, AfterValidator(partial(_pinned, "encoders"))]
-PinnedClassifier = Annotated[str, AfterValidator(partial(_pinned, "extractors"))]
+Judge = Annotated[str, AfterValidator(_judge)]
 Source = Annotated[Component, PlainValidator(partial(component, "datasets"))]
 
 
@@ -94,18 +109,22 @@ def source_name(source: Component) -> str:
     return str(getattr(source.options, "source", source.name))
 
 
-class PinnedClassifiers(Strict):
-    """The classifiers of a data set, from data/models/: those that report, and another one for all selection."""
+class Judges(Strict):
+    """The judges of a data set: those that report, and another one for all selection, where something is selected.
 
-    report: Annotated[tuple[PinnedClassifier, ...], Field(min_length=1)]
-    select: PinnedClassifier
+    Each is a classifier of data/models/, `NAME@CHECKSUM`, or a fixed extractor, such as `imagenet`.
+    """
+
+    report: Annotated[tuple[Judge, ...], Field(min_length=1)]
+    select: Judge | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> "PinnedClassifiers":
-        checksums = [reference.partition("@")[2] for reference in (*self.report, self.select)]
-        if len(set(checksums)) != len(checksums):
+    def _consistent(self) -> "Judges":
+        given = (*self.report, *([] if self.select is None else [self.select]))
+        weights = [reference.partition("@")[2] or reference for reference in given]
+        if len(set(weights)) != len(weights):
             raise PrecfmError(
-                f"select: got '{self.select}' beside report: {', '.join(self.report)}; each classifier may stand there "
+                f"select: got '{self.select}' beside report: {', '.join(self.report)}; each judge may stand there "
                 "once, since the one that selects may not report"
             )
         return self
@@ -115,7 +134,8 @@ class Dataset(Strict):
     """Where the images come from, and how many go into each split.
 
     `without` names sources of which no image may be in the train split, so that what is trained here may serve them;
-    `classifiers` are pinned ones instead of those that the experiment trains.
+    `judges` (or `classifiers`) are pinned or fixed ones instead of those that the experiment trains. A source of
+    latents has no images: no encoder encodes it, and no judge looks at it.
     """
 
     source: Source
@@ -124,7 +144,12 @@ class Dataset(Strict):
     heldout: Count
     seed: Seed = 0
     without: tuple[Source, ...] = ()
-    classifiers: PinnedClassifiers | None = None
+    classifiers: Judges | None = Field(default=None, validation_alias=AliasChoices("judges", "classifiers"))
+
+    @property
+    def is_latents(self) -> bool:
+        """Whether it holds latents, and no images."""
+        return bool(self.source.constant("kind") == "latents")
 
     @property
     def source_name(self) -> str:
@@ -135,6 +160,12 @@ class Dataset(Strict):
     def _consistent(self) -> "Dataset":
         if self.source_name in map(source_name, self.without):
             raise PrecfmError(f"without: got '{self.source_name}', the source itself; others are needed")
+        if self.is_latents:
+            for field in ("without", "judges"):
+                if self.without if field == "without" else self.classifiers:
+                    raise PrecfmError(
+                        f"{field}: given, but '{self.source_name}' has latents and no images; none is needed"
+                    )
         return self
 
 
@@ -339,7 +370,7 @@ class Setting(Strict):
     """
 
     methods: Annotated[dict[str, Method], Field(min_length=1)]
-    encoders: Annotated[tuple[str, ...], Distinct]
+    encoders: tuple[str, ...] = ()  # of images; your own latents need none
     seeds: Seeds
     sampling: Sampling
     recipe: Literal["plain", "tuned"] = "plain"
@@ -348,6 +379,8 @@ class Setting(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Setting":
+        if len(set(self.encoders)) != len(self.encoders):
+            raise PrecfmError(f"encoders: got {list(self.encoders)}; each of them once is needed")
         unknown = set(self.matched or ()) - set(self.methods)
         if unknown:
             name = sorted(unknown)[0]
@@ -400,11 +433,7 @@ class Experiment(Strict):
                         "a letter or digit first, and not 'floor'"
                     )
         for name, of_dataset in self.datasets.items():
-            if self.settings and self.classifiers is None and of_dataset.classifiers is None:
-                raise PrecfmError(
-                    f"datasets.{name}: given without classifiers; its own, pinned, or those of the experiment, which "
-                    "trains them, are needed"
-                )
+            self._check_selection(name, of_dataset)
         for name, encoder in self.encoders.items():
             if unknown := set(encoder.datasets or ()) - self.datasets.keys():
                 wrong = sorted(unknown)[0]
@@ -416,7 +445,13 @@ class Experiment(Strict):
             if name not in self.settings:
                 known = suggestion(name, self.settings)
                 raise PrecfmError(f"predict: got {shortened(name)}, no setting{known}")
+        of_images = [name for name, spec in self.datasets.items() if not spec.is_latents]
         for name, setting in self.settings.items():
+            if of_images and not setting.encoders:
+                raise PrecfmError(
+                    f"settings.{name}.encoders: missing; the data set {of_images[0]} has images, and an encoder turns "
+                    "these into latents"
+                )
             for space in setting.encoders:
                 if space not in self.encoders:
                     known = suggestion(space, self.encoders)
@@ -428,3 +463,24 @@ class Experiment(Strict):
                         f"datasets.{dataset}.heldout are needed"
                     )
         return self
+
+    def _check_selection(self, name: str, dataset: Dataset) -> None:
+        """Refuse images without judges, and a tuned recipe where nothing can choose it."""
+        tuned = next((label for label, setting in self.settings.items() if setting.recipe == "tuned"), None)
+        if dataset.is_latents:
+            if tuned:
+                raise PrecfmError(
+                    f"settings.{tuned}.recipe: got 'tuned'; 'plain' is needed, since recipes are chosen by a judge of "
+                    f"images, and the data set {name} has latents alone"
+                )
+            return
+        if self.settings and self.classifiers is None and dataset.classifiers is None:
+            raise PrecfmError(
+                f"datasets.{name}: given without classifiers; its own, pinned, or those of the experiment, which "
+                "trains them, are needed"
+            )
+        if tuned and dataset.classifiers is not None and dataset.classifiers.select is None:
+            raise PrecfmError(
+                f"datasets.{name}.judges.select: missing; the setting '{tuned}' has its recipes chosen by a judge that "
+                "reports nothing"
+            )

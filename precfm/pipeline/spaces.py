@@ -4,14 +4,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from precfm.core.registry import import_string
 from precfm.datasets.manifest import source_manifest
 from precfm.datasets.sources import SOURCES
+from precfm.metrics.extractors.judges import checksum
 from precfm.pipeline.components import component
-from precfm.pipeline.images import check_counts, check_pinned, latent_dimension
+from precfm.pipeline.images import check_counts, check_pinned, check_pixels, latent_dimension
 from precfm.pipeline.keys import KeyedArtifacts
 from precfm.pipeline.node import Node
 from precfm.pipeline.pinned import pinned_model
-from precfm.pipeline.schema import Dataset, Encoder, Experiment, Setting, source_name
+from precfm.pipeline.schema import Dataset, Encoder, Experiment, Setting, is_fixed, source_name
 
 REPLICATES = 100  # resamples of the held-out split, by which intervals know how far they hang on it
 
@@ -23,7 +25,7 @@ class Space:
     Attributes:
         label: of the data set and the encoder.
         data: the splits.
-        encoder: the encoder.
+        encoder: the encoder; None of your own latents.
         latents: of all splits.
         settings: the comparisons that are made here; none where an experiment trains models or shows latents alone.
         judged: by role, what samples are compared with.
@@ -33,7 +35,7 @@ class Space:
 
     label: str
     data: Node
-    encoder: Node
+    encoder: Node | None
     latents: Node
     settings: Mapping[str, Setting]
     judged: Mapping[str, Node | tuple[Node, ...]]
@@ -66,7 +68,10 @@ class _DatasetSpaces:
         self.data = self._data()
 
     def spaces(self) -> Iterator[Space]:
-        """One space for each encoder that is for this data set and that a setting uses."""
+        """One space for each encoder that is for this data set and that a setting uses; of latents themselves one."""
+        if self.spec.is_latents:
+            yield self._of_latents()
+            return
         classifiers, selecting = self._classifiers()
         for name, encoder in self.experiment.encoders.items():
             settings = {
@@ -83,8 +88,23 @@ class _DatasetSpaces:
             judged: dict[str, Any] = {"data": self.data, "latents": latents, "classifiers": classifiers}
             if settings:
                 judged["encoder"] = made
-                judged["features"] = self.add("features", label, {"replicates": REPLICATES}, judged)
+                judged["features"] = self._features(label, settings, judged)
             yield Space(label, self.data, made, latents, settings, judged, selecting, dimension)
+
+    def _of_latents(self) -> Space:
+        """Your own latents: nothing encodes them, and no judge looks at them."""
+        settings = self.experiment.settings
+        latents = self.add("latents", self.name, {"own": True}, {"data": self.data})
+        judged: dict[str, Any] = {"latents": latents}
+        if settings:
+            judged["features"] = self._features(self.name, settings, judged)
+        return Space(self.name, self.data, None, latents, settings, judged, (), None)
+
+    def _features(self, label: str, settings: Mapping[str, Setting], parents: Mapping[str, Any]) -> Node:
+        """What samples are compared with; how many these are, where they are fewer than the held-out rows."""
+        generated = min(setting.sampling.n for setting in settings.values())
+        fewer = {"generated": generated} if generated < self.spec.heldout else {}
+        return self.add("features", label, {"replicates": REPLICATES, **fewer}, parents)
 
     def _data(self) -> Node:
         spec, manifest = self.spec, source_manifest(self.spec.source_name, SOURCES)
@@ -102,7 +122,7 @@ class _DatasetSpaces:
 
     def _classifiers(self) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
         """Those that report, and the one that selects where something is selected."""
-        pinned, trained, settings = (
+        given, trained, settings = (
             self.spec.classifiers,
             self.experiment.classifiers,
             self.experiment.settings,
@@ -110,10 +130,10 @@ class _DatasetSpaces:
         selects = not settings or any(setting.recipe == "tuned" for setting in settings.values())
         made: list[Node] = []
         reporting = 0
-        if pinned is not None:
-            field, reporting = f"datasets.{self.name}.classifiers", len(pinned.report)
-            references = (*pinned.report, *([pinned.select] if selects else []))
-            made = [self._pinned("classifiers", reference, field) for reference in references]
+        if given is not None:
+            reporting = len(given.report)
+            references = (*given.report, *([given.select] if selects and given.select else []))
+            made = [self._judge(reference) for reference in references]
         elif trained is not None:
             reporting = len(trained.seeds)
             made = [
@@ -127,6 +147,17 @@ class _DatasetSpaces:
                 for seed in (*trained.seeds, *([trained.selection_seed] if selects else []))
             ]
         return tuple(made[:reporting]), tuple(made[reporting:])
+
+    def _judge(self, reference: str) -> Node:
+        """A judge that comes trained: pinned, or a fixed extractor, which is one and the same for all data sets."""
+        field = f"datasets.{self.name}.classifiers"
+        if not is_fixed(reference):
+            return self._pinned("classifiers", reference, field)
+        if reference == "pixels":
+            check_pixels(field, self.name, self.spec, self.experiment.settings)
+        extractor = {"name": reference, "sha256": checksum(reference)}
+        targets = [import_string("fixed_extractors", reference)]
+        return self.add("classifiers", reference, {"extractor": extractor}, targets=targets)
 
     def _encoder(self, name: str, encoder: Encoder, label: str) -> Node:
         if encoder.pinned is not None:

@@ -1,7 +1,7 @@
 """From a claim's statistics to effects: one estimate per data set, method, baseline and space."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,12 +22,14 @@ from precfm.report.claims import (
 )
 from precfm.report.formatting import number_text
 from precfm.report.frames import STATISTICS, Frames
+from precfm.report.judges import Place, meant, place_of, place_text, places
 from precfm.report.predictor_values import FRAME_OF, RANKED_METHODS, beside_results
 from precfm.report.reads import Declared, declared, frame, reads
 from precfm.report.rows import ALL, RECORD_KEYS, pair, per_seed
 from precfm.report.summaries import late_slopes, logarithms
 from precfm.report.vocabulary import ALONE, FLOOR
 
+_IN_SPACES = (MetricStatistic, LateSlopeStatistic, RankCorrelationStatistic)
 EXACT = "exact: no randomness"
 NO_HEADROOM = "no headroom above the floor"
 NO_REPLICATES = "a run lacks replicates of the held-out rows"
@@ -114,8 +116,8 @@ def _paths(claim: Claim, statistic: PathStatistic, frames: Frames) -> Iterator[E
 @reads("records", optional=("bootstrap",))
 def _metrics(claim: Claim, statistic: MetricStatistic, frames: Frames) -> Iterator[Effect]:
     records, replicates = per_seed(frame(frames, "records")), frame(frames, "bootstrap")
-    bootstrap = Bootstrap(replicates[replicates["metric"] == statistic.metric])
     values = _chosen(records, statistic)
+    bootstrap = Bootstrap(replicates[replicates["metric"].isin({statistic.metric, *values["metric"]})])
     transform: Callable[[Any], Any] = np.asarray
     if statistic.effect == "log_ratio":
         values, transform = values.assign(value=logarithms(values["value"], statistic.metric)), np.log
@@ -129,7 +131,7 @@ def _metrics(claim: Claim, statistic: MetricStatistic, frames: Frames) -> Iterat
                 note = NO_HEADROOM
             if bootstrap.lack(about, method, baseline, pairs):
                 note = NO_REPLICATES
-            name = _name(statistic, str(about["space"]))
+            name = _name(statistic, place_text(str(about["metric"]), str(about["space"])))
             yield Effect(statistic, estimate, name, str(about["dataset"]), method, baseline, note)
 
 
@@ -140,7 +142,7 @@ def _late_slopes(claim: Claim, statistic: LateSlopeStatistic, frames: Frames) ->
         both = records[records["method"].isin([method, baseline])]
         for about, pairs in _pairs(late_slopes(both, RECORD_KEYS, statistic.late_from), method, baseline):
             estimate = joint_estimate(pairs["value"] - pairs["value_baseline"], **_test(statistic))
-            name = _name(statistic, str(about["space"]))
+            name = _name(statistic, place_text(str(about["metric"]), str(about["space"])))
             yield Effect(statistic, estimate, name, str(about["dataset"]), method, baseline)
 
 
@@ -194,7 +196,14 @@ def _alone(pairs: pd.DataFrame) -> str:
 def _chosen(
     values: pd.DataFrame, statistic: MetricStatistic | LateSlopeStatistic | RankCorrelationStatistic
 ) -> pd.DataFrame:
-    return values[(values["metric"] == statistic.metric) & values["space"].isin(statistic.spaces)]
+    """The records of a statistic, on each data set in the spaces of the judges that it has."""
+    wanted = {
+        dataset: meant(statistic.metric, statistic.spaces, places(rows))
+        for dataset, rows in values.groupby("dataset")
+    }
+    places_of_rows = zip(values["dataset"], values["metric"], values["space"], strict=True)
+    chosen = [(metric, space) in wanted[dataset] for dataset, metric, space in places_of_rows]
+    return values[pd.Series(chosen, index=values.index, dtype=bool)]
 
 
 def _mean_on_path(paths: pd.DataFrame, statistic: PathStatistic) -> pd.DataFrame:
@@ -215,12 +224,14 @@ def _rank_correlations(claim: Claim, statistic: RankCorrelationStatistic, frames
     values = _chosen(per_seed(frame(frames, "records")), statistic)
     both = beside_results(values, frames, [statistic.predictor])
     for key, group in both.groupby(RECORD_KEYS, sort=True):
-        dataset, _, space, *_ = key
+        dataset, metric, space, *_ = key
         if len(group) >= RANKED_METHODS:
             found = rank_correlation(group[statistic.predictor], group["value"])
             claimed = statistic.sign * found.value > 0
             estimate = replace(found, p=found.p / 2 if claimed else 1 - found.p / 2)
-            yield Effect(statistic, estimate, _name(statistic, str(space)), str(dataset))
+            yield Effect(
+                statistic, estimate, _name(statistic, place_text(str(metric), str(space))), str(dataset)
+            )
 
 
 _EFFECTS: dict[str, Callable[[Claim, Any, Frames], Iterator[Effect]]] = {
@@ -236,16 +247,38 @@ def _name(statistic: Statistic, where: str) -> str:
     return f"{statistic.name} ({where})" if where else statistic.name
 
 
-def names_of(statistic: Statistic) -> tuple[str, ...]:
-    """The names of a statistic's effects: one for each space."""
-    return tuple(_name(statistic, space) for space in getattr(statistic, "spaces", ("",)))
+def names_of(statistic: Statistic, found: Collection[Place] = ()) -> tuple[str, ...]:
+    """The names of a statistic's effects: one for each space.
+
+    Args:
+        statistic: of a claim.
+        found: the metrics and spaces of the data set, whose judges may be others than those that the claim names.
+    """
+    if not isinstance(statistic, _IN_SPACES):
+        return (statistic.name,)
+    wanted = meant(statistic.metric, statistic.spaces, found)
+    return tuple(_name(statistic, place_text(metric, space)) for metric, space in wanted)
 
 
-def expected(claim: Claim, statistics: Sequence[Statistic], method: str) -> set[tuple[str, str]]:
-    """Name and baseline of every effect that these statistics of a claim must have for a method."""
+def places_named(claim: Claim, names: Collection[str]) -> set[Place]:
+    """The metrics and spaces that the names of a claim's effects on a data set tell."""
+    found = set()
+    for statistic in claim.statistics:
+        if not isinstance(statistic, _IN_SPACES):
+            continue
+        for name in names:
+            if name.startswith(f"{statistic.name} (") and name.endswith(")"):
+                found.add(place_of(statistic.metric, name.removeprefix(f"{statistic.name} (")[:-1]))
+    return found
+
+
+def expected(
+    claim: Claim, statistics: Sequence[Statistic], method: str, found: Collection[Place] = ()
+) -> set[tuple[str, str]]:
+    """Name and baseline of every effect that these statistics of a claim must have for a method on a data set."""
     return {
         (name, baseline)
         for statistic in statistics
-        for name in names_of(statistic)
+        for name in names_of(statistic, found)
         for baseline in claim.baselines_of(statistic, method) or ("",)
     }

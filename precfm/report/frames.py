@@ -21,6 +21,7 @@ Frames: TypeAlias = Mapping[str, pd.DataFrame]
 
 STATISTICS = "theory_statistics"
 GRIDS = "grids"
+NEIGHBOURS = "neighbours of "  # before a method's name: the training images nearest to its samples
 CURVE_POINTS = 100  # of a training curve
 
 

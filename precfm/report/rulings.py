@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict
 
 from precfm.core.statistics import CONFIDENCE, INDICATIVE_BELOW, holm
 from precfm.report.claims import Claim, EffectStatistic, Side, Statistic
-from precfm.report.effects import NO_HEADROOM, expected, names_of
+from precfm.report.effects import NO_HEADROOM, expected, names_of, places_named
 from precfm.report.formatting import MISSING, interval_text, number_text
+from precfm.report.judges import Place
 from precfm.report.outcomes import Outcome, StatisticResult
 from precfm.report.vocabulary import method_label
 
@@ -102,6 +103,7 @@ def judged(claim: Claim, results: Sequence[StatisticResult]) -> list[Judged]:
     found = []
     for dataset in dict.fromkeys(result.dataset for result in deciding):
         here = [result for result in deciding if result.dataset == dataset]
+        places = places_named(claim, {result.statistic for result in results if result.dataset == dataset})
         side: Side = "data" if dataset else "theory"
         for condition in claim.conditions_of(side):
             under = [result for result in here if result.condition in ("", condition)]
@@ -109,7 +111,8 @@ def judged(claim: Claim, results: Sequence[StatisticResult]) -> list[Judged]:
                 _method_outcome(
                     method,
                     statistics,
-                    expected(claim, statistics, method),
+                    expected(claim, statistics, method, places),
+                    places,
                     [result for result in under if result.method in ("", method)],
                 )
                 for method, statistics in claim.criteria(side, condition).items()
@@ -134,6 +137,7 @@ def _method_outcome(
     method: str,
     statistics: Sequence[Statistic],
     wanted: set[tuple[str, str]],
+    places: set[Place],
     results: Sequence[StatisticResult],
 ) -> MethodOutcome:
     """All deciding statistics, in every space and against every baseline, must be there and support."""
@@ -144,7 +148,7 @@ def _method_outcome(
     against = [result for result in results if result.outcome == "contradicts"]
     if against:
         names = {result.statistic for result in against}
-        fails = tuple(each.name for each in statistics if names & set(names_of(each)))
+        fails = tuple(each.name for each in statistics if names & set(names_of(each, places)))
         words = f"fails {_listed(map(_named, against), len(results))}{_met(results)}"
         left = sum(result.outcome == "unresolved" for result in results)
         return outcome("contradicts", words + (f"; leaves open {left}" if left else ""), fails=fails)

@@ -48,6 +48,7 @@ class MetricText:
 
 _METRICS = {
     "frechet": MetricText("Fréchet distance", "lower"),
+    "frechet_pca64": MetricText("Fréchet distance, 64 components", "lower"),
     "kid": MetricText("KID", "lower"),
     "mmd_rbf": MetricText("MMD (RBF)", "lower"),
     "precision": MetricText("precision", "higher"),
@@ -64,9 +65,18 @@ _SPACES = {
     "classifier-1": "features of classifier 1",
     "classifier-0-decoded": "features of classifier 0, against decoded held-out images",
     "classifier-1-decoded": "features of classifier 1, against decoded held-out images",
+    "imagenet": "features of the ImageNet network",
+    "inception": "features of Inception",
+    "pixels": "pixels",
+    "imagenet-decoded": "features of the ImageNet network, against decoded held-out images",
+    "inception-decoded": "features of Inception, against decoded held-out images",
+    "pixels-decoded": "pixels, against decoded held-out images",
     "latent": "latent coordinates",
     "latent-whitened": "whitened latent coordinates",
 }
+
+
+_DECODED = "-decoded"
 
 
 def metric_text(metric: str) -> MetricText:
@@ -81,7 +91,33 @@ def space_label(space: str) -> str:
 
 def decoded(space: str) -> str:
     """The space in which held-out images, too, have gone through encoder and decoder."""
-    return f"{space}-decoded"
+    return space + _DECODED
+
+
+def undecoded(space: str) -> str:
+    """The space of the same judge in which held-out images are as they are."""
+    return space.removesuffix(_DECODED)
+
+
+def is_judge(space: str) -> bool:
+    """Whether a space is that of a judge of images, decoded or not, and none of latent coordinates."""
+    return not space.startswith("latent")
+
+
+def is_decoded(space: str) -> bool:
+    """Whether held-out images, too, have gone through encoder and decoder."""
+    return space.endswith(_DECODED)
+
+
+def judge_label(space: str) -> str:
+    """How a judge is called in a table's head.
+
+    Example:
+        >>> judge_label("classifier-0"), judge_label("imagenet-decoded")
+        ('judge 0', 'imagenet, decoded')
+    """
+    name = space.removesuffix(_DECODED).replace("classifier-", "judge ")
+    return f"{name}, decoded" if is_decoded(space) else name
 
 
 def claim_order(claim: str) -> tuple[str, int, str]:

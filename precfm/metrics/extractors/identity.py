@@ -16,6 +16,12 @@ class Identity:
         return images.flatten(1)
 
 
+class Pixels(Identity):
+    """Whole images as vectors: a judge that needs no weights, and sees no more than a distance of pixels."""
+
+    name = "pixels"
+
+
 def whitened(features: Features, reference: Features, *, shrinkage: float = 1e-6) -> Tensor:
     """Features in coordinates in which the reference has covariance I: low-variance directions weigh as much.
 

@@ -34,6 +34,8 @@ class Inception(nn.Module):
     """
 
     name = "inception-v3-2048"
+    weights = WEIGHTS
+    batch_size = 50
 
     def __init__(self, path: Path | None = None) -> None:
         super().__init__()

@@ -13,28 +13,33 @@ from precfm.report.figures.shown import COURSES, compared_text, of_first_setting
 from precfm.report.figures.style import Drawing, method_styles
 from precfm.report.formatting import count_text
 from precfm.report.frames import Frames
+from precfm.report.judges import DISTANCES, FRECHET, IN_COMPONENTS, judges_text
 from precfm.report.reads import LeftOutError, needed, reads
 from precfm.report.rows import groups, per_seed, with_a_course, with_common_end
-from precfm.report.vocabulary import FLOOR, LIKELIHOOD, decoded, is_flow, metric_text
+from precfm.report.vocabulary import FLOOR, LIKELIHOOD, decoded, is_flow, is_judge, judge_label, metric_text
 
 # The metrics by which claims are decided; against images as they are only where none are decoded.
 SIDES = {
-    ("frechet", "classifier-0"): "perceptual, judge 0",
-    ("frechet", "classifier-1"): "perceptual, judge 1",
-    ("frechet", decoded("classifier-0")): "perceptual, judge 0, decoded",
-    ("frechet", decoded("classifier-1")): "perceptual, judge 1, decoded",
-    ("frechet", "latent-whitened"): "second moments, whitened",
+    (FRECHET, "latent-whitened"): "second moments, whitened",
+    (IN_COMPONENTS, "latent-whitened"): "second moments, whitened",
     ("eigenvalue_log_error_low", "latent"): "second moments, lowest quarter",
     (LIKELIHOOD, "latent"): "likelihood",
 }
 _KEYS = ["dataset", "metric", "space", "extractor"]
 
 
+def side(metric: str, space: str) -> str:
+    """The side of a number, with the judge of the perceptual one; empty for what decides no claim."""
+    if is_judge(space):
+        return f"perceptual, {judge_label(space)}" if metric in DISTANCES else ""
+    return SIDES.get((metric, space), "")
+
+
 @reads("records")
 def draw(frames: Frames) -> Drawing:
     """A panel for each number that the sides are judged by."""
     records = per_seed(of_first_setting(needed(frames, "records"), COURSES))
-    records = records[[key in SIDES for key in zip(records["metric"], records["space"], strict=True)]]
+    records = records[[side(*key) != "" for key in zip(records["metric"], records["space"], strict=True)]]
     flows = with_common_end(with_a_course(records[records["method"].map(is_flow)]))
     if flows.empty:
         raise LeftOutError("no metric of the three sides was taken at more than one checkpoint")
@@ -49,7 +54,7 @@ def draw(frames: Frames) -> Drawing:
         method_curves(ax, rows, styles, floor=floors.get(key))
         log_axes(ax, "x")
         ax.set(xlabel="training steps", ylabel=metric_text(metric).head)
-        letter(ax, position, SIDES[metric, space])
+        letter(ax, position, side(metric, space))
     legend(
         figure,
         method_entries(list(flows["method"]), styles)
@@ -58,7 +63,7 @@ def draw(frames: Frames) -> Drawing:
     caption = (
         f"The three sides of quality against the training steps of the flow: {compared_text(flows)}, "
         f"{count_text(flows['n_generated'].max())} samples against {count_text(flows['n_real'].max())} held-out "
-        "rows. Perceptual: Fréchet distance in the features of two classifiers (judges), to held-out images that "
+        f"rows. Perceptual: {judges_text(flows)}, to held-out images that "
         "have gone through encoder and decoder where it says 'decoded'. Second moments: Fréchet distance in whitened "
         "latent coordinates, and mean |ln variance ratio| along the quarter of directions with the smallest "
         "variance. Likelihood: of held-out rows, in data space. Dashed: the floor, the train split against the same "

@@ -11,7 +11,7 @@ from precfm.report.frames import Frames
 from precfm.report.predictor_values import PREDICTORS
 from precfm.report.reads import reads
 from precfm.report.rows import RECORD_KEYS, groups
-from precfm.report.tables.predictors import METRIC, ranked
+from precfm.report.tables.predictors import ranked
 from precfm.report.vocabulary import metric_text
 
 _AXES = {
@@ -29,7 +29,7 @@ def draw(frames: Frames) -> Drawing:
     parts, styles = list(groups(rows, *RECORD_KEYS)), method_styles(frames)
     figure, axes = panels(len(parts) * len(PREDICTORS), height=2.0, sharey="row")
     for position, ax in enumerate(axes):
-        (_, _, space, *_), group = parts[position // len(PREDICTORS)]
+        (_, metric, space, *_), group = parts[position // len(PREDICTORS)]
         predictor = list(PREDICTORS)[position % len(PREDICTORS)]
         for method, x, y in zip(group["method"], group[predictor], group["value"], strict=True):
             if np.isfinite(x) and (x > 0 or predictor not in _LOG):
@@ -38,7 +38,7 @@ def draw(frames: Frames) -> Drawing:
             log_axes(ax, "x")
         ax.set(
             xlabel=_AXES[predictor],
-            ylabel=metric_text(METRIC).head if position % len(PREDICTORS) == 0 else "",
+            ylabel=metric_text(metric).head if position % len(PREDICTORS) == 0 else "",
         )
         correlation = number_text(float(spearman(group[predictor], group["value"])), digits=2)
         letter(ax, position, f"{space}, $\\rho$ = {correlation}")

@@ -10,7 +10,7 @@ from precfm.core.errors import PrecfmError
 from precfm.report.figures.axes import panels
 from precfm.report.figures.shown import MAX_METHODS
 from precfm.report.figures.style import WIDTH, Drawing
-from precfm.report.frames import GRIDS
+from precfm.report.frames import GRIDS, NEIGHBOURS
 from precfm.report.reads import LeftOutError, reads
 from precfm.report.vocabulary import FLOOR, in_order, is_flow, method_label, split_matched
 
@@ -20,7 +20,12 @@ HELD_OUT = "held-out"
 COLUMNS = {1: 16, 3: 10}  # images in a row, by channels: digits are small, photographs are not
 LABELS = 1.15  # inches for the names of the rows
 GAP = 2  # pixels of white between images
-_REAL = {HELD_OUT: "held-out images", FLOOR: "train, decoded"}
+# What stands above the methods: how a row is called, and what it is in the caption.
+_REAL = {
+    HELD_OUT: ("held-out images", "held-out images"),
+    f"{HELD_OUT}, decoded": ("held-out, decoded", "the same behind encoder and decoder"),
+    FLOOR: ("train, decoded", "images of the train split behind encoder and decoder"),
+}
 
 
 @reads(GRIDS)
@@ -36,11 +41,13 @@ def draw(frames: Mapping[str, Images]) -> Drawing:
         PrecfmError: an array is not of that type and shape.
     """
     images = frames.get(GRIDS, {})
-    methods = [name for name in in_order(images) if name not in _REAL and is_flow(name)]
+    drawn = [name for name in images if name not in _REAL and not name.startswith(NEIGHBOURS)]
+    methods = [name for name in in_order(drawn) if is_flow(name)]
     methods = [name for name in methods if not split_matched(name)[1]][:MAX_METHODS]
     if not methods:
         raise LeftOutError("this experiment has no sample images")
-    names = [name for name in _REAL if name in images] + methods
+    shown = [each for name in methods for each in (name, NEIGHBOURS + name)]
+    names = [name for name in (*_REAL, *shown) if name in images]
     for name in names:
         _check(name, images[name])
     count = min(COLUMNS[images[methods[0]].shape[1]], *(len(images[name]) for name in names))
@@ -53,14 +60,18 @@ def draw(frames: Mapping[str, Images]) -> Drawing:
             strip, cmap="gray_r" if strip.ndim == 2 else None, vmin=0, vmax=255, interpolation="nearest"
         )
         ax.set_axis_off()
-        label = _REAL.get(name) or method_label(name)
+        label = _REAL[name][0] if name in _REAL else method_label(name)
+        if name.startswith(NEIGHBOURS):
+            label = "nearest in train"
         ax.annotate(label, (0, 0.5), (-5, 0), "axes fraction", "offset points", ha="right", va="center")
-    real = {HELD_OUT: "held-out images", FLOOR: "images of the train split behind encoder and decoder"}
-    above = " and ".join(text for name, text in real.items() if name in names)
+    above = " and ".join(text for name, (_, text) in _REAL.items() if name in names)
+    nearest = any(name.startswith(NEIGHBOURS) for name in names)
     caption = (
         f"Decoded samples of {len(methods)} methods from the same noise and labels, column by column, at the final "
         f"checkpoint of one training seed: the first {count} of the evaluation set, not selected."
         + f" Above them {above} with the same labels." * bool(above)
+        + " Below each sample its nearest image of the train split, in the eyes of the first fixed judge."
+        * nearest
         + " Grey images are drawn dark on light." * (strips[0].ndim == 2)
         + " The numbers of matched baselines and of maps alone are in the tables."
     )

@@ -14,9 +14,10 @@ from precfm.report.figures.shown import COURSES, compared_text, of_first_setting
 from precfm.report.figures.style import Drawing, method_styles
 from precfm.report.formatting import count_text
 from precfm.report.frames import Frames
+from precfm.report.judges import by_judges
 from precfm.report.reads import frame, needed, reads
 from precfm.report.rows import RECORD_KEYS, at_final, groups, per_seed, with_common_end
-from precfm.report.tables.time_to_quality import METRIC, baseline_of, curves
+from precfm.report.tables.time_to_quality import baseline_of, curves
 from precfm.report.vocabulary import FLOOR, metric_text, space_label
 
 
@@ -30,17 +31,20 @@ def draw(frames: Frames) -> Drawing:
     # Seeds may differ a little in what their fit cost: one place on the axis for all.
     rows["x"] = rows.groupby([*RECORD_KEYS, "method", "step"])["flops"].transform("mean")
     records = per_seed(records)
-    of_floor = records[(records["method"] == FLOOR) & (records["metric"] == METRIC)]
-    floors = of_floor.groupby(["dataset", "space", "extractor"])["value"].mean()
+    floors = (
+        by_judges(records[records["method"] == FLOOR])
+        .groupby(["dataset", "space", "extractor"])["value"]
+        .mean()
+    )
     parts, styles = list(groups(rows, *RECORD_KEYS)), method_styles(frames)
     figure, axes = panels(len(parts), columns=2, height=2.4)
     for position, (ax, (about, group)) in enumerate(zip(axes, parts, strict=True)):
-        dataset, _, space, *_, extractor = about
+        dataset, metric, space, *_, extractor = about
         baseline = at_final(group[group["method"] == baseline_of(group)])["value"]
         target = baseline.mean() if len(baseline) else None
         method_curves(ax, group, styles, floor=floors.get((dataset, space, extractor)), target=target)
         log_axes(ax, "x")
-        ax.set(xlabel="training FLOPs, preconditioner included", ylabel=metric_text(METRIC).head)
+        ax.set(xlabel="training FLOPs, preconditioner included", ylabel=metric_text(metric).head)
         letter(ax, position, f"{dataset}, {space_label(space)}")
     extra = ({"baseline at its end": TARGET_LINE} if baseline_of(rows) else {}) | (
         FLOOR_ENTRY if len(floors) else {}

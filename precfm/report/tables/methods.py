@@ -6,6 +6,7 @@ import pandas as pd
 
 from precfm.report.formatting import seeds_text
 from precfm.report.frames import Frames
+from precfm.report.judges import DISTANCES
 from precfm.report.reads import Row, frame, needed, reads
 from precfm.report.rows import at_final, groups, one_per_artifact, per_seed
 from precfm.report.summaries import long_form, summarised
@@ -25,7 +26,7 @@ _QUANTITIES = {
     "tail_round_trip_error": Quantity("round trip, tails", "size"),
     "predicted_steps": Quantity("predicted steps", "size"),
 }
-_METRICS = ("frechet", "eigenvalue_log_error_low")
+_METRICS = (*DISTANCES, "eigenvalue_log_error_low")
 
 
 def tidy(frames: Frames) -> pd.DataFrame:

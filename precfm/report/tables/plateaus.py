@@ -4,6 +4,7 @@ import pandas as pd
 
 from precfm.report.formatting import count_text, seeds_text
 from precfm.report.frames import Frames
+from precfm.report.judges import DISTANCES
 from precfm.report.reads import LeftOutError, needed, reads
 from precfm.report.rows import PROTOCOL, RECORD_KEYS, groups, per_seed, with_common_end
 from precfm.report.summaries import LATE_CHECKPOINTS, late_slopes, summarised
@@ -11,7 +12,7 @@ from precfm.report.tables.blocks import Block, Table, by_method, estimate_column
 from precfm.report.tables.metrics import extractor_text
 from precfm.report.vocabulary import is_flow, metric_text, space_label
 
-METRICS = ("frechet", "eigenvalue_log_error_low")
+METRICS = (*DISTANCES, "eigenvalue_log_error_low")
 LATE_FROM = 0.2  # as for claim C9: checkpoints from this share of the last step on
 
 

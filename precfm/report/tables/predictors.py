@@ -7,6 +7,7 @@ import pandas as pd
 from precfm.report.correlations import partial_spearman, resampled, spearman
 from precfm.report.formatting import MISSING, interval_text, number_text
 from precfm.report.frames import Frames
+from precfm.report.judges import by_judges
 from precfm.report.predictor_values import PREDICTORS, RANKED_METHODS, beside_results
 from precfm.report.reads import LeftOutError, needed, reads
 from precfm.report.rows import RECORD_KEYS, groups, per_seed
@@ -14,8 +15,6 @@ from precfm.report.tables.blocks import Block, Table
 from precfm.report.tables.metrics import extractor_text
 from precfm.report.vocabulary import metric_text, space_label
 
-METRIC = "frechet"
-SPACES = ("classifier-0", "classifier-1")
 # Each predictor beside the one that is held fixed: conditioning against the kernel's time, and the reverse.
 CONTROLS = {
     "residual_condition_number": "predicted_steps",
@@ -32,8 +31,7 @@ def ranked(frames: Frames) -> pd.DataFrame:
     """
     needed(frames, "predictors")
     records = per_seed(needed(frames, "records"))
-    chosen = records[(records["metric"] == METRIC) & records["space"].isin(SPACES)]
-    both = beside_results(chosen, frames, list(PREDICTORS))
+    both = beside_results(by_judges(records), frames, list(PREDICTORS))
     counts = both.groupby(RECORD_KEYS)["method"].transform("nunique")
     enough: pd.DataFrame = both[(counts >= RANKED_METHODS).astype(bool)]
     if enough.empty:
@@ -67,7 +65,7 @@ def build(frames: Frames) -> Table:
     """The table as it is printed: one block per setting and space."""
     data = tidy(frames)
     blocks = []
-    for (dataset, _, space, *_, extractor), rows in groups(data, *RECORD_KEYS):
+    for (dataset, metric, space, *_, extractor), rows in groups(data, *RECORD_KEYS):
         cells = pd.DataFrame(
             {
                 "predictor": rows["predictor"].map(PREDICTORS),
@@ -77,7 +75,7 @@ def build(frames: Frames) -> Table:
                 "methods": rows["n"].astype(str),
             }
         )
-        note = f"{metric_text(METRIC).label} with {extractor_text(extractor)}."
+        note = f"{metric_text(metric).label} with {extractor_text(extractor)}."
         blocks.append(Block(f"{dataset}: {space_label(space)}", cells, note))
     caption = (
         "Rank correlation over methods of what is known without training the flow with the final Fréchet distance "

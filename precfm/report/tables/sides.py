@@ -1,5 +1,6 @@
 """The table of the three sides of quality: perceptual, second moments and likelihood, side by side for every method."""
 
+from collections.abc import Collection
 from dataclasses import asdict
 
 import pandas as pd
@@ -7,26 +8,48 @@ import pandas as pd
 from precfm.report.bootstrap import Bootstrap
 from precfm.report.formatting import number_text, seeds_text
 from precfm.report.frames import Frames
+from precfm.report.judges import FRECHET, IN_COMPONENTS, Place, judges_text, places
 from precfm.report.reads import LeftOutError, frame, needed, reads
 from precfm.report.rows import PROTOCOL, at_final, groups, per_seed, with_common_end
 from precfm.report.tables.blocks import Block, Columns, Table, estimate_column, method_cells, steps_and_seeds
 from precfm.report.tables.metrics import extractor_text
-from precfm.report.vocabulary import decoded, is_flow, method_label, metric_text
+from precfm.report.vocabulary import (
+    is_decoded,
+    is_flow,
+    is_judge,
+    judge_label,
+    method_label,
+    metric_text,
+    spaces_in_order,
+)
 
-_JUDGES = ("classifier-0", "classifier-1")
-# By metric and space, in the order of the columns: the side that it is of, and its heading.
-COLUMNS = {
-    **{("frechet", space): ("perceptual", f"Fréchet, judge {k} ↓") for k, space in enumerate(_JUDGES)},
-    **{
-        ("frechet", decoded(space)): ("perceptual", f"Fréchet, judge {k}, decoded ↓")
-        for k, space in enumerate(_JUDGES)
-    },
+# By metric and space, in the order of the columns behind those of the judges: side and heading.
+_OF_LATENTS = {
     ("eigenvalue_log_error_low", "latent"): ("second moments", metric_text("eigenvalue_log_error_low").head),
-    ("frechet", "latent-whitened"): ("second moments", "Fréchet, whitened ↓"),
+    (FRECHET, "latent-whitened"): ("second moments", "Fréchet, whitened ↓"),
+    (IN_COMPONENTS, "latent-whitened"): ("second moments", "Fréchet, whitened, 64 components ↓"),
     ("nll", "latent"): ("likelihood", metric_text("nll").head),
     ("nearer_train", "latent"): ("copying", metric_text("nearer_train").head),
 }
+_HEADS = {FRECHET: "Fréchet", "kid": "KID", IN_COMPONENTS: "Fréchet, 64 components"}
 _KEYS = ["dataset", "method", "metric", "space", *PROTOCOL]
+
+
+def columns(found: Collection[Place]) -> dict[Place, tuple[str, str]]:
+    """The columns of the table: by metric and space the side that it is of, and its heading.
+
+    Args:
+        found: the metrics and spaces of some records; of judges the KID only where there is no Frechet distance.
+    """
+    of_judges = {}
+    for behind_decoder in (False, True):
+        for metric, head in _HEADS.items():
+            spaces = [space for name, space in found if name == metric and is_judge(space)]
+            for space in spaces_in_order(spaces):
+                small = metric != "kid" or (FRECHET, space) not in found
+                if small and is_decoded(space) == behind_decoder:
+                    of_judges[metric, space] = ("perceptual", f"{head}, {judge_label(space)} ↓")
+    return {**of_judges, **{place: text for place, text in _OF_LATENTS.items() if place in found}}
 
 
 def tidy(frames: Frames) -> pd.DataFrame:
@@ -39,9 +62,10 @@ def tidy(frames: Frames) -> pd.DataFrame:
     final = at_final(per_seed(needed(frames, "records")))
     ends = with_common_end(final)["step"]
     bootstrap, rows = Bootstrap(frame(frames, "bootstrap")), []
+    shown = {str(dataset): columns(places(runs)) for dataset, runs in final.groupby("dataset")}
     for key, runs in final.groupby(_KEYS, sort=True):
         about = dict(zip(_KEYS, key, strict=True))
-        column = COLUMNS.get((str(about["metric"]), str(about["space"])))
+        column = shown[str(about["dataset"])].get((str(about["metric"]), str(about["space"])))
         if column is None:
             continue
         found = asdict(bootstrap.mean(about, str(about["method"]), runs))
@@ -65,9 +89,9 @@ def build(frames: Frames) -> Table:
     ]
     flows = data[data["method"].map(is_flow)]
     caption = (
-        "Three sides of quality, never merged. Perceptual: Fréchet distance in the features of two independent "
-        "classifiers (judges), against held-out images, and against held-out images that have gone through encoder and "
-        "decoder. Second moments: mean |ln variance ratio| along the quarter of directions with the smallest variance, "
+        f"Three sides of quality, never merged. Perceptual: {judges_text(data, 'independent ')}, against held-out "
+        "images, and against held-out images that have gone through encoder and decoder. Second moments: mean |ln "
+        "variance ratio| along the quarter of directions with the smallest variance, "
         "and the Fréchet distance in whitened latent coordinates. Likelihood: mean negative log-likelihood of held-out "
         "latents, in nats, in the space before the map. Last, the share of samples nearer to a training than to a "
         "held-out row, of equally many. Training rows lie nearer to any smooth model that was fitted to them, so that "
@@ -81,20 +105,21 @@ def build(frames: Frames) -> Table:
 
 
 def _columns(rows: pd.DataFrame) -> Columns:
-    columns = steps_and_seeds(rows)
-    for (metric, space), (_, head) in COLUMNS.items():
+    texts = steps_and_seeds(rows)
+    for (metric, space), (_, head) in columns(places(rows)).items():
         of_column = rows[(rows["metric"] == metric) & (rows["space"] == space)]
         for _, part in groups(of_column, *PROTOCOL):
-            column = columns.setdefault(head, {})
+            column = texts.setdefault(head, {})
             for method, cell in estimate_column(part).items():
                 column[method] = f"{column[method]} / {cell}" if method in column else cell
-    return columns
+    return texts
 
 
 def _note(rows: pd.DataFrame) -> str:
-    judges = rows[rows["space"].isin(_JUDGES)]
+    own = [is_judge(space) and not is_decoded(space) for space in rows["space"]]
+    judges = rows[own]
     texts = [
-        f"judge {_JUDGES.index(space)}: {extractor_text(extractor)}"
+        f"{judge_label(space)}: {extractor_text(extractor)}"
         for (space, extractor), _ in groups(judges, "space", "extractor")
     ]
     judged = "; ".join(texts) + "." if texts else ""
@@ -104,8 +129,9 @@ def _note(rows: pd.DataFrame) -> str:
 def _scattered(rows: pd.DataFrame) -> str:
     """The runs behind each mean that is smaller than half its interval, as where one of them diverges."""
     wide = rows[(rows["high"] - rows["low"]) / 2 > rows["value"].abs()]
+    heads = columns(places(rows))
     texts = [
-        f"{method_label(row['method'])}, {COLUMNS[row['metric'], row['space']][1].removesuffix(' ↓')}: "
+        f"{method_label(row['method'])}, {heads[row['metric'], row['space']][1].removesuffix(' ↓')}: "
         f"{number_text(row['median'])} ({number_text(row['smallest'])} to {number_text(row['largest'])})"
         for _, row in wide.iterrows()
     ]

@@ -7,6 +7,7 @@ import pandas as pd
 
 from precfm.report.formatting import number_text, seeds_text
 from precfm.report.frames import Frames
+from precfm.report.judges import by_judges
 from precfm.report.reads import LeftOutError, needed, reads, with_baseline
 from precfm.report.rows import RECORD_KEYS, at_final, groups, per_seed, with_a_course
 from precfm.report.summaries import with_training_flops
@@ -14,8 +15,6 @@ from precfm.report.tables.blocks import Block, Table, by_method, method_cells
 from precfm.report.tables.metrics import extractor_text
 from precfm.report.vocabulary import is_flow, method_label, metric_text, space_label
 
-METRIC = "frechet"
-SPACES = ("classifier-0", "classifier-1")
 BASELINES = ("scalar", "none")  # the first that an experiment has: scalar is the fair one
 NOT_REACHED = "not reached"
 
@@ -28,8 +27,8 @@ def curves(frames: Frames) -> pd.DataFrame:
     """
     budgets = needed(frames, "budgets")
     records = per_seed(needed(frames, "records"))
-    chosen = (records["metric"] == METRIC) & records["space"].isin(SPACES) & (records["step"] > 0)
-    rows = with_training_flops(records[chosen & records["method"].map(is_flow)], budgets)
+    chosen = (records["step"] > 0) & records["method"].map(is_flow)
+    rows = with_training_flops(by_judges(records[chosen]), budgets)
     rows = with_a_course(rows)
     if rows.empty:
         raise LeftOutError("no run with a budget has its Fréchet distance at more than one checkpoint")
@@ -119,7 +118,7 @@ def build(frames: Frames) -> Table:
     """The table as it is printed: one block per setting and space."""
     data = tidy(frames)
     blocks = []
-    for (dataset, _, space, *_, extractor), rows in groups(data, *RECORD_KEYS):
+    for (dataset, metric, space, *_, extractor), rows in groups(data, *RECORD_KEYS):
         baseline = method_label(str(rows["baseline"].iloc[0]))
         reached = [f"{k} of {n}" for k, n in zip(rows["reached"], rows["n"], strict=True)]
         columns = {
@@ -128,7 +127,7 @@ def build(frames: Frames) -> Table:
             f"times {baseline}": by_method(rows, _texts(rows, "ratio")),
         }
         title = f"{dataset}: as good as {baseline} at its end, {space_label(space)}"
-        note = f"{metric_text(METRIC).label} with {extractor_text(extractor)}."
+        note = f"{metric_text(metric).label} with {extractor_text(extractor)}."
         blocks.append(Block(title, method_cells(columns), note))
     caption = (
         "Training FLOPs, those to fit the preconditioner included, until the Fréchet distance is at most that of the "

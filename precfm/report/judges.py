@@ -1,0 +1,96 @@
+"""Which judges of images a data set has, and which metric of theirs stands for the Frechet distance.
+
+Two classifiers that were trained on a data set's own kind judge digits; networks of published weights, or pixels, judge
+photographs. Of sets too small for a Frechet distance there is the one in principal coordinates, and the KID.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import TypeAlias
+
+import pandas as pd
+
+from precfm.report.vocabulary import decoded, is_decoded, is_judge, spaces_in_order, undecoded
+
+FRECHET = "frechet"
+IN_COMPONENTS = "frechet_pca64"  # what stands for it where sets are small
+DISTANCES = (FRECHET, IN_COMPONENTS)
+TRAINED = "classifier-"
+_STANDING_IN = ", 64 components"
+
+Place: TypeAlias = tuple[str, str]
+"""A metric and the space in which it is measured."""
+
+
+def places(records: pd.DataFrame) -> set[Place]:
+    """The metrics and spaces of some records."""
+    return set(zip(records["metric"], records["space"], strict=True))
+
+
+def by_judges(records: pd.DataFrame) -> pd.DataFrame:
+    """The Frechet distances of judges, to held-out images as they are."""
+    own = records["space"].map(lambda space: is_judge(space) and not is_decoded(space)).astype(bool)
+    return records[records["metric"].isin(DISTANCES) & own]
+
+
+def meant(metric: str, spaces: Sequence[str], found: Collection[Place]) -> list[Place]:
+    """Where a data set has what a claim asks for.
+
+    Claims name the two trained classifiers. A data set with a fixed judge is judged by all that it has instead; and
+    where its sets are too small for a Frechet distance, by the one in principal coordinates.
+
+    Args:
+        metric: that a claim asks for.
+        spaces: in which it is asked for.
+        found: the metrics and spaces of the data set.
+
+    Example:
+        >>> meant("frechet", ["classifier-0", "classifier-1"], {("frechet_pca64", "imagenet"), ("kid", "imagenet")})
+        [('frechet_pca64', 'imagenet')]
+    """
+    wanted = list(spaces)
+    judges = {undecoded(space) for _, space in found if is_judge(space)}
+    if all(map(is_judge, spaces)) and not all(judge.startswith(TRAINED) for judge in judges):
+        asked = sorted({is_decoded(space) for space in spaces})
+        own = spaces_in_order(judges)
+        wanted = [decoded(judge) if behind_decoder else judge for behind_decoder in asked for judge in own]
+    return [(_stand_in(metric, space, found), space) for space in wanted]
+
+
+def place_text(metric: str, space: str) -> str:
+    """How a space is written behind the name of a statistic; with the components, where these stand in."""
+    return space + _STANDING_IN if metric == IN_COMPONENTS else space
+
+
+def place_of(metric: str, text: str) -> Place:
+    """The inverse of `place_text`, for a statistic that asks for a metric.
+
+    Example:
+        >>> place_of("frechet", "imagenet, 64 components"), place_of("kid", "imagenet")
+        (('frechet_pca64', 'imagenet'), ('kid', 'imagenet'))
+    """
+    space = text.removesuffix(_STANDING_IN)
+    return (metric if space == text else IN_COMPONENTS), space
+
+
+def _stand_in(metric: str, space: str, found: Collection[Place]) -> str:
+    small = metric == FRECHET and (FRECHET, space) not in found and (IN_COMPONENTS, space) in found
+    return IN_COMPONENTS if small else metric
+
+
+def judges_text(rows: pd.DataFrame, which: str = "") -> str:
+    """The perceptual side in words, by the judges and metrics that these rows have.
+
+    Args:
+        rows: with columns metric and space.
+        which: what to call two trained classifiers.
+    """
+    spaces = {undecoded(space) for space in rows["space"] if is_judge(space)}
+    if all(space.startswith(TRAINED) for space in spaces):
+        return f"Fréchet distance in the features of two {which}classifiers (judges)"
+    text = f"Fréchet distance in the eyes of each judge ({', '.join(spaces_in_order(spaces))})"
+    if IN_COMPONENTS not in set(rows["metric"]):
+        return text
+    return (
+        f"{text}, where it has more features than there are rows in the first 64 principal coordinates of the train "
+        "split (beside the unbiased KID)"
+    )
