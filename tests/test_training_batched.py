@@ -84,7 +84,7 @@ def many(
     [
         (False, False, {}),
         (True, False, {"optimizer": "sgd", "accumulate": 2}),
-        (False, True, {"ema_decay": None}),
+        (False, True, {"ema_decay": None, "checkpoints": (20, 40)}),
     ],
 )
 def test_seeds_side_by_side_train_as_one_by_one(skip: bool, apart: bool, options: dict[str, Any]) -> None:
