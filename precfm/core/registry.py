@@ -45,6 +45,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "class_whitening": "precfm.preconditioners.class_whitening:ClassWhitening",
         "normalizing_flow": "precfm.preconditioners.normalizing_flow:NormalizingFlow",
         "low_capacity_flow": "precfm.preconditioners.low_capacity_flow:LowCapacityFlow",
+        "conv_normalizing_flow": "precfm.preconditioners.conv_normalizing_flow:ConvNormalizingFlow",
+        "conv_low_capacity_flow": "precfm.preconditioners.conv_low_capacity_flow:ConvLowCapacityFlow",
         "mixture_flow": "precfm.preconditioners.mixture_flow:MixtureFlow",
         "decoder_metric": "precfm.preconditioners.decoder_metric:DecoderMetric",
         "projection": "precfm.preconditioners.projection:Projection",
