@@ -38,6 +38,8 @@ CASES: list[Case] = [
     ("whitening", {"exponent": 0.25}),
     ("whitening", {"shrinkage": 0.1}),
     ("whitening", {"rows": 60}),
+    ("per_class", {"map": "channel_whitening"}),
+    ("per_class", {"map": {"name": "per_frequency", "exponent": 0.25}, "rows_per_channel": 200.0}),
     ("class_whitening", {}),
     ("class_whitening", {"shrinkage": 0}),
     ("class_whitening", {"exponent": 0.25, "shrinkage": 0.1}),

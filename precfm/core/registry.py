@@ -42,6 +42,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "per_frequency": "precfm.preconditioners.per_frequency:PerFrequency",
         "kronecker": "precfm.preconditioners.kronecker:Kronecker",
         "low_rank": "precfm.preconditioners.low_rank:LowRank",
+        "per_class": "precfm.preconditioners.per_class:PerClass",
         "class_whitening": "precfm.preconditioners.class_whitening:ClassWhitening",
         "normalizing_flow": "precfm.preconditioners.normalizing_flow:NormalizingFlow",
         "low_capacity_flow": "precfm.preconditioners.low_capacity_flow:LowCapacityFlow",

@@ -1,5 +1,6 @@
 """Variances at spatial frequencies: what few rows of many features tell, and how well samples recover it."""
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -29,7 +30,7 @@ class RadialRecovery:
     @property
     def high(self) -> Tensor:
         """Ratios of the highest quartile of frequencies, in most data those of least variance, shape (channels, n)."""
-        return self.ratios[:, -(-(-self.ratios.shape[1] // 4)) :]
+        return self.ratios.flip(1)[:, : math.ceil(self.ratios.shape[1] / 4)]
 
     @property
     def log_error(self) -> float:
@@ -232,5 +233,7 @@ def _in_bands(variances: Tensor) -> Tensor:
     """Means over the frequencies of each band, shape (n, bands), of variances (n, *positions)."""
     bands = radial_bands(tuple(variances.shape[1:])).flatten()
     counts = bands.bincount()
-    sums = variances.new_zeros(len(variances), len(counts)).index_add_(1, bands, variances.flatten(1))
+    sums = variances.new_zeros(len(variances), len(counts)).index_add_(
+        1, bands, variances.reshape(len(variances), -1)
+    )
     return sums[:, counts > 0] / counts[counts > 0]

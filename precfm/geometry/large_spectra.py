@@ -1,7 +1,7 @@
 """Spectra and condition numbers of data with many features, or with few rows for their features.
 
-A sample covariance tells little of its smallest eigenvalue where rows are few, and a decomposition of it is out of reach
-where features are many. So every number here comes with what it is of.
+A sample covariance tells little of its smallest eigenvalue where rows are few, and a decomposition of it is out of
+reach where features are many. So every number here comes with what it is of.
 """
 
 from dataclasses import dataclass
@@ -194,7 +194,7 @@ def extreme_eigenvalues(x: Tensor) -> ExtremeEigenvalues:
 
     smallest, smallest_error = end("SA")
     largest, largest_error = end("LA")
-    if not smallest > 0:
+    if not smallest > features * torch.finfo(torch.float64).eps * largest:
         raise PrecfmError("x: has a direction without variance; drop constant or dependent features")
     return ExtremeEigenvalues(smallest, largest, smallest_error, largest_error)
 

@@ -14,8 +14,8 @@ from precfm.preconditioners.fit_data import FitRows
 from precfm.preconditioners.low_capacity_flow import LowCapacityFlow
 
 EXACT_LOG_DET = 64  # features; of more, the trace of the field's Jacobian is estimated
-PROBES = 32  # random vectors for that
-CHECKED = 64  # rows on which a fit measures the standard error of the estimate
+PROBES = 16  # random vectors for that
+CHECKED = 8  # rows on which a fit measures the standard error of the estimate
 TIME_FEATURES = 16
 
 
@@ -27,7 +27,7 @@ class ConvLowCapacityFlow(BehindFrequencies, LowCapacityFlow):
     order, since errors count in units of the smallest standard deviation, far below most numbers of a map.
 
     Up to 64 features `log_abs_det_jacobian` is that of the numerical solution, as in `LowCapacityFlow`. Of more it is
-    the integral of the field's divergence, estimated with 32 random vectors that are the same for all calls
+    the integral of the field's divergence, estimated with 16 random vectors that are the same for all calls
     (Hutchinson); the notes say its standard error.
 
     Arguments:
@@ -55,7 +55,7 @@ class ConvLowCapacityFlow(BehindFrequencies, LowCapacityFlow):
     """
 
     solver = "rk4"
-    error_points = 256
+    error_points = 64
 
     @checked
     def __init__(
@@ -65,10 +65,10 @@ class ConvLowCapacityFlow(BehindFrequencies, LowCapacityFlow):
         width: Count = 16,
         depth: Count = 2,
         tolerance: Positive = 1e-2,
-        solver_steps: Count = 10,
+        solver_steps: Count = 20,
         max_solver_steps: Count = 160,
-        steps: Count = 1000,
-        batch_size: Count = 128,
+        steps: Count = 500,
+        batch_size: Count = 64,
         **inherited: Any,
     ) -> None:
         super().__init__(

@@ -62,8 +62,8 @@ class ConvNormalizingFlow(BehindFrequencies, LikelihoodFlow):
         width: Count = 32,
         depth: Count = 2,
         max_log_scale: Annotated[float, Field(gt=0, le=5)] = 1.0,
-        steps: Count = 1000,
-        batch_size: Count = 128,
+        steps: Count = 500,
+        batch_size: Count = 64,
         **inherited: Any,
     ) -> None:
         super().__init__(steps=steps, batch_size=batch_size, **inherited)
@@ -179,6 +179,7 @@ class MultiscaleFlow(nn.Module):
             below, more = self._at_level(level + 1, going_on, classes, forward=forward)
             x, log_det = torch.cat([below.reshape(going_on.shape), leaving], dim=1), log_det + more
         for pair in () if forward else reversed(pairs):
+            assert isinstance(pair, _Pair)
             x = pair.inverse(x, classes)
         x = pixel_shuffle(x, 2) if squeezed else x
         return x.flatten(1), log_det
