@@ -66,7 +66,7 @@ def test_lanczos_refuses_what_rows_do_not_determine() -> None:
             extreme_eigenvalues(noise(rows, features))
     constant = noise(90, 20)
     constant[:, 3] = 1
-    with suppress(PrecfmError):  # which rounding decides
+    with suppress(PrecfmError):  # rounding decides
         assert extreme_eigenvalues(constant).bracket[1] == math.inf
 
 
