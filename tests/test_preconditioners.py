@@ -23,7 +23,7 @@ from precfm.preconditioners.saving import load, save
 from precfm.preconditioners.whitening import Whitening
 from tests.preconditioner_cases import CASES, CLASSES, FEATURES, METRIC, SHAPE, case_id, ill_conditioned, make
 
-LEARNED = ("normalizing_flow", "low_capacity_flow")
+LEARNED = ("normalizing_flow", "low_capacity_flow", "conv_normalizing_flow", "conv_low_capacity_flow")
 NOT_WHITE = (
     "Identity",
     "Scalar",
@@ -32,6 +32,9 @@ NOT_WHITE = (
     "PerFrequency",
     "Kronecker",
     "LowRank",
+    "ConvNormalizingFlow",
+    "ConvLowCapacityFlow",
+    "PerClass",
     "Projection",
     "DecoderMetric",
 )

@@ -2,7 +2,7 @@
 
 from precfm.core.registry import build
 from precfm.flows.compute import flops_of
-from precfm.geometry.spectra import condition_number, covariance
+from precfm.geometry.large_spectra import known_condition
 from precfm.geometry.summaries import path_frame, spectrum_frame
 from precfm.pipeline.job import Job
 from precfm.preconditioners.round_trip import round_trip_error, tail_round_trip_error
@@ -21,18 +21,19 @@ def make(job: Job) -> None:
         z[split] = preconditioner.forward(x[split], labels[split])
     job.write_frame("spectrum.csv", spectrum_frame(z["heldout"], labels["heldout"], "flow"))
     job.write_frame("path_conditioning.csv", path_frame(z["heldout"], labels["heldout"], path))
+    residual = known_condition(z["heldout"])
     job.write_json(
         "preconditioner.json",
         {
             "num_parameters": preconditioner.num_parameters,
             "flops_per_fit": preconditioner.flops_per_fit,
-            "residual_condition_number": condition_number(covariance(z["heldout"])),
-            "validation_condition_number": condition_number(covariance(z["validation"])),
+            "residual_condition_number": residual.value,
+            "validation_condition_number": known_condition(z["validation"]).value,
             "round_trip_error": round_trip_error(preconditioner, x["heldout"], labels["heldout"]),
             "tail_round_trip_error": tail_round_trip_error(preconditioner, x["heldout"], labels["heldout"]),
             "inverse_flops_per_sample": flops_of(
                 lambda: preconditioner.inverse(z["heldout"][:1], labels["heldout"][:1])
             ),
-            "notes": " ".join(preconditioner.notes),
+            "notes": " ".join([*preconditioner.notes, *([residual.note] if residual.note else [])]),
         },
     )

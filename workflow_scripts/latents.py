@@ -6,6 +6,7 @@ from precfm.core.errors import PrecfmError
 from precfm.core.seeds import derived_seed
 from precfm.encoders.base import load
 from precfm.geometry.decoder import decoder_sensitivity
+from precfm.geometry.large_spectra import decomposable
 from precfm.geometry.spectra import covariance, eigen_spectrum
 from precfm.geometry.summaries import spectrum_frame
 from precfm.pipeline.job import Job
@@ -36,7 +37,9 @@ def make(job: Job) -> None:
         job.write_tensors(f"{split}.safetensors", {"latents": latents[split], "labels": tensors["labels"]})
     job.write_frame("reconstruction.csv", pd.DataFrame(decoded))
     train = latents["train"]
-    values, vectors = eigen_spectrum(covariance(train))
-    sensitivity = decoder_sensitivity(encoder.decode, train[:SENSITIVITY_SAMPLES], vectors, values)
+    sensitivity = None
+    if decomposable(train):
+        values, vectors = eigen_spectrum(covariance(train))
+        sensitivity = decoder_sensitivity(encoder.decode, train[:SENSITIVITY_SAMPLES], vectors, values)
     labels = data.tensors("train.safetensors")["labels"]
     job.write_frame("spectrum.csv", spectrum_frame(train, labels, "data", sensitivity))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
+from precfm.geometry.large_spectra import known_spectrum
 from precfm.geometry.spectra import covariance, eigen_spectrum, require_positive
 
 
@@ -83,8 +84,8 @@ def eigenvalue_recovery(
         Ratios per direction, in the order of the directions, with summaries.
 
     Raises:
-        PrecfmError: the dimensions differ, the reference is rank-deficient, or the generated samples do not
-            vary at all along a direction.
+        PrecfmError: the dimensions differ, the reference is rank-deficient or does not vary along a given direction,
+            or the generated samples do not.
 
     References:
         | Preconditioned (Score and) Flow Matching (Ahamed et al., 2026), low-eigenvalue recovery
@@ -104,13 +105,16 @@ def eigenvalue_recovery(
     reference_cov = covariance(reference)
     if directions is None:
         eigenvalues, eigenvectors = eigen_spectrum(reference_cov)
+        require_positive(eigenvalues)
     else:
         if directions.shape != reference_cov.shape:
             needed = tuple(reference_cov.shape)
             raise PrecfmError(f"directions have shape {tuple(directions.shape)}, but {needed} is needed")
         eigenvectors = directions.to(reference_cov)
-        eigenvalues = _variances_along(reference_cov, eigenvectors)  # positive also of few rows
-    require_positive(eigenvalues)
+        eigenvalues = _variances_along(reference_cov, eigenvectors)
+        if not bool((eigenvalues > 0).all()):
+            at = int((eigenvalues <= 0).nonzero()[0])
+            raise PrecfmError(f"reference has no variance along direction {at} (from 0); a ratio needs some")
     variances = _variances_along(covariance(generated), eigenvectors)
     ratios = variances / eigenvalues
     empty = (variances <= 0).nonzero()
@@ -156,12 +160,13 @@ def smallest_std(x: Tensor) -> float:
         x: data, shape (batch, *dim).
 
     Returns:
-        The square root of the smallest eigenvalue of the covariance.
+        The square root of the smallest eigenvalue of the covariance; of the smallest variance that
+        `precfm.geometry.large_spectra.known_spectrum` finds, where features are too many for one.
 
     Raises:
         PrecfmError: the covariance is rank-deficient.
     """
-    eigenvalues = eigen_spectrum(covariance(x)).eigenvalues
+    eigenvalues = known_spectrum(x).eigenvalues
     require_positive(eigenvalues)
     return float(eigenvalues[0].sqrt())
 

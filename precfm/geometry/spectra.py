@@ -79,19 +79,24 @@ def class_covariances(x: Tensor, labels: Tensor) -> dict[int, Tensor]:
     Raises:
         PrecfmError: the lengths differ, or a class has fewer than two rows.
     """
+    return {label: covariance(rows) for label, rows in rows_by_class(x, labels).items()}
+
+
+def rows_by_class(x: Tensor, labels: Tensor) -> dict[int, Tensor]:
+    """The rows of each class, at least two, classes in ascending order; arguments and errors as `class_covariances`."""
     require_tensor(x, "x")
     require_tensor(labels, "labels")
     if labels.shape != (len(x),):
         raise PrecfmError(
             f"labels have shape {tuple(labels.shape)}, but x has {len(x)} rows: one label per row"
         )
-    covariances = {}
+    parts = {}
     for label in torch.unique(labels).tolist():
         rows = x[labels == label]
         if len(rows) < 2:
             raise PrecfmError(f"class {label} has {len(rows)} row, but a covariance needs at least 2 rows")
-        covariances[int(label)] = covariance(rows)
-    return covariances
+        parts[int(label)] = rows
+    return parts
 
 
 def eigen_spectrum(cov: Tensor) -> Spectrum:

@@ -4,23 +4,28 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from precfm.geometry.large_spectra import determines_covariance, known_spectrum
 from precfm.geometry.spectra import (
     ProbabilityPath,
-    class_covariances,
     covariance,
     effective_rank,
-    eigen_spectrum,
     normalise_scale,
     path_condition_numbers,
+    require_positive,
+    rows_by_class,
 )
 
+AT_EACH_TIME = 512  # features up to which a covariance is decomposed for each time, and not once
 TIMES = tuple(float(t) for t in torch.linspace(0, 1, 41).tolist())
 
 
-def scoped_covariances(x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Covariances of all data ("all") and of each class ("class-<i>"), each (dim, dim) in float64."""
-    by_class = {f"class-{label}": cov for label, cov in class_covariances(x, labels).items()}
-    return {"all": covariance(x), **by_class}
+def scopes(x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """All rows ("all") and those of each class ("class-<i>").
+
+    Raises:
+        PrecfmError: the lengths differ, or a class has fewer than two rows.
+    """
+    return {"all": x, **{f"class-{label}": rows for label, rows in rows_by_class(x, labels).items()}}
 
 
 def spectrum_frame(x: Tensor, labels: Tensor, space: str, sensitivity: Tensor | None = None) -> pd.DataFrame:
@@ -33,15 +38,16 @@ def spectrum_frame(x: Tensor, labels: Tensor, space: str, sensitivity: Tensor | 
         sensitivity: decoder sensitivity per eigendirection of the overall covariance, shape (dim,), or None.
 
     Returns:
-        Columns scope, space, index, eigenvalue, decoder_sensitivity (NaN where there is none).
+        Columns scope, space, index, eigenvalue, decoder_sensitivity (NaN where there is none); and basis where it is
+        not the covariance's eigenvectors everywhere, see `precfm.geometry.large_spectra.known_spectrum`.
     """
     frames = []
-    for scope, cov in scoped_covariances(x, labels).items():
-        values = eigen_spectrum(cov).eigenvalues
+    for scope, part in scopes(x, labels).items():
+        values, basis = known_spectrum(part)
         column = sensitivity.tolist() if scope == "all" and sensitivity is not None else float("nan")
         rows = {"index": range(len(values)), "eigenvalue": values.tolist(), "decoder_sensitivity": column}
-        frames.append(pd.DataFrame({"scope": scope, "space": space, **rows}))
-    return pd.concat(frames, ignore_index=True)
+        frames.append(pd.DataFrame({"scope": scope, "space": space, **rows, "basis": basis}))
+    return _joined(frames)
 
 
 def path_frame(
@@ -58,16 +64,37 @@ def path_frame(
         times: where to look.
 
     Returns:
-        Columns scope, t, condition_number, effective_rank.
+        Columns scope, t, condition_number, effective_rank; and basis, as in `spectrum_frame`.
     """
-    covariances = scoped_covariances(x, labels)
-    scale = covariances["all"].diagonal().mean() / normalise_scale(covariances["all"]).diagonal().mean()
-    at = torch.tensor(times, dtype=torch.float64)
+    parts, at = scopes(x, labels), torch.tensor(times, dtype=torch.float64)
+    decomposed = x[0].numel() <= AT_EACH_TIME
+    scale = None
     frames = []
-    for scope, cov in covariances.items():
-        identity = torch.eye(len(cov), dtype=torch.float64)
-        ranks = [effective_rank(path.alpha(t) ** 2 * cov / scale + path.sigma(t) ** 2 * identity) for t in at]
-        numbers = path_condition_numbers(cov / scale, path, at).tolist()
-        columns = {"t": times, "condition_number": numbers, "effective_rank": ranks}
-        frames.append(pd.DataFrame({"scope": scope, **columns}))
-    return pd.concat(frames, ignore_index=True)
+    for scope, part in parts.items():
+        if decomposed and determines_covariance(part):
+            basis, cov = "covariance", covariance(part)
+            if scale is None:
+                scale = cov.diagonal().mean() / normalise_scale(cov).diagonal().mean()
+            identity = torch.eye(len(cov), dtype=torch.float64)
+            ranks = [
+                effective_rank(path.alpha(t) ** 2 * cov / scale + path.sigma(t) ** 2 * identity) for t in at
+            ]
+            numbers = path_condition_numbers(cov / scale, path, at)
+        else:
+            values, basis = known_spectrum(part)
+            require_positive(values)
+            scale = values.mean() if scale is None else scale
+            data, noise = path.alpha(at).square(), path.sigma(at).square()
+            on_path = data[:, None] * values / scale + noise[:, None]
+            shares = on_path / on_path.sum(1, keepdim=True)
+            ranks = torch.special.entr(shares).sum(1).exp().tolist()
+            numbers = on_path[:, -1] / on_path[:, 0]
+        columns = {"t": times, "condition_number": numbers.tolist(), "effective_rank": ranks}
+        frames.append(pd.DataFrame({"scope": scope, **columns, "basis": basis}))
+    return _joined(frames)
+
+
+def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """One table; what its variances are of is said where that is no covariance."""
+    whole = pd.concat(frames, ignore_index=True)
+    return whole.drop(columns="basis") if (whole["basis"] == "covariance").all() else whole

@@ -2,6 +2,8 @@ from precfm.preconditioners.base import Preconditioner as Preconditioner
 from precfm.preconditioners.channel_whitening import ChannelWhitening as ChannelWhitening
 from precfm.preconditioners.class_whitening import ClassWhitening as ClassWhitening
 from precfm.preconditioners.composition import Composition as Composition
+from precfm.preconditioners.conv_low_capacity_flow import ConvLowCapacityFlow as ConvLowCapacityFlow
+from precfm.preconditioners.conv_normalizing_flow import ConvNormalizingFlow as ConvNormalizingFlow
 from precfm.preconditioners.decoder_metric import DecoderMetric as DecoderMetric
 from precfm.preconditioners.identity import Identity as Identity
 from precfm.preconditioners.jacobian import inverse_jacobian as inverse_jacobian
@@ -11,6 +13,7 @@ from precfm.preconditioners.low_rank import LowRank as LowRank
 from precfm.preconditioners.mixture_flow import MixtureFlow as MixtureFlow
 from precfm.preconditioners.normalizing_flow import NormalizingFlow as NormalizingFlow
 from precfm.preconditioners.per_channel import PerChannel as PerChannel
+from precfm.preconditioners.per_class import PerClass as PerClass
 from precfm.preconditioners.per_frequency import PerFrequency as PerFrequency
 from precfm.preconditioners.projection import Projection as Projection
 from precfm.preconditioners.round_trip import round_trip_error as round_trip_error

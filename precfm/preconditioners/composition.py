@@ -8,6 +8,8 @@ from precfm.core.components import spec_of
 from precfm.core.errors import PrecfmError
 from precfm.core.options import checked
 from precfm.core.seeds import derived_seed
+from precfm.geometry.frequencies import frequency_variances
+from precfm.geometry.large_spectra import MOST_FEATURES
 from precfm.geometry.shrinkage import LARGEST_CONDITION_NUMBER
 from precfm.geometry.spectra import covariance, eigen_spectrum
 from precfm.preconditioners.base import Preconditioner
@@ -128,7 +130,10 @@ class Composition(Preconditioner):
 
     def _check_round_trip(self, data: FitRows) -> None:
         """Refuse a whole that is less reversible than its stages claim to be."""
-        eigenvalues = eigen_spectrum(covariance(data.x)).eigenvalues
+        if self.features > MOST_FEATURES:
+            eigenvalues = frequency_variances(data.x.reshape(-1, *self.event_shape))
+        else:
+            eigenvalues = eigen_spectrum(covariance(data.x)).eigenvalues
         varying = eigenvalues[eigenvalues * LARGEST_CONDITION_NUMBER > eigenvalues[-1]]
         error = fitting_error(self, data, float(varying[0].sqrt()))
         if not error <= self.round_trip_tolerance / 2:

@@ -22,7 +22,8 @@ class LearnedPreconditioner(Preconditioner):
     """Whitening, then a network that is trained on the whitened data and kept at its best validation loss.
 
     A subclass builds the network, states its objective, and maps with it; it may adjust itself in `_settle` once
-    the network is trained. Training runs in float32, the maps in float64.
+    the network is trained, and put another map than a matrix of all features before the network (`_first_map`).
+    Training runs in float32, the maps in float64.
 
     Arguments:
         conditional: whether the network depends on the label, where a fit gets labels.
@@ -35,7 +36,7 @@ class LearnedPreconditioner(Preconditioner):
         validation_share: part of the data held out if `fit` gets no validation data.
 
     Attributes:
-        whitening: the whitening before the network.
+        whitening: the map before the network.
         network: what is trained.
         recipe: how it is trained.
     """
@@ -43,7 +44,7 @@ class LearnedPreconditioner(Preconditioner):
     uses_seed = True
     validation_draws = 1  # draws of the objective per validation row
 
-    whitening: Whitening
+    whitening: Preconditioner
     network: nn.Module
 
     @checked
@@ -78,10 +79,18 @@ class LearnedPreconditioner(Preconditioner):
 
     @property
     def num_parameters(self) -> int:
-        """Weights of the network and free numbers of the whitening."""
+        """Weights of the network and free numbers of the map before it."""
         return self.whitening.num_parameters + sum(
             parameter.numel() for parameter in self.network.parameters()
         )
+
+    def _first_map(self) -> Preconditioner:
+        """An unfitted map for rows of `_first_shape`; it needs no labels."""
+        return Whitening(shrinkage=self.shrinkage)
+
+    @property
+    def _first_shape(self) -> tuple[int, ...]:
+        return (self.features,)
 
     @abstractmethod
     def _build(self) -> nn.Module:
@@ -100,14 +109,14 @@ class LearnedPreconditioner(Preconditioner):
         """
 
     def _allocate(self) -> None:
-        self.whitening = Whitening(shrinkage=self.shrinkage).to(self.anchor)
-        self.whitening.allocate((self.features,), ())
+        self.whitening = self._first_map().to(self.anchor)
+        self.whitening.allocate(self._first_shape, ())
         self.network = seeded_module(self._build, seed=0).to(self.anchor)
 
     def _fit(self, data: FitData) -> int:
         rows = data.rows().with_validation(self.validation_share)
         assert rows.x_validation is not None
-        self.whitening = Whitening(shrinkage=self.shrinkage).fit(rows.x)
+        self.whitening = self._first_map().fit(rows.x.reshape(-1, *self._first_shape))
         self.notes.extend(self.whitening.notes)
         self.network = seeded_module(self._build, rows.seed).to(rows.x.device)
         training = self._tensors(rows.x, rows.classes)
@@ -152,11 +161,11 @@ class LearnedPreconditioner(Preconditioner):
         if self.conditional and not given:
             self.notes.append("there are no labels: the map is the same for all rows")
 
-    @property
-    def _smallest_std(self) -> float:
+    def _smallest_std(self, data: FitRows) -> float:
         """Smallest standard deviation of the training data, as far as the whitening did not shrink it."""
-        return 1 / float(torch.linalg.matrix_norm(self.whitening.matrix, ord=2))
+        matrix: Tensor = self.whitening.matrix  # type: ignore[assignment]
+        return 1 / float(torch.linalg.matrix_norm(matrix, ord=2))
 
     def _tensors(self, x: Tensor, classes: Tensor | None) -> tuple[Tensor, ...]:
-        white = self.whitening.forward(x).float()
+        white = self.whitening._forward(x, None).float()
         return (white,) if classes is None else (white, classes)

@@ -1,7 +1,7 @@
 """A low-capacity flow behind a whitening: a small velocity field, integrated from data to noise."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from precfm.flows.paths import LinearPath
 from precfm.flows.sampling import equal_steps, integrate
 from precfm.preconditioners.fit_data import FitRows
 from precfm.preconditioners.learned import LearnedPreconditioner
-from precfm.preconditioners.round_trip import fitting_error
+from precfm.preconditioners.round_trip import POINTS, fitting_error
 from precfm.training.draws import Objective
 
 JACOBIAN_ROWS = 128  # points, and
@@ -48,6 +48,8 @@ class LowCapacityFlow(LearnedPreconditioner):
     """
 
     validation_draws = 8
+    solver: ClassVar[Literal["midpoint", "rk4"]] = "midpoint"
+    error_points = POINTS  # rows on which a fit measures the round trip
 
     midpoint_steps: Tensor
 
@@ -98,14 +100,14 @@ class LowCapacityFlow(LearnedPreconditioner):
                 )
             steps *= 2
         self.notes.append(
-            f"{steps} midpoint steps: round-trip error {error:.1e} of the smallest standard deviation, tails "
+            f"{steps} {self.solver} steps: round-trip error {error:.1e} of the smallest standard deviation, tails "
             "included"
         )
 
     def _refuse_divergence(self, data: FitRows, validation_loss: float) -> None:
         """Refuse a field that is far worse than none at all, whose loss is the variance of data and noise."""
         assert data.x_validation is not None
-        none = float(self.whitening.forward(data.x_validation).square().mean()) + 1
+        none = float(self.whitening._forward(data.x_validation, None).square().mean()) + 1
         if not validation_loss <= DIVERGED * none:
             raise PrecfmError(
                 f"learning_rate: got {self.learning_rate:g}, and the training diverged: the best validation loss is "
@@ -116,7 +118,7 @@ class LowCapacityFlow(LearnedPreconditioner):
         """Round-trip error with so many steps; infinite if the solution leaves the finite numbers."""
         self._set_steps(steps)
         try:
-            return fitting_error(self, data, self._smallest_std)
+            return fitting_error(self, data, self._smallest_std(data), self.error_points)
         except PrecfmError:
             return math.inf
 
@@ -126,9 +128,11 @@ class LowCapacityFlow(LearnedPreconditioner):
     def _inverse(self, z: Tensor, classes: Tensor | None) -> Tensor:
         return self.whitening._inverse(self._carry(z, classes, t0=0.0, t1=1.0), None)
 
-    def _carry(self, start: Tensor, classes: Tensor | None, t0: float, t1: float) -> Tensor:
-        steps = int(self.midpoint_steps)
-        return integrate(self.network, start, classes, solver="midpoint", steps=steps, t0=t0, t1=t1)
+    def _carry(
+        self, start: Tensor, classes: Tensor | None, t0: float, t1: float, steps: int | None = None
+    ) -> Tensor:
+        steps = steps or int(self.midpoint_steps)
+        return integrate(self.network, start, classes, solver=self.solver, steps=steps, t0=t0, t1=t1)
 
     def _log_abs_det(self, x: Tensor, classes: Tensor | None) -> Tensor:
         """Of the numerical solution as it is, from its whole Jacobian: `dim` tangents through all steps."""
@@ -146,7 +150,7 @@ class LowCapacityFlow(LearnedPreconditioner):
                     velocity: Tensor = self.network(z, t.expand(len(z)), asked)
                     return velocity
 
-                solution: Tensor = odeint(field, start, ends, method="midpoint", options=options)[-1]
+                solution: Tensor = odeint(field, start, ends, method=self.solver, options=options)[-1]
                 return solution
 
             def moved(axis: Tensor, start: Tensor = white[rows]) -> Tensor:

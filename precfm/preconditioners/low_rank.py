@@ -1,12 +1,13 @@
 """Whitening under a covariance of low rank plus diagonal: for data with too many features for a matrix of them."""
 
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Count, checked
+from precfm.core.options import Count, Neutral, Share, checked
 from precfm.core.seeds import generator_for
 from precfm.geometry.moments import Moments
 from precfm.geometry.shrinkage import LARGEST_CONDITION_NUMBER
@@ -33,6 +34,7 @@ class LowRank(ClosedForm):
 
     Arguments:
         rank: number of leading directions, at most the features; None takes 64, or all of fewer features.
+        shrinkage: weight of the identity in the correlations, from 0 to 1: eigenvalues draw near to 1.
 
     Raises:
         PrecfmError: by the fit, the rank is above the number of features.
@@ -60,9 +62,9 @@ class LowRank(ClosedForm):
     rest: Tensor
 
     @checked
-    def __init__(self, rank: Count | None = None) -> None:
+    def __init__(self, rank: Count | None = None, shrinkage: Annotated[Share, Neutral(0.0)] = 0.0) -> None:
         super().__init__()
-        self.rank = rank
+        self.rank, self.shrinkage = rank, shrinkage
 
     @property
     def num_parameters(self) -> int:
@@ -126,6 +128,8 @@ class LowRank(ClosedForm):
         else:
             values, frame = torch.linalg.eigh(gathered / scale / scale[:, None])
         values, frame = values[-self._kept :].clamp(min=0), frame[:, -self._kept :]
+        if self.shrinkage:
+            values = (1 - self.shrinkage) * values + self.shrinkage
         others = self.features - self._kept
         rest = (self.features - values.sum()) / others if others else values.new_ones(())
         if min(float(values[0]), float(rest)) * LARGEST_CONDITION_NUMBER < float(values[-1]):

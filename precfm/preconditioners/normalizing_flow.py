@@ -8,22 +8,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, checked
-from precfm.core.seeds import generator_for
-from precfm.preconditioners.fit_data import FitRows
-from precfm.preconditioners.learned import LearnedPreconditioner
-from precfm.preconditioners.round_trip import TAIL, fitting_error
-from precfm.training.draws import NotRandom, Objective
+from precfm.preconditioners.likelihood_flow import MAX_SHIFT, LikelihoodFlow
 
 if TYPE_CHECKING:
     from zuko.transforms import MonotonicAffineTransform
 
-MAX_SHIFT = 5.0  # in standard deviations of the whitened data
-DIVERGED = 1.0  # nats per feature by which the likelihood may fall behind whitening, where the flow starts
 
-
-class NormalizingFlow(LearnedPreconditioner):
+class NormalizingFlow(LikelihoodFlow):
     """Whitens the data, then applies a normalizing flow that was trained by maximum likelihood.
 
     The logarithm of every scale and every shift are bounded smoothly, so that points in the tails of the
@@ -95,45 +87,11 @@ class NormalizingFlow(LearnedPreconditioner):
                     nn.init.zeros_(parameter)
         return flow
 
-    def _objective(self, white: Tensor) -> Objective:
-        return NotRandom(lambda network, batch: self._negative_log_likelihood(network, *batch))
-
     def _negative_log_likelihood(
         self, network: nn.Module, white: Tensor, classes: Tensor | None = None
     ) -> Tensor:
-        """Mean over whitened rows, in nats."""
         log_prob: Tensor = network(self._context(classes, white.dtype)).log_prob(white)
         return -log_prob.mean()
-
-    def _settle(self, data: FitRows, validation_loss: float) -> None:
-        """Refuse what diverged; note the likelihood beside that of whitening alone, and where the tails go."""
-        assert data.x_validation is not None
-        white = self.whitening.forward(data.x_validation)
-        gaussian = float(0.5 * (white.square() + math.log(2 * math.pi)).sum(dim=1).mean())
-        if not validation_loss <= gaussian + DIVERGED * self.features:
-            raise PrecfmError(
-                f"learning_rate: got {self.learning_rate:g}, and the training diverged: the best validation NLL is "
-                f"{validation_loss:.4g} nats, but whitening alone, where the flow starts, has {gaussian:.4g}; a lower "
-                "one is needed"
-            )
-        if not (error := fitting_error(self, data, self._smallest_std)) <= self.round_trip_tolerance / 2:
-            raise PrecfmError(
-                f"NormalizingFlow: the round-trip error is {error:.2g} smallest standard deviations; at most "
-                f"{self.round_trip_tolerance / 2:.2g} is accepted: lower max_log_scale or transforms"
-            )
-        self.notes.append(
-            f"validation NLL {validation_loss:.3f} nats after whitening; whitening alone has {gaussian:.3f}"
-        )
-        if validation_loss >= gaussian:
-            self.notes.append(
-                "the flow does not beat whitening alone on the validation data: use 'whitening'"
-            )
-        noise = torch.randn(data.x.shape, generator=generator_for(data.seed, "tails"), dtype=torch.float64)
-        tail = self.whitening.forward(self._inverse(TAIL * noise.to(white), data.classes))
-        reach = float(tail.abs().max() / self.whitening.forward(data.x).abs().max())
-        self.notes.append(
-            f"z of {TAIL} N(0, I) maps to at most {reach:.2f} times the range of the whitened data"
-        )
 
     def _context(self, classes: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """One-hot rows (batch, number of classes) of class positions (batch,)."""

@@ -1,18 +1,19 @@
 """Whitening at each spatial frequency: for feature maps whose statistics are the same everywhere."""
 
 import math
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import checked
+from precfm.core.options import Neutral, checked
 from precfm.geometry.moments import Moments
-from precfm.geometry.shrinkage import LARGEST_CONDITION_NUMBER
+from precfm.geometry.shrinkage import LARGEST_CONDITION_NUMBER, fresh_variances
 from precfm.preconditioners.closed_form import ByClass
 from precfm.preconditioners.feature_map import FeatureMap
-from precfm.preconditioners.symmetric_power import Exponent, few_rows
+from precfm.preconditioners.symmetric_power import Exponent, Shrinkage, few_rows
 
 
 class PerFrequency(FeatureMap):
@@ -27,6 +28,8 @@ class PerFrequency(FeatureMap):
 
     Arguments:
         exponent: as in `Whitening`; 0.5 whitens every frequency fully.
+        shrinkage: as in `Whitening`, for the channels of each frequency: a number is the weight of their mean variance
+            there, `auto` needs no more than two rows.
 
     References:
         | Discrete Cosine Transform (Ahmed, Natarajan & Rao, 1974), which nearly diagonalises stationary covariances
@@ -47,9 +50,9 @@ class PerFrequency(FeatureMap):
     log_det: Tensor
 
     @checked
-    def __init__(self, exponent: Exponent = 0.5) -> None:
+    def __init__(self, exponent: Exponent = 0.5, shrinkage: Annotated[Shrinkage, Neutral(0.0)] = 0.0) -> None:
         super().__init__()
-        self.exponent = exponent
+        self.exponent, self.shrinkage = exponent, shrinkage
 
     @property
     def num_parameters(self) -> int:
@@ -80,11 +83,12 @@ class PerFrequency(FeatureMap):
     def _solve(self, moments: ByClass) -> int:
         (whole,) = moments.values()
         eigenvalues, eigenvectors = torch.linalg.eigh(whole.covariance())
-        largest, smallest = eigenvalues.max(), eigenvalues[:, 0].min()
-        if not float(largest) > 0:
+        if not float(eigenvalues.max()) > 0:
             raise PrecfmError("x: has variance 0 in every feature; a scale needs rows that differ")
+        eigenvalues = self._shrunk(eigenvalues, whole.count)
+        largest, smallest = eigenvalues.max(), eigenvalues.min()
         if float(smallest) * LARGEST_CONDITION_NUMBER < float(largest):
-            at = np.unravel_index(int(eigenvalues[:, 0].argmin()), self.event_shape[1:])
+            at = np.unravel_index(int(eigenvalues.amin(dim=1).argmin()), self.event_shape[1:])
             raise PrecfmError(
                 f"x: has some direction without variance at frequency {tuple(map(int, at))}, from {whole.count} rows "
                 f"of {self.channels} channels; more rows, or another map such as 'channel_whitening', are needed"
@@ -97,9 +101,19 @@ class PerFrequency(FeatureMap):
             (eigenvectors / factors) @ eigenvectors.mT,
             factors.log().sum(),
         )
-        self.notes.extend(few_rows(whole.count, self.channels, 0, "x, at each frequency,"))
+        self.notes.extend(few_rows(whole.count, self.channels, self.shrinkage, "x, at each frequency,"))
         transform = 2 * sum(self.event_shape[1:]) + 2 + 2 * self.channels
         return whole.count * self.features * transform + 13 * self.positions * self.channels**3
+
+    def _shrunk(self, eigenvalues: Tensor, rows: int) -> Tensor:
+        """Eigenvalues at each frequency, shape (frequencies, channels), as fresh rows would have them."""
+        if self.shrinkage == "auto":
+            clamped = eigenvalues.clamp(min=0)
+            varies = clamped[:, -1] > 0  # of a frequency without variance nothing can be told
+            fresh = [fresh_variances(each, rows) for each in clamped[varies]]
+            return clamped.index_put((varies,), torch.stack(fresh))
+        mean = eigenvalues.mean(dim=1, keepdim=True)
+        return (1 - self.shrinkage) * eigenvalues + self.shrinkage * mean if self.shrinkage else eigenvalues
 
     def _forward(self, x: Tensor, classes: Tensor | None) -> Tensor:
         centred = self._coefficients(x) - self.mean

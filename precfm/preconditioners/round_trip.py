@@ -53,31 +53,34 @@ def tail_round_trip_error(
     return _largest_difference(preconditioner, tail, labels) / smallest_std(x)
 
 
-def fitting_error(preconditioner: Preconditioner, data: FitRows, smallest_std: float) -> float:
-    """The larger of both errors within a fit, whose map is not released yet, on at most `POINTS` rows.
+def fitting_error(
+    preconditioner: Preconditioner, data: FitRows, smallest_std: float, points: int = POINTS
+) -> float:
+    """The larger of both errors within a fit, whose map is not released yet, on at most `points` rows.
 
     Args:
         preconditioner: its `_forward` and `_inverse` work.
         data: the rows of the fit.
         smallest_std: the unit of the error.
+        points: rows, and as many in the tails.
 
     Returns:
         The error in that unit; infinite where a point does not come back as finite numbers.
     """
-    every = stride(len(data.x))
+    every = stride(len(data.x), points)
     x, classes = data.x[::every], None if data.classes is None else data.classes[::every]
     noise = torch.randn(x.shape, generator=generator_for(data.seed, "tails"), dtype=torch.float64)
     error = 0.0
-    for points in (x, preconditioner._inverse(TAIL * noise.to(x), classes)):
-        back = preconditioner._inverse(preconditioner._forward(points, classes), classes)
-        largest = float((back - points).abs().max() / smallest_std)
+    for each in (x, preconditioner._inverse(TAIL * noise.to(x), classes)):
+        back = preconditioner._inverse(preconditioner._forward(each, classes), classes)
+        largest = float((back - each).abs().max() / smallest_std)
         error = max(error, largest) if math.isfinite(largest) else math.inf
     return error
 
 
-def stride(rows: int) -> int:
-    """Every how many rows to take so that at most `POINTS` remain."""
-    return -(-rows // POINTS)
+def stride(rows: int, points: int = POINTS) -> int:
+    """Every how many rows to take so that at most `points` remain."""
+    return -(-rows // points)
 
 
 def _largest_difference(preconditioner: Preconditioner, x: Tensor, labels: Tensor | None) -> float:
