@@ -71,6 +71,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "conv_vae": "precfm.encoders.conv_vae:ConvVAE",
         "pca": "precfm.encoders.pca:PCA",
         "block_dct": "precfm.encoders.block_dct:BlockDCT",
+        "kl_autoencoder": "precfm.encoders.kl_autoencoder:KLAutoencoder",
     },
     "extractors": {
         "digit_classifier": "precfm.metrics.extractors.classifier:DigitClassifier",
