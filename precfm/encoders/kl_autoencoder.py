@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -62,7 +62,7 @@ class KLAutoencoder(Encoder):
         if width % GROUPS:
             raise PrecfmError(f"width: got {width}; a multiple of {GROUPS} is needed")
         try:
-            from diffusers import AutoencoderKL
+            import diffusers
         except ImportError:
             raise PrecfmError(
                 "kl_autoencoder: needs diffusers, which is not installed; pip install 'precfm[images]'"
@@ -71,7 +71,8 @@ class KLAutoencoder(Encoder):
         super().__init__(channels, image_size, (latent_channels, side, side))
         self.latent_channels, self.factor, self.width = latent_channels, factor, width
         self.layers, self.beta = layers, beta
-        self.model = AutoencoderKL(
+        autoencoder: Any = diffusers.AutoencoderKL
+        self.model: Any = autoencoder(
             in_channels=channels,
             out_channels=channels,
             down_block_types=("DownEncoderBlock2D",) * levels,

@@ -79,6 +79,8 @@ class _DatasetSpaces:
             label = f"{self.name}-{name}"
             made = self._encoder(name, encoder, label)
             encoded = {"encode": encoder.encode, "seed": encoder.seed}
+            if encoder.flips:
+                encoded["flips"] = True
             latents = self.add("latents", label, encoded, {"data": self.data, "encoder": made})
             judged: dict[str, Any] = {"data": self.data, "latents": latents, "classifiers": classifiers}
             if settings:
