@@ -17,11 +17,9 @@ from precfm.geometry.summaries import spectrum_frame
 from precfm.pipeline.job import Job
 from precfm.pipeline.shards import SHARD_BYTES, StoredRows
 
-SENSITIVITY_SAMPLES, SENSITIVITY_DECODED = (
-    512,
-    2**15,
-)  # latents; latents times directions, each of which is decoded
-LARGEST_SENSITIVE = 4096  # directions, beyond which none is asked
+# Latents at which the decoder is asked: so many, or as many as decode to so many numbers along all directions.
+SENSITIVITY_SAMPLES, SENSITIVITY_NUMBERS, FEWEST_SAMPLES = 512, 2**25, 4
+LARGEST_SENSITIVE = 2048  # directions, beyond which none is asked
 FLOAT32 = 4  # bytes
 
 
@@ -56,7 +54,8 @@ def make(job: Job) -> None:
     sensitivity = None
     if (dimension := train["latents"][0].numel()) <= LARGEST_SENSITIVE:
         values, vectors = eigen_spectrum(covariance(train["latents"]))
-        samples = train["latents"][: min(SENSITIVITY_SAMPLES, SENSITIVITY_DECODED // dimension)]
+        affordable = SENSITIVITY_NUMBERS // (dimension * math.prod(encoder.image_shape))
+        samples = train["latents"][: min(SENSITIVITY_SAMPLES, max(FEWEST_SAMPLES, affordable))]
         sensitivity = decoder_sensitivity(encoder.decode, samples, vectors, values)
     job.write_frame("spectrum.csv", spectrum_frame(train["latents"], train["labels"], "data", sensitivity))
 

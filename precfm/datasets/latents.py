@@ -3,19 +3,25 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Count, Shape, checked
-from precfm.datasets.manifest import SourceFile, SourceManifest, file_sha256, register
+from precfm.core.options import Count, checked
+from precfm.datasets.manifest import SourceFile, file_sha256, register
 from precfm.datasets.streams import LatentRows, RowStream, check_labels
 from precfm.latents.reading import Latents as StoredLatents
 from precfm.latents.reading import open_latents
 from precfm.latents.stored_tensors import SUFFIXES
 
 LABELS = "labels"  # folder beside the latents that holds the file of labels, where that is one of its own
+# A list, too, as it comes out of a configuration.
+LatentShape = Annotated[
+    tuple[Count, ...], BeforeValidator(lambda given: tuple(given) if isinstance(given, list) else given)
+]
 
 
 class Latents:
@@ -42,13 +48,13 @@ class Latents:
         self,
         *,
         source: str = "latents",
-        shape: Shape | None = None,
+        shape: LatentShape | None = None,
         classes: Count | None = None,
         tensor: str | None = None,
         channels_last: bool = False,
     ) -> None:
         self.source = source
-        self.shape = (shape,) if isinstance(shape, int) else shape
+        self.shape = None if shape is None else tuple(shape)
         self.classes = classes
         self.tensor = tensor
         self.channels_last = channels_last
@@ -128,8 +134,8 @@ def are_latents(path: Path) -> bool:
     return path.suffix in SUFFIXES
 
 
-def add_latents(name: str, path: Path, sources_file: Path, labels: Path | None = None) -> SourceManifest:
-    """Register a file, or a folder of shards, of latents as a data source.
+def add_latents(name: str, path: Path, sources_file: Path, labels: Path | None = None) -> StoredLatents:
+    """Register a file, or a folder of shards, of latents as a data source; every number is looked at.
 
     Args:
         name: the new source's name.
@@ -138,15 +144,19 @@ def add_latents(name: str, path: Path, sources_file: Path, labels: Path | None =
         labels: a file of one integer per row, where they do not stand beside the latents.
 
     Returns:
-        The manifest that was written.
+        What they hold.
 
     Raises:
-        PrecfmError: the name is malformed or taken, or the files are no latents with fitting labels.
+        PrecfmError: the name is malformed or taken, a number is not finite, or the files are no latents with fitting
+            labels.
     """
     stored = stored_latents(path, labels)
+    for _ in stored.batches():  # refuses what is not finite
+        pass
     files = [(shard.file.name, shard.file) for shard in stored.shards]
     if labels is not None:
         files.append((f"{LABELS}/{labels.name}", labels))
     listed = [SourceFile(file, place.stat().st_size, file_sha256(place)) for file, place in files]
     places = (path,) if labels is None else (path, labels)
-    return register(name, listed, places, "latents added with `precfm data add`", sources_file)
+    register(name, listed, places, "latents added with `precfm data add`", sources_file)
+    return stored

@@ -12,7 +12,7 @@ from torch import Tensor
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, checked
 from precfm.encoders.base import Encoder
-from precfm.encoders.diffusers_autoencoder import DiffusersAutoencoder, is_here, weights_folder
+from precfm.encoders.diffusers_autoencoder import HUB_NAME, DiffusersAutoencoder, is_here, weights_folder
 from precfm.training.options import TrainingOptions
 
 # How configs call the channels of the levels, each of which but the last halves the image.
@@ -61,8 +61,8 @@ class Pretrained(Encoder):
 
     @staticmethod
     def must_be_fetched(source: str = "", subfolder: str = "", **others: Any) -> bool:
-        """Whether the autoencoder with these options is on a hub and not on this machine yet."""
-        return not is_here(source, subfolder)
+        """Whether the autoencoder with these options is on a hub, and not on this machine yet."""
+        return bool(HUB_NAME.fullmatch(source)) and not is_here(source, subfolder)
 
     @property
     def autoencoder(self) -> DiffusersAutoencoder:
