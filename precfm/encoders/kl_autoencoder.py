@@ -15,7 +15,7 @@ from precfm.training.negative_elbo import NegativeELBO, train_autoencoder
 from precfm.training.options import TrainingOptions
 
 LARGEST_MULTIPLE = 4  # of the first level's channels
-GROUPS = 8  # of group normalization
+GROUPS = 2  # of group normalization: a group of one channel would lose the level of what is even
 
 
 class KLAutoencoder(Encoder):
@@ -29,7 +29,7 @@ class KLAutoencoder(Encoder):
         image_size: height and width in pixels, a multiple of `factor`.
         latent_channels: channels of the latents.
         factor: how many times smaller than the image the map of latents is, along each side.
-        width: channels of the first level, a multiple of 8; the next ones have 2, then 4 times as many.
+        width: channels of the first level, an even number; the next ones have 2, then 4 times as many.
         layers: residual blocks per level of the encoder; the decoder has one more.
         beta: weight of the divergence in the loss.
 
