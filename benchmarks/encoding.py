@@ -23,6 +23,7 @@ from precfm.encoders.block_dct import BlockDCT
 from precfm.encoders.kl_autoencoder import KLAutoencoder
 from precfm.pipeline.job import Job
 from precfm.pipeline.node import Node
+from precfm.pipeline.shards import StoredRows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "workflow_scripts"))
 from latents import Encoding
@@ -39,27 +40,30 @@ def encoder(name: str) -> Encoder:
     return KLAutoencoder(3, SIDE, width=8).eval().requires_grad_(False)
 
 
-def measured(name: str, rows: int) -> tuple[str, ...]:
+def job_in(folder: Path) -> Job:
+    """What a script would write to."""
+    return Job(Node("latents", "any", "0", {}, {}, "", "benchmark"), folder, folder / "scratch")
+
+
+def drawn(folder: Path, rows: int) -> tuple[Path, ...]:
+    """Images in shards."""
+
+    def draw(start: int, stop: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(start)
+        shape = (stop - start, 3, SIDE, SIDE)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        return {"images": images, "labels": torch.zeros(stop - start, dtype=torch.int64)}
+
+    return job_in(folder).write_rows("images.safetensors", rows, 3 * SIDE**2, draw).paths
+
+
+def measured(name: str, folder: Path, images: tuple[Path, ...], rows: int) -> tuple[str, ...]:
     """The line of the table for one encoder and number of images."""
     torch.set_num_threads(1)
-    node = Node("latents", name, "0", {}, {}, "", "benchmark")
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name_of_folder:
-        folder = Path(name_of_folder)
-        job = Job(node, folder, folder / "scratch")
-        job.scratch.mkdir()
-
-        def draw(start: int, stop: int) -> dict[str, torch.Tensor]:
-            generator = torch.Generator().manual_seed(start)
-            images = torch.randint(
-                0, 256, (stop - start, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator
-            )
-            return {"images": images, "labels": torch.zeros(stop - start, dtype=torch.int64)}
-
-        stored = job.write_rows("images.safetensors", rows, 3 * SIDE**2, draw)
-        start = time.process_time()
-        encoding = Encoding(encoder(name), "train", stored, None, flips=False)
-        made = job.write_rows("train.safetensors", len(encoding), encoding.row_bytes, encoding.rows)
-        seconds, shards = time.process_time() - start, len(made.paths)
+    start = time.process_time()
+    encoding = Encoding(encoder(name), "train", StoredRows(images), None, flips=False)
+    made = job_in(folder).write_rows("train.safetensors", len(encoding), encoding.row_bytes, encoding.rows)
+    seconds, shards = time.process_time() - start, len(made.paths)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return name, f"{rows:,}", f"{seconds:.0f}", str(shards), f"{peak:.2f}"
 
@@ -75,8 +79,13 @@ def main() -> None:
         known = {(row[0], row[1]): row for row in cells}
     for size in parser.parse_args().sizes:
         name, rows = size.split("=")
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            row = pool.apply(measured, (name, int(rows)))
+        with (
+            tempfile.TemporaryDirectory(dir=Path.cwd()) as folder,
+            multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool,
+        ):
+            Path(folder, "scratch").mkdir()
+            images = pool.apply(drawn, (Path(folder), int(rows)))
+            row = pool.apply(measured, (name, Path(folder), images, int(rows)))
         print(*row, flush=True)
         known[row[0], row[1]] = row
         ordered = sorted(known.values(), key=lambda each: (each[0], int(each[1].replace(",", ""))))

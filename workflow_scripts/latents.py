@@ -21,6 +21,7 @@ from precfm.pipeline.shards import SHARD_BYTES, StoredRows
 SENSITIVITY_SAMPLES, SENSITIVITY_NUMBERS, FEWEST_SAMPLES = 512, 2**25, 4
 LARGEST_SENSITIVE = 2048  # directions, beyond which none is asked
 FLOAT32 = 4  # bytes
+CHUNK_BYTES = 2**26  # of images that are in memory at once
 
 
 def make(job: Job) -> None:
@@ -89,7 +90,7 @@ class Encoding:
     @property
     def chunk(self) -> int:
         """Images that are encoded at once, mirror images counted."""
-        return max(2, SHARD_BYTES // math.prod(self.encoder.image_shape)) // 2 * 2
+        return max(2, CHUNK_BYTES // math.prod(self.encoder.image_shape)) // 2 * 2
 
     def images(self, start: int, stop: int) -> Tensor:
         """Images from a first to a last, mirror images counted."""
