@@ -37,6 +37,7 @@ class Rows:
 
     def __call__(self, job):
         generator = torch.Generator().manual_seed(self.seed)
+        job.write_json("about.json", {"latent_shape": list(SHAPE)})
         scales = torch.logspace(-1, 0, 16).reshape(SHAPE)
         for split, rows in SIZES.items():
             labels = torch.arange(rows) % 2

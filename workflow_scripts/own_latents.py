@@ -1,23 +1,43 @@
 """Kind `latents`, of data that are latents: hand them on, and describe how ill-conditioned they are."""
 
+import math
+from collections.abc import Mapping
+from functools import partial
+
 import pandas as pd
+from torch import Tensor
 
 from precfm.core.errors import PrecfmError
 from precfm.geometry.summaries import spectrum_frame
 from precfm.pipeline.job import Job
+from precfm.pipeline.shards import SHARD_BYTES, StoredRows
+
+FLOAT32 = 4  # bytes
 
 
 def make(job: Job) -> None:
-    """Write latents and labels per split and the spectrum; nothing is decoded, so no error of a decoder is known."""
+    """Write latents and labels per split and the spectrum; nothing is decoded, so no error of a decoder is known.
+
+    The spectrum is that of the first rows, which are in random order, as many as one shard holds.
+    """
     data, counts = job.parent("data"), []
+    row_bytes = FLOAT32 * math.prod(data.json("about.json")["latent_shape"])
     for split in ("train", "validation", "heldout"):
-        tensors = data.tensors(f"{split}.safetensors")
-        latents = tensors["latents"].float()
-        bad = (~latents.flatten(1).isfinite()).any(1).nonzero()
-        if len(bad):
-            raise PrecfmError(f"{split} latents: row {int(bad[0])} is not finite; every number must be")
-        job.write_tensors(f"{split}.safetensors", {"latents": latents, "labels": tensors["labels"]})
-        counts.append({"split": split, "rows": len(latents), "squared_error": None, "clamped_share": None})
+        stored = data.rows(f"{split}.safetensors")
+        made = job.write_rows(
+            f"{split}.safetensors", len(stored), row_bytes, partial(checked_rows, split, stored)
+        )
+        counts.append({"split": split, "rows": len(made), "squared_error": None, "clamped_share": None})
         if split == "train":
-            job.write_frame("spectrum.csv", spectrum_frame(latents, tensors["labels"], "data"))
+            first = made.read(0, max(2, SHARD_BYTES // row_bytes))
+            job.write_frame("spectrum.csv", spectrum_frame(first["latents"], first["labels"], "data"))
     job.write_frame("reconstruction.csv", pd.DataFrame(counts))
+
+
+def checked_rows(split: str, stored: StoredRows, start: int, stop: int) -> Mapping[str, Tensor]:
+    """Latents, all finite, and labels."""
+    rows = stored.read(start, stop, ["latents", "labels"])
+    bad = (~rows["latents"].flatten(1).isfinite()).any(1).nonzero()
+    if len(bad):
+        raise PrecfmError(f"{split} latents: row {start + int(bad[0])} is not finite; every number must be")
+    return rows

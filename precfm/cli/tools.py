@@ -117,13 +117,32 @@ def fetch_data(name: Annotated[str, typer.Argument(help="A source in data/source
 @data_app.command("add")
 def add_data(
     name: Annotated[str, typer.Argument(help="A new name for the source.")],
-    path: Annotated[Path, typer.Argument(help="A folder or zip file of images, one folder per class.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder or zip file of images, one folder per class; or latents: .safetensors, .npy, .npz, .pt, or "
+            "a folder of such files."
+        ),
+    ],
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="Of latents: a file of one integer per row.")
+    ] = None,
 ) -> None:
-    """Register your own images: list their checksums in data/NAME.files, with an entry in data/sources.yaml."""
-    from precfm.datasets.image_names import class_name
+    """Register your own images or latents: their checksums in data/NAME.files, an entry in data/sources.yaml."""
+    from precfm.datasets.image_names import class_name, image_names, names_below
+    from precfm.datasets.latents import add_latents, are_latents
     from precfm.datasets.manifest import LIST, add_source, images_at
     from precfm.datasets.sources import SOURCES
 
+    if labels is not None or (are_latents(path) and not (path.is_dir() and image_names(names_below(path)))):
+        stored = add_latents(name, path, SOURCES, labels)
+        rows, *shape = stored.shape
+        with_labels = "without labels" if stored.labels is None else "with labels"
+        typer.echo(
+            f"{name}: {rows} latents of shape {shape} {with_labels}, listed in {SOURCES.parent / f'{name}{LIST}'}, "
+            f"registered in {SOURCES}; in a config it is `source: {{name: latents, source: {name}, shape: {shape}}}`"
+        )
+        return
     add_source(name, path, SOURCES)
     images = images_at(path)
     classes = sorted({class_name(image) for image in images})
@@ -133,3 +152,7 @@ def add_data(
         f"{name}: {len(images)} images in {what} below {path}, listed in {SOURCES.parent / f'{name}{LIST}'}, "
         f"registered in {SOURCES}; in a config it is `source: {{name: imagefolder, source: {name}}}`"
     )
+    if single := [known for known in classes if [class_name(image) for image in images].count(known) == 1]:
+        typer.echo(
+            f"{name}: class '{single[0]}' has one image, so no data set can be split with it", err=True
+        )

@@ -74,6 +74,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "conv_vae": "precfm.encoders.conv_vae:ConvVAE",
         "pca": "precfm.encoders.pca:PCA",
         "block_dct": "precfm.encoders.block_dct:BlockDCT",
+        "pretrained": "precfm.encoders.pretrained:Pretrained",
+        "kl_autoencoder": "precfm.encoders.kl_autoencoder:KLAutoencoder",
     },
     "extractors": {
         "digit_classifier": "precfm.metrics.extractors.classifier:DigitClassifier",
@@ -89,6 +91,10 @@ REGISTRY: dict[str, dict[str, str]] = {
         "mnist": "precfm.datasets.mnist:MNIST",
         "fashion_mnist": "precfm.datasets.fashion_mnist:FashionMNIST",
         "imagefolder": "precfm.datasets.imagefolder:ImageFolder",
+        "flowers102": "precfm.datasets.flowers102:Flowers102",
+        "lsun": "precfm.datasets.lsun:LSUN",
+        "latents": "precfm.datasets.latents:Latents",
+        "stand_in": "precfm.datasets.stand_in:StandIn",
     },
     "theory": {
         "linear_grid": "precfm.theory.experiments.linear_grid:run",

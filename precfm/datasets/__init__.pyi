@@ -1,6 +1,7 @@
 from precfm.datasets.fashion_mnist import FashionMNIST as FashionMNIST
 from precfm.datasets.imagefolder import ImageFolder as ImageFolder
 from precfm.datasets.images import Images as Images
+from precfm.datasets.latents import Latents as Latents
 from precfm.datasets.manifest import add_source as add_source
 from precfm.datasets.mnist import MNIST as MNIST
 from precfm.datasets.mnist5k import MNIST5k as MNIST5k

@@ -3,11 +3,11 @@
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Annotated, Literal
 
 import numpy as np
 import torch
@@ -17,11 +17,13 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Count, checked
+from precfm.core.options import Count, Neutral, checked
 from precfm.datasets.image_names import IMAGE_SUFFIXES, class_name, image_names, names_below
 from precfm.datasets.images import Images
+from precfm.datasets.streams import RowStream
 
 LARGEST_FILE = 2**28  # bytes of one image inside a zip file
+CROPS = {"center": 0.5, "top": 0.0}  # share of what is cut off that is cut off above
 WITHOUT_FOLDER = "images"  # the one class of images that lie in no folder
 _CORRUPT = (
     OSError,
@@ -46,6 +48,10 @@ class ImageFolder:
         source: the name under which the images stand in data/sources.yaml.
         resolution: height and width in pixels.
         channels: 3 for colour, 1 for grey.
+        resize: `short_side` keeps the shape of what is shown, and the square is cut out of it; `exact` presses the
+            whole image into the square.
+        crop: where the square is cut out.
+        small: what happens to an image whose short side has fewer pixels than the square: `enlarge` it, or `refuse`.
 
     Attributes:
         counts: empty: only the files tell how many images there are.
@@ -55,32 +61,91 @@ class ImageFolder:
 
     @checked
     def __init__(
-        self, *, source: str = "imagefolder", resolution: Count = 64, channels: Literal[1, 3] = 3
+        self,
+        *,
+        source: str = "imagefolder",
+        resolution: Count = 64,
+        channels: Literal[1, 3] = 3,
+        resize: Annotated[Literal["short_side", "exact"], Neutral("short_side")] = "short_side",
+        crop: Annotated[Literal["center", "top"], Neutral("center")] = "center",
+        small: Annotated[Literal["enlarge", "refuse"], Neutral("enlarge")] = "enlarge",
     ) -> None:
         self.source = source
         self.resolution = resolution
         self.channels = channels
+        self.resize = resize
+        self.crop = crop
+        self.small = small
+
+    @contextmanager
+    def open(self, folder: Path) -> Iterator[RowStream]:
+        """Look which images there are; each is decoded when it is asked for.
+
+        Prints how many of those that were asked for have other channels than wanted, or were enlarged.
+
+        Args:
+            folder: a folder of images, or one that holds a single zip file of them.
+
+        Raises:
+            PrecfmError: there are no images, one is corrupt or too small, or some lie in folders and others in none.
+        """
+        seen: dict[str, list[str]] = {}
+        with self._files(folder) as files:
+            labels, class_names = self._labels(folder, files)
+
+            def read(rows: Tensor) -> Tensor:
+                pixels = torch.empty(
+                    len(rows), self.channels, self.resolution, self.resolution, dtype=torch.uint8
+                )
+                for place, row in enumerate(tqdm(rows.tolist(), "reading images", leave=False, disable=None)):
+                    pixels[place] = pil_to_tensor(self._square(files, row, seen))
+                return pixels
+
+            shape = (self.channels, self.resolution, self.resolution)
+            yield RowStream("images", shape, labels, class_names, read)
+        for what, names in seen.items():
+            print(f"{files.where}: {len(names)} images {what}, '{names[0]}' among them")
 
     def load(self, folder: Path) -> Images:
         """Read every image, in the order of their names.
 
         Args:
-            folder: a folder of images, or one that holds a single zip file of them.
+            folder: as for `open`.
 
         Returns:
             Images with the sorted folder names as classes; there is no official split.
 
         Raises:
-            PrecfmError: there are no images, one is corrupt, or some lie in folders and others in none.
+            PrecfmError: as `open`.
         """
-        with open_images(folder) as files:
-            labels, class_names = files.labels()
-            pixels = torch.empty(
-                len(files.names), self.channels, self.resolution, self.resolution, dtype=torch.uint8
-            )
-            for row in tqdm(range(len(pixels)), "reading images", leave=False, disable=None):
-                pixels[row] = files.read(row, self.channels, self.resolution)
-        return Images(pixels, labels, class_names)
+        with self.open(folder) as stream:
+            pixels = stream.read(torch.arange(len(stream)))
+            return Images(pixels, stream.labels, stream.class_names)
+
+    def _files(self, folder: Path) -> AbstractContextManager["ImageFiles"]:
+        return open_images(folder)
+
+    def _labels(self, folder: Path, files: "ImageFiles") -> tuple[Tensor, tuple[str, ...]]:
+        return files.labels()
+
+    def _square(self, files: "ImageFiles", row: int, seen: dict[str, list[str]]) -> Image.Image:
+        """One image of the resolution; notes its name under what had to be done to it."""
+        image, mode, name = *files.decoded(row, self.channels), files.names[row]
+        if image.mode != mode:
+            seen.setdefault(f"are stored as {mode} and read as {image.mode}", []).append(name)
+        if min(image.size) < self.resolution:
+            if self.small == "refuse":
+                raise PrecfmError(
+                    f"small: got 'refuse', but image '{name}' in {files.where} has {image.width} x {image.height} "
+                    f"pixels; at least {self.resolution} on each side are needed"
+                )
+            seen.setdefault(
+                f"have fewer than {self.resolution} pixels on a side and are enlarged", []
+            ).append(name)
+        size = (self.resolution,) * 2
+        if self.resize == "exact":
+            return image.resize(size, Image.Resampling.BICUBIC)
+        return ImageOps.fit(image, size, Image.Resampling.BICUBIC, centering=(0.5, CROPS[self.crop]))
 
 
 @dataclass(frozen=True)
@@ -123,20 +188,30 @@ class ImageFiles:
         Raises:
             PrecfmError: it is corrupt.
         """
+        image, _ = self.decoded(row, channels)
+        if resolution is not None:
+            image = ImageOps.fit(image, (resolution,) * 2, Image.Resampling.BICUBIC)
+        pixels: Tensor = pil_to_tensor(image)
+        return pixels
+
+    def decoded(self, row: int, channels: int) -> tuple[Image.Image, str]:
+        """One image, upright, of these channels with 8 bits, and the mode in which Pillow found it.
+
+        Raises:
+            PrecfmError: it is corrupt.
+        """
         name = self.names[row]
         try:
             with self.open(name) as stream, Image.open(stream) as image:
+                mode = image.mode
                 upright = ImageOps.exif_transpose(image)
                 plain = _without_depth_and_alpha(upright).convert("L" if channels == 1 else "RGB")
-                if resolution is not None:
-                    plain = ImageOps.fit(plain, (resolution,) * 2, Image.Resampling.BICUBIC)
         except _CORRUPT as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise PrecfmError(
                 f"{self.where}: image '{name}' is corrupt ({reason}); replace or remove it"
             ) from None
-        pixels: Tensor = pil_to_tensor(plain)
-        return pixels
+        return plain, mode
 
 
 @contextmanager

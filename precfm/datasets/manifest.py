@@ -11,7 +11,9 @@ An entry of data/sources.yaml:
       files: |
         <SHA-256>  <bytes>  <name>    # one line per file as it is used, sorted by name
 
-Of your own images the lines stand in a file beside it, and the entry has `files_in: NAME.files` instead of `files`.
+Of your own files the lines stand in a file beside it, and the entry has `files_in: NAME.files` instead of `files`. An
+entry with nothing but `about` is a published set whose checksums nobody has published: `precfm data add` lists its
+files.
 
 The checksum depends on nothing but the files' names and contents, so it identifies the data in an artifact's
 key.
@@ -82,22 +84,24 @@ class SourceManifest:
         files: its files, sorted by name.
         checksum: SHA-256 of the list of files.
         origins: where the files may be fetched from, in the order of trying.
+        listed: whether the files are known; those of a published set without checksums are listed by whoever has them.
     """
 
     name: str
     files: tuple[SourceFile, ...]
     checksum: str
     origins: tuple[Origin, ...] = ()
+    listed: bool = True
 
 
 class _Entry(Strict):
     about: str = ""
-    checksum: str
+    checksum: str | None = None
     origins: tuple[
         Annotated[dict[Literal["folder", "npm", "python", "url"], str], Field(min_length=1, max_length=1)],
         ...,
     ] = ()
-    files: Annotated[str, Field(min_length=1)] | None = None
+    files: str | None = None
     files_in: str | None = None
 
 
@@ -121,6 +125,10 @@ def source_manifest(name: str, sources_file: Path) -> SourceManifest:
     try:
         _check_source_name(name)
         entry = validated(_Entry, entries[name])
+        if entry.checksum is None:
+            if entry.origins or entry.files or entry.files_in:
+                raise PrecfmError("checksum: missing; that of the list of files is needed")
+            return SourceManifest(name, (), files_checksum(()), listed=False)
         files = tuple(_parse_line(line) for line in _listed(name, entry, sources_file).splitlines())
         checksum = files_checksum(files)
         if entry.checksum != checksum:
@@ -163,17 +171,47 @@ def add_source(name: str, path: Path, sources_file: Path) -> SourceManifest:
         PrecfmError: the name is malformed or taken, there are no images at `path`, one of them cannot be decoded, or
             some lie in a class's folder and others in none.
     """
+    return register(name, _files_at(path), (path,), "images added with `precfm data add`", sources_file)
+
+
+def register(
+    name: str, files: Iterable[SourceFile], places: Iterable[Path], about: str, sources_file: Path
+) -> SourceManifest:
+    """Write the entry of your own source, and the list of its files beside it.
+
+    Args:
+        name: the source's name.
+        files: what it consists of.
+        places: folders or files where they lie.
+        about: one line for people.
+        sources_file: data/sources.yaml.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        PrecfmError: the name is malformed, or that of a published data set.
+    """
     _check_source_name(name)
     entries = _read_entries(sources_file)
-    if name in entries and [[*origin] for origin in validated(_Entry, entries[name]).origins] != [["folder"]]:
+    if name in entries and not _is_own(validated(_Entry, entries[name])):
         raise PrecfmError(f"name: '{name}' is a published data set in {sources_file}; choose another name")
-    files = _files_at(path)
-    place, folder = path.resolve(), sources_file.resolve().parent
-    inside = place.is_relative_to(folder.parent)  # of the project, which may be moved as a whole
-    origin = Origin("folder", Path(os.path.relpath(place, folder) if inside else place).as_posix())
-    manifest = SourceManifest(name, files, files_checksum(files), (origin,))
-    _write_entry(manifest, sources_file)
+    listed = tuple(sorted(files, key=lambda file: file.name))
+    for file in listed:
+        _check_file_name(file.name)
+    folder = sources_file.resolve().parent
+    origins = []
+    for place in (each.resolve() for each in places):
+        inside = place.is_relative_to(folder.parent)  # of the project, which may be moved as a whole
+        origins.append(Origin("folder", Path(os.path.relpath(place, folder) if inside else place).as_posix()))
+    manifest = SourceManifest(name, listed, files_checksum(listed), tuple(origins))
+    _write_entry(manifest, about, sources_file)
     return manifest
+
+
+def _is_own(entry: _Entry) -> bool:
+    """Whether an entry is that of somebody's own files, or of a published set whose files nobody has listed yet."""
+    return all([*origin] == ["folder"] for origin in entry.origins) and entry.files is None
 
 
 def images_at(path: Path) -> list[str]:
@@ -260,8 +298,6 @@ def _files_at(path: Path) -> tuple[SourceFile, ...]:
     if loose and len(loose) < len(names):
         raise PrecfmError(f"path: '{path / loose[0]}' lies in no class's folder, although other images do")
     files = [(name, path / name) for name in names] if path.is_dir() else [(path.name, path)]
-    for name, _ in files:
-        _check_file_name(name)
     with nullcontext() if path.is_dir() else zipfile.ZipFile(path) as archive:
         for name in tqdm(names, f"reading {path}", leave=False, disable=None):
             try:
@@ -275,10 +311,10 @@ def _files_at(path: Path) -> tuple[SourceFile, ...]:
     return tuple(SourceFile(name, file.stat().st_size, file_sha256(file)) for name, file in files)
 
 
-def _write_entry(manifest: SourceManifest, sources_file: Path) -> None:
+def _write_entry(manifest: SourceManifest, about: str, sources_file: Path) -> None:
     """Write the list of files, and replace or append the text of one entry; the rest keeps its bytes."""
     header = {
-        "about": "images added with `precfm data add`",
+        "about": about,
         "checksum": manifest.checksum,
         "origins": [{origin.kind: origin.place} for origin in manifest.origins],
         "files_in": f"{manifest.name}{LIST}",

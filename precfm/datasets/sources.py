@@ -49,11 +49,11 @@ def mirror_folder() -> Path | None:
 def place_here(source: SourceManifest) -> str:
     """Where all files of a source are to be had without a network, in words; empty if nowhere."""
     raw = RAW / source.name
-    if all(_is_in(raw, file) for file in source.files):
+    if source.listed and all(_is_in(raw, file) for file in source.files):
         return f"in {raw}"
     mirror = mirror_folder()
     with suppress(OriginError):
-        if mirror is not None and all(map(Mirror(mirror).find, source.files)):
+        if mirror is not None and source.files and all(map(Mirror(mirror).find, source.files)):
             return f"in {mirror}"
     for origin in source.origins:
         if origin.kind == "python" and find_spec(package := origin.place.partition("/")[0]):
@@ -100,6 +100,11 @@ def fetch(name: str, folder: Path, *, sources_file: Path, mirror: Path | None = 
             written, or it holds images that the manifest does not list.
     """
     manifest = source_manifest(name, sources_file)
+    if not manifest.listed:
+        raise PrecfmError(
+            f"data source '{name}': its files are not listed on this machine; `precfm data add {name} FOLDER` lists "
+            "those of the folder or zip file that you have"
+        )
     places: dict[str, Origin | Mirror] = {f"{MIRROR}={mirror}": Mirror(mirror)} if mirror else {}
     for origin in manifest.origins:
         place = str(sources_file.parent / origin.place) if origin.kind == "folder" else origin.place

@@ -4,4 +4,6 @@ from precfm.encoders.base import save as save
 from precfm.encoders.block_dct import BlockDCT as BlockDCT
 from precfm.encoders.conv_vae import ConvVAE as ConvVAE
 from precfm.encoders.diffusers_autoencoder import DiffusersAutoencoder as DiffusersAutoencoder
+from precfm.encoders.kl_autoencoder import KLAutoencoder as KLAutoencoder
 from precfm.encoders.pca import PCA as PCA
+from precfm.encoders.pretrained import Pretrained as Pretrained

@@ -1,8 +1,10 @@
 """Image autoencoders of diffusers: images to latents, scaled as flows see them, and back."""
 
+import hashlib
 import math
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 from precfm.core.errors import PrecfmError
 from precfm.core.tensors import require_tensor
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # as diffusers calls them in a folder and on the hub
 # By class, the latents in what `encode` returns; of a posterior its mean.
 LATENTS_OF: dict[str, Callable[[Any], Tensor]] = {
     "AutoencoderKL": lambda encoded: encoded.latent_dist.mode(),
@@ -33,6 +36,7 @@ class DiffusersAutoencoder:
 
     Attributes:
         channels: of its images: 1 or 3.
+        has_posterior: whether an image has a distribution of latents.
 
     Raises:
         PrecfmError: the model is of another class, or of images of other channels.
@@ -49,6 +53,7 @@ class DiffusersAutoencoder:
                 f"model: got a {type(model).__name__}; one of {', '.join(LATENTS_OF)} is needed"
             )
         config, anchor = model.config, next(model.parameters())
+        self.has_posterior = kinds[0] == "AutoencoderKL"
         self.channels: int = config.in_channels
         if self.channels not in (1, 3):
             raise PrecfmError(f"model: takes images of {self.channels} channels; 1 or 3 are needed")
@@ -111,17 +116,19 @@ class DiffusersAutoencoder:
             raise PrecfmError(f"device: got '{device}' ({str(error).splitlines()[0][:200]})") from None
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, *, noise: Tensor | None = None) -> Tensor:
         """Latents of images.
 
         Args:
             images: shape (n, channels, height, width), uint8.
+            noise: standard normal, of the latents' shape, for samples of the posterior; None for its mean.
 
         Returns:
             Shape (n, latent channels, latent height, latent width), float32, on the device of `images`.
 
         Raises:
-            PrecfmError: the images are of another shape or type, or of a size that the network does not take.
+            PrecfmError: the images are of another shape or type, or of a size that the network does not take, or
+                samples are wanted of an autoencoder without posterior.
         """
         require_tensor(images, "images")
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != self.channels:
@@ -129,26 +136,35 @@ class DiffusersAutoencoder:
                 f"images: {images.dtype} of shape {tuple(images.shape)}; uint8 of shape (n, {self.channels}, height, "
                 "width) is needed"
             )
-        latents = []
+        if noise is not None and not self.has_posterior:
+            raise PrecfmError(
+                f"noise: got one, but {type(self._model).__name__} has no posterior to sample; leave it out"
+            )
+        latents: list[Tensor] = []
         for block in torch.split(images, max(1, NUMBERS // math.prod(images.shape[1:]))):
             pixels = block.to(self._anchor.device).to(self._anchor.dtype) / 127.5 - 1
             try:
-                encoded = self._latents_of(self._model.encode(pixels)).float()
+                output = self._model.encode(pixels)
+                encoded = self._latents_of(output).float()
             except RuntimeError as error:
                 size = " x ".join(map(str, reversed(block.shape[2:])))
                 raise PrecfmError(
                     f"images: are {size}, of which {type(self._model).__name__} makes no latents "
                     f"({str(error).splitlines()[0][:200]})"
                 ) from error
+            if noise is not None:
+                done = sum(map(len, latents))
+                encoded += output.latent_dist.std.float() * noise[done : done + len(block)].to(encoded)
             latents.append(((encoded - self._shift) * self._scale).to(images.device))
         return torch.cat(latents)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, *, clamp: bool = True) -> Tensor:
         """Images of latents, clamped into [0, 1].
 
         Args:
             latents: shape (n, latent channels, latent height, latent width), floating point.
+            clamp: False leaves what lies outside of [0, 1] as it is.
 
         Returns:
             Shape (n, channels, height, width), float32, on the device of `latents`.
@@ -159,7 +175,8 @@ class DiffusersAutoencoder:
         while (done := sum(map(len, images))) < len(latents):
             block = latents[done : done + rows].to(self._anchor.device).float() / self._scale + self._shift
             decoded = self._model.decode(block.to(self._anchor.dtype)).sample.float()
-            images.append((decoded / 2 + 0.5).clamp(0, 1).to(latents.device))
+            shown = decoded / 2 + 0.5
+            images.append((shown.clamp(0, 1) if clamp else shown).to(latents.device))
             rows = max(1, NUMBERS // decoded[0].numel())
         return torch.cat(images)
 
@@ -172,3 +189,76 @@ def _require_files(folder: Path) -> None:
         )
     if not any(folder.glob("*.safetensors")):
         raise PrecfmError(f"{folder}: holds no .safetensors, the only weights that are read")
+
+
+def is_here(source: str, subfolder: str = "") -> bool:
+    """Whether an autoencoder is on this machine: a folder, or in the cache of the Hugging Face Hub."""
+    try:
+        _folder(source, subfolder, network=False)
+    except PrecfmError:
+        return False
+    return True
+
+
+def weights_folder(source: str, sha256: str, subfolder: str = "") -> Path:
+    """The folder of an autoencoder whose weights have a checksum; from the Hugging Face Hub if it is not here.
+
+    Args:
+        source: a folder that `save_pretrained` wrote, or a name on the hub, OWNER/NAME.
+        sha256: of the file of its weights.
+        subfolder: where in the source it lies.
+
+    Raises:
+        PrecfmError: it cannot be had, or its weights have another checksum.
+    """
+    folder = _folder(source, subfolder, network=True)
+    file = folder / WEIGHTS
+    if not file.is_file():
+        raise PrecfmError(f"source: {folder} holds no {WEIGHTS}; one file of weights is needed")
+    found = _sha256(file, file.stat().st_mtime_ns)
+    if found != sha256:
+        raise PrecfmError(
+            f"sha256: got {sha256[:12]}..., but {WEIGHTS} of '{source}' has {found}; other weights, or that, are needed"
+        )
+    return folder
+
+
+def _folder(source: str, subfolder: str, *, network: bool) -> Path:
+    local = Path(source, subfolder)
+    if local.is_dir():
+        _require_files(local)
+        return local
+    if not HUB_NAME.fullmatch(source):
+        raise PrecfmError(
+            f"source: got '{source}'; there is no such folder, and names on the Hugging Face Hub are OWNER/NAME"
+        )
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+    except ImportError:
+        raise PrecfmError(
+            f"source: '{source}' needs diffusers, which is not installed; pip install diffusers"
+        ) from None
+    files = []
+    for name in ("config.json", WEIGHTS):
+        asked: dict[str, Any] = {"filename": name, "subfolder": subfolder or None}
+        try:
+            try:
+                files.append(hf_hub_download(source, **asked, local_files_only=True))
+            except LocalEntryNotFoundError:
+                if not network:
+                    raise
+                files.append(hf_hub_download(source, **asked))
+        except Exception as error:  # the hub and what it calls have many
+            reason = " ".join(str(error).split())[:200]
+            raise PrecfmError(
+                f"source: '{source}' cannot be had from the Hugging Face Hub ({reason}); a connection, or the path of "
+                "a folder that holds it, is needed"
+            ) from None
+    return Path(files[-1]).parent
+
+
+@lru_cache(maxsize=8)
+def _sha256(file: Path, changed: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from precfm.core.errors import PrecfmError
 from precfm.datasets.manifest import file_sha256
 from precfm.pipeline.node import RECORD
+from precfm.pipeline.shards import StoredRows, shards_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,11 +86,27 @@ class Artifact:
             self.path(name)
         return self.folder
 
+    def shards(self, name: str) -> list[Path]:
+        """The paths of the files that a large safetensors file was split into, or its own, once found right.
+
+        Raises:
+            PrecfmError: a file is missing, unknown or damaged.
+        """
+        return [self.path(shard) for shard in shards_of(name, self.record["files"]) or [name]]
+
+    def rows(self, name: str) -> StoredRows:
+        """A safetensors file, or its shards, for reading in slices of rows."""
+        return StoredRows(self.shards(name))
+
     def tensors(self, name: str) -> dict[str, "Tensor"]:
-        """A safetensors file as a mapping of tensors."""
+        """A safetensors file, or its shards together, as a mapping of tensors in memory."""
         from safetensors.torch import load_file
 
-        tensors: dict[str, Tensor] = load_file(self.path(name))
+        files = self.shards(name)
+        if len(files) > 1:
+            stored = StoredRows(files)
+            return stored.read(0, len(stored))
+        tensors: dict[str, Tensor] = load_file(files[0])
         return tensors
 
     def frame(self, name: str) -> "pd.DataFrame":

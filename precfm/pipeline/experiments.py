@@ -21,6 +21,7 @@ from precfm.pipeline.components import plain
 from precfm.pipeline.fingerprints import SCRIPTS
 from precfm.pipeline.node import PUBLISHED
 from precfm.pipeline.schema import PLAIN, Distinct, Experiment, in_words
+from precfm.pipeline.stand_ins import SOURCE, with_stand_ins
 
 CONFIG_FOLDER = Path("config")
 CLAIMS = CONFIG_FOLDER / "claims.yaml"
@@ -108,10 +109,18 @@ def load_experiment(name: str, folder: Path = CONFIG_FOLDER) -> Experiment:
         )
     base = name.removesuffix(TINY)
     if base != name and not (folder / f"{name}.yaml").is_file():
-        return validated(Experiment, tiny(plain(load_experiment(base, folder))) | {"name": name}, in_words)
+        cut = with_stand_ins(tiny(plain(load_experiment(base, folder))))
+        return validated(Experiment, cut | {"name": name}, in_words)
     raw = _extended(name, folder, ())
     try:
-        return validated(Experiment, {"name": name, **expand(raw)}, in_words)
+        experiment = validated(Experiment, {"name": name, **expand(raw)}, in_words)
+        for dataset, spec in experiment.datasets.items():
+            if spec.source.name == SOURCE:
+                raise PrecfmError(
+                    f"datasets.{dataset}.source: got '{SOURCE}', which shows under {TINY} that a command works; real "
+                    "data are needed"
+                )
+        return experiment
     except PrecfmError as error:
         raise PrecfmError(f"{folder / f'{name}.yaml'}: {error}") from None
 

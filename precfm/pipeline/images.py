@@ -63,6 +63,9 @@ def latent_dimension(field: str, encoder: Encoder, dataset: str, spec: Dataset) 
         return None
     channels, image_size = shape
     network = plain(encoder.network)
+    must_be_fetched = encoder.network.constant("must_be_fetched")
+    if must_be_fetched and must_be_fetched(**network):  # its job says what is wrong with it
+        return None
     try:
         made = build("encoders", network, channels=channels, image_size=image_size)
         if pinned is None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.fingerprints import SCRIPTS
 from precfm.pipeline.node import RESULTS, Node
+from precfm.pipeline.shards import StoredRows, shard_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +66,38 @@ class Job:
         save_file(
             {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, self.folder / name
         )
+
+    def write_rows(
+        self, name: str, rows: int, row_bytes: int, read: Callable[[int, int], Mapping[str, "Tensor"]]
+    ) -> StoredRows:
+        """Write tensors of many rows as one safetensors file, or as shards if they are large.
+
+        A shard that a killed run has written is kept.
+
+        Args:
+            name: of the file, such as `train.safetensors`; of shards `train-00000-of-00003.safetensors`.
+            rows: how many there are.
+            row_bytes: bytes of one in the largest tensor.
+            read: gives the tensors of the rows from a first to a last.
+
+        Returns:
+            What was written.
+        """
+        from safetensors.torch import save_file
+
+        shards = shard_names(name, rows, row_bytes)
+        if len(shards) == 1:
+            self.write_tensors(name, read(0, rows))
+            return StoredRows([self.folder / name])
+        for file, start, stop in shards:
+            if not (self.scratch / file).is_file():
+                tensors = {key: value.cpu().contiguous() for key, value in read(start, stop).items()}
+                part = self.scratch / f"{file}.part"
+                save_file(tensors, part)
+                part.replace(self.scratch / file)
+        for file, _, _ in shards:
+            shutil.move(self.scratch / file, self.folder / file)
+        return StoredRows([self.folder / file for file, _, _ in shards])
 
 
 Make = Callable[[Job], None]

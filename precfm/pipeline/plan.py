@@ -17,9 +17,9 @@ import pydantic
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import shortened, suggestion
-from precfm.datasets.sources import SOURCES
+from precfm.datasets.sources import RAW, SOURCES, mirror_folder
 from precfm.pipeline import fingerprints as code
-from precfm.pipeline.experiments import CONFIG_FOLDER
+from precfm.pipeline.experiments import CONFIG_FOLDER, TINY
 from precfm.pipeline.files import write_whole
 from precfm.pipeline.node import MODELS, RESULTS, Node
 
@@ -129,7 +129,7 @@ def load_plan(experiment: str) -> Plan:
     Raises:
         PrecfmError: the configuration is wrong.
     """
-    state = _state()
+    state = _state(experiment)
     file = RESULTS / ".work" / "plans" / f"{experiment}.{state}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
         checksum, text = file.read_text(encoding="utf-8").split("\n", 1)
@@ -140,7 +140,7 @@ def load_plan(experiment: str) -> Plan:
 
     plan = build_plan(experiment)
     foreign = any(node.packages for node in plan.nodes.values())  # code that is no part of the state
-    if not foreign and state == _state():
+    if not foreign and state == _state(experiment):
         with suppress(OSError):
             _keep(plan, file)
     return plan
@@ -155,9 +155,14 @@ def _keep(plan: Plan, file: Path) -> None:
             older.unlink()
 
 
-def _state() -> str:
-    """A hash of all that a plan depends on: code, configurations, sources, pinned models, Python and pydantic."""
+def _state(experiment: str) -> str:
+    """A hash of all that a plan depends on: code, configurations, sources, pinned models, Python and pydantic.
+
+    What a tiny experiment is made of depends on what is on this machine, too.
+    """
     digest = hashlib.sha256(f"{platform.python_version()} {pydantic.VERSION}".encode())
+    if experiment.endswith(TINY):
+        digest.update(f"{mirror_folder()} {sorted(path.name for path in RAW.glob('*'))}".encode())
     for file in _depends_on():
         digest.update(f"\0{file}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:16]

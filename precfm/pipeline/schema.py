@@ -173,12 +173,13 @@ class Encoder(Strict):
     """The map from images to latents; fitted once, the same for all methods and seeds, or pinned in data/models/.
 
     `datasets` says for which data sets it is; for all of them where it is left out. The seed is that of the training,
-    and of the posterior samples with `encode: sample`.
+    and of the posterior samples with `encode: sample`. With `flips` every train image is followed by its mirror image.
     """
 
     model: Annotated[Component, PlainValidator(partial(component, "encoders"))] | None = None
     pinned: PinnedEncoder | None = None
     encode: Literal["mean", "sample"] = "mean"
+    flips: bool = False
     training: Training | None = None
     seed: Seed = 0
     datasets: Annotated[tuple[str, ...], Distinct] | None = None

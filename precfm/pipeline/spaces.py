@@ -14,6 +14,7 @@ from precfm.pipeline.keys import KeyedArtifacts
 from precfm.pipeline.node import Node
 from precfm.pipeline.pinned import pinned_model
 from precfm.pipeline.schema import Dataset, Encoder, Experiment, Setting, is_fixed, source_name
+from precfm.pipeline.stand_ins import SOURCE as STAND_IN
 
 REPLICATES = 100  # resamples of the held-out split, by which intervals know how far they hang on it
 
@@ -56,7 +57,8 @@ def spaces(experiment: Experiment, artifacts: KeyedArtifacts) -> Iterator[Space]
 def sources_of(datasets: Mapping[str, Dataset]) -> dict[str, str]:
     """The entries of data/sources.yaml that data sets read, by data set; what one leaves out, by its own name."""
     left_out = [source_name(source) for spec in datasets.values() for source in spec.without]
-    return {name: name for name in left_out} | {name: spec.source_name for name, spec in datasets.items()}
+    real = {name: spec for name, spec in datasets.items() if spec.source.name != STAND_IN}
+    return {name: name for name in left_out} | {name: spec.source_name for name, spec in real.items()}
 
 
 class _DatasetSpaces:
@@ -84,6 +86,8 @@ class _DatasetSpaces:
             label = f"{self.name}-{name}"
             made = self._encoder(name, encoder, label)
             encoded = {"encode": encoder.encode, "seed": encoder.seed}
+            if encoder.flips:
+                encoded["flips"] = True
             latents = self.add("latents", label, encoded, {"data": self.data, "encoder": made})
             judged: dict[str, Any] = {"data": self.data, "latents": latents, "classifiers": classifiers}
             if settings:
