@@ -261,7 +261,8 @@ class Flow(Strict):
     def is_plain(self) -> bool:
         """Plain flow matching by a plain network and optimizer: all that the tangent kernel can predict."""
         usual = component("objectives", {"name": "flow_matching"})
-        return self.objective == usual and not self.wrappers and self.training.optimizer != "muon"
+        bare = not self.wrappers and not self.label_dropout
+        return self.objective == usual and bare and self.training.optimizer != "muon"
 
     @property
     def targets(self) -> list[str]:
