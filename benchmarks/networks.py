@@ -20,12 +20,13 @@ from precfm.core.seeds import seeded_module
 from precfm.flows.compute import flops_of, num_parameters
 from precfm.flows.models.unet import FASTEST, UNetVelocity
 from precfm.preconditioned_flow import PreconditionedFlow
+from precfm.preconditioners.scalar import Scalar
 from precfm.training.options import TrainingOptions
 from precfm.training.trainer import train
 
 OUTPUT = Path(__file__).with_suffix(".md")
 SHAPE, CLASSES, ROWS, BATCH = (18, 8, 8), 5, 1600, 64
-ROUNDS, STEPS = 7, 4
+ROUNDS, STEPS = 5, 6
 SKIPS = {
     "Gaussian, by frequency": {"name": "gaussian_skip", "directions": "frequency"},
     "Gaussian, by patches": {"name": "gaussian_skip", "directions": "patches"},
@@ -97,9 +98,10 @@ def compared(first: Call, second: Call) -> tuple[float, float, float]:
 def step_rows() -> list[str]:
     """Lines of the table of steps."""
     x1, labels = data()
+    scale = Scalar().fit(x1)
 
     def flow(*wrappers: dict[str, object]) -> PreconditionedFlow:
-        return PreconditionedFlow("scalar", model="unet", wrappers=wrappers).prepare(x1, labels)
+        return PreconditionedFlow(scale, model="unet", wrappers=wrappers).prepare(x1, labels)
 
     plain = flow()
     network = seeded_module(lambda: UNetVelocity(SHAPE, CLASSES), 0)

@@ -157,6 +157,16 @@ def test_a_flow_on_maps_with_a_skip_and_a_null_class_samples_and_has_a_density()
         assert 0.7 < float(drawn.var() / data.var()) < 1.3
 
 
+@pytest.mark.parametrize("kind", [GaussianSkip, MixtureSkip])
+def test_a_skip_stays_in_full_precision_under_autocast(kind: Any) -> None:
+    data, t = field(100).float(), torch.full((100,), 0.7)
+    model = kind(MLPVelocity(SHAPE, width=4), LinearPath(), directions="frequency")
+    model.fit(data, None)
+    alone = model(data, t)  # the network says zero
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model(data, t), alone)
+
+
 def test_what_a_shape_does_not_have_is_refused() -> None:
     for options, shape, name in [
         ({"directions": "frequency"}, (5,), "directions"),

@@ -211,24 +211,25 @@ class GaussianSkip(Wrapper):
         if self.plain:
             plain: Tensor = self.network(x_t, t, labels)
             return plain
-        rows, classes = x_t.flatten(1), self.classes_of(labels, x_t)
-        time = per_sample(t, rows)
-        mean = self.means[classes]
-        eigenvalues = self.eigenvalues[classes] if self.skip == "classwise" else self.eigenvalues
-        skip, in_scale, out_scale = coefficients(eigenvalues, time, self.path, self.skip != "none")
-
-        along = self._to_eigenbasis(rows - self.path.alpha(time) * mean, classes)
-        seen = in_scale * along if self.input_scaling else rows
-        if self.input_scaling and self._at_positions:
-            seen = self._from_eigenbasis(seen, classes)
-        learned: Tensor = self.network(seen.reshape(x_t.shape), t, labels).flatten(1)
-        velocity = self.path.d_alpha(time) * mean
-        if self.output_scaling:
-            if self._at_positions:
-                learned = self._to_eigenbasis(learned, classes)
-            found = velocity + self._from_eigenbasis(skip * along + out_scale * learned, classes)
-        else:
-            found = velocity + self._from_eigenbasis(skip * along, classes) + learned
+        with torch.autocast(x_t.device.type, enabled=False):  # rotated in bfloat16, small variances are lost
+            rows, classes = x_t.flatten(1), self.classes_of(labels, x_t)
+            time = per_sample(t, rows)
+            mean = self.means[classes]
+            eigenvalues = self.eigenvalues[classes] if self.skip == "classwise" else self.eigenvalues
+            skip, in_scale, out_scale = coefficients(eigenvalues, time, self.path, self.skip != "none")
+            along = self._to_eigenbasis(rows - self.path.alpha(time) * mean, classes)
+            seen = in_scale * along if self.input_scaling else rows
+            if self.input_scaling and self._at_positions:
+                seen = self._from_eigenbasis(seen, classes)
+        learned: Tensor = self.network(seen.reshape(x_t.shape), t, labels).flatten(1).to(rows.dtype)
+        with torch.autocast(x_t.device.type, enabled=False):
+            velocity = self.path.d_alpha(time) * mean
+            if self.output_scaling:
+                if self._at_positions:
+                    learned = self._to_eigenbasis(learned, classes)
+                found = velocity + self._from_eigenbasis(skip * along + out_scale * learned, classes)
+            else:
+                found = velocity + self._from_eigenbasis(skip * along, classes) + learned
         return found.reshape(x_t.shape)
 
     @property

@@ -99,26 +99,29 @@ class MixtureSkip(Wrapper):
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The velocity at `x_t`, as `VelocityNetwork.forward`; refused before `fit`."""
         self.checked_points(x_t)
-        mixture, path, classes = self.mixture, self.path, self.classes_of(labels, x_t)
-        rows = x_t.flatten(1)
-        time = per_sample(t, rows)
-        along = mixture.to_eigenbasis(rows, classes, path.alpha(time))
-        known = mixture.velocity(along, time, classes, path)
-        of_class_means = path.d_alpha(time) * mixture.class_means.index_select(0, classes)
+        with torch.autocast(x_t.device.type, enabled=False):  # rotated in bfloat16, small variances are lost
+            mixture, path, classes = self.mixture, self.path, self.classes_of(labels, x_t)
+            rows = x_t.flatten(1)
+            time = per_sample(t, rows)
+            along = mixture.to_eigenbasis(rows, classes, path.alpha(time))
+            known = mixture.velocity(along, time, classes, path)
+            of_class_means = path.d_alpha(time) * mixture.class_means.index_select(0, classes)
+            if self.use == "input":
+                seen = torch.cat([rows, of_class_means + mixture.from_eigenbasis(known)], dim=1)
+            else:  # the scales of `coefficients`, with fewer passes
+                alpha, sigma = path.alpha(time), path.sigma(time)
+                in_scale = torch.addcmul(sigma.square(), alpha.square(), mixture.eigenvalues).rsqrt()
+                gain = (path.d_alpha(time) * sigma - path.d_sigma(time) * alpha).abs()
+                seen = self._at_positions(in_scale * along)
+        learned: Tensor = self.network(seen, t, labels)
         if self.use == "input":
-            known = of_class_means + mixture.from_eigenbasis(known)
-            beside: Tensor = self.network(torch.cat([rows, known], dim=1), t, labels)
-            return beside
-        # The scales of `coefficients`, with fewer passes.
-        alpha, sigma = path.alpha(time), path.sigma(time)
-        in_scale = torch.addcmul(sigma.square(), alpha.square(), mixture.eigenvalues).rsqrt()
-        gain = (path.d_alpha(time) * sigma - path.d_sigma(time) * alpha).abs()
-        seen = in_scale * along
-        learned: Tensor = self.network(self._at_positions(seen), t, labels)
-        if len(self.shape) > 1:
-            learned = mixture.directions.to(learned.flatten(1), mixture.basis)
-        learned = learned * (gain * in_scale * mixture.eigenvalues.sqrt())
-        return (of_class_means + mixture.from_eigenbasis(known + learned)).reshape(x_t.shape)
+            return learned
+        with torch.autocast(x_t.device.type, enabled=False):
+            learned = learned.flatten(1).to(rows.dtype)
+            if len(self.shape) > 1:
+                learned = mixture.directions.to(learned, mixture.basis)
+            learned = learned * (gain * in_scale * mixture.eigenvalues.sqrt())
+            return (of_class_means + mixture.from_eigenbasis(known + learned)).reshape(x_t.shape)
 
     def _at_positions(self, along: Tensor) -> Tensor:
         """What the network sees: of a feature map values at positions, of vectors the eigenbasis."""
