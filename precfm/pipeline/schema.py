@@ -231,7 +231,7 @@ class Flow(Strict):
     def has_skip(self) -> bool:
         """Whether a wrapper adds a velocity of its own to that of the network."""
         network, path, found = (
-            build("models", {"name": "mlp"}, shape=self._smallest_map, num_classes=0),
+            build("models", {"name": "mlp"}, shape=self._smallest_shape, num_classes=0),
             self.path.made(),
             False,
         )
@@ -241,10 +241,11 @@ class Flow(Strict):
         return found
 
     @property
-    def _smallest_map(self) -> tuple[int, int, int]:
-        """A shape that any wrapper takes: of one patch."""
+    def _smallest_shape(self) -> tuple[int, ...]:
+        """A shape that the wrappers take: a vector, or a map of one patch where they are of feature maps."""
+        directions = {getattr(wrapper.options, "directions", "eigen") for wrapper in self.wrappers}
         side = math.lcm(*(getattr(wrapper.options, "patch", 1) for wrapper in self.wrappers))
-        return 1, side, side
+        return (1,) if directions <= {"eigen"} else (1, side, side)
 
     @property
     def label_dropout(self) -> float:
