@@ -19,7 +19,7 @@ from precfm.core.registry import build, name_of
 from precfm.core.seeds import derived_seed, seeded_module
 from precfm.core.tensors import require_tensor
 from precfm.flows.alternation import CountedSteps, InTurn
-from precfm.flows.compute import flops_per_step, num_parameters
+from precfm.flows.compute import flops_per_step, matched_width, num_parameters
 from precfm.flows.description import (
     FlowDescription,
     flow_spec,
@@ -27,6 +27,7 @@ from precfm.flows.description import (
     require_imported,
     write_description,
 )
+from precfm.flows.guidance import guided
 from precfm.flows.likelihood import T_DATA, LogLikelihood, log_likelihood_with_error
 from precfm.flows.models.adapted import AdaptedNetwork, roles
 from precfm.flows.models.base import VelocityNetwork, Wrapper
@@ -237,6 +238,8 @@ class PreconditionedFlow:
         network = seeded_module(lambda: self._build(len(self._label_counts)), seed)
         if labels is not None and not self._uses_labels(network):
             raise PrecfmError("labels: got some, but neither the model nor the preconditioner has classes")
+        if labels is None and network.label_dropout:
+            raise PrecfmError(f"label_dropout: got {network.label_dropout} without labels; 0 is needed")
         z1 = z1.to(_weights_of(network).dtype)
         self.network = network.to(z1.device, z1.dtype)
         self.data = (z1,) if labels is None else (z1, labels)
@@ -251,7 +254,14 @@ class PreconditionedFlow:
         jacobian = None
         if self.objective.needs_inverse_jacobian:
             jacobian = inverse_jacobian(self.preconditioner, z1[0].numel(), labels)
-        self.objective.prepare(self.path, z1, inverse_jacobian=jacobian, decoder_metric=decoder_metric)
+        self.objective.prepare(
+            self.path,
+            z1,
+            inverse_jacobian=jacobian,
+            decoder_metric=decoder_metric,
+            label_dropout=self.network.label_dropout,
+            null_class=self.network.num_classes,
+        )
         needed = decoder_metric if self.objective.needs_decoder_metric else None
         self._facts = {} if needed is None else {"decoder_metric": checksum((needed,))}
         return self
@@ -362,6 +372,7 @@ class PreconditionedFlow:
         seed: int = 0,
         solver: Solver = "midpoint",
         steps: int = 50,
+        guidance: float = 1.0,
     ) -> Tensor:
         """Draw samples of the data.
 
@@ -372,21 +383,22 @@ class PreconditionedFlow:
             seed: of the noise and of the order of the labels.
             solver: of the ODE, see `precfm.flows.sampling.integrate`.
             steps: of the solver.
+            guidance: weight of the class in classifier-free guidance, see `precfm.flows.guidance.guided`; other than 1
+                for a network that was trained with `label_dropout`.
 
         Returns:
             Samples, shape (n, *dim), in the type of the network's weights: float32, if nothing else was given.
 
         Raises:
-            PrecfmError: the flow is not fitted, or the labels do not fit.
+            PrecfmError: the flow is not fitted, the labels do not fit, or there is nothing to guide by.
         """
         self._require_network()
         if labels is None and self._label_counts:
             counts = torch.tensor(self._label_counts)
             classes = torch.arange(len(counts)).repeat_interleave(counts)
             labels = evaluation_labels(n, classes, seed)
-        return self.transport(
-            evaluation_noise(n, self._shape, seed), labels, solver=solver, steps=steps, seed=seed
-        )
+        noise = evaluation_noise(n, self._shape, seed)
+        return self.transport(noise, labels, solver=solver, steps=steps, seed=seed, guidance=guidance)
 
     def transport(
         self,
@@ -396,6 +408,7 @@ class PreconditionedFlow:
         solver: Solver = "midpoint",
         steps: int = 50,
         seed: int = 0,
+        guidance: float = 1.0,
     ) -> Tensor:
         """Carry given noise to samples, so that several flows can share it.
 
@@ -405,9 +418,13 @@ class PreconditionedFlow:
             solver: of the ODE.
             steps: of the solver.
             seed: of the components, where the wrapper `mixture_label` draws them.
+            guidance: as in `sample`.
 
         Returns:
             Samples in data space, shape (n, *dim).
+
+        Raises:
+            PrecfmError: the flow is not fitted, the labels do not fit, or there is nothing to guide by.
         """
         self._require_network()
         require_tensor(noise, "noise", floating=True)
@@ -418,8 +435,16 @@ class PreconditionedFlow:
         told = asked
         if isinstance(self.network, MixtureLabel):
             told = self.network.drawn_labels(start, asked, seed)
+        field = self.objective.velocity(self.network, self.path)
+        if guidance != 1:
+            if asked is None or not self.network.label_dropout:
+                raise PrecfmError(
+                    f"guidance: got {guidance}, but 1 is needed without labels, and for a network that was trained "
+                    "without label_dropout"
+                )
+            field = guided(field, guidance, self.network.num_classes)
         z1 = integrate(
-            self.objective.velocity(self.network, self.path),
+            field,
             start,
             told,
             solver=solver,
@@ -547,6 +572,22 @@ class PreconditionedFlow:
         """A network like this flow's, of another width, with fresh weights."""
         self._require_network()
         return self._build(self.network.num_classes, self.settings.with_width(width))
+
+    def matched_width(self, extra_parameters: int) -> int:
+        """Width of the network that has as many parameters as this flow's and `extra_parameters` together.
+
+        Raises:
+            PrecfmError: the network has no width, or no width has as many parameters.
+        """
+        self._require_network()
+        width = getattr(self._innermost, "width", None)
+        if width is None:
+            raise PrecfmError(
+                f"model: got {self.settings.model}; a baseline of matched parameters needs a network with a 'width' "
+                "(matched: [] does without)"
+            )
+        multiple = self._innermost.width_multiple
+        return matched_width(self.network_of_width, width, extra_parameters, multiple_of=multiple)
 
     def description(self) -> dict[str, Any]:
         """How to build the flow again without data or weights, as plain data; see `from_description`."""

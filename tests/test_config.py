@@ -179,6 +179,7 @@ def test_numbers_like_1e_minus_3_are_numbers(folder):
         ({"search": {"time": ["uniform", "uniform"]}}, ["search.time", "uniform"]),
         ({"sampling": {"n": date(2026, 1, 1)}}, ["sampling.n", "'2026-01-01'"]),
         ({"sampling": {"n": nan}}, ["sampling.n", "nan"]),
+        ({"sampling": {"guidance": 2.0}}, ["sampling.guidance", "2.0", "label_dropout"]),
         ({"sampling": 3}, ["sampling", "3"]),
         ({"flow": nan}, ["mine.yaml: flow", "nan"]),
         ({"flow": {"model": list(range(2000))}}, ["flow.model", "[0, 1"]),

@@ -79,11 +79,6 @@ def test_a_recipe_from_before_solver_steps_samples_as_then() -> None:
     assert validated(Recipe, old).solver_steps == 50
 
 
-def test_a_model_without_width_cannot_be_matched_in_parameters() -> None:
-    with pytest.raises(PrecfmError, match=r"^model: got .*'convnet'.* 'width'"):
-        _ = FlowSettings(model={"name": "convnet"}).width
-
-
 @pytest.mark.parametrize(
     ("field", "make"),
     [

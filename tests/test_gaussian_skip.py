@@ -297,7 +297,10 @@ def test_a_wrapper_may_stand_around_another() -> None:
     both = inner(x_t, t, asked) + fitted(x, labels, 2, skip="classwise")(x_t, t, asked)
     torch.testing.assert_close(outer(x_t, t, asked), both)
     assert (outer.dim, outer.num_classes) == (DIM, 2)
-    assert outer.options == {"skip": "classwise", "input_scaling": False, "output_scaling": False}
+    assert outer.options == {"skip": "classwise", "input_scaling": False, "output_scaling": False} | {
+        "directions": "eigen",
+        "patch": 2,
+    }
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 25, 40])

@@ -13,8 +13,8 @@ from torch import Tensor
 from precfm.core.errors import PrecfmError
 from precfm.flows.paths import LinearPath
 from precfm.geometry import large_spectra
+from precfm.geometry.cosines import cosine_transform
 from precfm.geometry.frequencies import (
-    cosine_coefficients,
     frequency_variances,
     radial_bands,
     radial_power_spectrum,
@@ -140,7 +140,7 @@ def test_the_radial_spectrum_adds_up_to_the_variance() -> None:
     counts = radial_bands((6, 6)).flatten().bincount()
     total = (radial_power_spectrum(x) * counts).sum()
     assert float(total) == pytest.approx(float(x.var(0).sum()))
-    assert torch.allclose(cosine_coefficients(x).square().sum((2, 3)), x.square().sum((2, 3)))
+    assert torch.allclose(cosine_transform(x).square().sum((2, 3)), x.square().sum((2, 3)))
 
 
 def test_radial_recovery_finds_the_factor_of_high_frequencies() -> None:

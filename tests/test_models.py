@@ -71,7 +71,7 @@ def test_seeded_module_is_a_function_of_its_seed_and_leaves_the_global_state() -
 
 def test_what_a_wrapper_and_a_file_ask_of_a_network() -> None:
     model = MLPVelocity(4, 3, width=8, depth=1)
-    assert model.options == {"width": 8, "depth": 1, "time_features": 32}
+    assert model.options == {"width": 8, "depth": 1, "time_features": 32, "label_dropout": 0.0}
     model.zero_output()
     assert not model(*inputs(6, 4, 3)).any()
 

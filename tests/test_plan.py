@@ -225,6 +225,22 @@ def test_names_that_make_one_label_or_too_long_a_one_are_refused(planned):
             planned(change)
 
 
+def test_guidance_has_a_null_class_in_skips_too_and_is_in_no_key_where_it_is_not_used(planned):
+    neutral = {"sampling": {"guidance": 1.0}, "flow": {"model": {"label_dropout": 0.0}}}
+    assert planned(neutral).nodes.keys() == planned().nodes.keys()
+    wrapper = {"name": "mixture_skip", "directions": "patches", "patch": 3}  # of feature maps
+    plan = planned(
+        {
+            "sampling": {"guidance": 2.0},
+            "flow": {"model": {"name": "unet", "width": 8, "label_dropout": 0.1}},
+            "methods": {"mixture_skip": {"flow": {"wrappers": [wrapper]}}},
+        }
+    )
+    assert {node.params["label_dropout"] for node in plan.of("skips")} == {0.1}
+    assert {node.params["sampling"]["guidance"] for node in plan.of("samples")} == {2.0}
+    assert any("alone-mixture_skip" in node.label for node in plan.of("samples"))
+
+
 def test_a_baseline_that_nothing_is_matched_with_is_not_judged(planned):
     unmatched = {"settings": {"plain": {"matched": []}}, **with_components(31)["baseline"]}
     assert planned(unmatched).nodes

@@ -1,7 +1,7 @@
 """Kind `budgets`: what map, skip and flow cost together, and which baseline without them costs as much."""
 
 from precfm.core.options import validated
-from precfm.flows.compute import matched_steps, matched_width
+from precfm.flows.compute import matched_steps
 from precfm.flows.settings import Budget, FlowSettings
 from precfm.pipeline.job import Job
 from precfm.preconditioned_flow import PreconditionedFlow
@@ -27,7 +27,7 @@ def make(job: Job) -> None:
         flops_per_step=per_step,
         fit_flops=fit,
         steps=steps,
-        matched_width=matched_width(plain.network_of_width, settings.width, extra),
+        matched_width=plain.matched_width(extra),
         matched_steps=matched_steps(steps, own, steps * (per_step - own) + fit),
     )
     job.write_json("budget.json", budget.model_dump())

@@ -35,7 +35,7 @@ def from_flow(job: Job, noise: torch.Tensor, labels: torch.Tensor) -> dict[str, 
     preconditioner = load(job.parent("preconditioner").verified())
     flow = PreconditionedFlow.from_description(artifact.json("flow.json"), preconditioner).to(job.node.device)
     seed = derived_seed(options["seed"], "training seed", job.params["seed"])
-    how = {"solver": options["solver"], "steps": options["steps"], "seed": seed}
+    how = {name: options[name] for name in ("solver", "steps", "guidance")} | {"seed": seed}
     if job.parents("recipe"):
         how["steps"] = validated(Recipe, job.parent("recipe").json("recipe.json")).solver_steps
     return {

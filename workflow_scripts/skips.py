@@ -17,7 +17,8 @@ def make(job: Job) -> None:
     """
     latents = job.parent("latents")
     train, validation = (latents.tensors(f"{split}.safetensors") for split in ("train", "validation"))
-    wrapped = {"model": UNTRAINED, "wrappers": job.params["wrappers"], "path": job.params["path"]}
+    model = {**UNTRAINED, "label_dropout": job.params.get("label_dropout", 0.0)}
+    wrapped = {"model": model, "wrappers": job.params["wrappers"], "path": job.params["path"]}
     settings = validated(FlowSettings, wrapped)
     flow = PreconditionedFlow.from_settings(settings, load(job.parent("preconditioner").verified()))
     flow.prepare(

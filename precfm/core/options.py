@@ -289,6 +289,15 @@ def options_of(target: Callable[..., Any], without: frozenset[str] = frozenset()
     return create_model(target.__name__, __base__=Strict, **fields)
 
 
+def without_neutral(target: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a class or function without those at a neutral value (`Neutral`)."""
+    fields = options_of(target).model_fields
+    neutral = {
+        name for name in fields.keys() & options.keys() if Neutral(options[name]) in fields[name].metadata
+    }
+    return {name: value for name, value in options.items() if name not in neutral}
+
+
 def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Make a function, such as an `__init__`, refuse arguments that do not fit their annotations.
 

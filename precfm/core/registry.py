@@ -55,6 +55,8 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "models": {
         "mlp": "precfm.flows.models.mlp:MLPVelocity",
+        "unet": "precfm.flows.models.unet:UNetVelocity",
+        "dit": "precfm.flows.models.dit:DiTVelocity",
     },
     "wrappers": {
         "gaussian_skip": "precfm.flows.models.gaussian_skip:GaussianSkip",

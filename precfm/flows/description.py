@@ -8,7 +8,8 @@ from typing import Any
 
 from precfm.core.components import spec_of
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Count, Natural, Strict
+from precfm.core.options import Count, Natural, Strict, without_neutral
+from precfm.core.registry import load_class
 from precfm.flows.models.base import FILLED_IN, VelocityNetwork, Wrapper
 from precfm.flows.objectives import VelocityObjective
 from precfm.flows.paths import ProbabilityPath
@@ -42,8 +43,12 @@ class FlowDescription(Strict):
 
 
 def flow_spec(group: str, value: object, *, imported: bool = False) -> dict[str, Any]:
-    """`precfm.core.components.spec_of` for a component of a flow."""
-    return spec_of(group, value, KINDS[group], without=FILLED_IN, imported=imported)
+    """`precfm.core.components.spec_of` for a component of a flow, without options that came later and are not used."""
+    spec = spec_of(group, value, KINDS[group], without=FILLED_IN, imported=imported)
+    own: Any = KINDS[group]
+    return without_neutral(
+        type(value) if isinstance(value, own) else load_class(group, spec["name"], own), spec
+    )
 
 
 def require_imported(settings: FlowSettings, *, model: bool = True) -> None:

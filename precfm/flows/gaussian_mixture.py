@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, Fraction, checked
 from precfm.core.seeds import derived_seed, generator_for
+from precfm.flows.models.bases import Basis, EigenBasis
 from precfm.flows.paths import ProbabilityPath
-from precfm.geometry.spectra import eigen_spectrum
 
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture
@@ -49,17 +49,18 @@ class Posterior(NamedTuple):
 class ClassMixture(nn.Module):
     """For each class a mixture of Gaussians whose covariances are diagonal in one eigenbasis.
 
-    The basis is that of the covariance within classes, pooled over them. Rows and times are arguments of the methods;
-    points are given in the eigenbasis, after `to_eigenbasis`, relative to alpha_t times the mean of their class, so
-    that a large mean costs no digits.
+    The basis is that of the covariance within classes, pooled over them, or `directions`. Rows and times are arguments
+    of the methods; points are given in the eigenbasis, after `to_eigenbasis`, relative to alpha_t times the mean of
+    their class, so that a large mean costs no digits.
 
     Args:
         dim: of a row.
         classes: number of classes, at least 1.
         components: Gaussians for each class.
+        directions: the kind of basis; None for the eigenvectors of one covariance.
 
     Attributes:
-        basis: U, one direction per column, shape (dim, dim).
+        basis: U, one direction per column, shape (dim, dim); with other `directions` their rotation.
         eigenvalues: pooled variances within classes along them, shape (dim,).
         class_means: m_y, not rotated, shape (classes, dim).
         means: m_k - m_y of each component, rotated, shape (classes, components, dim).
@@ -86,11 +87,15 @@ class ClassMixture(nn.Module):
     flops: Tensor
 
     @checked
-    def __init__(self, dim: Count, classes: Count, components: Count) -> None:
+    def __init__(
+        self, dim: Count, classes: Count, components: Count, directions: Basis | None = None
+    ) -> None:
         super().__init__()
         self.dim, self.classes, self.components = dim, classes, components
+        self.directions = directions or EigenBasis((dim,))
+        *groups, size, _ = self.directions.rotation_shape
         for name, value in {
-            "basis": torch.eye(dim),
+            "basis": torch.eye(size).repeat(*groups, 1, 1),
             "eigenvalues": torch.ones(dim),
             "class_means": torch.zeros(classes, dim),
             "means": torch.zeros(classes, components, dim),
@@ -105,7 +110,7 @@ class ClassMixture(nn.Module):
     def num_numbers(self) -> int:
         """Free numbers: the basis with its variances as a symmetric matrix, means, and the components."""
         of_components = self.classes * (self.components * (2 * self.dim + 1) - 1)
-        return self.dim * (self.dim + 1) // 2 + self.classes * self.dim + of_components
+        return self.directions.num_numbers + self.classes * self.dim + of_components
 
     @torch.no_grad()
     def fit(
@@ -124,7 +129,7 @@ class ClassMixture(nn.Module):
         most likely. A class without rows takes the mean of all and the pooled covariance.
 
         Args:
-            x: rows, shape (n, dim).
+            x: rows, shape (n, *dim); here and below, what has more axes is flattened.
             classes: of the rows, int64, shape (n,).
             validation: rows and classes that choose the floor; None holds out a share of `x`.
             seed: of the starts (k-means++) and of what is held out.
@@ -147,8 +152,8 @@ class ClassMixture(nn.Module):
         counts = torch.bincount(classes, minlength=self.classes)
         self._require_rows(counts)
         self.double()
-        scaled = self._fit_within_classes(x.double(), classes, counts)
-        flops = 4 * len(x) * self.dim**2 + 9 * self.dim**3  # covariance, rotation, eigen-decomposition
+        scaled = self._fit_within_classes(x.double().flatten(1), classes, counts)
+        flops = self.directions.flops(len(x))
         unfinished = 0
         self.log_weights.fill_(-math.log(self.components))
         shares = torch.ones_like(self.variances)
@@ -179,14 +184,14 @@ class ClassMixture(nn.Module):
         means = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), x.mean(dim=0))
         centred = x - means[classes]
         degrees = max(len(x) - int((counts > 0).sum()), 1)
-        eigenvalues, basis = eigen_spectrum(centred.T @ centred / degrees)
-        if not float(eigenvalues[-1]) > 0:
+        eigenvalues, basis = self.directions.spectrum(self.directions.second_moment(centred) / degrees)
+        if not float(eigenvalues.max()) > 0:
             raise PrecfmError("z1: does not vary within any class; rows that differ are needed")
         self.class_means.copy_(means)
         self.basis.copy_(basis)
-        self.eigenvalues.copy_(eigenvalues.clamp(min=SMALLEST * float(eigenvalues[-1])))
+        self.eigenvalues.copy_(eigenvalues.clamp(min=SMALLEST * float(eigenvalues.max())))
         self.means.zero_()
-        return centred @ basis / self.eigenvalues.sqrt()
+        return self.directions.to(centred, basis) / self.eigenvalues.sqrt()
 
     def _choose_floor(self, shares: Tensor, x: Tensor, classes: Tensor) -> None:
         """Raise the variances, given as shares of the pooled ones, to the floor under which rows are most likely."""
@@ -199,7 +204,13 @@ class ClassMixture(nn.Module):
 
     def to_eigenbasis(self, x: Tensor, classes: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
         """U^T (x - alpha m_y), shape (n, dim)."""
-        return (x - alpha * self.class_means.index_select(0, classes)) @ self.basis
+        return self.directions.to(
+            x.flatten(1) - alpha * self.class_means.index_select(0, classes), self.basis
+        )
+
+    def from_eigenbasis(self, along: Tensor) -> Tensor:
+        """U times coordinates along the directions, shape (n, dim)."""
+        return self.directions.back(along, self.basis)
 
     def log_prob(self, x: Tensor, classes: Tensor) -> Tensor:
         """Log density of rows under the mixture of their class, in nats, shape (n,)."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchdiffeq import odeint
 
 from precfm.core.options import Count, checked
@@ -147,13 +148,14 @@ def _quadratic_forms(function: Callable[[Tensor], Tensor], x: Tensor, generator:
     else:
         vectors = (2.0 * torch.randint(2, (PROBES, n, dim), generator=generator) - 1).to(x)
 
-    pull_back = vjp(function, x)[
-        1
-    ]  # less work than a jvp for each vector, which adds the tangents of all biases
-
     def form(e: Tensor) -> Tensor:
         summed: Tensor = (pull_back(e.expand_as(x))[0] * e).sum(1)
         return summed
 
-    found: Tensor = vmap(form, chunk_size=CHUNK)(vectors)
+    with sdpa_kernel(
+        SDPBackend.MATH
+    ):  # no fused attention of a CPU has a backward pass of many vectors at once
+        # Less work than a jvp for each vector, which adds the tangents of all biases.
+        pull_back = vjp(function, x)[1]
+        found: Tensor = vmap(form, chunk_size=CHUNK)(vectors)
     return found

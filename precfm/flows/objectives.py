@@ -105,6 +105,7 @@ class VelocityObjective(ABC):
         self._times: TimeLaw
         self._like: Tensor  # no rows, of the data's shape and type, on the CPU
         self._root: Tensor | None = None
+        self._label_dropout, self._null_class = 0.0, 0
 
     def prepare(
         self,
@@ -113,6 +114,8 @@ class VelocityObjective(ABC):
         *,
         inverse_jacobian: Tensor | None = None,
         decoder_metric: Tensor | None = None,
+        label_dropout: float = 0.0,
+        null_class: int = 0,
     ) -> Self:
         """Bind the objective to a path and to all training data.
 
@@ -122,6 +125,8 @@ class VelocityObjective(ABC):
             inverse_jacobian: J = dx/dz, constant, shape (dim_x, dim); where `needs_inverse_jacobian`.
             decoder_metric: G, symmetric and positive semi-definite, shape (dim_x, dim_x); where
                 `needs_decoder_metric`.
+            label_dropout: share of the rows whose label the network is not told, see `VelocityNetwork`.
+            null_class: the label that it is told instead.
 
         Returns:
             The objective itself.
@@ -131,16 +136,23 @@ class VelocityObjective(ABC):
         """
         require_tensor(z1, "z1", floating=True)
         self._path, self._like = path, torch.empty(0, *z1.shape[1:], dtype=z1.dtype)
+        self._label_dropout, self._null_class = label_dropout, null_class
         self._times = time_law(self.time, self.time_mean, self.time_std, path, z1)
         self._root = self._error_metric(z1, inverse_jacobian, decoder_metric)
         return self
 
     def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Times t, shape (batch,), and noise x0, shape (batch, *dim), on the CPU, in the type of the data."""
+        """Times t, shape (batch,), and noise x0, shape (batch, *dim), on the CPU, in the type of the data.
+
+        Where labels are dropped, also of which rows, bool, shape (batch,).
+        """
         self._prepared()
         t = self._times(batch_size, generator).to(self._like.dtype)
         shape = (batch_size, *self._like.shape[1:])
-        return t, torch.randn(shape, generator=generator, dtype=self._like.dtype)
+        drawn = t, torch.randn(shape, generator=generator, dtype=self._like.dtype)
+        if not self._label_dropout:
+            return drawn
+        return *drawn, torch.rand(batch_size, generator=generator) < self._label_dropout
 
     @abstractmethod
     def loss(self, module: Network, batch: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> Tensor:
@@ -171,6 +183,10 @@ class VelocityObjective(ABC):
     ) -> Tensor | None:
         """R with R^T R the metric of the error; None for the identity."""
         return None
+
+    def _told(self, labels: Tensor | None, dropped: list[Tensor]) -> Tensor | None:
+        """The labels that the network is told; `dropped` holds the mask of the others, if there is one."""
+        return labels if labels is None or not dropped else labels.masked_fill(dropped[0], self._null_class)
 
     def _prepared(self) -> ProbabilityPath:
         if self._path is None:
@@ -213,12 +229,12 @@ class FlowMatching(VelocityObjective):
 
     def loss(self, module: Network, batch: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> Tensor:
         """Mean weighted squared error of the velocity; with the default options `flow_matching_loss`, to the bit."""
-        path, (t, x0) = self._prepared(), draws
+        path, (t, x0, *dropped) = self._prepared(), draws
         x1, labels = batch[0], batch[1] if len(batch) > 1 else None
         if self.coupling == "optimal_transport":
             x0 = optimal_coupling(x0, x1, labels)
         x_t, velocity = path.sample(x0, x1, t)
-        error = self._error(module(x_t, t, labels), velocity, x1, t)
+        error = self._error(module(x_t, t, self._told(labels, dropped)), velocity, x1, t)
         if self._root is None:
             return error.square().mean()
         return (error.flatten(1) @ self._root.T).square().sum(1).mean()
@@ -298,8 +314,9 @@ class DenoisingScore(VelocityObjective):
 
     def loss(self, module: Network, batch: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> Tensor:
         """`denoising_score_loss` of the mini-batch; `module` predicts noise."""
-        path, (t, x0) = self._prepared(), draws
-        return denoising_score_loss(module, path, batch[0], batch[1] if len(batch) > 1 else None, x0, t)
+        path, (t, x0, *dropped) = self._prepared(), draws
+        labels = self._told(batch[1] if len(batch) > 1 else None, dropped)
+        return denoising_score_loss(module, path, batch[0], labels, x0, t)
 
     def velocity(self, module: Network, path: ProbabilityPath) -> Network:
         """The velocity field to integrate, which the predicted noise stands for."""

@@ -78,20 +78,6 @@ class FlowSettings(Strict):
             )
         return self
 
-    @property
-    def width(self) -> int:
-        """The width of the network.
-
-        Raises:
-            PrecfmError: the settings give none.
-        """
-        if "width" not in self.model:
-            raise PrecfmError(
-                f"model: got {self.model}; a baseline of matched parameters needs a network with a 'width' "
-                "(matched: [] does without)"
-            )
-        return int(self.model["width"])
-
     def with_width(self, width: int) -> "FlowSettings":
         """The same with a network of another width."""
         return self.model_copy(update={"model": {**self.model, "width": width}})

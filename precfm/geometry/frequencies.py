@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from scipy import fft
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
 from precfm.core.tensors import require_tensor
+from precfm.geometry.cosines import cosine_transform
 from precfm.geometry.moments import Moments, rows_per_block
 
 ROWS_PER_CHANNEL = 10  # with fewer, chance alone shows a condition number above 3.7 at each frequency
@@ -68,23 +68,6 @@ class RadialRecovery:
         )
 
 
-def cosine_coefficients(x: Tensor) -> Tensor:
-    """The orthonormal DCT-II of each channel along each axis of positions.
-
-    Args:
-        x: feature maps, shape (n, channels, *positions).
-
-    Returns:
-        Coefficients, shape (n, channels, *positions), float64, low frequencies first; of vectors the vectors.
-
-    References:
-        | Discrete Cosine Transform (Ahmed, Natarajan & Rao, 1974), https://doi.org/10.1109/T-C.1974.223784
-    """
-    axes = tuple(range(2, x.ndim))
-    values = x.detach().cpu().double()
-    return torch.from_numpy(fft.dctn(values.numpy(), axes=axes, norm="ortho")) if axes else values
-
-
 def frequency_variances(x: Tensor) -> Tensor:
     """Eigenvalues of the covariance of the channels at each spatial frequency, all of them in ascending order.
 
@@ -117,7 +100,7 @@ def frequency_variances(x: Tensor) -> Tensor:
     for block in torch.split(x, rows_per_block(x[0].numel())):
         if not bool(block.isfinite().all()):
             raise PrecfmError("x holds a number that is not finite, but every number must be")
-        moments.update(cosine_coefficients(block))
+        moments.update(cosine_transform(block.detach().cpu().double()))
     found = moments.covariance()
     return (torch.linalg.eigvalsh(found) if together else found).flatten().sort().values
 
@@ -167,7 +150,7 @@ def radial_power_spectrum(x: Tensor) -> Tensor:
     """
     moments = Moments(diagonal=True)
     for block in torch.split(x, rows_per_block(x[0].numel())):
-        moments.update(cosine_coefficients(block))
+        moments.update(cosine_transform(block.detach().cpu().double()))
     return _in_bands(moments.covariance().reshape(x.shape[1:]))
 
 
@@ -222,7 +205,7 @@ def radial_replicates(generated: Tensor, reference: Tensor, resamples: Tensor) -
     made, shares = radial_power_spectrum(generated), resamples.double() / m
     by_channel = []
     for channel in range(reference.shape[1]):  # one at a time, for the memory
-        values = cosine_coefficients(reference[:, channel : channel + 1]).flatten(1)
+        values = cosine_transform(reference[:, channel : channel + 1].detach().cpu().double()).flatten(1)
         values = values - values.mean(0)
         variances = (shares @ values.square() - (shares @ values).square()) * (m / (m - 1))
         by_channel.append(made[channel] / _in_bands(variances.reshape(-1, *reference.shape[2:])))

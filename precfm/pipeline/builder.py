@@ -242,10 +242,13 @@ class _Builder:
         flow, ends = run.flow, run.ends
         seeded = any(wrapper.constant("uses_seed") for wrapper in flow.wrappers)
         of_seed = seeded or not ends["preconditioner"].batch
+        params = {"wrappers": flow.wrappers, "path": flow.path, "seed": run.seed if seeded else 0}
+        if flow.label_dropout:  # then there is a null class
+            params["label_dropout"] = flow.label_dropout
         skip = self.add(
             "skips",
             f"{run.label}-{run.method}" + (f"-s{run.seed}" if of_seed else ""),
-            {"wrappers": flow.wrappers, "path": flow.path, "seed": run.seed if seeded else 0},
+            params,
             ends,
             flow.targets,
             batch="" if of_seed else run.label,

@@ -3,6 +3,7 @@
 `precfm.pipeline.experiments` reads the files; `precfm.pipeline.components` judges the options of registered classes.
 """
 
+import math
 import re
 from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
@@ -10,7 +11,18 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, AliasChoices, Field, PlainValidator, ValidationError, model_validator
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import LONGEST_VALUE, Count, Positive, Seed, Strict, complaint, shortened, suggestion
+from precfm.core.options import (
+    LONGEST_VALUE,
+    Count,
+    Neutral,
+    NotNegative,
+    Positive,
+    Seed,
+    Strict,
+    complaint,
+    shortened,
+    suggestion,
+)
 from precfm.core.registry import REGISTRY, build
 from precfm.pipeline.components import Component, component, plain
 from precfm.pipeline.pinned import pinned_model
@@ -251,7 +263,7 @@ class Flow(Strict):
     def has_skip(self) -> bool:
         """Whether a wrapper adds a velocity of its own to that of the network."""
         network, path, found = (
-            build("models", {"name": "mlp"}, shape=(1,), num_classes=0),
+            build("models", {"name": "mlp"}, shape=self._smallest_shape, num_classes=0),
             self.path.made(),
             False,
         )
@@ -259,6 +271,18 @@ class Flow(Strict):
             network = build("wrappers", plain(wrapper), network=network, path=path)
             found = found or network.adds_velocity
         return found
+
+    @property
+    def _smallest_shape(self) -> tuple[int, ...]:
+        """A shape that the wrappers take: a vector, or a map of one patch where they are of feature maps."""
+        directions = {getattr(wrapper.options, "directions", "eigen") for wrapper in self.wrappers}
+        side = math.lcm(*(getattr(wrapper.options, "patch", 1) for wrapper in self.wrappers))
+        return (1,) if directions <= {"eigen"} else (1, side, side)
+
+    @property
+    def label_dropout(self) -> float:
+        """Share of the labels that the network is not told in training."""
+        return getattr(self.model.options, "label_dropout", 0.0)
 
     @property
     def without_fitted_skips(self) -> "Flow":
@@ -270,7 +294,8 @@ class Flow(Strict):
     def is_plain(self) -> bool:
         """Plain flow matching by a plain network and optimizer: all that the tangent kernel can predict."""
         usual = component("objectives", {"name": "flow_matching"})
-        return self.objective == usual and not self.wrappers and self.training.optimizer != "muon"
+        bare = not self.wrappers and not self.label_dropout
+        return self.objective == usual and bare and self.training.optimizer != "muon"
 
     @property
     def targets(self) -> list[str]:
@@ -312,12 +337,16 @@ class Method(Strict):
 
 
 class Sampling(Strict):
-    """How samples are drawn: the same labels and noise for every method."""
+    """How samples are drawn: the same labels and noise for every method.
+
+    `guidance` is the weight of the class in classifier-free guidance; recipes are searched without.
+    """
 
     n: Count
     solver: Literal["euler", "midpoint", "rk4", "dopri5"] = "midpoint"
     steps: Count = 50
     seed: Seed = 0
+    guidance: Annotated[NotNegative, Neutral(1.0)] = 1.0
 
 
 class Evaluation(Strict):
@@ -388,7 +417,12 @@ class Setting(Strict):
             raise PrecfmError(
                 f"matched: got {shortened(name)}, no method of it{suggestion(name, self.methods)}"
             )
-        for name in self.methods:
+        for name, method in self.methods.items():
+            if self.sampling.guidance != 1 and not method.flow.label_dropout:
+                raise PrecfmError(
+                    f"sampling.guidance: got {self.sampling.guidance}, but the flow.model of '{name}' is trained "
+                    "without label_dropout; 1 is needed, or a label_dropout such as 0.1"
+                )
             if taken := {f"{name}-{match}" for match in MATCHES} & self.methods.keys():
                 raise PrecfmError(
                     f"methods: got the name {taken.pop()!r}, that of a matched baseline of '{name}'; another is needed"

@@ -1,6 +1,5 @@
 """Whitening at each spatial frequency: for feature maps whose statistics are the same everywhere."""
 
-import math
 from typing import Annotated
 
 import numpy as np
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Neutral, checked
+from precfm.geometry.cosines import cosine_transform
 from precfm.geometry.moments import Moments
 from precfm.geometry.shrinkage import LARGEST_CONDITION_NUMBER, fresh_variances
 from precfm.preconditioners.closed_form import ByClass
@@ -128,21 +128,10 @@ class PerFrequency(FeatureMap):
 
     def _coefficients(self, rows: Tensor) -> Tensor:
         """Rows (batch, features) as coefficients (batch, frequencies, channels)."""
-        maps = rows.reshape(len(rows), *(self.event_shape or (1,)))
-        for axis, size in enumerate(self.event_shape[1:], start=2):
-            maps = torch.movedim(maps.movedim(axis, -1) @ _basis(size).to(maps).T, -1, axis)
+        maps = cosine_transform(rows.reshape(len(rows), *(self.event_shape or (1,))))
         return maps.reshape(len(rows), self.channels, self.positions).transpose(1, 2)
 
     def _values(self, coefficients: Tensor) -> Tensor:
         """Coefficients (batch, frequencies, channels) as rows (batch, features)."""
         maps = coefficients.transpose(1, 2).reshape(len(coefficients), *(self.event_shape or (1,)))
-        for axis, size in enumerate(self.event_shape[1:], start=2):
-            maps = torch.movedim(maps.movedim(axis, -1) @ _basis(size).to(maps), -1, axis)
-        return maps.reshape(len(coefficients), self.features)
-
-
-def _basis(size: int) -> Tensor:
-    """The orthonormal DCT-II as a matrix (size, size): one frequency per row; of torch, so that a graph holds it."""
-    frequencies, places = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size) + 0.5
-    rows = torch.cos(math.pi / size * frequencies * places) * math.sqrt(2 / size)
-    return torch.cat([rows[:1] * math.sqrt(0.5), rows[1:]])
+        return cosine_transform(maps, inverse=True).reshape(len(coefficients), self.features)

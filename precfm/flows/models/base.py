@@ -3,9 +3,10 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from precfm.core.errors import PrecfmError
@@ -14,6 +15,9 @@ from precfm.core.tensors import require_tensor
 
 # Arguments that a flow knows, and nobody configures.
 FILLED_IN = frozenset({"shape", "num_classes", "network", "path"})
+
+
+LabelDropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 class VelocityNetwork(nn.Module, ABC):
@@ -25,11 +29,16 @@ class VelocityNetwork(nn.Module, ABC):
     Attributes:
         shape: of one sample: `(dim,)` for vectors, `(channels, height, width)` for images.
         num_classes: number of classes of the condition; 0 makes the network blind to labels.
+        label_dropout: share of the training rows whose label is replaced by the null class, `num_classes`; above 0 the
+            network can be guided (`precfm.flows.guidance`).
+        width_multiple: what a network of another width must be wider by a multiple of.
         notes: sentences on what a reader of the results should know.
     """
 
     shape: tuple[int, ...]
     num_classes: int
+    label_dropout: float = 0.0
+    width_multiple: int = 1
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +51,8 @@ class VelocityNetwork(nn.Module, ABC):
         Args:
             x_t: points on the path, shape (batch, *shape).
             t: times in [0, 1], shape (batch,).
-            labels: classes, int64, shape (batch,); needed if `num_classes` > 0.
+            labels: classes, int64, shape (batch,); needed if `num_classes` > 0. Where `label_dropout` is above 0,
+                `num_classes` stands for no class.
 
         Returns:
             The velocity, shape (batch, *shape).
@@ -71,6 +81,11 @@ class VelocityNetwork(nn.Module, ABC):
         return math.prod(self.shape)
 
     @property
+    def num_labels(self) -> int:
+        """Values that a label may have: the classes, and the null class where there is one."""
+        return self.num_classes + (1 if self.num_classes and self.label_dropout > 0 else 0)
+
+    @property
     def options(self) -> dict[str, Any]:
         """The arguments that make an equal network, without `FILLED_IN`."""
         return options_in(self, without=FILLED_IN)
@@ -94,9 +109,9 @@ class VelocityNetwork(nn.Module, ABC):
         several = torch._C._functorch.is_batchedtensor(labels)
         if batch and not several and (labels.device.type == "cpu" or not self.training):
             low, high = (int(bound) for bound in labels.aminmax())
-            if low < 0 or high >= self.num_classes:
+            if low < 0 or high >= self.num_labels:
                 wrong = low if low < 0 else high
-                raise PrecfmError(f"labels: got {wrong}; classes in 0..{self.num_classes - 1} are needed")
+                raise PrecfmError(f"labels: got {wrong}; classes in 0..{self.num_labels - 1} are needed")
         return labels
 
 
@@ -127,6 +142,7 @@ class Wrapper(VelocityNetwork):
         super().__init__()
         self.network = network
         self.shape, self.num_classes = network.shape, network.num_classes
+        self.label_dropout = network.label_dropout
         self._ready = True
 
     @property
@@ -203,7 +219,7 @@ class Wrapper(VelocityNetwork):
         self._ready = True
 
     def checked_points(self, x_t: Tensor) -> None:
-        """Refuse points that are no vectors of the network's dimension, and any before `fit`.
+        """Refuse points of another shape than the network's, and any before `fit`.
 
         Raises:
             PrecfmError: they are not, or the wrapper is not fitted.
@@ -212,21 +228,23 @@ class Wrapper(VelocityNetwork):
             raise PrecfmError(
                 f"{type(self).__name__}: used before fit; call fit(z1, labels) with the training data first"
             )
-        if x_t.ndim != 2 or x_t.shape[1] != self.dim:
-            raise PrecfmError(f"x_t: got shape {tuple(x_t.shape)}; (batch, {self.dim}) is needed")
+        if x_t.shape[1:] != self.shape:
+            needed = ", ".join(map(str, self.shape))
+            raise PrecfmError(f"x_t: got shape {tuple(x_t.shape)}; (batch, {needed}) is needed")
 
     def checked_rows(self, z1: Tensor) -> None:
-        """Refuse training data that are no finite vectors of the network's dimension.
+        """Refuse training data that are not finite or of another shape than the network's.
 
         Raises:
             PrecfmError: they are not.
         """
-        if z1.ndim != 2 or z1.shape[1] != self.dim or len(z1) < 2:
+        if z1.shape[1:] != self.shape or len(z1) < 2:
+            needed = ", ".join(map(str, self.shape))
             raise PrecfmError(
-                f"z1: got shape {tuple(z1.shape)}; (n, {self.dim}) with n of at least 2 is needed"
+                f"z1: got shape {tuple(z1.shape)}; (n, {needed}) with n of at least 2 is needed"
             )
         if not bool(z1.isfinite().all()):
-            row = int((~z1.isfinite()).any(dim=1).nonzero()[0])
+            row = int((~z1.isfinite()).flatten(1).any(dim=1).nonzero()[0])
             raise PrecfmError(f"z1: got a number in row {row} that is not finite; all must be")
 
     def classes_of(self, labels: Tensor | None, rows: Tensor) -> Tensor:

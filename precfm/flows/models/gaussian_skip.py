@@ -1,15 +1,15 @@
 """The analytic Gaussian velocity as a skip connection: a network that only learns what is not Gaussian."""
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import checked
+from precfm.core.options import Count, Neutral, checked
 from precfm.flows.models.base import VelocityNetwork, Wrapper
+from precfm.flows.models.bases import Directions, basis_of
 from precfm.flows.paths import ProbabilityPath, per_sample
-from precfm.geometry.spectra import eigen_spectrum
 
 ROWS_PER_FEATURE = 10  # a class with fewer rows than this per feature leans on the pooled covariance
 # Smallest eigenvalue over the largest of the pooled covariance: float32 resolves a standard deviation of 1e-4
@@ -94,7 +94,11 @@ class GaussianSkip(Wrapper):
     * `classwise`: class means and each class's own covariance; with n_y < 10 dim rows it is
       w Sigma_pooled + (1 - w) Sigma_y, w = 1 - n_y / (10 dim). It stores and gathers one basis per class.
 
-    A class without rows takes the mean of all data and the pooled covariance. Eigenvalues are floored at 1e-8 of
+    Of a feature map the network gets and gives values at positions, so that a convolution sees neighbours: with the
+    basis B in the place of U it is v = alpha_t' m_y + B [ skip * r + out_scale * B^T network(B (in_scale * r)) ].
+
+    A class without rows, such as the null class of `label_dropout`, takes the mean of all data and the pooled
+    covariance. Eigenvalues are floored at 1e-8 of
     the largest one of the pooled covariance, so that nothing is singular at t = 1.
 
     Args:
@@ -104,6 +108,9 @@ class GaussianSkip(Wrapper):
         input_scaling: whether the network sees in_scale * r; otherwise x_t itself.
         output_scaling: whether its output is multiplied by out_scale and rotated by U; otherwise it is added as
             it is.
+        directions: `eigen`, U as above; of feature maps, for which one covariance of all numbers needs too many rows,
+            `frequency` or `patches`, see `precfm.flows.models.bases`.
+        patch: positions of a patch along each axis.
 
     Attributes:
         notes: sentences on classes with too few rows, after `fit`.
@@ -141,20 +148,32 @@ class GaussianSkip(Wrapper):
         skip: Literal["none", "scalar", "mean", "covariance", "classwise"] = "covariance",
         input_scaling: bool = True,
         output_scaling: bool = True,
+        directions: Annotated[Directions, Neutral("eigen")] = "eigen",
+        patch: Annotated[Count, Neutral(2)] = 2,
     ) -> None:
         super().__init__(network)
         self.path, self.skip = path, skip
         self.input_scaling, self.output_scaling = input_scaling, output_scaling
+        self.directions, self.patch = directions, patch
         self.plain = skip == "none" and not input_scaling and not output_scaling
         if self.plain:
             return
+        if skip == "classwise" and self._at_positions:
+            raise PrecfmError(
+                f"skip: got 'classwise' for feature maps of shape {self.shape}, where each point would gather a "
+                "basis of its own; 'covariance' is needed"
+            )
         network.zero_output()
-        classes = max(self.num_classes, 1)
+        classes = max(self.num_labels, 1)
         spectra = classes if skip == "classwise" else 1
+        # One variance for all directions needs the trace alone, of a map that of single positions.
+        single = self._isotropic and self._at_positions
+        self._basis = basis_of(*(("patches", self.shape, 1) if single else (directions, self.shape, patch)))
         self.register_buffer("means", torch.zeros(classes, self.dim))
         self.register_buffer("eigenvalues", torch.ones(spectra, self.dim))
         if not self._isotropic:
-            self.register_buffer("basis", torch.eye(self.dim).repeat(spectra, 1, 1))
+            *groups, size, _ = self._basis.rotation_shape
+            self.register_buffer("basis", torch.eye(size).repeat(spectra, *groups, 1, 1))
         self.declare_fit()
 
     @torch.no_grad()
@@ -170,7 +189,7 @@ class GaussianSkip(Wrapper):
         self.checked_rows(z1)
         if self.plain:
             return
-        x, classes = z1.double(), self.classes_of(labels, z1)
+        x, classes = z1.double().flatten(1), self.classes_of(labels, z1)
         counts = torch.bincount(classes, minlength=len(self.means))
         means, degrees = x.new_zeros(self.means.shape), len(x)
         if self._centred:
@@ -178,10 +197,10 @@ class GaussianSkip(Wrapper):
             means = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), x.mean(dim=0))
             degrees -= int((counts > 0).sum())
         centred = x - means[classes]
-        pooled = centred.T @ centred / max(degrees, 1)
-        if not float(pooled.trace()) > 0:
+        pooled = self._basis.second_moment(centred) / max(degrees, 1)
+        if not float(pooled.diagonal(dim1=-2, dim2=-1).sum()) > 0:
             raise PrecfmError("z1: does not vary within any class; rows that differ are needed")
-        self.notes = []
+        self.notes = self._basis.few_rows(degrees) if self._at_positions else []
         self._fill_spectra(pooled, [centred[classes == label] for label in range(len(means))])
         self.means.copy_(means)
         self.mark_fitted()
@@ -192,18 +211,26 @@ class GaussianSkip(Wrapper):
         if self.plain:
             plain: Tensor = self.network(x_t, t, labels)
             return plain
-        classes = self.classes_of(labels, x_t)
-        time = per_sample(t, x_t)
-        mean = self.means[classes]
-        eigenvalues = self.eigenvalues[classes] if self.skip == "classwise" else self.eigenvalues
-        skip, in_scale, out_scale = coefficients(eigenvalues, time, self.path, self.skip != "none")
-
-        along = self._to_eigenbasis(x_t - self.path.alpha(time) * mean, classes)
-        learned: Tensor = self.network(in_scale * along if self.input_scaling else x_t, t, labels)
-        velocity = self.path.d_alpha(time) * mean
-        if self.output_scaling:
-            return velocity + self._from_eigenbasis(skip * along + out_scale * learned, classes)
-        return velocity + self._from_eigenbasis(skip * along, classes) + learned
+        with torch.autocast(x_t.device.type, enabled=False):  # rotated in bfloat16, small variances are lost
+            rows, classes = x_t.flatten(1), self.classes_of(labels, x_t)
+            time = per_sample(t, rows)
+            mean = self.means[classes]
+            eigenvalues = self.eigenvalues[classes] if self.skip == "classwise" else self.eigenvalues
+            skip, in_scale, out_scale = coefficients(eigenvalues, time, self.path, self.skip != "none")
+            along = self._to_eigenbasis(rows - self.path.alpha(time) * mean, classes)
+            seen = in_scale * along if self.input_scaling else rows
+            if self.input_scaling and self._at_positions:
+                seen = self._from_eigenbasis(seen, classes)
+        learned: Tensor = self.network(seen.reshape(x_t.shape), t, labels).flatten(1).to(rows.dtype)
+        with torch.autocast(x_t.device.type, enabled=False):
+            velocity = self.path.d_alpha(time) * mean
+            if self.output_scaling:
+                if self._at_positions:
+                    learned = self._to_eigenbasis(learned, classes)
+                found = velocity + self._from_eigenbasis(skip * along + out_scale * learned, classes)
+            else:
+                found = velocity + self._from_eigenbasis(skip * along, classes) + learned
+        return found.reshape(x_t.shape)
 
     @property
     def num_fitted_numbers(self) -> int:
@@ -211,7 +238,7 @@ class GaussianSkip(Wrapper):
         if self.plain:
             return 0
         spectra = len(self.eigenvalues)
-        of_spectra = 1 if self._isotropic else spectra * self.dim * (self.dim + 1) // 2
+        of_spectra = 1 if self._isotropic else spectra * self._basis.num_numbers
         return of_spectra + (self.means.numel() if self._centred else 0)
 
     @property
@@ -224,41 +251,41 @@ class GaussianSkip(Wrapper):
         return self.skip not in ("none", "scalar")
 
     @property
+    def _at_positions(self) -> bool:
+        """Whether data are feature maps, of which the network has to see positions."""
+        return len(self.shape) > 1
+
+    @property
     def _isotropic(self) -> bool:
         return self.skip in ("scalar", "mean")
 
     def _fill_spectra(self, pooled: Tensor, centred: list[Tensor]) -> None:
         """Eigenvalues and bases from the pooled covariance and the centred rows of each class."""
         if self._isotropic:
-            self.eigenvalues.fill_(pooled.trace() / self.dim)
+            self.eigenvalues.fill_(pooled.trace() / len(pooled))
             return
-        spectrum = eigen_spectrum(pooled)
-        floor = FLOOR * float(spectrum.eigenvalues[-1])
+        spectrum = self._basis.spectrum(pooled)
+        floor = FLOOR * float(spectrum[0].max())
         spectra = [spectrum]
         if self.skip == "classwise":
             covariances = [self._shrunk(label, rows, pooled) for label, rows in enumerate(centred)]
-            spectra = [eigen_spectrum(cov) for cov in covariances]
-        self.eigenvalues.copy_(torch.stack([each.eigenvalues.clamp(min=floor) for each in spectra]))
-        self.basis.copy_(torch.stack([each.eigenvectors for each in spectra]))
+            spectra = [self._basis.spectrum(each) for each in covariances]
+        self.eigenvalues.copy_(torch.stack([variances.clamp(min=floor) for variances, _ in spectra]))
+        self.basis.copy_(torch.stack([rotation for _, rotation in spectra]))
+
+    def _rotation(self, classes: Tensor) -> Tensor:
+        return self.basis[classes] if self.skip == "classwise" else self.basis[0]
 
     def _to_eigenbasis(self, rows: Tensor, classes: Tensor) -> Tensor:
-        if self._isotropic:
-            return rows
-        if self.skip == "classwise":
-            return torch.einsum("bi,bij->bj", rows, self.basis[classes])
-        return rows @ self.basis[0]
+        return rows if self._isotropic else self._basis.to(rows, self._rotation(classes))
 
-    def _from_eigenbasis(self, rows: Tensor, classes: Tensor) -> Tensor:
-        if self._isotropic:
-            return rows
-        if self.skip == "classwise":
-            return torch.einsum("bj,bij->bi", rows, self.basis[classes])
-        return rows @ self.basis[0].T
+    def _from_eigenbasis(self, along: Tensor, classes: Tensor) -> Tensor:
+        return along if self._isotropic else self._basis.back(along, self._rotation(classes))
 
     def _shrunk(self, label: int, centred: Tensor, pooled: Tensor) -> Tensor:
         """A class's covariance, mixed with the pooled one where the rows are few; shape (dim, dim)."""
         weight = max(0.0, 1 - len(centred) / (ROWS_PER_FEATURE * self.dim))
-        if weight > 0:
+        if weight > 0 and label < max(self.num_classes, 1):
             self.notes.append(
                 f"class {label} has {len(centred)} rows of {self.dim} features: covariance {weight:.2f} of the "
                 f"pooled one and {1 - weight:.2f} of its own"

@@ -57,6 +57,11 @@ class MixtureLabel(Wrapper):
                 "wrappers: got 'mixture_label', which builds its network anew with other labels; a registered model is "
                 f"needed, not a {type(network.module).__name__}"
             )
+        if network.label_dropout:
+            raise PrecfmError(
+                f"label_dropout: got {network.label_dropout} inside a MixtureLabel, whose labels are components; 0 is "
+                "needed"
+            )
         classes = max(network.num_classes, 1)
         super().__init__(type(network)(network.shape, classes * components, **network.options))  # type: ignore[call-arg]
         self.num_classes = network.num_classes

@@ -1,13 +1,14 @@
 """The exact velocity of a Gaussian mixture as a skip connection: a network that learns what the mixture lacks."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from precfm.core.options import Count, checked
+from precfm.core.options import Count, Neutral, checked
 from precfm.flows.gaussian_mixture import ClassMixture
 from precfm.flows.models.base import VelocityNetwork, Wrapper
+from precfm.flows.models.bases import Directions, basis_of
 from precfm.flows.paths import ProbabilityPath, per_sample
 
 FLOPS = 12  # element-wise operations of the mixture's velocity for a component and direction; a logarithm counts as one
@@ -22,6 +23,9 @@ class MixtureSkip(Wrapper):
 
         v = v_mixture(x_t, t, y) + U [ out_scale * network(in_scale * r, t, y) ]
 
+    Of a feature map the network gets and gives values at positions, as in a `GaussianSkip`. A null class (of
+    `label_dropout`) has no mixture, but the mean of all data and the pooled covariance.
+
     The network's last layer starts at zero, so training starts from the mixture; the loss stays the plain one, and the
     mixture is not trained. With one component it is a Gaussian skip with a diagonal covariance for each class.
 
@@ -30,6 +34,9 @@ class MixtureSkip(Wrapper):
         path: the probability path that the field is trained on.
         components: Gaussians for each class.
         use: `skip`, as above; `input`: the network alone, which sees the mixture's velocity beside x_t.
+        directions: along which covariances are diagonal, `eigen`; of feature maps rather `frequency` or `patches`, see
+            `precfm.flows.models.bases`.
+        patch: positions of a patch along each axis.
 
     Attributes:
         mixture: the mixture.
@@ -58,14 +65,18 @@ class MixtureSkip(Wrapper):
         *,
         components: Count = 10,
         use: Literal["skip", "input"] = "skip",
+        directions: Annotated[Directions, Neutral("eigen")] = "eigen",
+        patch: Annotated[Count, Neutral(2)] = 2,
     ) -> None:
         super().__init__(network)
         self.path, self.components, self.use = path, components, use
+        self.directions, self.patch = directions, patch
+        basis = basis_of(directions, self.shape, patch)
         if use == "skip":
             network.zero_output()
         else:
             network.extend_input(self.dim)
-        self.mixture = ClassMixture(self.dim, max(self.num_classes, 1), components)
+        self.mixture = ClassMixture(self.dim, max(self.num_labels, 1), components, basis)
         self.declare_fit()
 
     def fit(
@@ -88,21 +99,35 @@ class MixtureSkip(Wrapper):
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The velocity at `x_t`, as `VelocityNetwork.forward`; refused before `fit`."""
         self.checked_points(x_t)
-        mixture, path, classes = self.mixture, self.path, self.classes_of(labels, x_t)
-        time = per_sample(t, x_t)
-        along = mixture.to_eigenbasis(x_t, classes, path.alpha(time))
-        known = mixture.velocity(along, time, classes, path)
-        of_class_means = path.d_alpha(time) * mixture.class_means.index_select(0, classes)
+        with torch.autocast(x_t.device.type, enabled=False):  # rotated in bfloat16, small variances are lost
+            mixture, path, classes = self.mixture, self.path, self.classes_of(labels, x_t)
+            rows = x_t.flatten(1)
+            time = per_sample(t, rows)
+            along = mixture.to_eigenbasis(rows, classes, path.alpha(time))
+            known = mixture.velocity(along, time, classes, path)
+            of_class_means = path.d_alpha(time) * mixture.class_means.index_select(0, classes)
+            if self.use == "input":
+                seen = torch.cat([rows, of_class_means + mixture.from_eigenbasis(known)], dim=1)
+            else:  # the scales of `coefficients`, with fewer passes
+                alpha, sigma = path.alpha(time), path.sigma(time)
+                in_scale = torch.addcmul(sigma.square(), alpha.square(), mixture.eigenvalues).rsqrt()
+                gain = (path.d_alpha(time) * sigma - path.d_sigma(time) * alpha).abs()
+                seen = self._at_positions(in_scale * along)
+        learned: Tensor = self.network(seen, t, labels)
         if self.use == "input":
-            known = of_class_means + known @ mixture.basis.T
-            learned: Tensor = self.network(torch.cat([x_t, known], dim=1), t, labels)
             return learned
-        # The scales of `coefficients`, with fewer passes.
-        alpha, sigma = path.alpha(time), path.sigma(time)
-        in_scale = torch.addcmul(sigma.square(), alpha.square(), mixture.eigenvalues).rsqrt()
-        gain = (path.d_alpha(time) * sigma - path.d_sigma(time) * alpha).abs()
-        learned = self.network(in_scale * along, t, labels) * (gain * in_scale * mixture.eigenvalues.sqrt())
-        return of_class_means + (known + learned) @ mixture.basis.T
+        with torch.autocast(x_t.device.type, enabled=False):
+            learned = learned.flatten(1).to(rows.dtype)
+            if len(self.shape) > 1:
+                learned = mixture.directions.to(learned, mixture.basis)
+            learned = learned * (gain * in_scale * mixture.eigenvalues.sqrt())
+            return (of_class_means + mixture.from_eigenbasis(known + learned)).reshape(x_t.shape)
+
+    def _at_positions(self, along: Tensor) -> Tensor:
+        """What the network sees: of a feature map values at positions, of vectors the eigenbasis."""
+        if len(self.shape) == 1:
+            return along
+        return self.mixture.from_eigenbasis(along).reshape(-1, *self.shape)
 
     @property
     def flops_per_fit(self) -> int:

@@ -7,9 +7,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Count, Natural, Shape, checked
+from precfm.core.options import Count, Natural, Neutral, Shape, checked
 from precfm.core.tensors import require_tensor
-from precfm.flows.models.base import VelocityNetwork
+from precfm.flows.models.base import LabelDropout, VelocityNetwork
 
 # Radians per unit of time; near t = 1 the field of ill-conditioned data turns fast.
 SLOWEST, FASTEST = 1.0, 100.0
@@ -24,6 +24,7 @@ class MLPVelocity(VelocityNetwork):
         width: units of each hidden layer.
         depth: number of hidden layers.
         time_features: number of Fourier features of the time, even.
+        label_dropout: see `VelocityNetwork`.
 
     Raises:
         PrecfmError: an argument is out of its range.
@@ -45,17 +46,18 @@ class MLPVelocity(VelocityNetwork):
         width: Count = 256,
         depth: Count = 3,
         time_features: Annotated[int, Field(ge=2, multiple_of=2)] = 32,
+        label_dropout: Annotated[LabelDropout, Neutral(0.0)] = 0.0,
     ) -> None:
         super().__init__()
         self.shape = (shape,) if isinstance(shape, int) else shape
-        self.num_classes = num_classes
+        self.num_classes, self.label_dropout = num_classes, label_dropout
         self.width, self.depth, self.time_features = width, depth, time_features
         frequencies = torch.logspace(0, 1, time_features // 2, base=FASTEST / SLOWEST) * SLOWEST
         self.register_buffer("angular_frequencies", frequencies, persistent=False)
         self.embed_x = nn.Linear(self.dim, width)
         self.embed_time = nn.Linear(time_features, width, bias=False)
         if num_classes:
-            self.embed_label = nn.Embedding(num_classes, width)
+            self.embed_label = nn.Embedding(self.num_labels, width)
             # The spread that a linear layer gives to inputs of unit variance: no term drowns the others.
             nn.init.normal_(self.embed_label.weight, std=3**-0.5)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
