@@ -1,6 +1,7 @@
 """Kind `evaluations`: every metric of every checkpoint's samples against the held-out split."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,8 @@ from torch import Tensor
 from precfm.core.seeds import generator_for
 from precfm.encoders.base import Encoder, load
 from precfm.flows.sampling import rows_with_labels
+from precfm.geometry.frequencies import frequency_directions, high_bands, radial_recovery, radial_replicates
+from precfm.geometry.large_spectra import determines_covariance
 from precfm.geometry.recovery import EigenvalueRecovery, eigenvalue_recovery, recovery_replicates
 from precfm.geometry.spectra import covariance, eigen_spectrum
 from precfm.metrics.bootstrap import (
@@ -34,7 +37,7 @@ GRID = 40  # decoded samples that are kept to be looked at
 DECODED = "-decoded"  # spaces whose reference are held-out images that were encoded and decoded
 WHITENED = "latent-whitened"
 IN_AXES = f"frechet_pca{COMPONENTS}"  # the Frechet distance of small sets
-LARGEST = 4096  # dimensions of latents whose covariance is decomposed
+LARGEST = 4096  # dimensions of latents of which all directions are looked at
 RECOVERY = ("step", "index", "eigenvalue", "ratio")
 
 
@@ -57,6 +60,8 @@ def make(job: Job) -> None:
                 job.write_tensors("grid.safetensors", evaluation.grid(latents, labels, made))
     job.write_frame("records.csv", pd.concat(tables, ignore_index=True))
     job.write_frame("recovery.csv", pd.concat(recovered[1:] or recovered, ignore_index=True))
+    if evaluation.bands:
+        job.write_frame("radial.csv", pd.concat(evaluation.bands, ignore_index=True))
 
 
 class _Evaluation:
@@ -74,14 +79,18 @@ class _Evaluation:
         self.reference = self.features.tensors("features.safetensors")
         self.fits = self.features.tensors("resamples.safetensors")
         self.axes = _axes(self.features.tensors("axes.safetensors")) if self._has("axes") else {}
-        self.train = job.parent("latents").tensors("train.safetensors")["latents"].flatten(1)
-        # Of fewer rows than dimensions the directions of no variance would be chance.
-        dim = self.train.shape[1]
-        known = dim <= LARGEST and dim < len(self.train)
-        self.directions = eigen_spectrum(covariance(self.train)).eigenvectors if known else None
+        train = job.parent("latents").tensors("train.safetensors")["latents"]
+        self.train, self.shape = train.flatten(1), train.shape[1:]
+        self.directions = _directions(train)
+        self.bands: list[pd.DataFrame] = []
 
     def _has(self, name: str) -> bool:
         return f"{name}.safetensors" in self.features.record["files"]
+
+    @property
+    def is_map(self) -> bool:
+        """Whether latents have channels and positions."""
+        return len(self.shape) > 1
 
     def spaces(self, latents: Tensor) -> dict[str, Tensor]:
         """Samples in every space in which they are judged."""
@@ -122,7 +131,7 @@ class _Evaluation:
         by_direction = None
         if self.directions is not None:
             recovery = eigenvalue_recovery(vectors, held_out, self.directions)
-            tables.append(recovery_records(recovery, protocol))
+            tables.append(latent_records(recovery_metrics(recovery), protocol))
             columns = (
                 step,
                 range(len(recovery.ratios)),
@@ -130,6 +139,10 @@ class _Evaluation:
                 recovery.ratios.tolist(),
             )
             by_direction = pd.DataFrame(dict(zip(RECOVERY, columns, strict=True)))
+        if self.is_map:
+            radial = radial_recovery(vectors.unflatten(1, self.shape), held_out.unflatten(1, self.shape))
+            tables.append(latent_records(radial.metrics(), protocol))
+            self.bands.append(radial.frame().assign(step=step))
         if last and self.job.parent("samples").record["params"]["source"] != "train":
             tables.append(self._copying(vectors, protocol))
         return pd.concat(tables, ignore_index=True), by_direction
@@ -148,6 +161,13 @@ class _Evaluation:
             recovery = recovery_replicates(made["latent"], held_out, self.directions, resamples)
             tables.append(("eigenvalue_log_error", "latent", recovery.log_error))
             tables.append(("eigenvalue_log_error_low", "latent", recovery.log_error_low))
+        if self.is_map:
+            maps = (each.unflatten(1, self.shape) for each in (made["latent"], held_out))
+            radial = radial_replicates(*maps, reference_resamples(len(held_out), count))
+            tables += [
+                ("band_log_error", "latent", log_error(radial)),
+                ("band_log_error_high", "latent", log_error(high_bands(radial))),
+            ]
         rows = self.options["pairs"]
         resamples = reference_resamples(min(rows, len(held_out)), count)
         for judge in self.judges:
@@ -254,6 +274,20 @@ class _Evaluation:
         return pd.DataFrame([{**row, **error, **protocol}])
 
 
+def _directions(train: Tensor) -> Tensor | None:
+    """Directions along which variances are compared, lowest variance first: the eigenvectors of the train covariance.
+
+    Of maps with too few rows for one, those of the channels at each frequency; of vectors with too few, none, since
+    directions of no variance would be chance.
+    """
+    dim = train[0].numel()
+    if dim > LARGEST:
+        return None
+    if determines_covariance(train):
+        return eigen_spectrum(covariance(train)).eigenvectors
+    return frequency_directions(train) if train.ndim > 2 else None
+
+
 def _axes(tensors: dict[str, Tensor]) -> dict[str, PrincipalAxes]:
     """Axes by space, as `features` has written them."""
     parts: dict[str, dict[str, Tensor]] = {}
@@ -268,18 +302,27 @@ def _bytes(images: Tensor) -> Tensor:
     return (images * 255).round().to(torch.uint8)
 
 
+def log_error(ratios: Tensor) -> Tensor:
+    """Mean |ln ratio| of each replicate."""
+    return ratios.log().abs().flatten(1).mean(1)
+
+
 def step_number(name: str) -> int:
     """The training step that a checkpoint's name stands for."""
     return int(name.removeprefix("step-"))
 
 
-def recovery_records(recovery: EigenvalueRecovery, protocol: dict[str, Any]) -> pd.DataFrame:
-    """The summaries of eigenvalue recovery as records, under the protocol of the other latent metrics."""
-    values = {
+def recovery_metrics(recovery: EigenvalueRecovery) -> dict[str, float]:
+    """The summaries of recovery along directions by the names that records have for them."""
+    return {
         "eigenvalue_ratio_low": recovery.ratio_low,
         "eigenvalue_log_error": recovery.log_error,
         "eigenvalue_log_error_low": recovery.log_error_low,
     }
+
+
+def latent_records(values: Mapping[str, float], protocol: Mapping[str, Any]) -> pd.DataFrame:
+    """Numbers of latent coordinates as records, under the protocol of the other ones."""
     return pd.DataFrame(
         [
             {"metric": name, "value": value, "space": "latent", "extractor": "identity", **protocol}

@@ -4,6 +4,7 @@ from precfm.pipeline.job import Job
 from precfm.report.frames import (
     GRIDS,
     NEIGHBOURS,
+    RADIAL,
     STATISTICS,
     Pairs,
     first_of_each_method,
@@ -19,6 +20,8 @@ def make(job: Job) -> None:
 
     def pairs(role: str, file: str) -> Pairs:
         artifacts = zip(about.get(role, ()), job.parents(role), strict=True)
+        if file == RADIAL:
+            artifacts = [(each, found) for each, found in artifacts if file in found.record["files"]]
         read = "frame" if file.endswith(".csv") else "json"
         return [({**each, "artifact": found.key}, getattr(found, read)(file)) for each, found in artifacts]
 

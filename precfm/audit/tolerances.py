@@ -88,12 +88,14 @@ STATISTICS = (
     ),
     Tolerance(("kid", "KID"), "a difference of sums of order one that nearly cancel", absolute=2e-7),
     Tolerance(("mmd_rbf",), "a difference of sums of order one that nearly cancel", absolute=1e-8),
-    Tolerance(("eigenvalue_ratio_low", "low_ratio"), "a ratio of variances", multiplicative=True),
+    Tolerance(("eigenvalue_ratio_low", "band_ratio_high", "low_ratio"), "a ratio of variances", multiplicative=True),
     Tolerance(
         (
             *(
                 "eigenvalue_log_error",
                 "eigenvalue_log_error_low",
+                "band_log_error",
+                "band_log_error_high",
                 "log_error",
                 "low_log_error",
                 "worst_log_error",

@@ -2,6 +2,7 @@ from precfm.geometry.cosines import cosine_transform as cosine_transform
 from precfm.geometry.decoder import decoder_sensitivity as decoder_sensitivity
 from precfm.geometry.decoder import pull_back_metric as pull_back_metric
 from precfm.geometry.frequencies import RadialRecovery as RadialRecovery
+from precfm.geometry.frequencies import frequency_directions as frequency_directions
 from precfm.geometry.frequencies import frequency_variances as frequency_variances
 from precfm.geometry.frequencies import radial_bands as radial_bands
 from precfm.geometry.frequencies import radial_power_spectrum as radial_power_spectrum

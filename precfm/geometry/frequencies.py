@@ -30,7 +30,7 @@ class RadialRecovery:
     @property
     def high(self) -> Tensor:
         """Ratios of the highest quartile of frequencies, in most data those of least variance, shape (channels, n)."""
-        return self.ratios.flip(1)[:, : math.ceil(self.ratios.shape[1] / 4)]
+        return high_bands(self.ratios)
 
     @property
     def log_error(self) -> float:
@@ -68,6 +68,11 @@ class RadialRecovery:
         )
 
 
+def high_bands(ratios: Tensor) -> Tensor:
+    """The highest quartile of bands, the last axis, shape (..., n)."""
+    return ratios[..., -math.ceil(ratios.shape[-1] / 4) :]
+
+
 def frequency_variances(x: Tensor) -> Tensor:
     """Eigenvalues of the covariance of the channels at each spatial frequency, all of them in ascending order.
 
@@ -89,6 +94,48 @@ def frequency_variances(x: Tensor) -> Tensor:
     require_tensor(x, "x")
     if x.ndim < 2 or len(x) < 2:
         raise PrecfmError(f"x has shape {tuple(x.shape)}, but (n, *dim) with n of at least 2 is needed")
+    found = _covariances(x)
+    return (torch.linalg.eigvalsh(found) if found.ndim > 1 else found).flatten().sort().values
+
+
+def frequency_directions(x: Tensor) -> Tensor:
+    """The directions whose variances `frequency_variances` gives: those of the channels at each spatial frequency.
+
+    They stand in for the eigenvectors of the covariance where rows are fewer than features.
+
+    Args:
+        x: feature maps, shape (n, channels, *positions), n of at least 2.
+
+    Returns:
+        Unit vectors of flattened maps, one per column, lowest variance first, shape (features, features), float64.
+
+    Raises:
+        PrecfmError: there are fewer than 2 rows.
+
+    Example:
+        >>> x = torch.randn(50, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+        >>> directions = frequency_directions(x)
+        >>> bool(torch.allclose(directions.T @ directions, torch.eye(18).double()))
+        True
+    """
+    channels, positions = x.shape[1], x.shape[2:]
+    found = _covariances(x)
+    if found.ndim > 1:
+        variances, mixed = torch.linalg.eigh(found)
+    else:
+        variances, mixed = found.reshape(channels, -1).T, torch.eye(channels, dtype=torch.float64)
+        mixed = mixed.expand(len(variances), -1, -1)
+    ones = torch.eye(len(variances), dtype=torch.float64).reshape(-1, 1, *positions)
+    waves = cosine_transform(ones, inverse=True).flatten(1)
+    directions = torch.einsum("fck,fp->cpfk", mixed, waves).reshape(x[0].numel(), -1)
+    return directions[:, variances.flatten().argsort()]
+
+
+def _covariances(x: Tensor) -> Tensor:
+    """Of the channels at each frequency, shape (frequencies, channels, channels); with few rows their variances alone.
+
+    Those have the shape (features,), as have the variances of vectors.
+    """
     channels, positions = x.shape[1], x[0].numel() // x.shape[1]
     together = x.ndim > 2 and len(x) >= ROWS_PER_CHANNEL * channels
 
@@ -101,8 +148,7 @@ def frequency_variances(x: Tensor) -> Tensor:
         if not bool(block.isfinite().all()):
             raise PrecfmError("x holds a number that is not finite, but every number must be")
         moments.update(cosine_transform(block.detach().cpu().double()))
-    found = moments.covariance()
-    return (torch.linalg.eigvalsh(found) if together else found).flatten().sort().values
+    return moments.covariance()
 
 
 def radial_bands(positions: tuple[int, ...]) -> Tensor:

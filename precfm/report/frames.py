@@ -129,6 +129,7 @@ def _of_run(columns: str) -> tuple[str, ...]:
     return ("dataset", "method", "seed", *columns.split())
 
 
+RADIAL = "radial.csv"  # of feature maps alone
 FRAMES: Mapping[str, FrameSource] = {
     "records": FrameSource(
         {"evaluations": "records.csv", "likelihoods": "records.csv"},
@@ -141,6 +142,7 @@ FRAMES: Mapping[str, FrameSource] = {
         of_several,
     ),
     "recovery": FrameSource({"evaluations": "recovery.csv"}, _of_run("step index eigenvalue ratio")),
+    "radial": FrameSource({"evaluations": RADIAL}, _of_run("step channel band variance ratio")),
     GRIDS: FrameSource({"evaluations": "grid.safetensors"}, gather=None),
     "spectra": FrameSource(
         {"latents": "spectrum.csv", "diagnostics": "spectrum.csv"},

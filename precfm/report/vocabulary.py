@@ -56,6 +56,9 @@ _METRICS = {
     "eigenvalue_ratio_low": MetricText("low eigenvalue ratio", "one", multiplicative=True),
     "eigenvalue_log_error_low": MetricText("low |ln ratio|", "lower"),
     "eigenvalue_log_error": MetricText("mean |ln ratio|", "lower"),
+    "band_ratio_high": MetricText("ratio, high frequencies", "one", multiplicative=True),
+    "band_log_error_high": MetricText("high frequencies |ln ratio|", "lower"),
+    "band_log_error": MetricText("frequencies, mean |ln ratio|", "lower"),
     LIKELIHOOD: MetricText("NLL (nats)", "lower"),
     "nearer_train": MetricText("nearer to train", "lower"),
 }
