@@ -160,6 +160,22 @@ def test_the_long_experiments_work_from_end_to_end(tmp_path, experiment, compari
     assert table["dataset"].nunique() == comparisons
 
 
+@pytest.mark.slow
+def test_photographs_go_through_the_whole_workflow(tmp_path):
+    """A block-DCT, a U-Net, maps and skips for feature maps, and judges of photographs, by the real command."""
+    if "PRECFM_MIRROR" not in os.environ:
+        pytest.skip("flowers256.zip is needed: set PRECFM_MIRROR to a folder that holds it")
+    copy = clone(ROOT, tmp_path / "copy")
+    run(copy, sys.executable, "workflow_scripts/reproduce.py", "flowers-smoke")
+    records = pd.read_csv(copy / "results/flowers-smoke/tables/metrics.csv")
+    assert {"imagenet", "pixels", "imagenet-decoded", "latent", "latent-whitened"} <= set(records["space"])
+    assert {"kid", "frechet_pca64", "nll", "band_log_error_high", "eigenvalue_log_error_low"} <= set(
+        records["metric"]
+    )
+    assert "frechet" not in set(records["metric"])  # of 100 rows there is none
+    assert (copy / "results/flowers-smoke/figures/sample_grids.png").stat().st_size > 10_000
+
+
 def test_clone_and_pull_run_nothing_but_products_and_one_parameter_runs_one_method(made, tmp_path):
     store, colleague = tmp_path / "store", tmp_path / "colleague"
     run(made, BIN / "dvc", "remote", "add", "--force", "--default", "local", str(store))

@@ -88,7 +88,9 @@ STATISTICS = (
     ),
     Tolerance(("kid", "KID"), "a difference of sums of order one that nearly cancel", absolute=2e-7),
     Tolerance(("mmd_rbf",), "a difference of sums of order one that nearly cancel", absolute=1e-8),
-    Tolerance(("eigenvalue_ratio_low", "band_ratio_high", "low_ratio"), "a ratio of variances", multiplicative=True),
+    Tolerance(
+        ("eigenvalue_ratio_low", "band_ratio_high", "low_ratio"), "a ratio of variances", multiplicative=True
+    ),
     Tolerance(
         (
             *(

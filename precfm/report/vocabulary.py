@@ -16,6 +16,10 @@ _METHOD_LABELS = {
     "none": "none",
     "scalar": "scalar",
     "per_channel": "per-channel",
+    "channel_whitening": "channel whitening",
+    "kronecker": "Kronecker",
+    "low_rank": "low rank",
+    "per_frequency": "per-frequency",
     "whitening": "whitening",
     "class_whitening": "class whitening",
     "normalizing_flow": "normalizing flow",
@@ -48,7 +52,7 @@ class MetricText:
 
 _METRICS = {
     "frechet": MetricText("Fréchet distance", "lower"),
-    "frechet_pca64": MetricText("Fréchet distance, 64 components", "lower"),
+    "frechet_pca64": MetricText("Fréchet, 64 components", "lower"),
     "kid": MetricText("KID", "lower"),
     "mmd_rbf": MetricText("MMD (RBF)", "lower"),
     "precision": MetricText("precision", "higher"),

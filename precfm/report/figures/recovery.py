@@ -51,6 +51,7 @@ def draw(frames: Frames) -> Drawing:
     caption = (
         "Variance of the samples over variance of the held-out data along the eigendirections of the data's "
         f"covariance, from the largest variance to the smallest: {compared_text(flows)}, at the final checkpoint. "
+        "Of feature maps with too few rows for a covariance they are those of the channels at each spatial frequency. "
         f"Geometric means over {BINS} groups of neighbouring directions and over seeds. At one (dotted) the variance "
         "is recovered; above, the samples are too wide. Shaded: the lowest quarter of directions, by which recovery "
         "is judged. The flow without preconditioning stands in every panel; dashed: the floor, the train split "

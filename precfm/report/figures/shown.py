@@ -19,7 +19,10 @@ COURSES = ("long", "plain", "tuned")
 
 # What is drawn in one panel where all methods in one would hide each other.
 FAMILIES = {
-    "linear maps": ("none", "scalar", "per_channel", "whitening", "class_whitening"),
+    "linear maps": (
+        *("none", "scalar", "per_channel", "channel_whitening", "kronecker", "low_rank", "per_frequency"),
+        *("whitening", "class_whitening"),
+    ),
     "learned maps": ("normalizing_flow", "low_capacity_flow"),
     "skips": ("gaussian_skip", "mixture_skip"),
 }
