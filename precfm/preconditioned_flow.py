@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ from precfm.flows.paths import ProbabilityPath
 from precfm.flows.sampling import Solver, evaluation_labels, evaluation_noise, integrate
 from precfm.flows.settings import FlowSettings, Spec
 from precfm.preconditioners.base import Preconditioner
-from precfm.preconditioners.inputs import checked_labels
+from precfm.preconditioners.inputs import as_tensor, checked_labels
 from precfm.preconditioners.jacobian import inverse_jacobian
 from precfm.preconditioners.saving import load as load_preconditioner
 from precfm.preconditioners.saving import save as save_preconditioner
@@ -155,8 +156,8 @@ class PreconditionedFlow:
 
     def fit(
         self,
-        x1: Tensor,
-        labels: Tensor | None = None,
+        x1: Tensor | NDArray[Any],
+        labels: Tensor | NDArray[Any] | None = None,
         *,
         seed: int = 0,
         validation: tuple[Tensor, Tensor | None] | None = None,
@@ -167,7 +168,7 @@ class PreconditionedFlow:
         """Fit the preconditioner, unless it came fitted, and train the flow behind it; a second fit forgets the first.
 
         Args:
-            x1: data, shape (n, *dim).
+            x1: data, shape (n, *dim); a numpy array is taken, too.
             labels: classes from 0, int64, shape (n,), or None.
             seed: seed of everything random.
             validation: data and labels by which a learned preconditioner stops early, see `Preconditioner.fit`, and
@@ -185,18 +186,19 @@ class PreconditionedFlow:
             PrecfmError: data, labels and components do not fit together.
             DivergenceError: the training diverged.
         """
-        labels = _checked_labels(x1, labels)
+        rows: Tensor = as_tensor(x1)
+        classes = _checked_labels(rows, as_tensor(labels))
         folder = None if scratch is None else Path(scratch)
         if not self._came_fitted:
             self.preconditioner.fit(
-                x1,
-                labels,
+                rows,
+                classes,
                 validation=validation,
                 metric=decoder_metric,
                 seed=derived_seed(seed, "preconditioner"),
                 scratch=None if folder is None else folder / "preconditioner",
             )
-        self.prepare(x1, labels, seed=seed, decoder_metric=decoder_metric, validation=validation)
+        self.prepare(rows, classes, seed=seed, decoder_metric=decoder_metric, validation=validation)
         self.train(seed=seed, scratch=folder, on_checkpoint=on_checkpoint)
         return self
 

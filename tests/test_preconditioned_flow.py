@@ -59,6 +59,10 @@ def assert_same(first: PreconditionedFlow, second: PreconditionedFlow) -> None:
 # ---- fit and sample
 
 
+def test_numpy_arrays_are_data_too() -> None:
+    assert_same(small().fit(X.numpy(), LABELS.numpy(), seed=3), small().fit(X, LABELS, seed=3))
+
+
 def test_five_lines_from_latents_to_samples() -> None:
     flow = PreconditionedFlow(
         "whitening", training=TrainingOptions(steps=250, batch_size=64, learning_rate=3e-3)

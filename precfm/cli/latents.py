@@ -213,12 +213,15 @@ def sample(
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Of the solver, midpoint.")] = 50,
+    guidance: Annotated[
+        float, typer.Option(min=0, help="Weight of classifier-free guidance; 1 is none.")
+    ] = 1.0,
     seed: Seed = 0,
     force: Force = False,
 ) -> None:
     """Draw samples of the data from a saved flow."""
     from precfm.streaming.samples import sample_file
 
-    with called(labels="--labels"):
-        sample_file(flow, count, out, labels=labels, steps=steps, seed=seed, force=force)
+    with called(labels="--labels", guidance="--guidance"):
+        sample_file(flow, count, out, labels=labels, steps=steps, guidance=guidance, seed=seed, force=force)
     typer.echo(f"{out}: {count:,} samples")

@@ -73,3 +73,4 @@ def _set_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False  # sampling and judging are in full precision, as training is

@@ -22,6 +22,7 @@ def sample_file(
     *,
     labels: Path | None = None,
     steps: int = 50,
+    guidance: float = 1.0,
     seed: int = 0,
     force: bool = False,
 ) -> None:
@@ -33,6 +34,7 @@ def sample_file(
         out: a name as `precfm.latents.write_latents` takes it.
         labels: file of `count` classes; None leaves them to the flow, in the proportions of its training data.
         steps: of the solver.
+        guidance: weight of classifier-free guidance; 1 is none.
         seed: of the noise.
         force: replace what is there.
 
@@ -52,6 +54,6 @@ def sample_file(
             here = None if asked is None else asked[start : start + size]
             chunk = seed if start == 0 else derived_seed(seed, "samples", start)
             with torch.no_grad():
-                yield flow.sample(size, here, seed=chunk, steps=steps), here
+                yield flow.sample(size, here, seed=chunk, steps=steps, guidance=guidance), here
 
     write_latents(out, drawn(), count, force=force)
