@@ -62,17 +62,17 @@ def test_own_images_are_registered(project, monkeypatch):
             buffer = io.BytesIO()
             Image.fromarray(pixels).save(buffer, "PNG")
             (project / "pictures" / label / f"{index}.png").write_bytes(buffer.getvalue())
-    said = run(app, ["data", "add", "flowers", "pictures"])
+    said = run(app, ["data", "add", "meadow", "pictures"])
     assert said.exit_code == 0
-    assert said.stdout.startswith("flowers: 12 images in 2 classes (daisy, tulip) below pictures, ")
-    assert len((project / "data/flowers.files").read_text().splitlines()) == 12
-    assert "source: {name: imagefolder, source: flowers}" in said.stdout
+    assert said.stdout.startswith("meadow: 12 images in 2 classes (daisy, tulip) below pictures, ")
+    assert len((project / "data/meadow.files").read_text().splitlines()) == 12
+    assert "source: {name: imagefolder, source: meadow}" in said.stdout
     assert said.stdout.count("\n") == 1
     assert said.stderr == ""  # a bar is for terminals
-    assert "flowers" in (project / "data/sources.yaml").read_text()
-    fetched = run(app, ["data", "fetch", "flowers"])
-    assert fetched.stdout == "data/raw/flowers: files in place and intact: 12 (0 from before)\n"
-    assert run(app, ["data", "fetch", "flowers"]).stdout.endswith(": 12 (12 from before)\n")
+    assert "meadow" in (project / "data/sources.yaml").read_text()
+    fetched = run(app, ["data", "fetch", "meadow"])
+    assert fetched.stdout == "data/raw/meadow: files in place and intact: 12 (0 from before)\n"
+    assert run(app, ["data", "fetch", "meadow"]).stdout.endswith(": 12 (12 from before)\n")
 
 
 def test_few_fetched_files_are_told_one_by_one(project):
@@ -124,7 +124,7 @@ def test_a_mistake_is_one_sentence(project, monkeypatch, arguments, words):
         ("import quick.zip", 1),
         ("why results/quick/manifest.json", 1),
         ("data fetch mnist5k", 1),
-        ("data add flowers pictures", 1),
+        ("data add meadow pictures", 1),
         ("audit", 2),
         ("compare", 3),
         ("challenge", 3),

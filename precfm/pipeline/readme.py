@@ -8,10 +8,14 @@ from operator import neg
 from typing import Any, NamedTuple
 
 from precfm.core.statistics import INDICATIVE_BELOW
+from precfm.report.claims_document import PHOTOGRAPHS
 from precfm.report.formatting import MISSING, number_text
 from precfm.report.vocabulary import method_label
 
-HEAD = "| claim | theory | data | the number that says most, with its 95% interval |\n| --- | --- | --- | --- |\n"
+HEAD = (
+    "| claim | theory | data | photographs | the number that says most, with its 95% interval |\n"
+    "| --- | --- | --- | --- | --- |\n"
+)
 _BLOCK = re.compile(r"(<!-- claims: [^\n]*-->\n).*?(<!-- end -->)", re.DOTALL)
 _FRECHET = "ln ratio of Frechet distances to decoded images (classifier-0-decoded)"
 
@@ -127,16 +131,26 @@ def with_claims(text: str, claims: Sequence[Mapping[str, Any]]) -> str:
         text: the README; the table stands between `<!-- claims: ... -->` and `<!-- end -->`.
         claims: of the merged `claims.json`.
     """
-    return _BLOCK.sub(lambda found: f"{found[1]}{HEAD}{''.join(map(_row, claims))}{found[2]}", text)
+    photographs = {
+        each["claim"].removesuffix(PHOTOGRAPHS): each["data"]
+        for each in claims
+        if each["claim"].endswith(PHOTOGRAPHS)
+    }
+    rows = [
+        _row(each, photographs.get(each["claim"], MISSING))
+        for each in claims
+        if not each["claim"].endswith(PHOTOGRAPHS)
+    ]
+    return _BLOCK.sub(lambda found: f"{found[1]}{HEAD}{''.join(rows)}{found[2]}", text)
 
 
-def _row(claim: Mapping[str, Any]) -> str:
+def _row(claim: Mapping[str, Any], photographs: str) -> str:
     shown = SHOWN.get(claim["claim"], Shown(claim["text"], "", ""))
     heading = f"{claim['claim']}: {claim['verdict']}".lower()
     anchor = re.sub(r"[^\w -]", "", heading).replace(" ", "-")
     name = f"[{claim['claim']}](results/published/claims.md#{anchor}) {shown.claim}"
     rulings = (claim[side] if side in claim["rule"] else MISSING for side in ("theory", "data"))
-    return f"| {name} | {' | '.join(rulings)} | {_effect(claim, shown)} |\n"
+    return f"| {name} | {' | '.join(rulings)} | {photographs} | {_effect(claim, shown)} |\n"
 
 
 def _effect(claim: Mapping[str, Any], shown: Shown) -> str:

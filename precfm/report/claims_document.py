@@ -18,7 +18,8 @@ from precfm.report.verdicts import Verdict, rules_of, summary
 from precfm.report.vocabulary import claim_order, method_label
 
 SIDES: tuple[Side, Side] = ("theory", "data")
-THEORY = "theory"  # the experiment without a data set
+PHOTOGRAPHS = "-photographs"  # how ids of claims on photographs end
+THEORY = frozenset({"theory", "paper-theory"})  # experiments without a data set
 _HEAD = """\
 This is a conceptual replication: the settings are ours, since those of the paper are not public. Theory (controlled
 experiments) and data are judged apart, and neither overrides the other.
@@ -258,12 +259,13 @@ def _merged(each: MergedClaim) -> dict[str, Any]:
 def _coverage(claim: Claim, side: Side, verdicts: Sequence[Verdict], spec: ClaimsSpec) -> _Coverage:
     """Which of the experiments that can bear on one side of a claim have done so.
 
-    All but `theory` have data. Those have controlled experiments, too, that some claim of theory alone names.
+    All but `theory` and `paper-theory` have data. Those have controlled experiments, too, that some claim of theory
+    alone names.
     """
     run = {each.experiment for each in verdicts if any(group.side == side for group in each.groups)}
     theory_alone = [each for each in spec.claims if not each.deciding("data")]
-    with_theory = {THEORY, *(name for each in theory_alone for name in each.experiments)}
-    able = run | (with_theory if side == "theory" else set(claim.experiments) - {THEORY})
+    with_theory = {*THEORY, *(name for each in theory_alone for name in each.experiments)}
+    able = run | (with_theory if side == "theory" else set(claim.experiments) - THEORY)
     named = [name for name in claim.experiments if name in able]
     published = {each.experiment for each in verdicts}
     return _Coverage(
@@ -346,19 +348,24 @@ def _json(payload: Any) -> str:
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each claim; what is claimed of photographs is a column of the claim that it repeats."""
+    photographs = {row["claim"]: _ruling(row, "data") for row in rows}
     cells = [
         {
             "claim": row["claim"],
             "whose words": row["whose_words"],
-            **{
-                side: f"**{row[side]}**{_share_of(row, side)}" if side in row["rule"] else MISSING
-                for side in SIDES
-            },
+            **{side: _ruling(row, side) for side in SIDES},
+            "photographs": photographs.get(row["claim"] + PHOTOGRAPHS, MISSING),
             "text": row["text"],
         }
         for row in rows
+        if not row["claim"].endswith(PHOTOGRAPHS)
     ]
     return markdown_cells(pd.DataFrame(cells), numbers=False)
+
+
+def _ruling(row: Mapping[str, Any], side: Side) -> str:
+    return f"**{row[side]}**{_share_of(row, side)}" if side in row["rule"] else MISSING
 
 
 def _share_of(row: Mapping[str, Any], side: Side) -> str:
