@@ -25,7 +25,7 @@ from precfm.pipeline.node import PUBLISHED
 from precfm.report.claims import parse_claims
 from precfm.report.tables import blocks
 from precfm.report.verdicts import evaluate_claims
-from precfm.report.vocabulary import metric_text
+from precfm.report.vocabulary import METRICS, metric_text
 from tests.report_frames import frames
 from tests.workflow import ROOT
 
@@ -106,6 +106,7 @@ def known():
         names["columns"] |= set(table.columns)
         for column in {"metric", "quantity", "statistic"} & set(table.columns):
             names["statistics"] |= set(table[column])
+    names["statistics"] |= set(METRICS)  # of maps and photographs, too
     for module in tidy_tables().values():
         names["statistics"] |= set(vars(module).get("_QUANTITIES", ()))
     for claim in yaml.safe_load((ROOT / "config/claims.yaml").read_text())["claims"]:

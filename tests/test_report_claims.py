@@ -723,7 +723,7 @@ def test_documents_hold_the_verdicts_and_merge():
     assert (merged["C11"]["theory"], merged["C11"]["data"]) == ("not tested", "supported")
     assert [part["experiment"] for part in merged["C11"]["by_experiment"]] == ["mnist-ablations", "quick"]
     assert merged["C8c"]["data"] == "not tested"
-    assert re.search(r"\| C11 \| .* \| – \| \*\*supported\*\* \(1 of 3 named experiments\) \| – \|", markdown)
+    assert re.search(r"\| C11 \| .* \| – \| \*\*supported\*\* \(1 of 2 named experiments\) \| – \|", markdown)
     for said in ("Whose words", "Rule", "To know", "What would change it", "the settings are ours"):
         assert said in markdown
     assert "- quick: revision abc." in markdown

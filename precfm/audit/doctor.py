@@ -185,7 +185,8 @@ def data(*, network: bool = False) -> Found:
         yield "problem", f"{MIRROR} is '{mirror}', no folder", "correct it, or unset it"
     for name in sorted(yaml.safe_load(SOURCES.read_text(encoding="utf-8"))) if SOURCES.is_file() else ():
         source = source_manifest(name, SOURCES)
-        place, said = place_here(source), "its origins need a network"
+        place = place_here(source)
+        said = "its origins need a network" if source.origins else "it has no public address"
         if network and not place:
             urls = [origin.place for origin in source.origins if origin.kind == "url"]
             answers = [unreachable(url.replace("{file}", source.files[0].name)) for url in urls]

@@ -50,7 +50,7 @@ class MetricText:
         return self.label + {"lower": " ↓", "higher": " ↑", "one": " → 1", "unknown": ""}[self.better]
 
 
-_METRICS = {
+METRICS = {
     "frechet": MetricText("Fréchet distance", "lower"),
     "frechet_pca64": MetricText("Fréchet, 64 components", "lower"),
     "kid": MetricText("KID", "lower"),
@@ -88,7 +88,7 @@ _DECODED = "-decoded"
 
 def metric_text(metric: str) -> MetricText:
     """How a metric is written; one that is not known here is written by its own name."""
-    return _METRICS.get(metric, MetricText(metric.replace("_", " "), "unknown"))
+    return METRICS.get(metric, MetricText(metric.replace("_", " "), "unknown"))
 
 
 def space_label(space: str) -> str:
@@ -194,7 +194,7 @@ def in_order(methods: Iterable[str]) -> list[str]:
 
 def metrics_in_order(metrics: Iterable[str]) -> list[str]:
     """The metrics without repetition: known ones in the order above, others by name."""
-    return sorted(set(metrics), key=lambda name: (_place(name, _METRICS), name))
+    return sorted(set(metrics), key=lambda name: (_place(name, METRICS), name))
 
 
 def spaces_in_order(spaces: Iterable[str]) -> list[str]:
