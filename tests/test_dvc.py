@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from precfm.pipeline.experiments import configured
 from precfm.pipeline.plan import KINDS, load_plan
 from tests.workflow import ROOT, run
 
@@ -16,12 +17,9 @@ def parents():
     found = {kind: set() for kind in KINDS}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        for file in sorted(ROOT.glob("config/*.yaml")):
-            if file.stem != "claims":
-                for node in load_plan(file.stem).nodes.values():
-                    found[node.kind] |= {
-                        parent.split("/")[0] for ids in node.parents.values() for parent in ids
-                    }
+        for name in configured():
+            for node in load_plan(name).nodes.values():
+                found[node.kind] |= {parent.split("/")[0] for ids in node.parents.values() for parent in ids}
     return found
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from precfm.core.registry import REGISTRY, import_string
 from precfm.pipeline.costs import read_costs
-from precfm.pipeline.experiments import read_yaml
+from precfm.pipeline.experiments import parts_of, read_yaml
+from precfm.pipeline.gpu_hours import gpu_hours
 from precfm.pipeline.node import PUBLISHED
+from precfm.pipeline.plan import load_plan
 
 CATALOGUE = Path("docs/catalogue.md")
 NO_EXPERIMENT = ("claims",)
@@ -29,13 +31,15 @@ HEAD = """\
 Each experiment is one file in `config/` and one command; its tables and figures are made in `results/<experiment>/`.
 
 *Minutes of jobs* are those of the published run, as it recorded them: the times of all jobs added up, on two cores
-without a GPU, where two jobs run at a time. A run there takes about half as long. Any name with `-tiny` behind it, as
-in `paper-mnist-tiny`, is that experiment in 12 steps.
+without a GPU, where two jobs run at a time. A run there takes about half as long. *GPU-hours* are estimates of
+experiments that nobody has run, by `precfm gpu-hours EXPERIMENT`: counted operations of trainings, searches and
+samples at 0.3 of the peak of an H100 or H200; fits of maps, encoding, judging and likelihoods come on top. Any name
+with `-tiny` behind it, as in `paper-mnist-tiny`, is that experiment in 12 steps.
 
 ## Experiments
 
-| experiment | what | command | minutes of jobs |
-| --- | --- | --- | ---: |
+| experiment | what | command | minutes of jobs | GPU-hours |
+| --- | --- | --- | ---: | ---: |
 """
 
 
@@ -60,9 +64,17 @@ def _experiments() -> Iterator[str]:
             continue
         what = " ".join(read_yaml(file)["description"].split())
         costs = read_costs(PUBLISHED / name)
+        hours = sum(map(_gpu_hours, parts_of(name)))
         minutes = f"{sum(cost.seconds for cost in costs.values()) / 60:.0f}" if costs else "not recorded"
         command = f"`make reproduce EXPERIMENT={name}`"
-        yield f"| [`{name}`](../{file.as_posix()}) | {what} | {command} | {minutes} |\n"
+        estimate = f"{hours:.0f}" if hours else "–"
+        yield f"| [`{name}`](../{file.as_posix()}) | {what} | {command} | {minutes} | {estimate} |\n"
+
+
+def _gpu_hours(name: str) -> float:
+    """Of an experiment that asks for a GPU; 0 of any other."""
+    plan = load_plan(name)
+    return sum(stage.hours for stage in gpu_hours(plan)) if plan.device == "cuda" else 0.0
 
 
 def _products(group: str) -> Iterator[str]:

@@ -59,6 +59,33 @@ def show_status(
         typer.echo(json.dumps(found.to_json(), indent=1) if as_json else "\n".join(found.lines()))
 
 
+@app.command("gpu-hours")
+def show_gpu_hours(
+    experiment: ExperimentName,
+    utilisation: Annotated[
+        float | None, typer.Option(min=0.001, max=1, help="Share of the peak; default 0.3.")
+    ] = None,
+) -> None:
+    """Estimate the GPU-hours of trainings, searches and samples, from counted operations."""
+    from precfm.pipeline.experiments import parts_of
+    from precfm.pipeline.gpu_hours import PEAKS, UTILISATION, gpu_hours
+    from precfm.pipeline.plan import load_plan
+
+    share = utilisation or UTILISATION
+    for part in parts_of(experiment):
+        stages = gpu_hours(load_plan(part), share)
+        for stage in stages:
+            typer.echo(
+                f"{part}: {stage.name}: {stage.artifacts:,} artifacts, {stage.operations:.2g} operations, {stage.hours:.1f} h"
+            )
+        typer.echo(f"{part}: {sum(stage.hours for stage in stages):.0f} GPU-hours")
+    peaks = ", ".join(f"{peak / 1e12:g} in {name}" for name, peak in PEAKS.items())
+    typer.echo(
+        f"By counted operations at {share:g} of the peak of an H100 or H200 (10^12 a second: {peaks}); not counted: "
+        "fits of maps, encoding, judging, likelihoods."
+    )
+
+
 @app.command()
 def make(
     experiment: ExperimentName,
