@@ -12,9 +12,9 @@ TRAINING = {"steps": 100, "batch_size": 32, "checkpoints": [50, 100]}
 
 def test_operations_are_those_of_the_layers(planned):
     change = {"seeds": [0], "methods": {"none": {"preconditioner": {"name": "none"}}}}
-    plan = planned(
-        {**change, "flow": {"model": MLP, "training": TRAINING}, "settings": {"plain": {"matched": []}}}
-    )
+    settings = {"plain": {"matched": []}, "tuned": None}
+    flow = {"model": MLP, "training": TRAINING}
+    plan = planned({**change, "flow": flow, "settings": settings, "predict": []})
     training, sampling = gpu_hours(plan)
     latents = 16 if "L16" in plan.of("latents")[0].id else DIM
     # first layer, time features, hidden layer, last layer: two operations for each weight

@@ -75,9 +75,8 @@ def show_gpu_hours(
     for part in parts_of(experiment):
         stages = gpu_hours(load_plan(part), share)
         for stage in stages:
-            typer.echo(
-                f"{part}: {stage.name}: {stage.artifacts:,} artifacts, {stage.operations:.2g} operations, {stage.hours:.1f} h"
-            )
+            cost = f"{stage.operations:.2g} operations, {stage.hours:.1f} h"
+            typer.echo(f"{part}: {stage.name}: {stage.artifacts:,} artifacts, {cost}")
         typer.echo(f"{part}: {sum(stage.hours for stage in stages):.0f} GPU-hours")
     peaks = ", ".join(f"{peak / 1e12:g} in {name}" for name, peak in PEAKS.items())
     typer.echo(
