@@ -21,6 +21,7 @@ from precfm.encoders.block_dct import BlockDCT
 from precfm.pipeline import shards
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.build import build
+from precfm.pipeline.experiments import load_experiment
 from precfm.pipeline.job import Job, script_of
 from precfm.pipeline.plan import load_plan
 from tests.workflow import ROOT
@@ -297,6 +298,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):
 
 def test_what_is_not_here_is_replaced_in_tiny_experiments_alone(project, monkeypatch, capsys):
     monkeypatch.delenv("PRECFM_MIRROR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(project))  # no weights of a judge that was run before
     config = project / "config" / "away.yaml"
     config.write_text(
         json.dumps(
@@ -306,13 +308,17 @@ def test_what_is_not_here_is_replaced_in_tiny_experiments_alone(project, monkeyp
                     "church": {
                         "source": {"name": "lsun", "resolution": 16},
                         **{"train": 1000, "validation": 50, "heldout": 50},
+                        "judges": {"report": ["inception"]},
                     }
                 },
             }
         )
     )
     data, latents = make(load_plan("away-tiny"), ("data", "latents"))
-    assert "lsun_church" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "lsun_church" in said
+    assert "inception" in said
+    assert load_experiment("away-tiny").datasets["church"].classifiers.report == ("pixels",)
     assert data.json("about.json")["image_shape"] == [3, 16, 16]
     assert latents.tensors("heldout.safetensors")["latents"].shape == (50, 9, 4, 4)
     assert load_plan("away").of("data")[0].params["source"] == "lsun_church"

@@ -5,12 +5,18 @@ Nothing is fetched for a tiny experiment: what is not here already is replaced, 
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from precfm.core.errors import PrecfmError
+from precfm.core.registry import load
 from precfm.datasets.manifest import source_manifest
 from precfm.datasets.sources import SOURCES, place_here
+from precfm.metrics.extractors.weights import find_weights
 from precfm.pipeline.components import component
+from precfm.pipeline.schema import is_fixed
 
+PIXELS = "pixels"  # the judge that needs no weights
 SOURCE = "stand_in"  # the data set, and its entry in data/sources.yaml
 CLASSES = 5  # of images whose classes only the files tell
 AUTOENCODER = {  # with latents of the shape that most have: 4 channels, an eighth of the image's side
@@ -26,7 +32,10 @@ def with_stand_ins(experiment: Mapping[str, Any]) -> dict[str, Any]:
         experiment: as `precfm.pipeline.schema.Experiment`, already cut.
     """
     replaced: list[str] = []
-    datasets = {name: _dataset(spec, replaced) for name, spec in (experiment.get("datasets") or {}).items()}
+    datasets = {
+        name: _judges(_dataset(spec, replaced), replaced)
+        for name, spec in (experiment.get("datasets") or {}).items()
+    }
     encoders = {name: _encoder(spec, replaced) for name, spec in (experiment.get("encoders") or {}).items()}
     if not replaced:
         return dict(experiment)
@@ -56,6 +65,33 @@ def _dataset(spec: Mapping[str, Any], replaced: list[str]) -> dict[str, Any]:
         "classes": min(classes, images // 20),
     }
     return {**spec, "without": without, "source": stand_in}
+
+
+def _judges(spec: Mapping[str, Any], replaced: list[str]) -> dict[str, Any]:
+    """Those whose weights are here; pixels where none of those that report is."""
+    given = spec.get("classifiers")
+    if not given:
+        return dict(spec)
+    wanted = [*given["report"], *([given["select"]] if given.get("select") else [])]
+    lacking = [name for name in wanted if not _has_weights(name)]
+    replaced += lacking
+    report = [name for name in given["report"] if name not in lacking] or [PIXELS]
+    select = given.get("select")
+    if select in lacking:
+        select = None if PIXELS in report else PIXELS
+    return {**spec, "classifiers": {"report": report, "select": select}}
+
+
+def _has_weights(judge: str) -> bool:
+    """Whether the weights of a fixed judge can be had without a network; of a pinned one they are in data/models/."""
+    weights = getattr(load("fixed_extractors", judge), "weights", None) if is_fixed(judge) else None
+    if weights is None:
+        return True
+    try:
+        find_weights(replace(weights, url=None))
+    except PrecfmError:
+        return False
+    return True
 
 
 def _encoder(spec: Mapping[str, Any], replaced: list[str]) -> dict[str, Any]:
