@@ -298,7 +298,6 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):
 
 def test_what_is_not_here_is_replaced_in_tiny_experiments_alone(project, monkeypatch, capsys):
     monkeypatch.delenv("PRECFM_MIRROR", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(project))  # no weights of a judge that was run before
     config = project / "config" / "away.yaml"
     config.write_text(
         json.dumps(

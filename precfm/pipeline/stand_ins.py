@@ -5,14 +5,10 @@ Nothing is fetched for a tiny experiment: what is not here already is replaced, 
 
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from precfm.core.errors import PrecfmError
-from precfm.core.registry import load
 from precfm.datasets.manifest import source_manifest
 from precfm.datasets.sources import SOURCES, place_here
-from precfm.metrics.extractors.weights import find_weights
 from precfm.pipeline.components import component
 from precfm.pipeline.schema import is_fixed
 
@@ -68,30 +64,15 @@ def _dataset(spec: Mapping[str, Any], replaced: list[str]) -> dict[str, Any]:
 
 
 def _judges(spec: Mapping[str, Any], replaced: list[str]) -> dict[str, Any]:
-    """Those whose weights are here; pixels where none of those that report is."""
+    """Pixels instead of networks of published weights, which would take longer than all else."""
     given = spec.get("classifiers")
-    if not given:
+    lacking = [name for name in (given or {}).get("report", ()) if is_fixed(name) and name != PIXELS]
+    if not given or not lacking:
         return dict(spec)
-    wanted = [*given["report"], *([given["select"]] if given.get("select") else [])]
-    lacking = [name for name in wanted if not _has_weights(name)]
     replaced += lacking
-    report = [name for name in given["report"] if name not in lacking] or [PIXELS]
+    report = dict.fromkeys(PIXELS if name in lacking else name for name in given["report"])
     select = given.get("select")
-    if select in lacking:
-        select = None if PIXELS in report else PIXELS
-    return {**spec, "classifiers": {"report": report, "select": select}}
-
-
-def _has_weights(judge: str) -> bool:
-    """Whether the weights of a fixed judge can be had without a network; of a pinned one they are in data/models/."""
-    weights = getattr(load("fixed_extractors", judge), "weights", None) if is_fixed(judge) else None
-    if weights is None:
-        return True
-    try:
-        find_weights(replace(weights, url=None))
-    except PrecfmError:
-        return False
-    return True
+    return {**spec, "classifiers": {"report": [*report], "select": None if select in report else select}}
 
 
 def _encoder(spec: Mapping[str, Any], replaced: list[str]) -> dict[str, Any]:
