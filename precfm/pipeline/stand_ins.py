@@ -35,9 +35,8 @@ def with_stand_ins(experiment: Mapping[str, Any]) -> dict[str, Any]:
     encoders = {name: _encoder(spec, replaced) for name, spec in (experiment.get("encoders") or {}).items()}
     if not replaced:
         return dict(experiment)
-    said = (
-        f"not on this machine, so a stand-in is used, of random numbers: {', '.join(dict.fromkeys(replaced))}"
-    )
+    names = ", ".join(dict.fromkeys(replaced))
+    said = f"stand-ins, random numbers or pixels, for what is not on this machine or would take long: {names}"
     print(f"precfm: {said}", file=sys.stderr)
     described = f"{experiment['description'].strip()} NOT REAL DATA: {said}."
     return {**experiment, "description": described, "datasets": datasets, "encoders": encoders}
