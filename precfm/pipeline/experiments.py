@@ -162,6 +162,7 @@ _TINY: dict[str, Callable[[Any], Any]] = {
     "checkpoints": lambda value: [6, 12] if value else [],
     "horizons": lambda value: [6, 12] if value else [],
     "batch_size": _at_most(32),
+    "resolution": _at_most(64),
     "width": _at_most(32),
     "depth": _at_most(2),
     "heads": _at_most(2),
