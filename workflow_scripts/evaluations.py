@@ -27,7 +27,7 @@ from precfm.metrics.evaluate import METRICS, evaluate_features
 from precfm.metrics.extractors.identity import whitened
 from precfm.metrics.extractors.judges import batches_of, fixed_judges, judged, load_judges
 from precfm.metrics.kernels import kid_replicates
-from precfm.metrics.principal import COMPONENTS, PrincipalAxes
+from precfm.metrics.principal import COMPONENTS, PrincipalAxes, is_small
 from precfm.metrics.values import records
 from precfm.pipeline.job import Job
 
@@ -201,7 +201,7 @@ class _Evaluation:
             grid["held-out, decoded"] = _bytes(self.encoder.decode(encoded[rows]))
             train = self.features.tensors("train.safetensors")
             closest = nearest(made[near[0]][:GRID], train["features"], 1)[1][:, 0]
-            grid["neighbours"] = data.tensors("train.safetensors")["images"][train["rows"][closest]]
+            grid["neighbours"] = data.rows("train.safetensors").take(train["rows"][closest], "images")
         return grid
 
     def _in_axes(self, space: str) -> bool:
@@ -210,8 +210,8 @@ class _Evaluation:
 
     def _is_small(self, space: str, features: Tensor) -> bool:
         """Whether a space has too few rows for a Frechet distance, or is compared in principal coordinates."""
-        few = min(len(features), len(self.reference[space])) <= features.shape[1]
-        return few or self._in_axes(space)
+        rows = min(len(features), len(self.reference[space]))
+        return is_small(rows, features.shape[1]) or self._in_axes(space)
 
     def _compared(self, space: str, features: Tensor) -> Tensor:
         """Features in principal coordinates, where a space is compared in these."""
@@ -277,15 +277,15 @@ class _Evaluation:
 def _directions(train: Tensor) -> Tensor | None:
     """Directions along which variances are compared, lowest variance first: the eigenvectors of the train covariance.
 
-    Of maps with too few rows for one, those of the channels at each frequency; of vectors with too few, none, since
-    directions of no variance would be chance.
+    Of maps those of the channels at each frequency, whatever the rows, so that all photographs have the same ones; of
+    vectors with fewer rows than dimensions none, since directions of no variance would be chance.
     """
     dim = train[0].numel()
     if dim > LARGEST:
         return None
-    if determines_covariance(train):
-        return eigen_spectrum(covariance(train)).eigenvectors
-    return frequency_directions(train) if train.ndim > 2 else None
+    if train.ndim > 2:
+        return frequency_directions(train)
+    return eigen_spectrum(covariance(train)).eigenvectors if determines_covariance(train) else None
 
 
 def _axes(tensors: dict[str, Tensor]) -> dict[str, PrincipalAxes]:

@@ -10,10 +10,11 @@ from precfm.encoders.base import load
 from precfm.metrics.bootstrap import reference_fits, reference_resamples
 from precfm.metrics.extractors.identity import whitened
 from precfm.metrics.extractors.judges import batches_of, fixed_judges, judged, load_judges
-from precfm.metrics.principal import PrincipalAxes, axes_of_small_sets
+from precfm.metrics.principal import PrincipalAxes, axes_of_small_sets, is_small
 from precfm.pipeline.job import Job
 
 AXES_ROWS = 2000  # of the train split, to which principal axes are fitted
+BATCH = 500  # images in memory at once
 NEIGHBOURS_ROWS = 10_000  # of the train split, among which the neighbours of samples are shown
 
 
@@ -52,7 +53,7 @@ def make(job: Job) -> None:
     for space, values in features.items():
         found = kept.get(space.removesuffix("-decoded"))
         compared = values if found is None else found.coordinates(values)
-        if space != "latent" and compared.shape[1] < rows:
+        if space != "latent" and not is_small(rows, compared.shape[1]):
             fit = reference_fits(compared, resamples)
             fits |= {f"{space}/means": fit.means, f"{space}/factors": fit.factors}
     job.write_tensors("resamples.safetensors", fits)
@@ -65,16 +66,20 @@ def _of_judges(
     data, device = job.parent("data"), job.node.device
     judges = load_judges([each.verified() for each in job.parents("classifiers")], device)
     encoder = load(job.parent("encoder").verified(), device)
-    features = judged(judges, data.tensors("heldout.safetensors")["images"])
+    heldout, train = (data.rows(f"{split}.safetensors") for split in ("heldout", "train"))
+    features = judged(judges, heldout.batches("images", BATCH))
     decoded = judged(judges, map(encoder.decode, batches_of(latents, math.prod(encoder.image_shape))))
     of_train: dict[str, Tensor] = {}
     near = fixed_judges(judges)[:1]
-    small = [name for name in judges if rows <= features[name].shape[1] and name not in near]
+    small = [name for name in judges if is_small(rows, features[name].shape[1]) and name not in near]
     if near or small:
-        images = data.tensors("train.safetensors")["images"]
-        shown = _drawn(len(images), NEIGHBOURS_ROWS)
-        of_train = judged({name: judges[name] for name in small}, images[shown[:AXES_ROWS]])
-        of_train |= judged({name: judges[name] for name in near}, images[shown])
+        shown = _drawn(len(train), NEIGHBOURS_ROWS)
+        of_axes, of_near = (
+            (train.take(part, "images") for part in torch.split(chosen, BATCH))
+            for chosen in (shown[:AXES_ROWS], shown)
+        )
+        of_train = judged({name: judges[name] for name in small}, of_axes) if small else {}
+        of_train |= judged({name: judges[name] for name in near}, of_near) if near else {}
         if near:
             job.write_tensors("train.safetensors", {"features": of_train[near[0]], "rows": shown})
     axes = {name: axes_of_small_sets(found[:AXES_ROWS], rows) for name, found in of_train.items()}

@@ -1,7 +1,7 @@
 """Tensors that are too large for one file: shards of a split, read in slices of rows."""
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,6 +71,17 @@ class StoredRows:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def batches(self, name: str, size: int) -> "Iterator[Tensor]":
+        """One of the tensors, so many rows at a time."""
+        for start in range(0, len(self), size):
+            yield self.read(start, start + size, [name])[name]
+
+    def take(self, rows: "Tensor", name: str) -> "Tensor":
+        """Some rows of one of the tensors, in the order given; no others are read."""
+        import torch
+
+        return torch.cat([self.read(row, row + 1, [name])[name] for row in rows.tolist()])
 
     def read(self, start: int, stop: int, names: Sequence[str] | None = None) -> dict[str, "Tensor"]:
         """Rows `start` to `stop`, as tensors of their own in memory.

@@ -124,9 +124,13 @@ class DiTVelocity(VelocityNetwork):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def enable_checkpointing(self) -> None:
+    def enable_gradient_checkpointing(self) -> None:
         """Compute activations of blocks again in the backward pass instead of keeping them."""
         self.checkpointing = True
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Keep the activations."""
+        self.checkpointing = False
 
     def _initialise(self) -> None:
         """As the authors do, https://github.com/facebookresearch/DiT/blob/main/models.py."""
