@@ -255,7 +255,8 @@ def test_pretrained_weights_are_named_by_checksum(tmp_path, kind):
     model = getattr(diffusers, kind)(**options).eval()
     model.save_pretrained(tmp_path / "model")
     sha256 = file_sha256(tmp_path / "model" / "diffusion_pytorch_model.safetensors")
-    named = {"source": str(tmp_path / "model"), "sha256": sha256}
+    config = tmp_path / "model" / "config.json"
+    named = {"source": str(tmp_path / "model"), "sha256": sha256, "config_sha256": file_sha256(config)}
     encoder = Pretrained(3, 16, **named)
     images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
     latents = encoder.encode(images)
@@ -277,6 +278,14 @@ def test_pretrained_weights_are_named_by_checksum(tmp_path, kind):
         Pretrained(3, 16, **{**named, "sha256": "0" * 64})
     with pytest.raises(PrecfmError, match="multiple of 2; got 15"):
         Pretrained(3, 15, **named)
+    with pytest.raises(PrecfmError, match=r"^config_sha256: got 0000"):
+        Pretrained(3, 16, **{**named, "config_sha256": "0" * 64})
+    right = config.read_bytes()
+    for wrong in ('{"_class_name": "UNet2DModel"}', "[1]", "{"):
+        config.write_text(wrong)
+        with pytest.raises(PrecfmError, match=r"^source: .*config\.json"):
+            Pretrained(3, 16, **named)
+    config.write_bytes(right)
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):
@@ -290,7 +299,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "hf_hub_download", unreachable)
     assert Pretrained.must_be_fetched(source="owner/name")
     with pytest.raises(PrecfmError, match=r"^source: 'owner/name' cannot be had .*no route to host"):
-        Pretrained(3, 16, source="owner/name", sha256="0" * 64)
+        Pretrained(3, 16, source="owner/name", sha256="0" * 64, config_sha256="0" * 64)
 
 
 # ---- what stands in

@@ -1,5 +1,6 @@
 """Autoencoders that others have trained, with the weights named by checksum: AutoencoderKL, -Tiny, -DC of diffusers."""
 
+import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -12,9 +13,16 @@ from torch import Tensor
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Count, checked
 from precfm.encoders.base import Encoder
-from precfm.encoders.diffusers_autoencoder import HUB_NAME, DiffusersAutoencoder, is_here, weights_folder
+from precfm.encoders.diffusers_autoencoder import (
+    HUB_NAME,
+    LATENTS_OF,
+    DiffusersAutoencoder,
+    is_here,
+    weights_folder,
+)
 from precfm.training.options import TrainingOptions
 
+CHECKSUM = r"^([0-9a-f]{64})?$"
 # How configs call the channels of the levels, each of which but the last halves the image.
 WIDTHS = ("block_out_channels", "encoder_block_out_channels")
 
@@ -30,6 +38,7 @@ class Pretrained(Encoder):
         image_size: height and width in pixels, a multiple of what the autoencoder divides them by.
         source: a folder that `save_pretrained` wrote, or a name on the Hugging Face Hub, OWNER/NAME.
         sha256: of its weight file, diffusion_pytorch_model.safetensors.
+        config_sha256: of its config.json, which says how latents are shifted and scaled.
         subfolder: where in the source the autoencoder lies, such as `vae` in that of a pipeline.
 
     Raises:
@@ -48,15 +57,19 @@ class Pretrained(Encoder):
         channels: Literal[1, 3] = 3,
         image_size: Count = 256,
         source: str = "",
-        sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = "",
+        sha256: Annotated[str, Field(pattern=CHECKSUM)] = "",
+        config_sha256: Annotated[str, Field(pattern=CHECKSUM)] = "",
         subfolder: str = "",
     ) -> None:
-        for name, value in (("source", source), ("sha256", sha256)):
+        for name, value in (("source", source), ("sha256", sha256), ("config_sha256", config_sha256)):
             if not value:
-                raise PrecfmError(f"{name}: missing; a pretrained autoencoder is named by source and sha256")
+                raise PrecfmError(
+                    f"{name}: missing; a pretrained autoencoder is named by source, sha256 and config_sha256"
+                )
         self.source, self.sha256, self.subfolder = source, sha256, subfolder
+        self.config_sha256 = config_sha256
         folder = weights_folder(source, sha256, subfolder)
-        shape = latent_shape(json.loads((folder / "config.json").read_text()), channels, image_size, source)
+        shape = latent_shape(checked_config(folder, config_sha256, source), channels, image_size, source)
         super().__init__(channels, image_size, shape)
 
     @staticmethod
@@ -91,6 +104,31 @@ class Pretrained(Encoder):
 @lru_cache(maxsize=1)
 def _loaded(folder: Path, device: str) -> DiffusersAutoencoder:
     return DiffusersAutoencoder.load(folder, device)
+
+
+def checked_config(folder: Path, sha256: str, source: str) -> dict[str, Any]:
+    """The config of an autoencoder.
+
+    Raises:
+        PrecfmError: it is missing, has another checksum, or is that of something else.
+    """
+    try:
+        content = (folder / "config.json").read_bytes()
+        config = json.loads(content)
+        kind = config["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kind = None
+    if kind not in LATENTS_OF or "latent_channels" not in config:
+        raise PrecfmError(
+            f"source: '{source}' holds no config.json of an autoencoder; that of one of {', '.join(LATENTS_OF)} is "
+            "needed"
+        )
+    if (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise PrecfmError(
+            f"config_sha256: got {sha256[:12]}..., but config.json of '{source}' has {found}; another config, or that, "
+            "is needed"
+        )
+    return dict(config)
 
 
 def latent_shape(config: dict[str, Any], channels: int, image_size: int, source: str) -> tuple[int, int, int]:
