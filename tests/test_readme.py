@@ -99,7 +99,11 @@ def test_every_file_and_command_that_is_named_exists(page):
     ]
     assert [name for name in files if not (ROOT / name).exists()] == []
     code = re.findall(r"```.*?```|`[^`]+`", text, re.DOTALL)
-    commands = {name for each in code for name in re.findall(r"(?:`|^)precfm ([a-z]+(?:-[a-z]+)*)", each, re.MULTILINE)}
+    commands = {
+        name
+        for each in code
+        for name in re.findall(r"(?:`|^)precfm ([a-z]+(?:-[a-z]+)*)", each, re.MULTILINE)
+    }
     assert commands <= get_command(app).commands.keys()
     targets = {
         name for each in code for name in re.findall(r"(?:`|^)make ([a-z][a-z-]+)", each, re.MULTILINE)
