@@ -107,10 +107,6 @@ class UNetVelocity(VelocityNetwork):
         nn.init.zeros_(self.unet.conv_out.weight)
         nn.init.zeros_(self.unet.conv_out.bias)
 
-    def enable_checkpointing(self) -> None:
-        """Compute activations again in the backward pass instead of keeping them."""
-        self.unet.enable_gradient_checkpointing()
-
 
 def _block(direction: str, attends: bool) -> str:
     return f"{'Attn' if attends else ''}{direction}Block2D"
