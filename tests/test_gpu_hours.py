@@ -2,7 +2,7 @@
 
 import pytest
 
-from precfm.pipeline.gpu_hours import EVALUATIONS, PEAKS, SECONDS_PER_CALL, gpu_hours
+from precfm.gpu_hours import EVALUATIONS, PEAKS, SECONDS_PER_CALL, gpu_hours
 from precfm.pipeline.plan import load_plan
 
 MLP = {"name": "mlp", "width": 64, "depth": 2}

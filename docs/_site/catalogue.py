@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from precfm.core.registry import REGISTRY, import_string
+from precfm.gpu_hours import gpu_hours
 from precfm.pipeline.costs import read_costs
 from precfm.pipeline.experiments import parts_of, read_yaml
-from precfm.pipeline.gpu_hours import gpu_hours
 from precfm.pipeline.node import PUBLISHED
 from precfm.pipeline.plan import load_plan
 

@@ -67,8 +67,8 @@ def show_gpu_hours(
     ] = None,
 ) -> None:
     """Estimate the GPU-hours of trainings, searches and samples, from counted operations."""
+    from precfm.gpu_hours import PEAKS, UTILISATION, gpu_hours
     from precfm.pipeline.experiments import parts_of
-    from precfm.pipeline.gpu_hours import PEAKS, UTILISATION, gpu_hours
     from precfm.pipeline.plan import load_plan
 
     share = utilisation or UTILISATION
