@@ -1,9 +1,10 @@
 """Kind `flows`: train the velocity field in the preconditioned space."""
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from precfm.core.options import validated
 from precfm.flows.settings import Budget, FlowSettings, Recipe
@@ -11,7 +12,11 @@ from precfm.pipeline.job import Job
 from precfm.preconditioned_flow import PreconditionedFlow, save_weights
 from precfm.preconditioners.saving import load
 from precfm.training.batched import train_many
+from precfm.training.processes import first_before_others
+from precfm.training.shards import ShardedRows
 from precfm.training.state import TrainingResult
+
+TRAIN = "train.safetensors"
 
 
 def make(job: Job) -> None:
@@ -20,20 +25,22 @@ def make(job: Job) -> None:
     def write_checkpoint(step: int, network: nn.Module) -> None:
         _write_checkpoint(job, step, network)
 
-    how: dict[str, Any] = {"scratch": job.scratch, "on_checkpoint": write_checkpoint}
+    flow, how = _flow(job), {"scratch": job.scratch, "on_checkpoint": write_checkpoint}
     if job.parents("through"):
-        flow, data = _flow_and_data(job)
         before = [load(each.verified()).to(job.node.device) for each in job.parents("through")]
-        result = flow.train_through([*before, flow.preconditioner], **data, **how)
+        maps, data = [*before, flow.preconditioner], _rows(job)
+        result = flow.train_through(maps, *data, seed=_seed(job), decoder_metric=_decoder_metric(job), **how)
+    elif len(job.parent("latents").shards(TRAIN)) > 1 and not flow.needs_all_rows(bool(job.parents("skip"))):
+        result = flow.train(rows=_mapped_shards(job, flow), seed=_seed(job), **how)
     else:
-        flow = _prepared(job)
-        result = flow.train(seed=job.params["seed"], **how)
+        _prepare(job, flow, *_rows(job))
+        result = flow.train(seed=_seed(job), **how)
     _write(job, flow, result)
 
 
 def make_many(jobs: Sequence[Job]) -> None:
     """The same for flows that differ in their seeds alone, which train in one batched computation."""
-    flows = [_prepared(job) for job in jobs]
+    flows = [_prepare(job, _flow(job), *_rows(job)) for job in jobs]
 
     def write_checkpoint(position: int, step: int, network: nn.Module) -> None:
         _write_checkpoint(jobs[position], step, network)
@@ -43,7 +50,7 @@ def make_many(jobs: Sequence[Job]) -> None:
         [flow.objective for flow in flows],
         [flow.data for flow in flows],
         flows[0].settings.training,
-        seeds=[job.params["seed"] for job in jobs],
+        seeds=[_seed(job) for job in jobs],
         scratch=jobs[0].scratch,
         facts=flows[0].description(),
         on_checkpoint=write_checkpoint,
@@ -53,29 +60,68 @@ def make_many(jobs: Sequence[Job]) -> None:
         _write(job, flow, result)
 
 
-def _flow_and_data(job: Job) -> tuple[PreconditionedFlow, dict[str, Any]]:
-    """A flow as the plan, a budget and a recipe say, and what it is trained on."""
-    device = job.node.device
+def _flow(job: Job) -> PreconditionedFlow:
+    """A flow as the plan, a budget and a recipe say, behind its map."""
     settings = validated(FlowSettings, job.params["flow"])
     if job.parents("budget"):
         budget = validated(Budget, job.parent("budget").json("budget.json"))
         settings = settings.matched(budget, job.params["match"])
     if job.parents("recipe"):
         settings = settings.tuned(validated(Recipe, job.parent("recipe").json("recipe.json")))
-    split = job.parent("latents").tensors("train.safetensors")
-    preconditioner = load(job.parent("preconditioner").verified()).to(device)
-    return PreconditionedFlow.from_settings(settings, preconditioner), {
-        "x1": split["latents"].to(device),
-        "labels": split["labels"].to(device),
-        "seed": job.params["seed"],
-        "decoder_metric": job.tensor("decoder_metric", "metric.safetensors", "metric"),
-    }
+    preconditioner = load(job.parent("preconditioner").verified()).to(job.node.device)
+    return PreconditionedFlow.from_settings(settings, preconditioner)
 
 
-def _prepared(job: Job) -> PreconditionedFlow:
-    flow, data = _flow_and_data(job)
-    fitted = job.parent("skip").tensors("wrappers.safetensors") if job.parents("skip") else None
-    return flow.prepare(**data, fitted_wrappers=fitted)
+def _rows(job: Job) -> tuple[Tensor, Tensor]:
+    """Latents and labels of the train split, where the flow is trained."""
+    split = job.parent("latents").tensors(TRAIN)
+    return split["latents"].to(job.node.device), split["labels"].to(job.node.device)
+
+
+def _seed(job: Job) -> int:
+    return int(job.params["seed"])
+
+
+def _decoder_metric(job: Job) -> Tensor | None:
+    return job.tensor("decoder_metric", "metric.safetensors", "metric")
+
+
+def _prepare(
+    job: Job,
+    flow: PreconditionedFlow,
+    x1: Tensor,
+    labels: Tensor,
+    label_counts: Sequence[int] | None = None,
+) -> PreconditionedFlow:
+    return flow.prepare(
+        x1,
+        labels,
+        seed=_seed(job),
+        decoder_metric=_decoder_metric(job),
+        fitted_wrappers=job.parent("skip").tensors("wrappers.safetensors") if job.parents("skip") else None,
+        label_counts=label_counts,
+    )
+
+
+def _mapped_shards(job: Job, flow: PreconditionedFlow) -> ShardedRows:
+    """Prepare a flow on the first shard of the latents, and map them shard by shard to files in the scratch folder."""
+    stored, device = job.parent("latents").rows(TRAIN), job.node.device
+    counts = stored.read(0, len(stored), ["labels"])["labels"].bincount().tolist()
+
+    def shard(file: Path) -> tuple[Tensor, Tensor]:
+        tensors = load_file(file, device=device)
+        return tensors["latents"], tensors["labels"]
+
+    _prepare(job, flow, *shard(stored.paths[0]), label_counts=counts)
+    paths = [job.scratch / f"rows-{place:05d}.safetensors" for place in range(len(stored.paths))]
+    with first_before_others():
+        for file, path in zip(stored.paths, paths, strict=True):
+            if not path.is_file():  # a killed job has written some
+                mapped = zip(("latents", "labels"), flow.mapped_rows(*shard(file)), strict=True)
+                part = path.with_suffix(".part")
+                save_file({name: tensor.cpu().contiguous() for name, tensor in mapped}, part)
+                part.replace(path)
+    return ShardedRows(paths)
 
 
 def _write_checkpoint(job: Job, step: int, network: nn.Module) -> None:
