@@ -42,6 +42,7 @@ from precfm.preconditioners.inputs import as_tensor, checked_labels
 from precfm.preconditioners.jacobian import inverse_jacobian
 from precfm.preconditioners.saving import load as load_preconditioner
 from precfm.preconditioners.saving import save as save_preconditioner
+from precfm.training.batches import Rows
 from precfm.training.checkpoints import checksum
 from precfm.training.options import TrainingOptions
 from precfm.training.state import TrainingResult
@@ -211,6 +212,7 @@ class PreconditionedFlow:
         decoder_metric: Tensor | None = None,
         validation: tuple[Tensor, Tensor | None] | None = None,
         fitted_wrappers: Mapping[str, Tensor] | None = None,
+        label_counts: Sequence[int] | None = None,
     ) -> Self:
         """Map the data, build the network with fresh weights, fit its wrappers, and bind the objective.
 
@@ -223,17 +225,23 @@ class PreconditionedFlow:
             decoder_metric: as in `fit`.
             validation: held-out data and labels, by which a wrapper chooses; see `Wrapper.fit`.
             fitted_wrappers: what `wrapper_state` of an equal flow gave: the wrappers take it instead of a fit.
+            label_counts: rows of each class in all data, where `x1` are some of many that `train` then gets as `rows`.
 
         Returns:
             The flow itself.
 
         Raises:
             PrecfmError: the preconditioner is not fitted, the fitted wrappers are others, or data, labels and
-                components do not fit together.
+                components do not fit together; or some of the data were given, but something is fitted to all.
         """
         labels = _checked_labels(x1, labels)
         z1 = self.preconditioner.forward(x1.detach(), labels)
-        self._label_counts = () if labels is None else tuple(torch.bincount(labels).tolist())
+        if label_counts is not None and self.needs_all_rows(fitted_wrappers is not None):
+            raise PrecfmError(
+                "label_counts: given, but wrappers or objective are fitted to all rows; None is needed"
+            )
+        counted = () if labels is None else tuple(torch.bincount(labels).tolist())
+        self._label_counts = counted if label_counts is None else tuple(label_counts)
         self._shape = tuple(z1.shape[1:])
         if not self._shape:
             raise PrecfmError(f"x1: got shape {tuple(x1.shape)}; (n, *dim) is needed")
@@ -244,15 +252,13 @@ class PreconditionedFlow:
             raise PrecfmError(f"label_dropout: got {network.label_dropout} without labels; 0 is needed")
         z1 = z1.to(_weights_of(network).dtype)
         self.network = network.to(z1.device, z1.dtype)
-        self.data = (z1,) if labels is None else (z1, labels)
         if fitted_wrappers is None:
             held_out = None if validation is None else self._mapped(*validation)
             for position, wrapper in enumerate(self._wrappers):
                 wrapper.fit(z1, labels, seed=derived_seed(seed, "wrapper", position), validation=held_out)
         else:
             self._load_wrappers(fitted_wrappers)
-        if isinstance(self.network, MixtureLabel):
-            self.data = z1, self.network.training_labels(z1, labels)
+        self.data = self._as_trained(z1, labels)
         jacobian = None
         if self.objective.needs_inverse_jacobian:
             jacobian = inverse_jacobian(self.preconditioner, z1[0].numel(), labels)
@@ -275,8 +281,17 @@ class PreconditionedFlow:
         scratch: str | Path | None = None,
         on_checkpoint: Callable[[int, nn.Module], None] | None = None,
         name: str = "flow",
+        rows: Rows | None = None,
     ) -> TrainingResult:
         """Train a prepared flow; see `precfm.training.trainer.train`.
+
+        Args:
+            seed: of the training.
+            scratch: as in `fit`.
+            on_checkpoint: as in `fit`.
+            name: of the training in messages.
+            rows: all training data as `mapped_rows` gives them, in place of `data`; such as
+                `precfm.training.shards.ShardedRows`, of which only the rows of a mini-batch are in memory.
 
         Raises:
             PrecfmError: the flow is not prepared, or the scratch folder is of another training.
@@ -286,7 +301,7 @@ class PreconditionedFlow:
         return train(
             self.network,
             self.objective,
-            self.data,
+            self.data if rows is None else rows,
             self.settings.training,
             seed=seed,
             scratch=scratch,
@@ -294,6 +309,26 @@ class PreconditionedFlow:
             on_checkpoint=on_checkpoint,
             name=name,
         )
+
+    def needs_all_rows(self, has_fitted_wrappers: bool = False) -> bool:
+        """Whether `prepare` fits something to all training data, so that it has to have them at once."""
+        return self.objective.is_fitted or bool(self.settings.wrappers and not has_fitted_wrappers)
+
+    def mapped_rows(self, x1: Tensor, labels: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Rows as a prepared flow is trained on them, as in `data`.
+
+        Args:
+            x1: data, shape (n, *dim).
+            labels: classes from 0, int64, shape (n,), or None.
+
+        Returns:
+            z1, and labels if there are any (with the wrapper `mixture_label` those of components).
+
+        Raises:
+            PrecfmError: the flow is not prepared, or data and labels do not fit it.
+        """
+        self._require_prepared()
+        return self._as_trained(*self._mapped(x1, labels, "x1"))
 
     def train_through(
         self,
@@ -711,9 +746,16 @@ class PreconditionedFlow:
                 {name.removeprefix(place): each for name, each in state.items() if name.startswith(place)}
             )
 
-    def _mapped(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Held-out data in the space and the type of the network."""
-        labels = _checked_labels(x, labels, "validation")
+    def _as_trained(self, z1: Tensor, labels: Tensor | None) -> tuple[Tensor, ...]:
+        if isinstance(self.network, MixtureLabel):
+            return z1, self.network.training_labels(z1, labels)
+        return (z1,) if labels is None else (z1, labels)
+
+    def _mapped(
+        self, x: Tensor, labels: Tensor | None, name: str = "validation"
+    ) -> tuple[Tensor, Tensor | None]:
+        """Further data in the space and the type of the network."""
+        labels = _checked_labels(x, labels, name)
         z = self.preconditioner.forward(x.detach(), labels)
         return z.to(_weights_of(self.network)), labels
 

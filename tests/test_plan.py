@@ -404,6 +404,34 @@ def test_a_device_is_no_part_of_the_key(planned):
     assert planned({"device": "cuda"}).nodes.keys() == planned().nodes.keys()
 
 
+def test_seeds_of_small_networks_train_side_by_side_on_a_gpu_alone(planned):
+    methods = {
+        "none": {"preconditioner": {"name": "none"}},
+        "paired": {
+            "preconditioner": {"name": "none"},
+            "flow": {"objective": {"name": "flow_matching", "coupling": "optimal_transport"}},
+        },
+        "weighed": {
+            "preconditioner": {"name": "none"},
+            "flow": {"objective": {"name": "flow_matching", "metric": "inverse_variance"}},
+        },
+        "turns": {"preconditioner": {"name": "whitening"}, "through": [{"name": "none"}]},
+    }
+    settings = {"plain": {"encoders": ["L16"], "methods": list(methods), "matched": ["none"]}}
+    settings |= {"tuned": None, "autoencoder": None}
+
+    def flows(**more):
+        return planned({"methods": methods, "settings": settings, "seeds": [0, 1, 2], **more}).of("flows")
+
+    batched = [node for node in flows(device="cuda") if node.batch]
+    assert [node.label for node in batched] == [f"{batched[0].batch}-s{seed}" for seed in range(3)]
+    assert "none" in batched[0].batch
+    assert not any(node.batch for node in flows())
+    assert not any(node.batch for node in flows(device="cuda", seeds=[0]))
+    settings["plain"]["methods"].remove("paired")  # which several devices could not train
+    assert not any(node.batch for node in flows(device="cuda", devices=2))
+
+
 def test_a_changed_source_changes_everything_made_from_it(planned, project):
     before = planned()
     file = project / "data/sources.yaml"

@@ -1,5 +1,6 @@
 """Commands that make artifacts, and that sort what was made."""
 
+import itertools
 import os
 import signal
 from collections.abc import Sequence
@@ -117,22 +118,27 @@ def _make(plan: "Plan", wanted: "Sequence[Node]") -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(plan.threads))
     import torch
 
-    from precfm.pipeline.build import build
+    from precfm.pipeline.build import build, build_side_by_side
     from precfm.pipeline.job import script_of
+    from precfm.pipeline.plan import in_batches
 
     torch.set_num_threads(plan.threads)
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # so that both signals clean up on their way out
-    for count, node in enumerate(wanted, start=1):
-        try:
-            made = build(node, script_of(node))
-        except PrecfmError as error:
-            raise PrecfmError(f"{node.id}: {error}") from error
-        except KeyboardInterrupt:
-            typer.echo("precfm: stopped; what is finished is kept; the same command goes on", err=True)
-            raise typer.Exit(128 + signal.SIGINT) from None
-        typer.echo(f"[{count}/{len(wanted)}] {'made' if made else 'kept'} {node.id}")
+    count = itertools.count(1)
+    try:
+        for batch in in_batches(wanted):
+            made = {node.id for node in build_side_by_side(batch)}
+            for node in batch:
+                try:
+                    new = build(node, script_of(node)) or node.id in made
+                except PrecfmError as error:
+                    raise PrecfmError(f"{node.id}: {error}") from error
+                typer.echo(f"[{next(count)}/{len(wanted)}] {'made' if new else 'kept'} {node.id}")
+    except KeyboardInterrupt:
+        typer.echo("precfm: stopped; what is finished is kept; the same command goes on", err=True)
+        raise typer.Exit(128 + signal.SIGINT) from None
 
 
 @app.command("pin")

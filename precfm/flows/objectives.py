@@ -87,6 +87,7 @@ class VelocityObjective(ABC):
         predicts_velocity: whether the network itself is the velocity, so that wrappers can add a known part of it.
         needs_inverse_jacobian: whether `prepare` needs the Jacobian of the preconditioner's inverse.
         needs_decoder_metric: whether `prepare` needs the decoder's pull-back metric.
+        is_fitted: whether `prepare` takes more from the training data than their shape and type.
         couples_rows: whether the loss of a mini-batch is more than the mean of its rows' losses, so that it cannot be
             cut into parts.
     """
@@ -95,6 +96,7 @@ class VelocityObjective(ABC):
     predicts_velocity: ClassVar[bool] = True
     needs_inverse_jacobian: bool = False
     needs_decoder_metric: bool = False
+    is_fitted: bool = True
     couples_rows: bool = False
 
     time: TimeName
@@ -226,6 +228,7 @@ class FlowMatching(VelocityObjective):
         self.needs_inverse_jacobian = metric in ("latent", "decoder")
         self.needs_decoder_metric = metric == "decoder"
         self.couples_rows = coupling == "optimal_transport"
+        self.is_fitted = time == "kappa_directed" or metric != "flow"
 
     def loss(self, module: Network, batch: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> Tensor:
         """Mean weighted squared error of the velocity; with the default options `flow_matching_loss`, to the bit."""
@@ -311,6 +314,7 @@ class DenoisingScore(VelocityObjective):
         time_std: Positive = 1.0,
     ) -> None:
         super().__init__(time, time_mean, time_std)
+        self.is_fitted = time == "kappa_directed"
 
     def loss(self, module: Network, batch: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> Tensor:
         """`denoising_score_loss` of the mini-batch; `module` predicts noise."""

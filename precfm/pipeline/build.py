@@ -5,12 +5,15 @@ An artifact lives at `results/<experiment>/<kind>/<label>-<key>/` and is complet
 nor a second run over the same folder can leave a half-written artifact behind.
 """
 
+import hashlib
 import os
 import platform
 import shutil
 import socket
 import sys
-from contextlib import nullcontext
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from precfm.datasets.manifest import file_sha256
 from precfm.pipeline.artifact import Artifact, record_checksum
 from precfm.pipeline.fingerprints import SCRIPTS, fingerprint
 from precfm.pipeline.gpus import held_gpus
-from precfm.pipeline.job import Job, Make
+from precfm.pipeline.job import Job, Make, script_of_many
 from precfm.pipeline.locks import lock
 from precfm.pipeline.manifest import canonical, without_label
 from precfm.pipeline.node import RECORD, RESULTS, WITHOUT_TORCH, Node, homes
@@ -42,39 +45,112 @@ def build(node: Node, make: Make) -> bool:
     Raises:
         PrecfmError: a user's mistake; a full disk and missing permissions, too.
     """
-    work, name = RESULTS / ".work", f"{node.kind}-{node.key}"
-    scratch = work / "scratch" / name
+
+    def alone(jobs: Sequence[Job], gpus: Sequence[int]) -> None:
+        (job,) = jobs
+        make(job) if node.devices == 1 else make_together(job, gpus)
+
+    return bool(_build([node], alone))
+
+
+def build_side_by_side(nodes: Sequence[Node]) -> list[Node]:
+    """Make artifacts of one batch in one computation, where their script has a `make_many`.
+
+    Where it fails, standard error says why, and `build` has to make each by itself: then one alone fails, if it has to.
+
+    Args:
+        nodes: the artifacts as planned, of one kind, their parents made.
+
+    Returns:
+        Those that were made now; none of those that exist, nor a single one that is missing.
+    """
+    missing = [node for node in nodes if not node.exists]
+    if len(missing) < 2:
+        return []
     try:
-        with lock(node):
-            if node.exists or adopt(node):
-                shutil.rmtree(scratch, ignore_errors=True)  # of a job killed when it was all but finished
-                return False
-            if _on_gpu(node):
-                require_gpus(node)
-            _require_planned_code(node)
-            for remains in (work / "parts").glob(f"{name}.*"):  # of killed jobs: this one holds the lock
-                shutil.rmtree(remains, ignore_errors=True)
-            part = work / "parts" / f"{name}.part-{socket.gethostname()}-{os.getpid()}"
+        make_many = script_of_many(missing[0])
+        return [] if make_many is None else _build(missing, lambda jobs, _: make_many(jobs))
+    except Exception as error:
+        if not isinstance(error, PrecfmError):
+            traceback.print_exc()
+        print(f"{missing[0].batch}: not made side by side ({error}); one by one", file=sys.stderr, flush=True)
+        return []
+
+
+def _build(nodes: Sequence[Node], make: Callable[[Sequence[Job], Sequence[int]], None]) -> list[Node]:
+    """Make those artifacts of a kind that do not exist, all in one call.
+
+    Args:
+        nodes: the artifacts as planned.
+        make: gets their jobs, with one scratch folder, and the GPUs that are held for them.
+
+    Returns:
+        Those that were made now.
+    """
+    work = RESULTS / ".work"
+    try:
+        with ExitStack() as locks:
+            for node in sorted(nodes, key=lambda each: each.key):  # the same order for all who want several
+                locks.enter_context(lock(node))
+            missing = []
+            for node in nodes:
+                if node.exists or adopt(node):
+                    _drop_scratch(node)  # of a job killed when it was all but finished
+                else:
+                    missing.append(node)
+            if not missing:
+                return []
+            first = missing[0]
+            if _on_gpu(first):
+                require_gpus(first)
+            scratch = _scratch(first)
+            if len(missing) > 1:  # beside that of the first one alone, and cleared with it
+                keys = "".join(node.key for node in missing)
+                scratch /= f"side-by-side-{hashlib.sha256(keys.encode()).hexdigest()[:12]}"
+            parts = {node.key: work / "parts" / f"{_job_name(node)}.part-{_process()}" for node in missing}
             try:
-                for folder in (part, scratch):
-                    folder.mkdir(parents=True, exist_ok=True)
-                for module in node.packages:
-                    import_module(module)
-                job, gpus = Job(node, part, scratch), nullcontext(())
-                with held_gpus(work / "locks", node.devices) if _on_gpu(node) else gpus as held:
-                    make(job) if node.devices == 1 else make_together(job, held)
+                for node in missing:
                     _require_planned_code(node)
-                    _finish(node, part)
+                    for remains in (work / "parts").glob(f"{_job_name(node)}.*"):  # of killed jobs: this one
+                        shutil.rmtree(remains, ignore_errors=True)  # holds the lock
+                for folder in (*parts.values(), scratch):
+                    folder.mkdir(parents=True, exist_ok=True)
+                for module in (module for node in missing for module in node.packages):
+                    import_module(module)
+                jobs, gpus = [Job(node, parts[node.key], scratch) for node in missing], nullcontext(())
+                with held_gpus(work / "locks", first.devices) if _on_gpu(first) else gpus as held:
+                    make(jobs, held)
+                    for node in missing:
+                        _require_planned_code(node)
+                        _finish(node, parts[node.key])
             finally:
-                shutil.rmtree(part, ignore_errors=True)
-            shutil.rmtree(scratch, ignore_errors=True)
-            return True
+                for part in parts.values():
+                    shutil.rmtree(part, ignore_errors=True)
+            for node in missing:
+                _drop_scratch(node)
+            return missing
     except OSError as error:
-        raise PrecfmError(_disk_trouble(node, error)) from error
+        raise PrecfmError(_disk_trouble(nodes[0], error)) from error
     except SafetensorError as error:  # its own error for a full disk, too
         if "os error" not in str(error):
             raise
-        raise PrecfmError(_disk_trouble(node, error)) from error
+        raise PrecfmError(_disk_trouble(nodes[0], error)) from error
+
+
+def _job_name(node: Node) -> str:
+    return f"{node.kind}-{node.key}"
+
+
+def _process() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def _scratch(node: Node) -> Path:
+    return RESULTS / ".work" / "scratch" / _job_name(node)
+
+
+def _drop_scratch(node: Node) -> None:
+    shutil.rmtree(_scratch(node), ignore_errors=True)
 
 
 def _disk_trouble(node: Node, error: Exception) -> str:
@@ -109,7 +185,7 @@ def adopt(node: Node) -> bool:
 def _copied(node: Node, folder: Path) -> Path:
     """A verified copy of another experiment's artifact, which DVC may be moving at this moment."""
     place = RESULTS / ".work" / "parts"
-    copy = place / f"{node.kind}-{node.key}.copy-{socket.gethostname()}-{os.getpid()}"
+    copy = place / f"{_job_name(node)}.copy-{_process()}"
     shutil.rmtree(copy, ignore_errors=True)
     try:
         shutil.copytree(folder, copy)

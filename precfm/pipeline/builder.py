@@ -10,6 +10,7 @@ from precfm.core.errors import PrecfmError
 from precfm.core.registry import REGISTRY, import_string, load
 from precfm.pipeline.components import NESTED, Component, component
 from precfm.pipeline.experiments import CLAIMS, load_experiment, read_yaml
+from precfm.pipeline.fingerprints import foreign_modules
 from precfm.pipeline.keys import KeyedArtifacts
 from precfm.pipeline.node import Node
 from precfm.pipeline.plan import Plan
@@ -284,9 +285,31 @@ class _Builder:
             judged = {"data": space.data, "encoder": space.encoder, "classifier": space.selecting}
             parents["recipe"] = self._searched(name, searched, {**parents, **judged}, targets)
             sampled["recipe"] = parents["recipe"]
-        trained = self.add("flows", f"{name}-s{run.seed}", {**spec, "seed": run.seed}, parents, targets)
+        batch = name if self._trains_side_by_side(run) else ""
+        trained = self.add(
+            "flows", f"{name}-s{run.seed}", {**spec, "seed": run.seed}, parents, targets, batch=batch
+        )
         self._report("flows", trained, dataset=run.label, method=run.method, seed=run.seed)
         self._judge(run, run.method, "flow", {**sampled, "flow": trained})
+
+    def _trains_side_by_side(self, run: "_Run") -> bool:
+        """Whether `precfm.training.batched.train_many` can train all seeds of a method, and it pays.
+
+        A small network does not fill a GPU. A matched baseline may have other steps under each seed, an error metric
+        that knows the data another loss; what classes of other packages do, nobody knows.
+        """
+        flow, objective = run.flow, run.flow.objective.made()
+        return (
+            (self.experiment.device, self.experiment.devices) == ("cuda", 1)
+            and len(run.setting.seeds) > 1
+            and not run.through
+            and run.match is None
+            and flow.model.name == "mlp"
+            and flow.training.optimizer != "muon"
+            and not objective.couples_rows
+            and getattr(objective, "metric", "flow") == "flow"
+            and not foreign_modules(tuple(flow.targets))
+        )
 
     def _searched(
         self, label: str, params: Mapping[str, Any], parents: Mapping[str, Any], targets: Iterable[str]

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,14 +101,25 @@ class Job:
 
 
 Make = Callable[[Job], None]
+MakeMany = Callable[[Sequence[Job]], None]
 
 
 def script_of(node: Node) -> Make:
     """The function that makes an artifact, from its script."""
+    make: Make = _script(node).make
+    return make
+
+
+def script_of_many(node: Node) -> MakeMany | None:
+    """The function that makes several artifacts of a batch in one computation, where the script has one."""
+    make_many: MakeMany | None = getattr(_script(node), "make_many", None)
+    return make_many
+
+
+def _script(node: Node) -> Any:
     spec = importlib.util.spec_from_file_location("precfm_script", SCRIPTS / node.script)
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    make: Make = script.make
-    return make
+    return script

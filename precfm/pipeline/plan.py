@@ -7,9 +7,11 @@ named by a hash of all that it depends on, so a run that finds everything made i
 import hashlib
 import json
 import platform
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,19 @@ class Plan:
         """The inverse of `to_json`."""
         nodes = map(Node.from_json, data["nodes"])
         return cls(**{**data, "nodes": {node.id: node for node in nodes}})
+
+
+def in_batches(nodes: Iterable[Node]) -> Iterator[list[Node]]:
+    """Artifacts by what one job makes: those of a batch together, once all is there that any of them needs."""
+    batches: dict[tuple[str, str], list[Node]] = defaultdict(list)
+    for node in nodes:
+        batches[node.kind, node.batch or node.id].append(node)
+    place = {node.id: batch for batch, members in batches.items() for node in members}
+    order: TopologicalSorter[tuple[str, str]] = TopologicalSorter()
+    for batch, members in batches.items():
+        parents = (parent for node in members for family in node.parents.values() for parent in family)
+        order.add(batch, *(place[parent] for parent in parents if parent in place))
+    return (batches[batch] for batch in order.static_order())
 
 
 def load_plan(experiment: str) -> Plan:

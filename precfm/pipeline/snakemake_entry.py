@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.build import build
+from precfm.pipeline.build import build, build_side_by_side
 from precfm.pipeline.job import script_of
 from precfm.pipeline.node import WITHOUT_TORCH, Node
 
@@ -49,6 +49,7 @@ def run_job(snakemake: Any) -> None:
         with messages_to(log):
             if any(node.kind not in WITHOUT_TORCH for node in nodes):
                 _set_threads(snakemake.threads)
+            build_side_by_side([node for node in nodes if node.batch])
             for node in nodes:
                 try:
                     build(node, script_of(node))
