@@ -400,6 +400,28 @@ def test_what_is_not_here_is_replaced_in_tiny_experiments_alone(project, monkeyp
         load_plan("away")
 
 
+@pytest.mark.parametrize("place", ["owner/name", "hub/models--owner--name/snapshots/" + "1" * 40])
+def test_a_tiny_plan_notices_that_weights_came_or_went(own, project, monkeypatch, place):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(project / "hub"))
+    options = pretrained("AutoencoderKL", Path("made"))
+    reference = project / "hub" / "models--owner--name" / "refs" / "main"
+    reference.parent.mkdir(parents=True)
+    reference.write_text("1" * 40)
+    own("away", model={"name": "pretrained", **options, "source": "owner/name"})
+
+    def encoder():
+        (planned,) = load_plan("away-tiny").of("encoders")
+        assert load_plan("away-tiny").of("encoders") == [planned]  # the plan that was kept
+        return planned.params["model"]["name"]
+
+    assert encoder() == "kl_autoencoder"
+    shutil.copytree("made", place)
+    assert encoder() == "pretrained"
+    shutil.rmtree(place)
+    assert encoder() == "kl_autoencoder"
+
+
 @pytest.mark.skipif("PRECFM_MIRROR" not in os.environ, reason="flowers256.zip needs PRECFM_MIRROR")
 def test_flowers_are_flowers(tmp_path):
     fetch(

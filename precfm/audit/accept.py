@@ -193,7 +193,9 @@ def _made_again(node: Node) -> dict[str, str]:
     if other := sorted({name for name, _ in made.items() ^ expected.items()}):
         then, now = old.record["made_on"], made_on(node)
         differences = [
-            f"{name} {value}, here {now[name]}" for name, value in then.items() if now.get(name, value) != value
+            f"{name} {value}, here {now[name]}"
+            for name, value in then.items()
+            if now.get(name, value) != value
         ]
         why = f" (it was made with {', '.join(differences)})" if differences else ""
         raise PrecfmError(

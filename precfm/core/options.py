@@ -73,7 +73,7 @@ class Neutral:
 
 @dataclass(frozen=True)
 class Place:
-    """Marks an option that says only where a thing lies of which another option is the checksum: in no key, no record."""
+    """Marks an option that says where a file lies whose checksum another option is: in no key and no record."""
 
 
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
