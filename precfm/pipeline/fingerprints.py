@@ -196,7 +196,7 @@ def _imported(file: Path) -> Iterator[tuple[str, int]]:
 def package_code(module: str) -> str:
     """What identifies the code of another package: distribution, version, and a hash of all its Python sources."""
     top = module.partition(".")[0]
-    distributions = _distributions().get(top, ())
+    distributions = sorted(set(packages_distributions().get(top, ())))
     digest = hashlib.sha256()
     for name, file in _sources(module):
         digest.update(f"{name}\0".encode() + file.read_bytes() + b"\0")
