@@ -15,6 +15,7 @@ from precfm.pipeline.build import build
 from precfm.pipeline.job import script_of
 from precfm.pipeline.plan import KINDS, load_plan
 from precfm.pipeline.products import write_products
+from tests.workflow import sealed
 
 SCRIPT = """
 from precfm.pipeline.job import Job
@@ -148,6 +149,21 @@ def test_other_bytes_are_refused_and_nothing_is_recorded(scripts, planned, proje
     assert not (project / "config/equivalences.json").exists()
     assert planned({"seeds": [2, 3]}).key == after
     assert list((project / "results/.work/accept").iterdir()) == []
+
+
+@pytest.mark.parametrize(("then", "said"), [({"python": "2.7", "gone": "1"}, "python 2.7, here"), ({}, None)])
+def test_a_refusal_names_what_else_may_be_why_where_the_record_says_it(scripts, planned, then, said):
+    plan = planned({"seeds": [2, 3]})
+    make_all(plan)
+    for node in plan.of("flows"):
+        file = node.folder / "artifact.json"
+        file.write_text(sealed(json.loads(file.read_text()) | {"made_on": then}))
+    rewrite(scripts, "flows", OTHER)
+    with pytest.raises(PrecfmError, match=r"value\.json") as caught:
+        accept("flows", ["mine"], sample=1)
+    assert (
+        (f"(it was made with {said}" in str(caught.value)) if said else ("made with" not in str(caught.value))
+    )
 
 
 @pytest.mark.parametrize(

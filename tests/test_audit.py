@@ -6,6 +6,7 @@ import random
 import shutil
 from collections import Counter
 from contextlib import chdir
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from precfm.pipeline import publication
 from precfm.pipeline.attic import tidy
 from precfm.pipeline.build import build
 from precfm.pipeline.manifest import manifest_text
-from precfm.pipeline.node import MODELS, PUBLISHED, RECORD
+from precfm.pipeline.node import MACHINE, MODELS, PUBLISHED, RECORD
 from precfm.pipeline.plan import Plan, load_plan
 from precfm.pipeline.products import write_products
 from precfm.pipeline.publication import publish
@@ -372,6 +373,22 @@ def test_several_devices_and_other_machines_are_warnings(results):
     named = {finding.check: finding for finding in report.findings}
     assert {"devices", "environment"} <= named.keys()
     assert node.id in named["environment"].names
+
+
+def test_other_versions_of_what_made_an_artifact_are_a_warning_and_records_without_them_none(results):
+    flow, other = results.of("flows")[0], results.of("preconditioners")[0]
+    place = json.loads((flow.folder / RECORD).read_text())["made_on"]
+    assert place["torchdiffeq"] == version("torchdiffeq")
+    changed_record(other, made_on={name: value for name, value in place.items() if name in MACHINE})
+    changed_record(flow, made_on=place | {"torchdiffeq": "0.0", "no-such-library": "1"})
+    write_products(results)
+    report = audit()
+    assert not report.errors
+    said = {finding.problem.rpartition("(")[2]: finding.names for finding in report.findings}
+    assert said == {
+        f"torchdiffeq 0.0, here {version('torchdiffeq')})": (flow.id,),
+        "no-such-library 1, here none)": (flow.id,),
+    }
 
 
 def test_other_versions_are_a_warning(project):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from precfm.core.errors import PrecfmError
 from precfm.pipeline import fingerprints
 from precfm.pipeline.build import build
-from precfm.pipeline.fingerprints import fingerprint, imports, modules, syntax_hash
+from precfm.pipeline.fingerprints import fingerprint, imports, libraries, modules, syntax_hash, versions
 from tests.workflow import ROOT
 
 SCRIPT = ROOT / "workflow_scripts" / "preconditioners.py"
@@ -283,3 +284,12 @@ def test_another_name_out_of_the_same_module_is_another_fingerprint():
         for name in ("FlowMatching", "DenoisingScore")
     )
     assert first != second
+
+
+def test_libraries_are_those_of_the_classes_too(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import os\nimport torch\nimport numpy.linalg\nfrom tqdm import tqdm\n")
+    assert libraries(script) == ("numpy",)
+    found = libraries(script, ("precfm.encoders.pretrained:Pretrained",))
+    assert {"diffusers", "huggingface_hub", "numpy"} <= set(found)
+    assert versions(["sklearn", "no_such_package"]) == {"scikit-learn": version("scikit-learn")}

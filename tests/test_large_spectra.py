@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
+from precfm.flows.models.bases import FrequencyBasis
 from precfm.flows.paths import LinearPath
 from precfm.geometry import large_spectra
-from precfm.geometry.cosines import cosine_transform
+from precfm.geometry.cosines import channel_products, cosine_transform
 from precfm.geometry.frequencies import (
     frequency_variances,
     radial_bands,
@@ -180,3 +181,13 @@ def test_radial_replicates_of_each_row_once_are_the_ratios() -> None:
 def test_wrong_maps_are_refused(call: Callable[[Tensor], object], field_name: str) -> None:
     with pytest.raises(PrecfmError, match=field_name):
         call(noise(6, 2, 3, 3))
+
+
+def test_products_of_channels_are_those_of_every_pair_at_every_frequency():
+    coefficients = noise(7, 5, 3)
+    expected = torch.einsum("nfc,nfd->fcd", coefficients, coefficients)
+    assert torch.allclose(channel_products(coefficients), expected)
+    maps = noise(60, 3, 4, 2)
+    moment = FrequencyBasis((3, 4, 2)).second_moment((maps - maps.mean(0)).flatten(1))
+    variances = torch.linalg.eigvalsh(moment / 59).flatten().sort().values
+    assert torch.allclose(variances, frequency_variances(maps))

@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +13,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from precfm.audit.records import as_recorded
 from precfm.core.errors import PrecfmError
 from precfm.core.serialization import load_network
 from precfm.datasets.imagefolder import ImageFolder
 from precfm.datasets.latents import Latents, add_latents
-from precfm.datasets.manifest import source_manifest
+from precfm.datasets.manifest import file_sha256, source_manifest
 from precfm.datasets.sources import fetch
 from precfm.encoders.base import save
 from precfm.encoders.block_dct import BlockDCT
@@ -23,6 +27,7 @@ from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.build import build
 from precfm.pipeline.experiments import load_experiment
 from precfm.pipeline.job import Job, script_of
+from precfm.pipeline.manifest import differing
 from precfm.pipeline.plan import load_plan
 from tests.workflow import ROOT
 
@@ -77,6 +82,31 @@ def test_a_data_base_of_lsun_is_read(tmp_path):
     (tmp_path / "one.jpg").unlink()
     found = LSUN(resolution=16).load(tmp_path)
     assert (found.images.shape, found.class_names) == ((3, 3, 16, 16), ("images",))
+
+
+def test_a_data_base_that_is_not_what_the_zip_file_holds_is_unpacked_again(tmp_path):
+    from precfm.datasets.lsun import _database
+
+    content = bytes(range(256))
+    with zipfile.ZipFile(tmp_path / "church.zip", "w") as packed:
+        packed.writestr("church_lmdb/data.mdb", content)
+    unpacked = _database(tmp_path)
+    other = tmp_path / "another" / "data.mdb"
+    other.parent.mkdir()
+    other.write_bytes(b"of another source")
+    for damaged in (content[:-1], content[::-1]):
+        unpacked.write_bytes(damaged)
+        assert _database(tmp_path) == unpacked
+        assert unpacked.read_bytes() == content
+    before = unpacked.stat().st_ino
+    assert _database(tmp_path).stat().st_ino == before  # not written again
+    (tmp_path / "church.zip").write_bytes(
+        (tmp_path / "church.zip").read_bytes().replace(content, content[::-1])
+    )
+    unpacked.unlink()
+    with pytest.raises(PrecfmError, match=r"church\.zip: is no readable zip file"):
+        _database(tmp_path)
+    assert not unpacked.exists()
 
 
 # ---- own latents
@@ -229,12 +259,9 @@ def test_the_trained_autoencoder_learns_and_comes_back(tmp_path):
             KLAutoencoder(**options)
 
 
-@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny", "AutoencoderDC"])
-def test_pretrained_weights_are_named_by_checksum(tmp_path, kind):
+def pretrained(kind: str, folder: Path) -> dict[str, str]:
+    """A small autoencoder of a class of diffusers, saved; the options that name it."""
     diffusers = pytest.importorskip("diffusers")
-    from precfm.datasets.manifest import file_sha256
-    from precfm.encoders.pretrained import Pretrained
-
     options = {
         "AutoencoderKL": {
             "block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 2, "scaling_factor": 0.5,
@@ -252,11 +279,22 @@ def test_pretrained_weights_are_named_by_checksum(tmp_path, kind):
         },
     }[kind]  # fmt: skip
     torch.manual_seed(0)
-    model = getattr(diffusers, kind)(**options).eval()
-    model.save_pretrained(tmp_path / "model")
-    sha256 = file_sha256(tmp_path / "model" / "diffusion_pytorch_model.safetensors")
+    getattr(diffusers, kind)(**options).save_pretrained(folder)
+    return {
+        "source": str(folder),
+        "sha256": file_sha256(folder / "diffusion_pytorch_model.safetensors"),
+        "config_sha256": file_sha256(folder / "config.json"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny", "AutoencoderDC"])
+def test_pretrained_weights_are_named_by_checksum(tmp_path, kind):
+    diffusers = pytest.importorskip("diffusers")
+    from precfm.encoders.pretrained import Pretrained
+
+    named = pretrained(kind, tmp_path / "model")
+    model = getattr(diffusers, kind).from_pretrained(tmp_path / "model").eval()
     config = tmp_path / "model" / "config.json"
-    named = {"source": str(tmp_path / "model"), "sha256": sha256, "config_sha256": file_sha256(config)}
     encoder = Pretrained(3, 16, **named)
     images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
     latents = encoder.encode(images)
@@ -286,6 +324,33 @@ def test_pretrained_weights_are_named_by_checksum(tmp_path, kind):
         with pytest.raises(PrecfmError, match=r"^source: .*config\.json"):
             Pretrained(3, 16, **named)
     config.write_bytes(right)
+
+
+def test_where_pretrained_weights_lie_is_in_no_key_and_no_record(own, project):
+    named = pretrained("AutoencoderKL", project / "here")
+    here = own("here", model={"name": "pretrained", **named})
+    shutil.move("here", "there")
+    there = own("there", model={"name": "pretrained", **named, "source": "there"})
+    (one,), (other,) = here.of("encoders"), there.of("encoders")
+    assert one.params != other.params
+    assert (one.key, one.recorded_params) == (other.key, other.recorded_params)
+    assert "here" not in json.dumps(one.recorded_params)
+    made, latents = make(there, ("encoders", "latents"))
+    assert made.params == one.recorded_params
+    assert latents.rows("train.safetensors").read(0, 1)["latents"].shape == (1, 2, 4, 4)
+    assert not differing(made.record, as_recorded(one))
+    for artifact in (made, latents):  # who encodes says with what
+        assert artifact.record["made_on"]["diffusers"] == version("diffusers")
+    with pytest.raises(PrecfmError, match=r"source: got 'gone'.* until its folder there is removed"):
+        own("gone", model={"name": "pretrained", **named, "source": "gone"})
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderTiny", "AutoencoderDC"])
+def test_samples_of_an_autoencoder_without_posterior_are_refused_by_the_plan(own, project, kind):
+    named = pretrained(kind, project / "model")
+    assert own("mean", model={"name": "pretrained", **named}).of("latents")
+    with pytest.raises(PrecfmError, match=r"^encoders\.dct: encode: got 'sample'; 'mean' is needed"):
+        own("sample", model={"name": "pretrained", **named}, encode="sample")
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatch):
@@ -333,6 +398,28 @@ def test_what_is_not_here_is_replaced_in_tiny_experiments_alone(project, monkeyp
     config.write_text(config.read_text().replace('"lsun"', '"stand_in"'))
     with pytest.raises(PrecfmError, match=r"datasets\.church\.source: got 'stand_in'"):
         load_plan("away")
+
+
+@pytest.mark.parametrize("place", ["owner/name", "hub/models--owner--name/snapshots/" + "1" * 40])
+def test_a_tiny_plan_notices_that_weights_came_or_went(own, project, monkeypatch, place):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(project / "hub"))
+    options = pretrained("AutoencoderKL", Path("made"))
+    reference = project / "hub" / "models--owner--name" / "refs" / "main"
+    reference.parent.mkdir(parents=True)
+    reference.write_text("1" * 40)
+    own("away", model={"name": "pretrained", **options, "source": "owner/name"})
+
+    def encoder():
+        (planned,) = load_plan("away-tiny").of("encoders")
+        assert load_plan("away-tiny").of("encoders") == [planned]  # the plan that was kept
+        return planned.params["model"]["name"]
+
+    assert encoder() == "kl_autoencoder"
+    shutil.copytree("made", place)
+    assert encoder() == "pretrained"
+    shutil.rmtree(place)
+    assert encoder() == "kl_autoencoder"
 
 
 @pytest.mark.skipif("PRECFM_MIRROR" not in os.environ, reason="flowers256.zip needs PRECFM_MIRROR")

@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from precfm.core.errors import PrecfmError
 from precfm.core.seeds import derived_seed
 from precfm.encoders.base import Encoder, load
 from precfm.geometry.decoder import decoder_sensitivity
@@ -16,11 +15,10 @@ from precfm.geometry.large_spectra import decomposable
 from precfm.geometry.spectra import covariance, eigen_spectrum
 from precfm.geometry.summaries import spectrum_frame
 from precfm.pipeline.job import Job
-from precfm.pipeline.shards import SHARD_BYTES, StoredRows
+from precfm.pipeline.shards import StoredRows, float32_bytes, require_finite
 
 # Latents at which the decoder is asked: so many, or as many as decode to so many numbers along all directions.
 SENSITIVITY_SAMPLES, SENSITIVITY_NUMBERS, FEWEST_SAMPLES = 512, 2**25, 4
-FLOAT32 = 4  # bytes
 CHUNK_BYTES = 2**26  # of images that are in memory at once
 
 
@@ -47,7 +45,7 @@ def make(job: Job) -> None:
         }
         decoded.append({"split": split, "rows": len(errors), **means})
         if split == "train":
-            train = first_rows(made, encoding.row_bytes)
+            train = made.first(encoding.row_bytes)
     job.write_frame("reconstruction.csv", pd.DataFrame(decoded))
     sensitivity = None
     if decomposable(train["latents"]):
@@ -82,7 +80,7 @@ class Encoding:
     @property
     def row_bytes(self) -> int:
         """Bytes of one latent."""
-        return FLOAT32 * math.prod(self.encoder.latent_shape)
+        return float32_bytes(self.encoder.latent_shape)
 
     @property
     def chunk(self) -> int:
@@ -107,15 +105,8 @@ class Encoding:
             latents[first - start : last - start] = self.encoder.encode(
                 self.images(first, last), sample_seed=seed
             )
-        bad = (~latents.flatten(1).isfinite()).any(1).nonzero()
-        if len(bad):
-            raise PrecfmError(
-                f"{self.split} latents: row {start + int(bad[0])} is not finite; train the encoder differently"
-            )
-        labels = self.stored.read(0, len(self.stored), ["labels"])["labels"]
-        return {"latents": latents, "labels": labels.repeat_interleave(1 + self.flips)[start:stop]}
-
-
-def first_rows(stored: StoredRows, row_bytes: int) -> dict[str, Tensor]:
-    """As many rows as one shard holds."""
-    return stored.read(0, max(2, SHARD_BYTES // row_bytes))
+        require_finite(latents, self.split, start, "train the encoder differently")
+        of_each = 1 + self.flips
+        first = start // of_each
+        labels = self.stored.read(first, -(-stop // of_each), ["labels"])["labels"].repeat_interleave(of_each)
+        return {"latents": latents, "labels": labels[start - of_each * first :][: stop - start]}

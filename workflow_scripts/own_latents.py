@@ -1,18 +1,14 @@
 """Kind `latents`, of data that are latents: hand them on, and describe how ill-conditioned they are."""
 
-import math
 from collections.abc import Mapping
 from functools import partial
 
 import pandas as pd
 from torch import Tensor
 
-from precfm.core.errors import PrecfmError
 from precfm.geometry.summaries import spectrum_frame
 from precfm.pipeline.job import Job
-from precfm.pipeline.shards import SHARD_BYTES, StoredRows
-
-FLOAT32 = 4  # bytes
+from precfm.pipeline.shards import StoredRows, float32_bytes, require_finite
 
 
 def make(job: Job) -> None:
@@ -21,7 +17,7 @@ def make(job: Job) -> None:
     The spectrum is that of the first rows, which are in random order, as many as one shard holds.
     """
     data, counts = job.parent("data"), []
-    row_bytes = FLOAT32 * math.prod(data.json("about.json")["latent_shape"])
+    row_bytes = float32_bytes(data.json("about.json")["latent_shape"])
     for split in ("train", "validation", "heldout"):
         stored = data.rows(f"{split}.safetensors")
         made = job.write_rows(
@@ -29,7 +25,7 @@ def make(job: Job) -> None:
         )
         counts.append({"split": split, "rows": len(made), "squared_error": None, "clamped_share": None})
         if split == "train":
-            first = made.read(0, max(2, SHARD_BYTES // row_bytes))
+            first = made.first(row_bytes)
             job.write_frame("spectrum.csv", spectrum_frame(first["latents"], first["labels"], "data"))
     job.write_frame("reconstruction.csv", pd.DataFrame(counts))
 
@@ -37,7 +33,5 @@ def make(job: Job) -> None:
 def checked_rows(split: str, stored: StoredRows, start: int, stop: int) -> Mapping[str, Tensor]:
     """Latents, all finite, and labels."""
     rows = stored.read(start, stop, ["latents", "labels"])
-    bad = (~rows["latents"].flatten(1).isfinite()).any(1).nonzero()
-    if len(bad):
-        raise PrecfmError(f"{split} latents: row {start + int(bad[0])} is not finite; every number must be")
+    require_finite(rows["latents"], split, start, "every number must be")
     return rows

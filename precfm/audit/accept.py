@@ -192,7 +192,12 @@ def _made_again(node: Node) -> dict[str, str]:
         made = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
     if other := sorted({name for name, _ in made.items() ^ expected.items()}):
         then, now = old.record["made_on"], made_on(node)
-        why = "" if then == now else f" (it was made on {then}, this machine is {now})"
+        differences = [
+            f"{name} {value}, here {now[name]}"
+            for name, value in then.items()
+            if now.get(name, value) != value
+        ]
+        why = f" (it was made with {', '.join(differences)})" if differences else ""
         raise PrecfmError(
             f"{node.id}: the present code makes other bytes of {', '.join(other)}{why}; nothing is accepted, "
             "`make reproduce` makes it anew under a new key"

@@ -11,7 +11,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from precfm.audit.git import asked
 from precfm.audit.report import Report, counted
 from precfm.core.errors import PrecfmError
-from precfm.pipeline.node import ON_DEVICE
+from precfm.pipeline.node import MACHINE, ON_DEVICE
 
 LOCK = Path("requirements.lock")
 
@@ -71,7 +71,7 @@ def check_machine(report: Report, home: Path, records: Mapping[str, Mapping[str,
 
     import torch
 
-    here = {
+    here: dict[str, str | None] = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -84,8 +84,9 @@ def check_machine(report: Report, home: Path, records: Mapping[str, Mapping[str,
         device = place.get("device", "cpu")
         if node_id.split("/")[0] in ON_DEVICE:
             devices.setdefault(device, []).append(node_id)
+        here |= {name: installed(name) for name in place if name not in (*here, *MACHINE)}
         other = [
-            f"{name} {place[name]}, here {value}"
+            f"{name} {place[name]}, here {value or 'none'}"
             for name, value in here.items()
             if place.get(name, value) != value
         ]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from precfm.audit.lineage import Lineage, Step, flat, sources_read
+from precfm.pipeline.node import MACHINE
 
 WIDTH = 110
 FEW_FILES = 4  # so many files of a source are named with their checksums
@@ -92,6 +93,9 @@ class _Tree:
         yield f"code {step.fingerprint}" + (f" ({step.script})" if step.script else "")
         if step.made_on and "torch" in step.made_on and _named(step.made_on) != self.usual:
             yield f"made on {_named(step.made_on)}"
+        libraries = {name: value for name, value in (step.made_on or {}).items() if name not in MACHINE}
+        if self.full and libraries:
+            yield "libraries " + ", ".join(f"{name} {value}" for name, value in sorted(libraries.items()))
         if self.full and step.files:
             yield "files " + ", ".join(f"{name} {stamp['sha256']}" for name, stamp in step.files.items())
         for name in sources_read(step.kind, step.params):
@@ -104,4 +108,5 @@ class _Tree:
 
 
 def _named(made_on: Mapping[str, Any] | None) -> str:
-    return ", ".join(f"{name} {value}" for name, value in sorted((made_on or {}).items()))
+    """The machine, without the libraries, which differ between kinds of artifact."""
+    return ", ".join(f"{name} {value}" for name, value in sorted((made_on or {}).items()) if name in MACHINE)

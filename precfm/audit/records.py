@@ -51,7 +51,7 @@ def parsed(schema: type[Model], text: bytes) -> Model:
 
 def as_recorded(node: Node) -> dict[str, Any]:
     """What the plan says of an artifact, as it would be read from a record."""
-    return dict(json.loads(json.dumps(node.to_json())))
+    return dict(json.loads(json.dumps(node.to_json() | {"params": node.recorded_params})))
 
 
 def check_artifact(report: Report, folder: Path) -> dict[str, Any] | None:

@@ -71,6 +71,11 @@ class Neutral:
     value: Any
 
 
+@dataclass(frozen=True)
+class Place:
+    """Marks an option that says where a file lies whose checksum another option is: in no key and no record."""
+
+
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 Natural = Annotated[int, Field(ge=0, le=LARGEST)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes

@@ -1,7 +1,9 @@
 """A category of LSUN: photographs as JPEG or WebP in an LMDB data base, inside a zip file."""
 
 import io
+import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +13,14 @@ from precfm.core.errors import PrecfmError
 from precfm.datasets.imagefolder import ImageFiles, ImageFolder
 
 DATABASE = "data.mdb"
+BLOCK = 2**24  # bytes that are read at once
 
 
 class LSUN(ImageFolder):
     """Photographs of one class, resized and cropped as `imagefolder` does.
 
-    The data base is unpacked beside the zip file once. Needs the package lmdb.
+    The data base is unpacked beside the zip file once, and again where it is not what the zip file holds. Needs the
+    package lmdb.
 
     Args:
         inherited: as `imagefolder`.
@@ -54,21 +58,36 @@ class LSUN(ImageFolder):
 
 
 def _database(folder: Path) -> Path:
-    """The data base below a folder, unpacked from the zip file there if need be."""
-    if found := sorted(folder.rglob(DATABASE)):
-        return found[0]
-    for packed in sorted(folder.glob("*.zip")):
+    """The data base below a folder: that of the zip file there, unpacked if need be, or one that lies open."""
+    for packed in sorted(folder.glob("*.zip")):  # first, since their checksums are in the manifest
         try:
             with zipfile.ZipFile(packed) as archive:
-                for member in archive.namelist():
-                    if Path(member).name == DATABASE:
+                for member in archive.infolist():
+                    if Path(member.filename).name == DATABASE:
                         target = folder / packed.stem / DATABASE
-                        target.parent.mkdir(exist_ok=True)
-                        part = target.with_suffix(".part")
-                        with archive.open(member) as source, part.open("wb") as unpacked:
-                            while block := source.read(2**24):
-                                unpacked.write(block)
-                        return part.replace(target)
-        except zipfile.BadZipFile as error:
+                        return target if _is_unpacked(member, target) else _unpacked(archive, member, target)
+        except (zipfile.BadZipFile, zlib.error) as error:
             raise PrecfmError(f"{packed}: is no readable zip file ({error}); fetch the data again") from None
+    if found := sorted(folder.rglob(DATABASE)):
+        return found[0]
     raise PrecfmError(f"{folder}: holds neither {DATABASE} nor a zip file with it; fetch the data first")
+
+
+def _is_unpacked(member: zipfile.ZipInfo, file: Path) -> bool:
+    """Whether a file is what a zip file holds, by size and CRC-32."""
+    if not file.is_file() or file.stat().st_size != member.file_size:
+        return False
+    found = 0
+    with file.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            found = zlib.crc32(block, found)
+    return found == member.CRC
+
+
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> Path:
+    """The file, whole: the part is renamed once zipfile has found the CRC-32 right at its end."""
+    target.parent.mkdir(exist_ok=True)
+    part = target.with_suffix(".part")
+    with archive.open(member) as source, part.open("wb") as unpacked:
+        shutil.copyfileobj(source, unpacked, BLOCK)
+    return part.replace(target)

@@ -21,6 +21,7 @@ LATENTS_OF: dict[str, Callable[[Any], Tensor]] = {
     "AutoencoderTiny": lambda encoded: encoded.latents,
     "AutoencoderDC": lambda encoded: encoded.latent,
 }
+WITH_POSTERIOR = frozenset({"AutoencoderKL"})
 NUMBERS = 2**20  # in the images of one batch: a layer of 128 channels at full size takes 180 MB
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -53,7 +54,7 @@ class DiffusersAutoencoder:
                 f"model: got a {type(model).__name__}; one of {', '.join(LATENTS_OF)} is needed"
             )
         config, anchor = model.config, next(model.parameters())
-        self.has_posterior = kinds[0] == "AutoencoderKL"
+        self.has_posterior = kinds[0] in WITH_POSTERIOR
         self.channels: int = config.in_channels
         if self.channels not in (1, 3):
             raise PrecfmError(f"model: takes images of {self.channels} channels; 1 or 3 are needed")
@@ -230,7 +231,8 @@ def _folder(source: str, subfolder: str, *, network: bool) -> Path:
         return local
     if not HUB_NAME.fullmatch(source):
         raise PrecfmError(
-            f"source: got '{source}'; there is no such folder, and names on the Hugging Face Hub are OWNER/NAME"
+            f"source: got '{source}'; there is no such folder, and names on the Hugging Face Hub are OWNER/NAME (an "
+            "encoder in results/ keeps the path that it was made with until its folder there is removed)"
         )
     try:
         from huggingface_hub import hf_hub_download

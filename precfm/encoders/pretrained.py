@@ -11,11 +11,12 @@ from pydantic import Field
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Count, checked
+from precfm.core.options import Count, Place, checked
 from precfm.encoders.base import Encoder
 from precfm.encoders.diffusers_autoencoder import (
     HUB_NAME,
     LATENTS_OF,
+    WITH_POSTERIOR,
     DiffusersAutoencoder,
     is_here,
     weights_folder,
@@ -49,17 +50,17 @@ class Pretrained(Encoder):
         | https://arxiv.org/abs/2112.10752
     """
 
-    has_posterior = True  # of AutoencoderKL; a sample of another one is refused when it is asked for
+    has_posterior = True  # of AutoencoderKL; of the others an object says what its config says
 
     @checked
     def __init__(
         self,
         channels: Literal[1, 3] = 3,
         image_size: Count = 256,
-        source: str = "",
+        source: Annotated[str, Place()] = "",
         sha256: Annotated[str, Field(pattern=CHECKSUM)] = "",
         config_sha256: Annotated[str, Field(pattern=CHECKSUM)] = "",
-        subfolder: str = "",
+        subfolder: Annotated[str, Place()] = "",
     ) -> None:
         for name, value in (("source", source), ("sha256", sha256), ("config_sha256", config_sha256)):
             if not value:
@@ -69,8 +70,9 @@ class Pretrained(Encoder):
         self.source, self.sha256, self.subfolder = source, sha256, subfolder
         self.config_sha256 = config_sha256
         folder = weights_folder(source, sha256, subfolder)
-        shape = latent_shape(checked_config(folder, config_sha256, source), channels, image_size, source)
-        super().__init__(channels, image_size, shape)
+        config = checked_config(folder, config_sha256, source)
+        super().__init__(channels, image_size, latent_shape(config, channels, image_size, source))
+        self.has_posterior = config["_class_name"] in WITH_POSTERIOR
 
     @staticmethod
     def must_be_fetched(source: str = "", subfolder: str = "", **others: Any) -> bool:

@@ -31,6 +31,19 @@ def cosine_transform(maps: Tensor, *, inverse: bool = False) -> Tensor:
     return maps
 
 
+def channel_products(coefficients: Tensor) -> Tensor:
+    """Outer products of the channels at each spatial frequency, summed over rows.
+
+    Args:
+        coefficients: shape (n, frequencies, channels).
+
+    Returns:
+        Shape (frequencies, channels, channels); of centred rows, over n - 1, they are covariances.
+    """
+    by_frequency = coefficients.transpose(0, 1)
+    return by_frequency.mT @ by_frequency
+
+
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # the first caller may be in it, a later one may need gradients
 def cosine_basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:

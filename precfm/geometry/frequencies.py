@@ -9,7 +9,7 @@ from torch import Tensor
 
 from precfm.core.errors import PrecfmError
 from precfm.core.tensors import require_tensor
-from precfm.geometry.cosines import cosine_transform
+from precfm.geometry.cosines import channel_products, cosine_transform
 from precfm.geometry.moments import Moments, rows_per_block
 
 ROWS_PER_CHANNEL = 10  # with fewer, chance alone shows a condition number above 3.7 at each frequency
@@ -140,8 +140,7 @@ def _covariances(x: Tensor) -> Tensor:
     together = x.ndim > 2 and len(x) >= ROWS_PER_CHANNEL * channels
 
     def products(centred: Tensor) -> Tensor:
-        maps = centred.reshape(-1, channels, positions).permute(2, 1, 0)
-        return maps @ maps.mT
+        return channel_products(centred.reshape(-1, channels, positions).mT)
 
     moments = Moments(products=products) if together else Moments(diagonal=True)
     for block in torch.split(x, rows_per_block(x[0].numel())):

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from precfm.core.errors import PrecfmError
 from precfm.datasets.manifest import file_sha256
 from precfm.pipeline.artifact import Artifact, record_checksum
-from precfm.pipeline.fingerprints import SCRIPTS, fingerprint
+from precfm.pipeline.fingerprints import SCRIPTS, fingerprint, versions
 from precfm.pipeline.gpus import held_gpus
 from precfm.pipeline.job import Job, Make, script_of_many
 from precfm.pipeline.locks import lock
@@ -215,7 +215,7 @@ def _finish(node: Node, part: Path) -> None:
     record = {
         "kind": node.kind,
         "key": node.key,
-        "params": node.params,
+        "params": node.recorded_params,
         "parents": {role: [without_label(parent) for parent in ids] for role, ids in node.parents.items()},
         "fingerprint": node.fingerprint,
         "files": files,
@@ -234,8 +234,8 @@ def _sync(file: Path) -> None:
 
 
 def made_on(node: Node) -> dict[str, Any]:
-    """What of the machine may change an artifact's bytes; constant on one machine."""
-    place: dict[str, Any] = {"python": platform.python_version()}
+    """What of the machine may change an artifact's bytes, versions of libraries too; constant on one machine."""
+    place: dict[str, Any] = {"python": platform.python_version(), **versions(node.libraries)}
     if node.kind in WITHOUT_TORCH:
         return place
     import torch

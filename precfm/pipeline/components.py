@@ -6,12 +6,13 @@ rules across options speak before the first job, too.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
 
 from precfm.core.errors import PrecfmError
-from precfm.core.options import Neutral, Strict, options_of, parameters, shortened, validated
+from precfm.core.options import Neutral, Place, Strict, options_of, parameters, shortened, validated
 from precfm.core.registry import base_of, import_string, load, load_class
 
 NESTED = ("stages", "candidates")  # options that hold components of the same group
@@ -98,25 +99,29 @@ def _nested(group: str, field: str, index: int, value: Any) -> Component:
         raise PrecfmError(f"{field}.{index}: {error}") from None
 
 
-def plain(value: Any, *, for_key: bool = False) -> Any:
+def plain(value: Any, *, for_key: bool = False, places: bool = True) -> Any:
     """A part of a configuration as plain data.
 
     Args:
         value: a schema object, component, mapping, sequence or scalar.
-        for_key: leave out what is at its neutral value (see `precfm.core.options.Neutral`).
+        for_key: leave out what is at its neutral value (see `precfm.core.options.Neutral`), and places.
+        places: False leaves out options that are places alone (see `precfm.core.options.Place`).
     """
+    places = places and not for_key
+    inside = partial(plain, for_key=for_key, places=places)
     if isinstance(value, Component):
-        return {"name": value.name, **plain(value.options, for_key=for_key)}
+        return {"name": value.name, **inside(value.options)}
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         kept = {
             name: getattr(value, name)
             for name, field in fields.items()
             if not (for_key and Neutral(getattr(value, name)) in field.metadata)
+            and (places or Place() not in field.metadata)
         }
-        return plain(kept, for_key=for_key)
+        return inside(kept)
     if isinstance(value, Mapping):
-        return {str(key): plain(item, for_key=for_key) for key, item in value.items()}
+        return {str(key): inside(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [plain(item, for_key=for_key) for item in value]
+        return [inside(item) for item in value]
     return value

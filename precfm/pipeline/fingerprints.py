@@ -8,7 +8,8 @@ imports from one is refused.
 import ast
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
@@ -46,6 +47,8 @@ TEMPLATES = (".css", ".html", ".js")  # what fills a page counts as code of the 
 # By script, what has no effect on what it makes although a module that it loads by name imports it: weights that come
 # trained do not depend on the code that trains.
 WITHOUT_EFFECT_ON = {PINNED: ("precfm.training",)}
+
+WITHOUT_BYTES = ("filelock", "pydantic", "tqdm")  # check options, wait, show how far a job is
 
 
 def fingerprint(script: Path, targets: tuple[str, ...] = ()) -> str:
@@ -97,6 +100,39 @@ def modules(script: Path, targets: tuple[str, ...] = ()) -> list[str]:
             needed.add(module)
             pending += imports(module_file(module))
     return sorted(needed)
+
+
+def libraries(script: Path, targets: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Packages other than precfm that a script and what it loads by name import, without torch; sorted.
+
+    They are in no fingerprint; an artifact's record names their versions.
+    """
+    files = [script, *map(module_file, modules(script, targets))]
+    found = {name for file in files for name in _imported_packages(file)}
+    found.update(module.partition(".")[0] for module in foreign_modules(targets))
+    return tuple(sorted(found - {"torch", *WITHOUT_BYTES}))
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """By distribution, the versions of packages, which are import names; those that are not installed are left out."""
+    return {name: version(name) for package in packages for name in _distributions().get(package, ())}
+
+
+@cache
+def _distributions() -> Mapping[str, tuple[str, ...]]:
+    return {package: tuple(sorted(set(names))) for package, names in packages_distributions().items()}
+
+
+@once_per_state
+def _imported_packages(file: Path) -> tuple[str, ...]:
+    """Top-level packages that a file imports anywhere, which are neither precfm nor of Python itself."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return tuple(sorted(found - sys.stdlib_module_names - {PACKAGE.name}))
 
 
 def has_effect(module: str, without: tuple[str, ...] = WITHOUT_EFFECT) -> bool:

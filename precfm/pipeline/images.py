@@ -70,6 +70,12 @@ def latent_dimension(field: str, encoder: Encoder, dataset: str, spec: Dataset) 
         made = build("encoders", network, channels=channels, image_size=image_size)
         if pinned is None:
             made.check_rows(spec.train)
+        if (
+            encoder.encode == "sample" and not made.has_posterior
+        ):  # which of some classes the weights alone tell
+            raise PrecfmError(
+                "encode: got 'sample'; 'mean' is needed, since the encoder gives one latent per image"
+            )
     except PrecfmError as error:
         raise PrecfmError(f"{field}: {error} (data set {dataset})") from None
     except (MemoryError, RuntimeError, TypeError):  # torch's, of tensors that are too large

@@ -83,21 +83,24 @@ class Job:
         Returns:
             What was written.
         """
-        from safetensors.torch import save_file
-
         shards = shard_names(name, rows, row_bytes)
         if len(shards) == 1:
             self.write_tensors(name, read(0, rows))
             return StoredRows([self.folder / name])
         for file, start, stop in shards:
             if not (self.scratch / file).is_file():
-                tensors = {key: value.cpu().contiguous() for key, value in read(start, stop).items()}
-                part = self.scratch / f"{file}.part"
-                save_file(tensors, part)
-                part.replace(self.scratch / file)
+                self._write_shard(file, read(start, stop))
         for file, _, _ in shards:
             shutil.move(self.scratch / file, self.folder / file)
         return StoredRows([self.folder / file for file, _, _ in shards])
+
+    def _write_shard(self, file: str, tensors: Mapping[str, "Tensor"]) -> None:
+        """Keep one shard in scratch; a function, so that no variable holds its rows while the next ones are made."""
+        from safetensors.torch import save_file
+
+        part = self.scratch / f"{file}.part"
+        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, part)
+        part.replace(self.scratch / file)
 
 
 Make = Callable[[Job], None]

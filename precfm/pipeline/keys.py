@@ -14,8 +14,8 @@ from typing import Any
 from precfm.core.errors import PrecfmError
 from precfm.core.options import shortened
 from precfm.pipeline.components import plain
-from precfm.pipeline.fingerprints import SCRIPTS, fingerprint, foreign_modules
-from precfm.pipeline.node import TOGETHER, Node, script_name
+from precfm.pipeline.fingerprints import SCRIPTS, fingerprint, foreign_modules, libraries
+from precfm.pipeline.node import TOGETHER, WITHOUT_TORCH, Node, script_name
 from precfm.pipeline.plan import Plan
 
 LONGEST_LABEL = 200  # a file's name may have 255; the key and what marks a part-folder need some
@@ -31,7 +31,10 @@ class KeyedArtifacts:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._known: dict[tuple[str, str], Node] = {}
-        self._fingerprint = cache(fingerprint)  # the code is taken as it is now
+        self._fingerprint, self._libraries = (
+            cache(fingerprint),
+            cache(libraries),
+        )  # the code is taken as it is now
 
     def add(
         self,
@@ -75,12 +78,16 @@ class KeyedArtifacts:
         ]
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
         if (kind, key) not in self._known:
+            every, stated = plain(params), plain(params, places=False)
+            # A class is loaded by those who read what it has made; reports read tables.
+            read = () if kind in WITHOUT_TORCH else (node for nodes in families.values() for node in nodes)
+            loaded = {target for node in read for target in node.targets}.union(targets)
             inherited = {name for nodes in families.values() for node in nodes for name in node.packages}
             node = Node(
                 kind,
                 label,
                 key,
-                params=plain(params),
+                params=every,
                 parents={role: tuple(node.id for node in nodes) for role, nodes in families.items()},
                 fingerprint=code,
                 experiment=self._plan.experiment,
@@ -89,6 +96,8 @@ class KeyedArtifacts:
                 targets=targets,
                 packages=tuple(sorted(inherited.union(foreign_modules(targets)))),
                 batch=batch,
+                libraries=self._libraries(SCRIPTS / script_name(kind, params), tuple(sorted(loaded))),
+                stated=None if stated == every else stated,
             )
             self._plan.nodes[node.id] = self._known[kind, key] = node
         return self._known[kind, key]

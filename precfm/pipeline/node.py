@@ -10,6 +10,8 @@ RESULTS = Path("results")
 PUBLISHED = RESULTS / "published"
 MODELS = Path("data/models")  # pinned models, in git
 RECORD = "artifact.json"
+# What a record says of the machine under `made_on`; all else there are versions of libraries.
+MACHINE = ("python", "device", "torch", "cpu_capability", "threads", "devices")
 
 # Kinds whose jobs compute on the configured device; all others use the processor, and reports no torch at all.
 ON_DEVICE = frozenset(
@@ -74,6 +76,8 @@ class Node:
             before it is made, so that a saved object is found by its class's name.
         batch: one job makes all artifacts of a kind and a batch, which cost less than the start of a process; empty
             for a job of its own.
+        libraries: other packages that it, or what it reads, is made with, by import name; not part of the key.
+        stated: the parameters without options that are places alone; None where there are no such options.
     """
 
     kind: str
@@ -88,13 +92,20 @@ class Node:
     targets: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     batch: str = ""
+    libraries: tuple[str, ...] = ()
+    stated: Mapping[str, Any] | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Node":
         """The inverse of `to_json`."""
-        tuples = {name: tuple(data[name]) for name in ("targets", "packages")}
+        tuples = {name: tuple(data[name]) for name in ("targets", "packages", "libraries")}
         parents = {role: tuple(ids) for role, ids in data["parents"].items()}
         return cls(**{**data, **tuples, "parents": parents})
+
+    @property
+    def recorded_params(self) -> Mapping[str, Any]:
+        """The parameters as records have them: two machines that keep a file at different places say the same."""
+        return self.params if self.stated is None else self.stated
 
     @property
     def name(self) -> str:

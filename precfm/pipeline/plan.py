@@ -6,7 +6,9 @@ named by a hash of all that it depends on, so a run that finds everything made i
 
 import hashlib
 import json
+import os
 import platform
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -50,6 +52,10 @@ KINDS = (
     "verdicts",
     "pages",
 )
+
+
+# In a configuration the weights of an encoder, in data/sources.yaml an origin.
+_NAMES_A_FOLDER = re.compile(r"""\b(?:source|folder)["']?:\s*["']?([^\s"',{}]+)""")
 
 
 @dataclass(frozen=True)
@@ -177,10 +183,27 @@ def _state(experiment: str) -> str:
     """
     digest = hashlib.sha256(f"{platform.python_version()} {pydantic.VERSION}".encode())
     if experiment.endswith(TINY):
-        digest.update(f"{mirror_folder()} {sorted(path.name for path in RAW.glob('*'))}".encode())
+        digest.update(f"{mirror_folder()} {sorted(_places())}".encode())
     for file in _depends_on():
         digest.update(f"\0{file}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _places() -> Iterator[str]:
+    """The files in which sources and pretrained weights may be on this machine; by name, which takes milliseconds."""
+    folders = [RAW, *filter(None, [mirror_folder()])]
+    with suppress(ImportError):
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        folders += Path(HF_HUB_CACHE).glob("models--*/snapshots")
+    for file in (SOURCES, *CONFIG_FOLDER.glob("*.yaml")):
+        for name in _NAMES_A_FOLDER.findall(file.read_text(encoding="utf-8") if file.is_file() else ""):
+            folders.append(SOURCES.parent / name if file == SOURCES else Path(name))
+    for folder in dict.fromkeys(folders):
+        for place, _, files in os.walk(folder):
+            yield from (
+                f"{place}/{file}" for file in files if not file.startswith(".")
+            )  # nor what is half written
 
 
 def _depends_on() -> Iterator[Path]:

@@ -105,7 +105,7 @@ def _entry(node: Node, before: dict[str, Any] | None) -> dict[str, Any]:
         return before
     record = Artifact.open(node.folder).record if node.exists else {}
     return {
-        "params": node.params,
+        "params": node.recorded_params,
         "parents": {role: list(ids) for role, ids in node.parents.items()},
         "fingerprint": node.fingerprint,
         "files": record.get("files"),

@@ -1,10 +1,13 @@
 """Tensors that are too large for one file: shards of a split, read in slices of rows."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from precfm.core.errors import PrecfmError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +45,28 @@ def shard_names(name: str, rows: int, row_bytes: int) -> list[tuple[str, int, in
     ]
 
 
+def float32_bytes(shape: Sequence[int]) -> int:
+    """Bytes of one row of a shape, in float32."""
+    return 4 * math.prod(shape)
+
+
+def require_finite(latents: "Tensor", split: str, start: int, remedy: str) -> None:
+    """Refuse latents of which a number is not finite.
+
+    Args:
+        latents: shape (n, *latent_shape).
+        split: to which they belong.
+        start: the first of them in it.
+        remedy: what to do.
+
+    Raises:
+        PrecfmError: one is not; names its row.
+    """
+    bad = (~latents.flatten(1).isfinite()).any(1).nonzero()
+    if len(bad):
+        raise PrecfmError(f"{split} latents: row {start + int(bad[0])} is not finite; {remedy}")
+
+
 def shards_of(name: str, files: Mapping[str, object] | Sequence[str]) -> list[str]:
     """The names of a file's shards among others, in the order of their rows; itself where it is one file."""
     if name in files:
@@ -71,6 +96,10 @@ class StoredRows:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def first(self, row_bytes: int) -> "dict[str, Tensor]":
+        """As many rows as one shard holds, which stand for all where these are in random order."""
+        return self.read(0, max(2, SHARD_BYTES // row_bytes))
 
     def batches(self, name: str, size: int) -> "Iterator[Tensor]":
         """One of the tensors, so many rows at a time."""

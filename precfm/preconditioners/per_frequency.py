@@ -8,7 +8,7 @@ from torch import Tensor
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import Neutral, checked
-from precfm.geometry.cosines import cosine_transform
+from precfm.geometry.cosines import channel_products, cosine_transform
 from precfm.geometry.moments import Moments
 from precfm.geometry.shrinkage import LARGEST_CONDITION_NUMBER, fresh_variances
 from precfm.preconditioners.closed_form import ByClass
@@ -77,8 +77,7 @@ class PerFrequency(FeatureMap):
         return self._coefficients(rows).flatten(1)
 
     def _at_each_frequency(self, centred: Tensor) -> Tensor:
-        coefficients = centred.reshape(len(centred), self.positions, self.channels).transpose(0, 1)
-        return coefficients.transpose(1, 2) @ coefficients
+        return channel_products(centred.reshape(len(centred), self.positions, self.channels))
 
     def _solve(self, moments: ByClass) -> int:
         (whole,) = moments.values()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
-from precfm.geometry.cosines import cosine_transform
+from precfm.geometry.cosines import channel_products, cosine_transform
 from precfm.geometry.spectra import eigen_spectrum
 
 LARGEST = 8192  # numbers of a datum up to which one covariance of all is computed: 0.5 GB
@@ -135,8 +135,7 @@ class FrequencyBasis(Basis):
 
     def second_moment(self, rows: Tensor) -> Tensor:
         """See `Basis`."""
-        coefficients = self._split(rows).transpose(0, 1)
-        return coefficients.mT @ coefficients
+        return channel_products(self._split(rows))
 
     def to(self, rows: Tensor, rotation: Tensor) -> Tensor:
         """See `Basis`."""
