@@ -5,10 +5,11 @@ from dataclasses import asdict
 
 import pandas as pd
 
+from precfm.core.metric_names import COMPONENTS, FRECHET_IN_COMPONENTS
 from precfm.report.bootstrap import Bootstrap
 from precfm.report.formatting import number_text, seeds_text
 from precfm.report.frames import Frames
-from precfm.report.judges import FRECHET, IN_COMPONENTS, Place, judges_text, places
+from precfm.report.judges import FRECHET, Place, judges_text, places
 from precfm.report.reads import LeftOutError, frame, needed, reads
 from precfm.report.rows import PROTOCOL, at_final, groups, per_seed, with_common_end
 from precfm.report.tables.blocks import Block, Columns, Table, estimate_column, method_cells, steps_and_seeds
@@ -27,11 +28,14 @@ from precfm.report.vocabulary import (
 _OF_LATENTS = {
     ("eigenvalue_log_error_low", "latent"): ("second moments", metric_text("eigenvalue_log_error_low").head),
     (FRECHET, "latent-whitened"): ("second moments", "Fréchet, whitened ↓"),
-    (IN_COMPONENTS, "latent-whitened"): ("second moments", "Fréchet, whitened, 64 components ↓"),
+    (FRECHET_IN_COMPONENTS, "latent-whitened"): (
+        "second moments",
+        f"Fréchet, whitened, {COMPONENTS} components ↓",
+    ),
     ("nll", "latent"): ("likelihood", metric_text("nll").head),
     ("nearer_train", "latent"): ("copying", metric_text("nearer_train").head),
 }
-_HEADS = {FRECHET: "Fréchet", "kid": "KID", IN_COMPONENTS: "Fréchet, 64 components"}
+_HEADS = {FRECHET: "Fréchet", "kid": "KID", FRECHET_IN_COMPONENTS: f"Fréchet, {COMPONENTS} components"}
 _KEYS = ["dataset", "method", "metric", "space", *PROTOCOL]
 
 
