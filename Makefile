@@ -59,7 +59,7 @@ docs: .venv/installed
 notebooks: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python docs/_site/notebooks.py
 
-# docs/catalogue.md, after a change of configurations, tables, figures or published results.
+# docs/catalogue.md and README's table of it, after a change of configurations, tables, figures or published results.
 catalogue: .venv/installed
 	$(BIN)/python docs/_site/catalogue.py
 

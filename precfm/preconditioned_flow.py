@@ -507,7 +507,8 @@ class PreconditionedFlow:
 
         Returns:
             Log densities in nats, shape (n,), with the error of an estimated trace; see
-            `precfm.flows.likelihood.log_likelihood_with_error`.
+            `precfm.flows.likelihood.log_likelihood_with_error`. The error of a map's estimated determinant is not in
+            it, because all points share it; see `log_abs_det_deviations` of the preconditioner.
 
         Raises:
             PrecfmError: the flow is not fitted, or its preconditioner has no log-determinant.

@@ -38,7 +38,7 @@ from precfm.theory.claim_statistics import theory_statistics
 from tests import report_frames
 from tests.workflow import ROOT, git, run, sealed
 
-ROWS = 20  # of each published table whose lineage is tried
+ROWS = 8  # of each published table whose lineage is tried
 LONG = 30  # rows of a table of which not every number is tried
 
 PUBLISHED_TABLES = [

@@ -1,12 +1,15 @@
 """What the learned maps of feature maps, and a map per class, promise on top of the contract."""
 
 import math
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
+from precfm.preconditioners.composition import Composition
 from precfm.preconditioners.conv_low_capacity_flow import PROBES, ConvLowCapacityFlow
 from precfm.preconditioners.conv_normalizing_flow import ConvNormalizingFlow, MultiscaleFlow
 from precfm.preconditioners.low_capacity_flow import LowCapacityFlow
@@ -14,6 +17,7 @@ from precfm.preconditioners.low_rank import LowRank
 from precfm.preconditioners.per_class import PerClass
 from precfm.preconditioners.per_frequency import PerFrequency
 from precfm.preconditioners.round_trip import round_trip_error, tail_round_trip_error
+from workflow_scripts import likelihoods
 
 TINY = {"steps": 30, "width": 8, "batch_size": 32, "validate_every": 10}
 
@@ -119,6 +123,34 @@ def test_the_estimated_log_det_is_near_that_of_the_numerical_solution() -> None:
     estimates = before + flow._divergences(flow.whitening._forward(rows, None), classes)
     error = estimates.std(dim=0) / PROBES**0.5
     assert torch.all((flow.log_abs_det_jacobian(x[:3], classes) - exact).abs() <= 4 * error)
+    deviations = flow.log_abs_det_deviations(x[:3], classes)
+    assert torch.allclose(deviations.std(dim=0) / PROBES**0.5, error)
+    whole = Composition([flow, "per_channel"]).fit(x, labels)
+    assert torch.equal(whole.log_abs_det_deviations(x[:3], classes), deviations)
+    assert flow.whitening.log_abs_det_deviations(x[:3]).shape == (0, 3)
+
+
+def test_the_error_of_the_estimated_log_det_is_in_the_interval_of_a_likelihood(tmp_path: Path) -> None:
+    """Of one row many times: rows do not scatter, so that the error that they share is all there is."""
+    x, labels = maps(120, 2, 6, 6)
+    flow = ConvLowCapacityFlow(**{**TINY, "learning_rate": 2e-2, "solver_steps": 5, "tolerance": 0.1})  # type: ignore[arg-type]
+    flow.fit(x, labels).save(tmp_path / "map")
+    latents, preconditioner, written = Mock(), Mock(), {}
+    latents.tensors.return_value = {"latents": x[:1].repeat(10, 1, 1, 1), "labels": labels[:1].repeat(10)}
+    preconditioner.verified.return_value = tmp_path / "map"
+    params = {"likelihood": {"seed": 0, "points": 10}, "source": "preconditioner", "replicates": 1000}
+    job = Mock(params=params)
+    job.parent.side_effect = {"latents": latents, "preconditioner": preconditioner}.get
+    job.write_frame.side_effect = written.__setitem__
+    likelihoods.make(job)
+    (record,), (run,) = (written[f"{name}.csv"].to_dict("records") for name in ("records", "bootstrap"))
+    error = float(flow.log_abs_det_deviations(x[:1], labels[:1]).std()) / PROBES**0.5
+    assert error > 0.01
+    assert record["standard_error"] == pytest.approx(error, rel=1e-6)
+    assert record["note"] == f"standard error of the map's log-determinant: {error:.2g}"
+    replicates = torch.tensor([float(value) for value in run["replicates"].split()], dtype=torch.float64)
+    assert float(replicates.std()) == pytest.approx(error, rel=0.1)
+    assert float(replicates.mean()) == pytest.approx(record["value"], abs=0.2 * error)
 
 
 def test_each_class_has_the_map_that_its_rows_alone_give() -> None:

@@ -14,6 +14,7 @@ from precfm.metrics.bootstrap import (
     reference_fits,
     reference_resamples,
     resampled_means,
+    shared_deviations,
 )
 from precfm.metrics.floor import floor_rows
 from precfm.metrics.frechet import frechet_distance
@@ -90,10 +91,23 @@ def test_resampled_means_are_those_of_the_repeated_values_and_have_the_standard_
     assert float(found.std()) == pytest.approx(float(values.std()) / math.sqrt(400), rel=0.1)
 
 
+def test_an_error_that_all_rows_share_has_the_spread_of_a_mean_over_vectors() -> None:
+    estimates = sample(16, 1, 2) + 0.1 * sample(
+        16, 50, 3
+    )  # of 16 vectors, nearly the same for all of 50 rows
+    deviations = estimates - estimates.mean(0)
+    found = shared_deviations(deviations, reference_resamples(50, 2000))
+    assert float(found.std()) == pytest.approx(float(deviations.mean(1).std()) / 4, rel=0.1)
+    assert abs(float(found.mean())) < 0.1 * float(found.std())
+    assert torch.equal(found, shared_deviations(deviations, reference_resamples(50, 2000)))  # for all methods
+
+
 def test_what_does_not_fit_is_named() -> None:
     y, resamples = sample(30, 3, 1), reference_resamples(30, 2)
     with pytest.raises(PrecfmError, match=r"^resamples: .*\(2, 30\)"):
         resampled_means(torch.zeros(29), resamples)
+    with pytest.raises(PrecfmError, match=r"^resamples: .*, 29\)"):
+        shared_deviations(torch.zeros(16, 29), resamples)
     with pytest.raises(PrecfmError, match=r"^resamples: "):
         reference_fits(y[:20], resamples)
     with pytest.raises(PrecfmError, match=r"^resamples: "):

@@ -41,6 +41,19 @@ FAINT = """() => {
   }
   return [...found];
 }"""
+# Pairs of labels of an axis that touch or overlap.
+TOUCHING = """() => [...document.querySelectorAll("[data-drawn] svg .role-axis-label")].flatMap((axis) => {
+  const shown = [...axis.querySelectorAll("text")]
+    .filter((each) => each.textContent && Number(getComputedStyle(each).opacity) > 0);
+  const across = (a, b) => Math.max(a.left, b.left) - Math.min(a.right, b.right);
+  const down = (a, b) => Math.max(a.top, b.top) - Math.min(a.bottom, b.bottom);
+  return shown.flatMap((each, place) => shown.slice(place + 1)
+    .filter((other) => {
+      const boxes = [each.getBoundingClientRect(), other.getBoundingClientRect()];
+      return across(...boxes) < 3 && down(...boxes) < 0;
+    })
+    .map((other) => `${each.textContent} and ${other.textContent}`));
+})"""
 REACHABLE = "a[href], button, input, select, summary, [tabindex='0']"
 
 
@@ -117,6 +130,18 @@ def test_a_telephone_never_scrolls_sideways(opened, scripts):
     page = opened(width=390, java_script_enabled=scripts)
     page.locator("details").evaluate_all("(all) => all.forEach((each) => { each.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_labels_of_axes_stand_apart_on_a_telephone(opened):
+    page = opened(width=390)
+    assert page.locator("[data-drawn] svg .role-axis-label text").count() > 20
+    assert page.evaluate(TOUCHING) == []
+    page.get_by_role("radio", name="training FLOPs").check()
+    page.wait_for_function(
+        "[...document.querySelectorAll('[data-chart=figure-metrics_vs_steps] svg .role-axis-label text')]"
+        ".some((each) => each.textContent.endsWith('T'))"
+    )
+    assert page.evaluate(TOUCHING) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

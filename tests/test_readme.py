@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -112,9 +113,9 @@ def test_every_file_and_command_that_is_named_exists(page):
 
 
 def test_every_number_of_the_readme_has_its_place():
-    """The table of claims is held to `claims.json` below; the others to what they are numbers of."""
+    """Its tables are held to `claims.json` and the catalogue below; the others to what they are numbers of."""
     prose = re.sub(
-        r"<!-- claims.*?<!-- end -->|^```python.*?^```|\(http\S*\)|arXiv:\S+",
+        r"<!-- (?:claims|experiments).*?<!-- end -->|^```python.*?^```|\(http\S*\)|arXiv:\S+",
         "",
         README,
         flags=re.DOTALL | re.MULTILINE,
@@ -149,6 +150,15 @@ def test_the_table_of_claims_and_the_merged_verdicts_are_current(monkeypatch):
     monkeypatch.chdir(ROOT)
     stale = [file for file, text in merged_claims().items() if file.read_bytes() != text.encode()]
     assert stale == [], "run `precfm keys && precfm claims`, and commit what they write"
+
+
+def test_the_table_of_experiments_is_an_excerpt_of_the_catalogue():
+    with_experiments = runpy.run_path(str(ROOT / "docs/_site/catalogue.py"))["with_experiments"]
+    catalogue = PAGES["docs/catalogue.md"]
+    assert with_experiments(README, catalogue) == README, "run `make catalogue`"
+    assert {"quick", "theory", "paper"} <= set(re.findall(r"^\| \[`(.+?)`\]", README, re.MULTILINE))
+    other = re.sub(r"(EXPERIMENT=quick` \|) \d+", r"\1 77", catalogue)
+    assert "| 77 | – |" in with_experiments(README, other)
 
 
 def test_the_listed_keys_are_those_of_the_present_plans(monkeypatch):

@@ -43,6 +43,13 @@ def test_metric_cells_are_means_over_seeds_at_the_final_checkpoint(frames):
     assert (row["n"], row["step"]) == (5, 5000)
 
 
+def test_the_caption_says_how_estimated_likelihoods_have_their_error_in_the_interval(frames):
+    records = frames["records"].assign(note="")
+    assert "random vectors" not in sides.build({**frames, "records": records}).caption
+    records.loc[records["metric"] == "nll", "note"] = "standard error of the trace: 0.1"
+    assert "random vectors" in sides.build({**frames, "records": records}).caption
+
+
 def test_every_extractor_has_its_own_block(frames):
     table = metrics.build(frames)
     titles = [block.title for block in table.blocks]

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from precfm.core.metric_names import FRECHET_IN_COMPONENTS
 from precfm.core.seeds import generator_for
 from precfm.encoders.base import Encoder, load
 from precfm.flows.sampling import rows_with_labels
@@ -27,7 +28,7 @@ from precfm.metrics.evaluate import METRICS, evaluate_features
 from precfm.metrics.extractors.identity import whitened
 from precfm.metrics.extractors.judges import batches_of, fixed_judges, judged, load_judges
 from precfm.metrics.kernels import kid_replicates
-from precfm.metrics.principal import COMPONENTS, PrincipalAxes, is_small
+from precfm.metrics.principal import PrincipalAxes, is_small
 from precfm.metrics.values import records
 from precfm.pipeline.job import Job
 
@@ -36,7 +37,6 @@ NEIGHBOURS = ("precision", "recall")  # in latent coordinates: kernels are for f
 GRID = 40  # decoded samples that are kept to be looked at
 DECODED = "-decoded"  # spaces whose reference are held-out images that were encoded and decoded
 WHITENED = "latent-whitened"
-IN_AXES = f"frechet_pca{COMPONENTS}"  # the Frechet distance of small sets
 LARGEST = 4096  # dimensions of latents of which all directions are looked at
 RECOVERY = ("step", "index", "eigenvalue", "ratio")
 
@@ -154,7 +154,7 @@ class _Evaluation:
         for space in sorted({name.rpartition("/")[0] for name in self.fits}):
             fits = GaussianFits(self.fits[f"{space}/means"], self.fits[f"{space}/factors"])
             own = space.removesuffix(DECODED)
-            metric = IN_AXES if self._in_axes(own) else "frechet"
+            metric = FRECHET_IN_COMPONENTS if self._in_axes(own) else "frechet"
             tables.append((metric, space, frechet_against_fits(self._compared(own, made[own]), fits)))
         if self.directions is not None:
             resamples = reference_resamples(len(held_out), count)
@@ -234,7 +234,7 @@ class _Evaluation:
                 metrics=("frechet",),
                 **self._protocol(space, extractor),
             )
-            tables.append(records(values).assign(metric=IN_AXES, step=step, space=space))
+            tables.append(records(values).assign(metric=FRECHET_IN_COMPONENTS, step=step, space=space))
         return tables
 
     def _records(

@@ -6,7 +6,12 @@ import pandas as pd
 import torch
 
 from precfm.core.seeds import generator_for
-from precfm.metrics.bootstrap import reference_resamples, replicates_text, resampled_means
+from precfm.metrics.bootstrap import (
+    reference_resamples,
+    replicates_text,
+    resampled_means,
+    shared_deviations,
+)
 from precfm.pipeline.job import Job
 from precfm.preconditioned_flow import PreconditionedFlow
 from precfm.preconditioners.saving import load
@@ -43,16 +48,20 @@ def make(job: Job) -> None:
         flow.to(job.node.device).load_weights(artifact.path(last))
         found = flow.log_prob_with_error(x.to(job.node.device), labels.to(job.node.device))
         log_p, error = found.values.cpu(), found.trace_error.cpu()
+    deviations = preconditioner.log_abs_det_deviations(x.to(preconditioner.anchor.device), labels).cpu()
     values = -log_p.double()
     job.write_tensors("points.safetensors", {"rows": rows, "nll": values, "trace_error": error.double()})
     about = {"step": step, "metric": "nll", "space": "latent"}
     spread = float(values.std() / len(values) ** 0.5)
     # Of independent estimates of the trace, one for each point; zero where it is exact.
     of_trace = float(error.double().square().sum().sqrt() / len(values))
+    # Of a map's estimated determinant, whose random vectors all points share; zero where it is exact.
+    of_map = float(deviations.mean(1).std() / len(deviations) ** 0.5) if len(deviations) else 0.0
+    errors = {"the trace": of_trace, "the map's log-determinant": of_map}
     record = {
         **about,
         "value": float(values.mean()),
-        "standard_error": math.hypot(spread, of_trace),
+        "standard_error": math.hypot(spread, *errors.values()),
         "n_real": len(rows),
         "n_generated": 0,
         "extractor": "identity",
@@ -60,9 +69,11 @@ def make(job: Job) -> None:
         "reference": "held-out",
         "evaluation_seed": options["seed"],
         "settings": "{}",
-        "note": f"standard error of the trace: {of_trace:.2g}" if of_trace else "",
+        "note": "; ".join(f"standard error of {what}: {size:.2g}" for what, size in errors.items() if size),
     }
     job.write_frame("records.csv", pd.DataFrame([record]))
     resamples = reference_resamples(len(rows), job.params["replicates"])
     means = resampled_means(values, resamples)
+    if len(deviations):
+        means = means - shared_deviations(deviations, resamples)
     job.write_frame("bootstrap.csv", pd.DataFrame([{**about, "replicates": replicates_text(means)}]))

@@ -1,11 +1,14 @@
 """The catalogue: every experiment, table and figure, with configuration, command and minutes. Writes docs/catalogue.md.
 
-It is made of the configurations, the registry, the first line of each module's docstring, and what is published; a test
-holds the file to it. `make catalogue` calls it in the project's root.
+It is made of the configurations, the registry, the first line of each module's docstring, and what is published. README
+repeats in short those experiments that have minutes or GPU-hours. Tests hold both files to it. `make catalogue` calls
+it in the project's root.
 """
 
 import ast
+import re
 from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from precfm.pipeline.node import PUBLISHED
 from precfm.pipeline.plan import load_plan
 
 CATALOGUE = Path("docs/catalogue.md")
+README = Path("README.md")
 NO_EXPERIMENT = ("claims",)
 SHOWN = {"tables": "md", "figures": "png"}  # what a link leads to
 MADE = {
@@ -57,6 +61,22 @@ def catalogue() -> str:
     return text
 
 
+def with_experiments(readme: str, catalogue: str) -> str:
+    """README with its table of experiments made anew, from rows of the catalogue: its numbers take long to make."""
+    rows = re.findall(
+        r"^\| \[`(.+?)`\]\(\.\./(.+?)\) \| (.+?) \| `make .+?` \| (.+?) \| (.+?) \|$", catalogue, re.MULTILINE
+    )
+    known = [row for row in rows if row[3].isdigit() or row[4].isdigit()]
+    known.sort(key=lambda row: (not row[3].isdigit(), int(row[3] if row[3].isdigit() else row[4])))
+    text = "| experiment | what | minutes of jobs | GPU-hours |\n| --- | --- | ---: | ---: |\n"
+    for name, file, what, minutes, hours in known:
+        first = re.split(r"[:;.](?= |$)", what)[0]
+        text += f"| [`{name}`]({file}) | {first} | {minutes if minutes.isdigit() else '–'} | {hours} |\n"
+    return re.sub(
+        r"(<!-- experiments: .*? -->\n).*?(<!-- end -->)", rf"\g<1>{text}\g<2>", readme, flags=re.DOTALL
+    )
+
+
 def _experiments() -> Iterator[str]:
     for file in sorted(Path("config").glob("*.yaml")):
         name = file.stem
@@ -71,6 +91,7 @@ def _experiments() -> Iterator[str]:
         yield f"| [`{name}`](../{file.as_posix()}) | {what} | {command} | {minutes} | {estimate} |\n"
 
 
+@cache  # an experiment is also a part of others
 def _gpu_hours(name: str) -> float:
     """Of an experiment that asks for a GPU; 0 of any other."""
     plan = load_plan(name)
@@ -97,4 +118,6 @@ def _about(attribute: str) -> str:
 
 
 if __name__ == "__main__":
-    CATALOGUE.write_text(catalogue(), encoding="utf-8")
+    written = catalogue()
+    CATALOGUE.write_text(written, encoding="utf-8")
+    README.write_text(with_experiments(README.read_text(encoding="utf-8"), written), encoding="utf-8")

@@ -10,6 +10,7 @@ References:
     Efron and Tibshirani, An Introduction to the Bootstrap (1993).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +69,31 @@ def resampled_means(values: Tensor, resamples: Tensor) -> Tensor:
         PrecfmError: the resamples are of another number of rows.
     """
     return _weights(resamples, len(values)) @ values.to(torch.float64)
+
+
+def shared_deviations(deviations: Tensor, resamples: Tensor) -> Tensor:
+    """What an estimate from random vectors, which all rows share, adds to the mean over rows in each replicate.
+
+    The vectors are resampled beside the rows, by the same draws for all methods, so that what two methods owe to the
+    same vectors cancels in their difference. Their spread is that of an unbiased variance, since they are few.
+
+    Args:
+        deviations: of each vector's estimate from their mean, shape (vectors, n), at least two vectors.
+        resamples: counts of the rows, shape (replicates, n).
+
+    Returns:
+        Shape (replicates,), float64.
+
+    Raises:
+        PrecfmError: the resamples are of another number of rows.
+    """
+    vectors, n = deviations.shape
+    drawn = reference_resamples(
+        vectors, len(resamples), seed=1
+    )  # of vectors and not of rows, which have seed 0
+    means = _weights(resamples, n) @ deviations.to(torch.float64).T
+    found: Tensor = (_weights(drawn, vectors) * means).sum(1)
+    return found * math.sqrt(vectors / (vectors - 1))
 
 
 def reference_fits(features: Features, resamples: Tensor) -> GaussianFits:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
+from precfm.core.metric_names import COMPONENTS
 from precfm.core.options import Count, checked
 from precfm.metrics.checks import Features, feature_matrix
 
-COMPONENTS = 64
 WIDE = 1024  # features, beyond which no covariance of all is made
 
 

@@ -227,6 +227,24 @@ class Preconditioner(nn.Module, ABC):
         log_det = self._log_abs_det(rows, classes) if len(rows) else rows.new_zeros(0)
         return log_det.to(x.dtype)
 
+    @takes_arrays
+    def log_abs_det_deviations(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """How the estimates deviate whose mean `log_abs_det_jacobian` is, where a map estimates it.
+
+        Args:
+            x: data, shape (batch, *dim).
+            labels: class indices, shape (batch,); needed where `needs_labels`.
+
+        Returns:
+            Estimate minus mean in nats, a row for each random vector, shape (vectors, batch), float64; all rows of data
+            share the vectors, and so their errors. No vectors, shape (0, batch), where the determinant is exact.
+
+        Raises:
+            PrecfmError: as `forward`.
+        """
+        rows, classes = self._inputs(x, labels, "x", True)
+        return self._log_abs_det_deviations(rows, classes).double()
+
     def transform(self, x: Array, labels: Array | None = None) -> Any:
         """As `forward`, under the name that scikit-learn has for it."""
         return self.forward(x, labels)
@@ -318,6 +336,10 @@ class Preconditioner(nn.Module, ABC):
     @abstractmethod
     def _log_abs_det(self, x: Tensor, classes: Tensor | None) -> Tensor:
         """Log absolute determinant of the Jacobian of `_forward`, shape (batch,)."""
+
+    def _log_abs_det_deviations(self, x: Tensor, classes: Tensor | None) -> Tensor:
+        """Of the estimates behind `_log_abs_det` from their mean, shape (vectors, batch); none where it is exact."""
+        return x.new_zeros(0, len(x))
 
     @property
     def _name(self) -> str:

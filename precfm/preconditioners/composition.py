@@ -159,3 +159,11 @@ class Composition(Preconditioner):
             total = total + stage._log_abs_det(x, classes)
             x = stage._forward(x, classes)
         return total
+
+    def _log_abs_det_deviations(self, x: Tensor, classes: Tensor | None) -> Tensor:
+        total = super()._log_abs_det_deviations(x, classes)
+        for stage in self._maps:
+            found = stage._log_abs_det_deviations(x, classes)
+            total = found if not len(total) else total + found if len(found) else total
+            x = stage._forward(x, classes)
+        return total

@@ -28,7 +28,7 @@ class ConvLowCapacityFlow(BehindFrequencies, LowCapacityFlow):
 
     Up to 64 features `log_abs_det_jacobian` is that of the numerical solution, as in `LowCapacityFlow`. Of more it is
     the integral of the field's divergence, estimated with 16 random vectors that are the same for all calls
-    (Hutchinson); the notes say its standard error.
+    (Hutchinson); the notes say its standard error, and `log_abs_det_deviations` how the vectors differ.
 
     Arguments:
         before: the map before the network; its `shrinkage` is that option.
@@ -102,6 +102,12 @@ class ConvLowCapacityFlow(BehindFrequencies, LowCapacityFlow):
             return super()._log_abs_det(x, classes)
         white = self.whitening._forward(x, None)
         return self.whitening._log_abs_det(x, None) + self._divergences(white, classes).mean(dim=0)
+
+    def _log_abs_det_deviations(self, x: Tensor, classes: Tensor | None) -> Tensor:
+        if self.features <= EXACT_LOG_DET:
+            return super()._log_abs_det_deviations(x, classes)
+        estimates = self._divergences(self.whitening._forward(x, None), classes)
+        return estimates - estimates.mean(dim=0)
 
     def _divergences(self, white: Tensor, classes: Tensor | None) -> Tensor:
         """For each random vector the log determinant from t = 1 to 0, by Simpson's rule; shape (vectors, batch)."""

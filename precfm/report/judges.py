@@ -9,13 +9,13 @@ from typing import TypeAlias
 
 import pandas as pd
 
+from precfm.core.metric_names import COMPONENTS, FRECHET_IN_COMPONENTS
 from precfm.report.vocabulary import decoded, is_decoded, is_judge, spaces_in_order, undecoded
 
 FRECHET = "frechet"
-IN_COMPONENTS = "frechet_pca64"  # what stands for it where sets are small
-DISTANCES = (FRECHET, IN_COMPONENTS)
+DISTANCES = (FRECHET, FRECHET_IN_COMPONENTS)
 TRAINED = "classifier-"
-_STANDING_IN = ", 64 components"
+_STANDING_IN = f", {COMPONENTS} components"
 
 Place: TypeAlias = tuple[str, str]
 """A metric and the space in which it is measured."""
@@ -58,7 +58,7 @@ def meant(metric: str, spaces: Sequence[str], found: Collection[Place]) -> list[
 
 def place_text(metric: str, space: str) -> str:
     """How a space is written behind the name of a statistic; with the components, where these stand in."""
-    return space + _STANDING_IN if metric == IN_COMPONENTS else space
+    return space + _STANDING_IN if metric == FRECHET_IN_COMPONENTS else space
 
 
 def place_of(metric: str, text: str) -> Place:
@@ -69,12 +69,12 @@ def place_of(metric: str, text: str) -> Place:
         (('frechet_pca64', 'imagenet'), ('kid', 'imagenet'))
     """
     space = text.removesuffix(_STANDING_IN)
-    return (metric if space == text else IN_COMPONENTS), space
+    return (metric if space == text else FRECHET_IN_COMPONENTS), space
 
 
 def _stand_in(metric: str, space: str, found: Collection[Place]) -> str:
-    small = metric == FRECHET and (FRECHET, space) not in found and (IN_COMPONENTS, space) in found
-    return IN_COMPONENTS if small else metric
+    small = metric == FRECHET and (FRECHET, space) not in found and (FRECHET_IN_COMPONENTS, space) in found
+    return FRECHET_IN_COMPONENTS if small else metric
 
 
 def judges_text(rows: pd.DataFrame, which: str = "") -> str:
@@ -88,9 +88,9 @@ def judges_text(rows: pd.DataFrame, which: str = "") -> str:
     if all(space.startswith(TRAINED) for space in spaces):
         return f"Fréchet distance in the features of two {which}classifiers (judges)"
     text = f"Fréchet distance in the eyes of each judge ({', '.join(spaces_in_order(spaces))})"
-    if IN_COMPONENTS not in set(rows["metric"]):
+    if FRECHET_IN_COMPONENTS not in set(rows["metric"]):
         return text
     return (
-        f"{text}, where it has more features than there are rows in the first 64 principal coordinates of the train "
-        "split (beside the unbiased KID)"
+        f"{text}, where it has more features than there are rows in the first {COMPONENTS} principal coordinates of "
+        "the train split (beside the unbiased KID)"
     )

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from precfm.core.metric_names import COMPONENTS, FRECHET_IN_COMPONENTS
+
 DATA = "data"  # the row before any preconditioner
 FLOOR = "floor"
 ALONE = "alone:"
@@ -52,7 +54,7 @@ class MetricText:
 
 METRICS = {
     "frechet": MetricText("Fréchet distance", "lower"),
-    "frechet_pca64": MetricText("Fréchet, 64 components", "lower"),
+    FRECHET_IN_COMPONENTS: MetricText(f"Fréchet, {COMPONENTS} components", "lower"),
     "kid": MetricText("KID", "lower"),
     "mmd_rbf": MetricText("MMD (RBF)", "lower"),
     "precision": MetricText("precision", "higher"),

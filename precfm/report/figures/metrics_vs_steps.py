@@ -1,5 +1,6 @@
 """Figure: the three sides of quality against the training steps of the flow."""
 
+from precfm.core.metric_names import FRECHET_IN_COMPONENTS
 from precfm.report.figures.axes import (
     FLOOR_ENTRY,
     legend,
@@ -13,7 +14,7 @@ from precfm.report.figures.shown import COURSES, compared_text, of_first_setting
 from precfm.report.figures.style import Drawing, method_styles
 from precfm.report.formatting import count_text
 from precfm.report.frames import Frames
-from precfm.report.judges import DISTANCES, FRECHET, IN_COMPONENTS, judges_text
+from precfm.report.judges import DISTANCES, FRECHET, judges_text
 from precfm.report.reads import LeftOutError, needed, reads
 from precfm.report.rows import groups, per_seed, with_a_course, with_common_end
 from precfm.report.vocabulary import FLOOR, LIKELIHOOD, decoded, is_flow, is_judge, judge_label, metric_text
@@ -21,7 +22,7 @@ from precfm.report.vocabulary import FLOOR, LIKELIHOOD, decoded, is_flow, is_jud
 # The metrics by which claims are decided; against images as they are only where none are decoded.
 SIDES = {
     (FRECHET, "latent-whitened"): "second moments, whitened",
-    (IN_COMPONENTS, "latent-whitened"): "second moments, whitened",
+    (FRECHET_IN_COMPONENTS, "latent-whitened"): "second moments, whitened",
     ("eigenvalue_log_error_low", "latent"): "second moments, lowest quarter",
     (LIKELIHOOD, "latent"): "likelihood",
 }

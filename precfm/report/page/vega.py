@@ -21,6 +21,8 @@ _OTHER = "#6b6b6b"  # what is no flow: data, floor, maps alone
 _HEIGHT = 360
 _DASHES = {"": [1, 0], "-P": [5, 3], "-F": [2, 2]}
 _DIGITS = ".4~g"
+_LOG_TICKS = 5
+_APART = 4  # pixels between labels
 _AXES = {"gridColor": "#e8e8e8", "domainColor": "#767676", "tickColor": "#767676", "labelColor": "#333"}
 _FONT = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "titleColor": "#333"}
 
@@ -92,8 +94,17 @@ def lines(
         .transform_calculate(x="toNumber(datum[x])")
         .transform_filter("isValid(datum.x)")
     )
-    across = alt.X("x:Q", title=x[0] if len(x) == 1 else None, scale=_scale("x" in log))
-    up, low = (alt.Y(f"{end}:Q", title=y or None, scale=_scale("y" in log)) for end in ("value", "low"))
+    across = alt.X(
+        "x:Q",
+        title=x[0] if len(x) == 1 else None,
+        scale=_scale("x" in log),
+        # Steps and FLOPs are written as 2k and 3T.
+        axis=_axis("x", log=True, format="~s") if "x" in log else _axis("x"),
+    )
+    up, low = (
+        alt.Y(f"{end}:Q", title=y or None, scale=_scale("y" in log), axis=_axis("y", log="y" in log))
+        for end in ("value", "low")
+    )
     ends = {end: f"intervals && isValid(datum.{end}) ? datum.{end} : datum.value" for end in ("low", "high")}
     tips = [alt.Tooltip("method:N"), _tip("x", "at"), _tip("value", y or "value")]
     layers: list[alt.Chart] = [
@@ -131,7 +142,7 @@ def points(item: str, caption: str, rows: pd.DataFrame, frames: Frames, *, first
             base = base.transform_calculate(
                 **{name: f"toNumber(datum['{end} ' + indexof({numbers}, {axis})])"}
             )
-            encoded[name] = channel(f"{name}:Q", title=None, scale=_scale(), axis=alt.Axis(format=_DIGITS))
+            encoded[name] = channel(f"{name}:Q", title=None, scale=_scale(), axis=_axis(axis, format=_DIGITS))
     base = base.transform_filter("isValid(datum.x_value) && isValid(datum.y_value)")
     x, y = encoded["x_value"], encoded["y_value"]
     tips = [alt.Tooltip("method:N"), _tip("x_value", "across"), _tip("y_value", "up")]
@@ -187,6 +198,14 @@ def _scale(log: bool = False) -> alt.Scale:
         if log
         else alt.Scale(zero=False, nice=False, padding=12)
     )
+
+
+def _axis(channel: str, *, log: bool = False, **options: Any) -> alt.Axis:
+    """An axis whose labels keep apart, however narrow the screen."""
+    # Of a logarithmic axis the count chooses which multiples of the powers of ten have labels.
+    room = "ceil(width / 60)" if channel == "x" else "ceil(height / 40)"
+    ticks: Any = _LOG_TICKS if log else alt.ExprRef(room)
+    return alt.Axis(labelOverlap="greedy", labelSeparation=_APART, tickCount=ticks, **options)
 
 
 def _choice(name: str, options: Sequence[str], label: str, first: str = "") -> alt.Parameter:

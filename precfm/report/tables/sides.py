@@ -5,15 +5,17 @@ from dataclasses import asdict
 
 import pandas as pd
 
+from precfm.core.metric_names import COMPONENTS, FRECHET_IN_COMPONENTS
 from precfm.report.bootstrap import Bootstrap
 from precfm.report.formatting import number_text, seeds_text
 from precfm.report.frames import Frames
-from precfm.report.judges import FRECHET, IN_COMPONENTS, Place, judges_text, places
+from precfm.report.judges import FRECHET, Place, judges_text, places
 from precfm.report.reads import LeftOutError, frame, needed, reads
 from precfm.report.rows import PROTOCOL, at_final, groups, per_seed, with_common_end
 from precfm.report.tables.blocks import Block, Columns, Table, estimate_column, method_cells, steps_and_seeds
 from precfm.report.tables.metrics import extractor_text
 from precfm.report.vocabulary import (
+    LIKELIHOOD,
     is_decoded,
     is_flow,
     is_judge,
@@ -27,11 +29,19 @@ from precfm.report.vocabulary import (
 _OF_LATENTS = {
     ("eigenvalue_log_error_low", "latent"): ("second moments", metric_text("eigenvalue_log_error_low").head),
     (FRECHET, "latent-whitened"): ("second moments", "Fréchet, whitened ↓"),
-    (IN_COMPONENTS, "latent-whitened"): ("second moments", "Fréchet, whitened, 64 components ↓"),
-    ("nll", "latent"): ("likelihood", metric_text("nll").head),
+    (FRECHET_IN_COMPONENTS, "latent-whitened"): (
+        "second moments",
+        f"Fréchet, whitened, {COMPONENTS} components ↓",
+    ),
+    (LIKELIHOOD, "latent"): ("likelihood", metric_text(LIKELIHOOD).head),
     ("nearer_train", "latent"): ("copying", metric_text("nearer_train").head),
 }
-_HEADS = {FRECHET: "Fréchet", "kid": "KID", IN_COMPONENTS: "Fréchet, 64 components"}
+_HEADS = {FRECHET: "Fréchet", "kid": "KID", FRECHET_IN_COMPONENTS: f"Fréchet, {COMPONENTS} components"}
+_ESTIMATED = (
+    " Likelihoods that are not exact rest on random vectors, and the interval holds their error: those of a flow's "
+    "trace are drawn anew for each row, and those of a map's log-determinant, which all rows share, are resampled "
+    "beside the rows."
+)
 _KEYS = ["dataset", "method", "metric", "space", *PROTOCOL]
 
 
@@ -82,7 +92,11 @@ def tidy(frames: Frames) -> pd.DataFrame:
 @reads("records", optional=("bootstrap",))
 def build(frames: Frames) -> Table:
     """The table as it is printed: one block per data set and recipe, a row per method, maps alone, and the floor."""
-    data = tidy(frames)
+    data, records = tidy(frames), frame(frames, "records")
+    likelihoods = records[records["metric"] == LIKELIHOOD]
+    estimated = (
+        "note" in likelihoods and likelihoods["note"].fillna("").ne("").any()
+    )  # says the standard errors
     blocks = [
         Block(dataset, method_cells(_columns(rows)), _note(rows))
         for (dataset,), rows in groups(data, "dataset")
@@ -100,7 +114,7 @@ def build(frames: Frames) -> Table:
         "its skip without a network; the floor is the mean of independent draws of the train split. Final checkpoint, "
         f"mean over {seeds_text((flows if len(flows) else data)['n'])} with the 95% interval that joins the scatter of "
         "seeds with the bootstrap of the held-out rows, where there is one; without an interval it rests on one run."
-    )
+    ) + (_ESTIMATED if estimated else "")
     return Table(data, blocks, caption)
 
 
