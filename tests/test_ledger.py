@@ -370,6 +370,17 @@ def test_dvc_sees_a_change_of_code_where_a_key_has_changed(project, monkeypatch)
     assert "samples@mine" not in run(project, "dvc", "status", "--json")
 
 
+@pytest.mark.parametrize("published", [NODES, NODES[1:], [node("data", "b", "2"), *NODES[1:]]])
+def test_a_ledger_of_what_is_published_is_a_note(project, without_dvc, monkeypatch, published):
+    changed = planned([node(each.kind, each.label, "1") for each in NODES])
+    monkeypatch.setattr(ledger, "load_plan", lambda name: changed)
+    monkeypatch.setattr(ledger, "entries", lambda home: {each.id: {} for each in published})
+    write_key_lists(changed)
+    report = checked()
+    found = [finding.file for finding in report.findings], [note for note in report.notes if "mine" in note]
+    assert (found[0], len(found[1])) == (([], 1) if published == NODES else (["keys/mine"], 0))
+
+
 def test_there_is_a_sorted_list_for_every_kind(project):
     lists = key_lists(planned(NODES[:2]))
     assert [file.stem for file in lists] == list(KINDS)

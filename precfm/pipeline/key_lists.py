@@ -4,7 +4,7 @@ DVC's stages depend on these lists and not on code. So `dvc status` sees a chang
 a key has changed, and a pull request shows which artifacts it touches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -17,11 +17,15 @@ _SHOWN = 80  # characters of a damaged line
 
 def key_lists(plan: Plan) -> dict[Path, str]:
     """The text of every list, by its path; empty for a kind that the plan has no artifact of."""
-    home = KEYS / plan.experiment
-    return {
-        home / f"{kind}.txt": "".join(f"{name}\n" for name in sorted(node.name for node in plan.of(kind)))
-        for kind in KINDS
-    }
+    return lists_of(plan.experiment, plan.nodes)
+
+
+def lists_of(experiment: str, ids: Collection[str]) -> dict[Path, str]:
+    """The same of artifacts, `<kind>/<label>-<key>`, such as those that a manifest lists."""
+    names: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for kind, _, name in sorted(each.partition("/") for each in ids):
+        names[kind].append(f"{name}\n")
+    return {KEYS / experiment / f"{kind}.txt": "".join(lines) for kind, lines in names.items()}
 
 
 def differences(plan: Plan) -> dict[Path, str]:
