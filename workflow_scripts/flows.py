@@ -6,9 +6,11 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from precfm.core.errors import PrecfmError
 from precfm.core.options import validated
 from precfm.flows.settings import Budget, FlowSettings, Recipe
 from precfm.pipeline.job import Job
+from precfm.pipeline.shards import require_finite
 from precfm.preconditioned_flow import PreconditionedFlow, save_weights
 from precfm.preconditioners.saving import load
 from precfm.training.batched import train_many
@@ -40,6 +42,8 @@ def make(job: Job) -> None:
 
 def make_many(jobs: Sequence[Job]) -> None:
     """The same for flows that differ in their seeds alone, which train in one batched computation."""
+    if len(jobs[0].parent("latents").shards(TRAIN)) > 1:
+        raise PrecfmError("latents: are in shards, which would be in memory once for each seed")
     flows = [_prepare(job, _flow(job), *_rows(job)) for job in jobs]
 
     def write_checkpoint(position: int, step: int, network: nn.Module) -> None:
@@ -114,13 +118,17 @@ def _mapped_shards(job: Job, flow: PreconditionedFlow) -> ShardedRows:
 
     _prepare(job, flow, *shard(stored.paths[0]), label_counts=counts)
     paths = [job.scratch / f"rows-{place:05d}.safetensors" for place in range(len(stored.paths))]
+    start = 0
     with first_before_others():
         for file, path in zip(stored.paths, paths, strict=True):
+            x1, labels = shard(file)
             if not path.is_file():  # a killed job has written some
-                mapped = zip(("latents", "labels"), flow.mapped_rows(*shard(file)), strict=True)
-                part = path.with_suffix(".part")
-                save_file({name: tensor.cpu().contiguous() for name, tensor in mapped}, part)
+                mapped = flow.mapped_rows(x1, labels)
+                require_finite(mapped[0], "mapped train", start, "another preconditioner is needed")
+                part, named = path.with_suffix(".part"), zip(("latents", "labels"), mapped, strict=True)
+                save_file({name: tensor.cpu().contiguous() for name, tensor in named}, part)
                 part.replace(path)
+            start += len(x1)
     return ShardedRows(paths)
 
 

@@ -15,7 +15,7 @@ from precfm.geometry.large_spectra import decomposable
 from precfm.geometry.spectra import covariance, eigen_spectrum
 from precfm.geometry.summaries import spectrum_frame
 from precfm.pipeline.job import Job
-from precfm.pipeline.shards import StoredRows, float32_bytes, require_finite
+from precfm.pipeline.shards import SHARD_BYTES, StoredRows, float32_bytes, require_finite
 
 # Latents at which the decoder is asked: so many, or as many as decode to so many numbers along all directions.
 SENSITIVITY_SAMPLES, SENSITIVITY_NUMBERS, FEWEST_SAMPLES = 512, 2**25, 4
@@ -45,7 +45,7 @@ def make(job: Job) -> None:
         }
         decoded.append({"split": split, "rows": len(errors), **means})
         if split == "train":
-            train = made.first(encoding.row_bytes)
+            train = made.read(0, max(2, SHARD_BYTES // encoding.row_bytes))
     job.write_frame("reconstruction.csv", pd.DataFrame(decoded))
     sensitivity = None
     if decomposable(train["latents"]):

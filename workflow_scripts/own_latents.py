@@ -8,7 +8,7 @@ from torch import Tensor
 
 from precfm.geometry.summaries import spectrum_frame
 from precfm.pipeline.job import Job
-from precfm.pipeline.shards import StoredRows, float32_bytes, require_finite
+from precfm.pipeline.shards import SHARD_BYTES, StoredRows, float32_bytes, require_finite
 
 
 def make(job: Job) -> None:
@@ -25,7 +25,7 @@ def make(job: Job) -> None:
         )
         counts.append({"split": split, "rows": len(made), "squared_error": None, "clamped_share": None})
         if split == "train":
-            first = made.first(row_bytes)
+            first = made.read(0, max(2, SHARD_BYTES // row_bytes))
             job.write_frame("spectrum.csv", spectrum_frame(first["latents"], first["labels"], "data"))
     job.write_frame("reconstruction.csv", pd.DataFrame(counts))
 

@@ -1,6 +1,7 @@
 """A category of LSUN: photographs as JPEG or WebP in an LMDB data base, inside a zip file."""
 
 import io
+import os
 import shutil
 import zipfile
 import zlib
@@ -87,7 +88,10 @@ def _is_unpacked(member: zipfile.ZipInfo, file: Path) -> bool:
 def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> Path:
     """The file, whole: the part is renamed once zipfile has found the CRC-32 right at its end."""
     target.parent.mkdir(exist_ok=True)
-    part = target.with_suffix(".part")
-    with archive.open(member) as source, part.open("wb") as unpacked:
-        shutil.copyfileobj(source, unpacked, BLOCK)
-    return part.replace(target)
+    part = target.with_suffix(f".{os.getpid()}.part")  # another job may unpack it, too
+    try:
+        with archive.open(member) as source, part.open("wb") as unpacked:
+            shutil.copyfileobj(source, unpacked, BLOCK)
+        return part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)

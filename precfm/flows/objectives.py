@@ -228,7 +228,8 @@ class FlowMatching(VelocityObjective):
         self.needs_inverse_jacobian = metric in ("latent", "decoder")
         self.needs_decoder_metric = metric == "decoder"
         self.couples_rows = coupling == "optimal_transport"
-        self.is_fitted = time == "kappa_directed" or metric != "flow"
+        # What derives from this class may fit more.
+        self.is_fitted = type(self) is not FlowMatching or time == "kappa_directed" or metric != "flow"
 
     def loss(self, module: Network, batch: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> Tensor:
         """Mean weighted squared error of the velocity; with the default options `flow_matching_loss`, to the bit."""
@@ -314,7 +315,7 @@ class DenoisingScore(VelocityObjective):
         time_std: Positive = 1.0,
     ) -> None:
         super().__init__(time, time_mean, time_std)
-        self.is_fitted = time == "kappa_directed"
+        self.is_fitted = type(self) is not DenoisingScore or time == "kappa_directed"
 
     def loss(self, module: Network, batch: tuple[Tensor, ...], draws: tuple[Tensor, ...]) -> Tensor:
         """`denoising_score_loss` of the mini-batch; `module` predicts noise."""

@@ -97,10 +97,6 @@ class StoredRows:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def first(self, row_bytes: int) -> "dict[str, Tensor]":
-        """As many rows as one shard holds, which stand for all where these are in random order."""
-        return self.read(0, max(2, SHARD_BYTES // row_bytes))
-
     def batches(self, name: str, size: int) -> "Iterator[Tensor]":
         """One of the tensors, so many rows at a time."""
         for start in range(0, len(self), size):
