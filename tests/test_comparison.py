@@ -266,6 +266,12 @@ def numbers_of_quick():
                     yield file, column, mine, table, size_of(mine, table, sizes)
 
 
+@pytest.mark.parametrize(("smaller", "agree"), [(1e-12, True), (8e-7, True), (2e-6, False)])
+def test_p_values_below_one_in_a_million_say_the_same(smaller, agree):
+    rows = [row(0.5, 0.4, 0.6, 5, p=each, metric="frechet") for each in (9e-7 if agree else 4e-6, smaller)]
+    assert (judge("p", *rows, table="paired")[1] in AGREES) == agree
+
+
 def test_one_per_cent_of_one_number_is_noticed():
     noticed = {}
     for file, column, mine, table, size in numbers_of_quick():

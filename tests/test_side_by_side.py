@@ -1,6 +1,7 @@
 """A batch of flows: all seeds of a method in one computation, and each artifact as if it were made alone."""
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from precfm.core.errors import DivergenceError
+from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.build import build, build_side_by_side
 from precfm.pipeline.job import script_of
 from precfm.pipeline.node import RECORD, RESULTS, Node
@@ -130,26 +132,67 @@ def test_where_one_cannot_be_made_the_others_are(tmp_path, capsys):
     assert "white: not made side by side" in capsys.readouterr().err
 
 
-def test_one_that_is_finished_stays_where_the_next_cannot_be(monkeypatch):
-    finish = build.__globals__["_finish"]
+def test_where_one_cannot_be_finished_no_training_is_lost(monkeypatch):
+    seal = build.__globals__["_seal"]
 
-    def full(node, part):
+    def full(node, *rest):
         if node.id == FLOWS[1].id:
             raise OSError(28, "No space left on device")
-        finish(node, part)
+        seal(node, *rest)
 
-    monkeypatch.setitem(build.__globals__, "_finish", full)
+    with monkeypatch.context() as patched:
+        patched.setitem(build.__globals__, "_seal", full)
+        assert build_side_by_side(FLOWS) == []
+    assert not any(node.exists for node in FLOWS)
+
+    def trained_again(*_):
+        raise AssertionError("no step is left to take")
+
+    monkeypatch.setattr(StackedState, "descend", trained_again)
+    assert build_side_by_side(FLOWS) == FLOWS
+    assert all(Artifact.open(node.folder).record["made_on"]["side_by_side"] == 3 for node in FLOWS)
+
+
+def test_one_that_is_left_after_others_were_taken_over_is_made_alone():
+    build_side_by_side(FLOWS)
+    for node in FLOWS[1:]:
+        there = RESULTS / "other" / node.id
+        there.parent.mkdir(parents=True, exist_ok=True)
+        node.folder.rename(there)
+    shutil.rmtree(FLOWS[0].folder)
     assert build_side_by_side(FLOWS) == []
-    assert [node.exists for node in FLOWS] == [True, False, False]
+    assert [node.exists for node in FLOWS] == [False, True, True]
+    assert build(FLOWS[0], script_of(FLOWS[0]))
+    assert "side_by_side" not in Artifact.open(FLOWS[0].folder).record["made_on"]
 
 
-def test_a_training_that_diverges_does_so_alone(monkeypatch):
-    def diverges(*_):
-        raise DivergenceError("flows: the loss is not finite")
+def test_what_a_killed_job_left_of_other_parents_is_not_gone_on_with(monkeypatch):
+    calls = []
 
-    monkeypatch.setattr(StackedState, "check_finite", diverges)
+    def killed(job):
+        calls.append(sorted(file.name for file in job.scratch.iterdir()))
+        (job.scratch / "state").touch()
+        raise KeyboardInterrupt
+
+    for again in (False, False, True):
+        if again:
+            shutil.rmtree(MAPS[0].folder)
+            build(MAPS[0], lambda job: save(Whitening(shrinkage=0.5).fit(clusters()[0]), job.folder))
+        with pytest.raises(KeyboardInterrupt):
+            build(FLOWS[0], killed)
+    assert calls == [["parents.json"], ["parents.json", "state"], ["parents.json"]]
+
+
+def test_a_training_that_diverges_does_so_alone(capsys):
+    x1, _ = clusters()
+    shutil.rmtree(MAPS[1].folder)
+    build(MAPS[1], lambda job: save(Whitening().fit(x1 * 1e-25), job.folder))
     assert build_side_by_side(FLOWS) == []
-    assert all(build(node, script_of(node)) for node in FLOWS)
+    assert "white: not made side by side" in capsys.readouterr().err
+    for node in FLOWS:
+        with pytest.raises(DivergenceError) if node is FLOWS[1] else nullcontext():
+            build(node, script_of(node))
+    assert [node.exists for node in FLOWS] == [True, False, True]
 
 
 def test_a_batch_comes_after_all_that_any_of_it_needs():

@@ -143,7 +143,13 @@ def _candidates(names: Sequence[str], kind: str, new: str, old: str) -> list[Nod
         nodes = [node for name in names for node in build_plan(name).of(kind)]
     finally:
         code.equivalences = known
-    return [node for node in nodes if node.fingerprint == old and _own(node) == new and _folder(node)]
+    found = [node for node in nodes if node.fingerprint == old and _own(node) == new]
+    return [node for node in found if (folder := _folder(node)) and _was_made_alone(folder)]
+
+
+def _was_made_alone(folder: Path) -> bool:
+    """Whether no others were trained beside it, which rounds its numbers in another way."""
+    return "side_by_side" not in Artifact.open(folder).record["made_on"]
 
 
 def _latest(kind: str, new: str, olds: Mapping[str, Sequence[Node]]) -> str:

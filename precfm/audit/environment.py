@@ -11,6 +11,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from precfm.audit.git import asked
 from precfm.audit.report import Report, counted
 from precfm.core.errors import PrecfmError
+from precfm.pipeline.build import processor
 from precfm.pipeline.node import MACHINE, ON_DEVICE
 
 LOCK = Path("requirements.lock")
@@ -74,6 +75,7 @@ def check_machine(report: Report, home: Path, records: Mapping[str, Mapping[str,
     here: dict[str, str | None] = {
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "processor": processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
     usable = {"cpu", *(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))}

@@ -141,6 +141,15 @@ def source_manifest(name: str, sources_file: Path) -> SourceManifest:
     return SourceManifest(name, files, checksum, origins)
 
 
+def source_names(sources_file: Path) -> list[str]:
+    """The sources that data/sources.yaml has an entry of, in its order.
+
+    Raises:
+        PrecfmError: the file is damaged.
+    """
+    return [*_read_entries(sources_file)]
+
+
 def files_checksum(files: Iterable[SourceFile]) -> str:
     """The checksum of a list of files: SHA-256 of its lines, sorted by name."""
     lines = (f"{file}\n" for file in sorted(files, key=lambda file: file.name))

@@ -13,7 +13,8 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 from precfm.core.errors import PrecfmError
 from precfm.datasets.manifest import file_sha256
 from precfm.pipeline.artifact import Artifact, record_checksum
+from precfm.pipeline.files import write_whole
 from precfm.pipeline.fingerprints import SCRIPTS, fingerprint, versions
 from precfm.pipeline.gpus import held_gpus
 from precfm.pipeline.job import Job, Make, script_of_many
@@ -69,7 +71,7 @@ def build_side_by_side(nodes: Sequence[Node]) -> list[Node]:
         return []
     try:
         make_many = script_of_many(missing[0])
-        return [] if make_many is None else _build(missing, lambda jobs, _: make_many(jobs))
+        return [] if make_many is None else _build(missing, lambda jobs, _: make_many(jobs), fewest=2)
     except Exception as error:
         if not isinstance(error, PrecfmError):
             traceback.print_exc()
@@ -77,12 +79,15 @@ def build_side_by_side(nodes: Sequence[Node]) -> list[Node]:
         return []
 
 
-def _build(nodes: Sequence[Node], make: Callable[[Sequence[Job], Sequence[int]], None]) -> list[Node]:
+def _build(
+    nodes: Sequence[Node], make: Callable[[Sequence[Job], Sequence[int]], None], fewest: int = 1
+) -> list[Node]:
     """Make those artifacts of a kind that do not exist, all in one call.
 
     Args:
         nodes: the artifacts as planned.
         make: gets their jobs, with one scratch folder, and the GPUs that are held for them.
+        fewest: makes nothing where fewer are missing, once those of other experiments are taken over.
 
     Returns:
         Those that were made now.
@@ -98,7 +103,7 @@ def _build(nodes: Sequence[Node], make: Callable[[Sequence[Job], Sequence[int]],
                     _drop_scratch(node)  # of a job killed when it was all but finished
                 else:
                     missing.append(node)
-            if not missing:
+            if len(missing) < fewest:
                 return []
             first = missing[0]
             if _on_gpu(first):
@@ -113,8 +118,9 @@ def _build(nodes: Sequence[Node], make: Callable[[Sequence[Job], Sequence[int]],
                     _require_planned_code(node)
                     for remains in (work / "parts").glob(f"{_job_name(node)}.*"):  # of killed jobs: this one
                         shutil.rmtree(remains, ignore_errors=True)  # holds the lock
-                for folder in (*parts.values(), scratch):
-                    folder.mkdir(parents=True, exist_ok=True)
+                _keep_of_same_parents(scratch, missing)
+                for part in parts.values():
+                    part.mkdir(parents=True, exist_ok=True)
                 for module in (module for node in missing for module in node.packages):
                     import_module(module)
                 jobs, gpus = [Job(node, parts[node.key], scratch) for node in missing], nullcontext(())
@@ -122,7 +128,9 @@ def _build(nodes: Sequence[Node], make: Callable[[Sequence[Job], Sequence[int]],
                     make(jobs, held)
                     for node in missing:
                         _require_planned_code(node)
-                        _finish(node, parts[node.key])
+                        _seal(node, parts[node.key], len(missing))
+                for node in missing:
+                    _put(parts[node.key], node.folder)
             finally:
                 for part in parts.values():
                     shutil.rmtree(part, ignore_errors=True)
@@ -151,6 +159,17 @@ def _scratch(node: Node) -> Path:
 
 def _drop_scratch(node: Node) -> None:
     shutil.rmtree(_scratch(node), ignore_errors=True)
+
+
+def _keep_of_same_parents(scratch: Path, nodes: Sequence[Node]) -> None:
+    """Keep what a killed job left only if its parents still have the bytes that it saw: a pull may bring others."""
+    ids = {(node.experiment, parent) for node in nodes for each in node.parents.values() for parent in each}
+    seen = {parent: Artifact.open(RESULTS / home / parent).record["files"] for home, parent in sorted(ids)}
+    text, file = canonical(seen), scratch / "parents.json"
+    if scratch.exists() and not (file.is_file() and file.read_text(encoding="utf-8") == text):
+        shutil.rmtree(scratch)
+    scratch.mkdir(parents=True, exist_ok=True)
+    write_whole(file, text.encode())
 
 
 def _disk_trouble(node: Node, error: Exception) -> str:
@@ -203,8 +222,8 @@ def _put(source: Path, target: Path) -> None:
     source.rename(target)
 
 
-def _finish(node: Node, part: Path) -> None:
-    """Write the record, once all else is on the disk, and move the folder into place."""
+def _seal(node: Node, part: Path, together: int) -> None:
+    """Write the record, once all else is on the disk; `together` with how many others it was made, itself counted."""
     files = {
         str(path.relative_to(part)): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
         for path in sorted(part.rglob("*"))
@@ -219,12 +238,11 @@ def _finish(node: Node, part: Path) -> None:
         "parents": {role: [without_label(parent) for parent in ids] for role, ids in node.parents.items()},
         "fingerprint": node.fingerprint,
         "files": files,
-        "made_on": made_on(node),
+        "made_on": made_on(node) | ({"side_by_side": together} if together > 1 else {}),
     }
     record["checksum"] = record_checksum(record)
     (part / RECORD).write_text(canonical(record), encoding="utf-8")
     _sync(part / RECORD)
-    _put(part, node.folder)
 
 
 def _sync(file: Path) -> None:
@@ -243,10 +261,23 @@ def made_on(node: Node) -> dict[str, Any]:
     return place | {
         "device": torch.cuda.get_device_name() if _on_gpu(node) else "cpu",
         "torch": torch.__version__,
+        "processor": processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         **({"devices": node.devices} if node.devices > 1 else {}),
     }
+
+
+@cache
+def processor() -> str:
+    """Maker, family, model and stepping of the processor: with the same instructions, too, two of them round apart."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
+        found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        named = [found.get(name, "") for name in ("vendor_id", "cpu family", "model", "stepping")]
+        if all(named):
+            return " ".join(named)
+    return platform.processor() or platform.machine()
 
 
 def _on_gpu(node: Node) -> bool:

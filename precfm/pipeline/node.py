@@ -11,7 +11,16 @@ PUBLISHED = RESULTS / "published"
 MODELS = Path("data/models")  # pinned models, in git
 RECORD = "artifact.json"
 # What a record says of the machine under `made_on`; all else there are versions of libraries.
-MACHINE = ("python", "device", "torch", "cpu_capability", "threads", "devices")
+MACHINE = (
+    "python",
+    "device",
+    "torch",
+    "processor",
+    "cpu_capability",
+    "threads",
+    "devices",
+    "side_by_side",
+)
 
 # Kinds whose jobs compute on the configured device; all others use the processor, and reports no torch at all.
 ON_DEVICE = frozenset(

@@ -6,7 +6,6 @@ named by a hash of all that it depends on, so a run that finds everything made i
 
 import hashlib
 import json
-import os
 import platform
 import re
 from collections import defaultdict
@@ -21,7 +20,8 @@ import pydantic
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import shortened, suggestion
-from precfm.datasets.sources import RAW, SOURCES, mirror_folder
+from precfm.datasets.manifest import source_manifest, source_names
+from precfm.datasets.sources import SOURCES, mirror_folder, place_here
 from precfm.pipeline import fingerprints as code
 from precfm.pipeline.experiments import CONFIG_FOLDER, TINY
 from precfm.pipeline.files import write_whole
@@ -54,8 +54,8 @@ KINDS = (
 )
 
 
-# In a configuration the weights of an encoder, in data/sources.yaml an origin.
-_NAMES_A_FOLDER = re.compile(r"""\b(?:source|folder)["']?:\s*["']?([^\s"',{}]+)""")
+_NAMES_WEIGHTS = re.compile(r"""\b(?:source|subfolder)["']?:\s*["']?([^\s"',{}]+)""")
+_OF_WEIGHTS = ("config.json", "*.safetensors")
 
 
 @dataclass(frozen=True)
@@ -190,20 +190,22 @@ def _state(experiment: str) -> str:
 
 
 def _places() -> Iterator[str]:
-    """The files in which sources and pretrained weights may be on this machine; by name, which takes milliseconds."""
-    folders = [RAW, *filter(None, [mirror_folder()])]
+    """Which sources are on this machine and where, and which files of weights that a configuration may mean."""
+    for name in source_names(SOURCES):
+        with suppress(PrecfmError):  # what is wrong with an entry is said by the plan
+            yield f"{name} {place_here(source_manifest(name, SOURCES))}"
+    folders = [
+        Path(name)
+        for file in CONFIG_FOLDER.glob("*.yaml")
+        for name in _NAMES_WEIGHTS.findall(file.read_text(encoding="utf-8"))
+    ]
     with suppress(ImportError):
         from huggingface_hub.constants import HF_HUB_CACHE
 
-        folders += Path(HF_HUB_CACHE).glob("models--*/snapshots")
-    for file in (SOURCES, *CONFIG_FOLDER.glob("*.yaml")):
-        for name in _NAMES_A_FOLDER.findall(file.read_text(encoding="utf-8") if file.is_file() else ""):
-            folders.append(SOURCES.parent / name if file == SOURCES else Path(name))
+        folders += Path(HF_HUB_CACHE).glob("models--*/snapshots/*")
     for folder in dict.fromkeys(folders):
-        for place, _, files in os.walk(folder):
-            yield from (
-                f"{place}/{file}" for file in files if not file.startswith(".")
-            )  # nor what is half written
+        for pattern in _OF_WEIGHTS:
+            yield from map(str, [*folder.glob(pattern), *folder.glob(f"*/{pattern}")])
 
 
 def _depends_on() -> Iterator[Path]:
