@@ -1,5 +1,6 @@
 """What several test modules share."""
 
+import os
 import shutil
 
 import pytest
@@ -11,6 +12,14 @@ from tests.workflow import ROOT, git, reproduce, run
 # A busy machine is no failure: no test is decided by time.
 settings.register_profile("precfm", deadline=None, derandomize=True)
 settings.load_profile("precfm")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _without_waiting_for_the_disk():
+    """No test takes the power away, so nothing has to be on the disk before a test goes on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 
 import pytest
 
@@ -9,7 +10,7 @@ from precfm.audit.accept import _alone, accept
 from precfm.audit.integrity import audit
 from precfm.core.errors import PrecfmError
 from precfm.pipeline import build as building
-from precfm.pipeline import fingerprints, job, keys
+from precfm.pipeline import builder, fingerprints, job, keys
 from precfm.pipeline.attic import tidy
 from precfm.pipeline.build import build
 from precfm.pipeline.job import script_of
@@ -29,10 +30,25 @@ SAME = SCRIPT.replace('seed = job.params.get("seed", 0)', 'seed = dict(job.param
 OTHER = SCRIPT.replace('job.params.get("seed", 0)', 'job.params.get("seed", 0) // 2')
 
 
+# Flows of one code and what is made of them: two seeds of one method, and a floor of one draw.
+SMALL = {
+    "methods": {
+        **dict.fromkeys(("scalar", "whitening", "class_whitening", "normalizing_flow", "low_capacity_flow")),
+        **dict.fromkeys(("gaussian_skip", "mixture_skip")),
+    },
+    "settings": {"plain": {"matched": None}, "tuned": None},
+    "theory": dict.fromkeys(("linear_grid", "steps_to_accuracy", "residual_linear")),
+    "search": None,
+    "likelihood": None,
+    "predict": None,
+}
+
+
 @pytest.fixture
-def planned(planned):
-    """Plans whose flows are of one code: no wrappers."""
-    return lambda change=None: planned({"methods": {"mixture_skip": None}, **(change or {})})
+def planned(planned, monkeypatch):
+    """Plans of a small experiment."""
+    monkeypatch.setattr(builder, "FLOOR_DRAWS", 1)
+    return lambda change=None: planned(SMALL | (change or {}))
 
 
 @pytest.fixture
@@ -45,6 +61,9 @@ def scripts(planned, project, monkeypatch):
     for module in (building, fingerprints, job, keys):
         monkeypatch.setattr(module, "SCRIPTS", folder)
     monkeypatch.setattr(fingerprints, "EQUIVALENCES", project / "config/equivalences.json")
+    monkeypatch.setattr(
+        fingerprints, "version", cache(fingerprints.version)
+    )  # for each record it reads files
     return folder
 
 
@@ -169,6 +188,7 @@ def test_a_refusal_names_what_else_may_be_why_where_the_record_says_it(scripts, 
 @pytest.mark.parametrize(
     "text",
     [SCRIPT.replace('"value.json"', '"renamed.json"'), SCRIPT + '    job.write_json("more.json", 1)\n'],
+    ids=["renamed", "additional"],
 )
 def test_a_renamed_or_an_additional_file_is_refused(scripts, planned, text):
     make_all(planned())
@@ -234,7 +254,7 @@ WHOLE = {
     ("entries", "field"),
     [
         ("[", ""),
-        ("[" * 100_000, ""),
+        pytest.param("[" * 100_000, "", id="too-deep"),
         ([], ""),
         ({"a": WHOLE}, "a"),
         ({"1" * 16: {}}, "1" * 16),
