@@ -86,6 +86,7 @@ def trained_jobs(plan):
     return [node for node in plan.nodes.values() if node.id in chosen]
 
 
+@pytest.mark.slow
 def test_jobs_killed_at_any_moment_end_in_the_same_bytes(planned, project, monkeypatch, capsys):
     # Preconditioners have no option for it, and their trainings here are shorter than one save.
     monkeypatch.setattr(learned, "TrainingOptions", partial(TrainingOptions, save_every=4))
