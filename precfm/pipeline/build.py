@@ -163,9 +163,17 @@ def _drop_scratch(node: Node) -> None:
 
 def _keep_of_same_parents(scratch: Path, nodes: Sequence[Node]) -> None:
     """Keep what a killed job left only if its parents still have the bytes that it saw: a pull may bring others."""
-    ids = {(node.experiment, parent) for node in nodes for each in node.parents.values() for parent in each}
-    seen = {parent: Artifact.open(RESULTS / home / parent).record["files"] for home, parent in sorted(ids)}
-    text, file = canonical(seen), scratch / "parents.json"
+    folders = {
+        RESULTS / node.experiment / parent
+        for node in nodes
+        for parents in node.parents.values()
+        for parent in parents
+    }
+    there = [
+        folder for folder in sorted(folders) if (folder / RECORD).is_file()
+    ]  # a job misses what it reads
+    text = canonical({str(folder): Artifact.open(folder).record["files"] for folder in there})
+    file = scratch / "parents.json"
     if scratch.exists() and not (file.is_file() and file.read_text(encoding="utf-8") == text):
         shutil.rmtree(scratch)
     scratch.mkdir(parents=True, exist_ok=True)
