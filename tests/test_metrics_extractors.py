@@ -172,12 +172,30 @@ def test_imagenet_network_takes_published_names_and_any_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Random weights under the published names: structure, sizes and the sum of parameters are those published."""
-    monkeypatch.setattr(nn.Module, "load_state_dict", lambda self, state: None)
+    published: dict[str, Tensor] = {}
+
+    def load_random(module: nn.Module, state: object) -> None:
+        draw = torch.Generator().manual_seed(0)
+        for name, held in module.state_dict().items():
+            published[name] = held
+            if "_bn" in name and held.is_floating_point():
+                held.uniform_(0.5, 1.5, generator=draw)
+
+    monkeypatch.setattr(nn.Module, "load_state_dict", load_random)
     path, weights = a_file(tmp_path)
     monkeypatch.setattr(imagenet, "WEIGHTS", weights)
+    with monkeypatch.context() as patched:
+        patched.setattr(imagenet, "_fold_norms", lambda module: None)
+        torch.manual_seed(0)
+        unfolded = imagenet.ImageNet(path)
+    torch.manual_seed(0)
     module = imagenet.ImageNet(path)
-    assert sum(parameter.numel() for parameter in module.parameters()) == 4_652_008
-    assert {"_conv_stem.weight", "_blocks.15._bn2.running_var", "_fc.bias"} <= set(module.state_dict())
+    trained = [held for name, held in published.items() if "running" not in name and held.is_floating_point()]
+    assert sum(map(torch.numel, trained)) == 4_652_008
+    assert {"_conv_stem.weight", "_blocks.15._bn2.running_var", "_fc.bias"} <= published.keys()
+    expected, found = (extract(each, images(3, 3, 64)) for each in (unfolded, module))
+    assert bool(expected.std() > 1e-3)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
     for channels, size in ((3, 64), (1, 300)):
         features = extract(module, images(2, channels, size))
         assert features.shape == (2, 1280)
