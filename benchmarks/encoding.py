@@ -10,7 +10,8 @@ Memory grows up to the first full shard of latents, 256 MiB, and little from the
 copy as bytes while it is written. Images are mapped, and a chunk of them, 64 MiB, is in memory; labels are read for the
 shard alone. What remains of a slope is the allocator's, whose heap keeps gaps between the blocks of 25 MB of a batch.
 Before, the last shard lived on in a variable while the next one was made: 256 MiB more from the second full shard on,
-1.74 GiB at 200,000 images where it is 1.53 now.
+1.74 GiB at 200,000 images where it is 1.53 now. The million was measured on another machine than the rest, with
+both of its cores at work besides.
 """
 
 import argparse
