@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from precfm.core.errors import PrecfmError
+from precfm.flows.paths import LinearPath
+from precfm.geometry.summaries import path_frame
+from precfm.pipeline.experiments import load_experiment
 from precfm.report.claims import missing_arms, parse_claims
 from precfm.report.claims_document import PHOTOGRAPHS, merge_claims, write_claims
 from precfm.report.effects import effects, frames_of
@@ -505,6 +509,35 @@ def test_ln_kappa_cannot_fall_below_zero():
     for learned, verdict in ((better, "open"), (worse, "contradicted")):
         found = judge(path_claim(), **path_frames({"none": near, "m": learned}))
         assert (found.data, found.statistics[0].note) == (verdict, "no headroom above the floor")
+
+
+def test_ln_kappa_cannot_fall_below_what_white_noise_shows():
+    """Of a mean ln kappa of .90 nothing of .405 is to be had above .5, and all of it above .49."""
+    frames = path_frames({"none": [(1.0, 6.05)], "m": [(1.0, 2.6 + k / 100) for k in range(5)]})
+    floors = {0.49: ("supported", ""), 0.5: ("open", "no headroom above the floor")}
+    for floor, (verdict, note) in floors.items():
+        content = path_claim(0.405)
+        content["claims"][0]["statistics"][0]["floor"] = {"d": floor}
+        found = judge(content, **frames)
+        assert (found.data, found.statistics[0].note) == (verdict, note)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "dataset", "channels", "side"),
+    [
+        ("flowers", "flowers", 18, 8),
+        pytest.param("flowers512", "flowers102", 4, 64, marks=pytest.mark.slow),
+        pytest.param("afhq512", "afhq", 4, 64, marks=pytest.mark.slow),
+        pytest.param("church256", "church", 4, 32, marks=pytest.mark.slow),
+    ],
+)
+def test_the_floors_of_photographs_are_those_of_white_noise(experiment, dataset, channels, side):
+    rows = load_experiment(experiment, CLAIMS_FILE.parent).datasets[dataset].heldout
+    noise = torch.randn(rows, channels, side, side, generator=torch.Generator().manual_seed(0))
+    kappa = path_frame(noise, torch.zeros(rows, dtype=torch.int64), LinearPath())
+    kappa = kappa.loc[kappa["scope"] == "all", "condition_number"].to_numpy(float)
+    (claim,) = [each for each in parse_claims(CLAIMS).claims if each.id == "C6-photographs"]
+    assert np.log(kappa).mean() == pytest.approx(claim.statistics[0].floor[dataset], abs=0.02)
 
 
 def test_a_learned_map_against_one_without_randomness_counts_its_fits():

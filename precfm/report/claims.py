@@ -134,11 +134,14 @@ class PathStatistic(EffectStatistic):
     Attributes:
         quantity: ln kappa(Sigma_t) or the effective rank; the overall scale of every space is mean variance one.
         scope: the covariance over all classes, or the worst single class.
+        floor: by data set, the mean ln kappa(Sigma_t) that white noise of as many rows shows, where that is not near 0.
     """
 
     kind: Literal["path_conditioning"]
     quantity: Literal["log_condition_number", "effective_rank"]
     scope: Literal["all", "worst_class"]
+    # without a floor, what decides is what it was before floors were given
+    floor: dict[str, Positive] = Field(default_factory=dict, exclude_if=lambda floors: not floors)
 
 
 class RankCorrelationStatistic(EffectStatistic):

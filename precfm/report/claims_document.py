@@ -42,17 +42,17 @@ Criteria:
 - An allowed change is met if a larger one is excluded (one-sided, 5%). It fails if its whole interval is beyond.
 - A claimed range (theory) is met if the whole interval is within. It fails if the whole interval is outside.
 - No headroom: above the floor the baseline leaves less than the claim asks for. The floor is what a perfect flow would
-  score (on data, ten draws of the train split; its own uncertainty is taken off; for ln kappa it is 0). A smaller gain
-  may be there, but the claimed one cannot be met. The method fails only by harm, with its whole interval on the wrong
-  side of zero.
+  score (on data, ten draws of the train split; its own uncertainty is taken off; for ln kappa it is 0, and of
+  photographs what white noise of as many rows shows). A smaller gain may be there, but the claimed one cannot be met.
+  The method fails only by harm, with its whole interval on the wrong side of zero.
 
 Numbers:
 
 - A method's p is the largest of its criteria. On data it is adjusted by Holm over the claim's methods. Theory has
   intervals alone, which are not adjusted for its methods.
 - Intervals join the scatter of training seeds with the bootstrap of the held-out rows that all seeds share. Precision,
-  recall, KID, late slopes, ln kappa and the share nearer to train have no bootstrap, so that their intervals hold the
-  scatter of seeds, or of fits, alone.
+  recall, late slopes, ln kappa, the share nearer to train and, but for photographs, KID have no bootstrap: their
+  intervals hold the scatter of seeds, or of fits, alone.
 - Names in `code` are statistics of the controlled experiments. The table of theory (`tables/theory.md`) describes each.
   `_to_P` and `_to_F` compare with baselines of as many parameters or training FLOPs, `_to_skip` with a Gaussian skip.
 

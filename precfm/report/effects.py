@@ -106,8 +106,9 @@ def _paths(claim: Claim, statistic: PathStatistic, frames: Frames) -> Iterator[E
         for dataset, group in pairs.groupby("dataset", sort=True):
             fits = group.drop_duplicates("fits")
             note = EXACT if len(fits) == 1 < len(group) else ""
-            logarithm = statistic.quantity == "log_condition_number"  # at least 0, however well a map does
-            if logarithm and group["value_baseline"].mean() < statistic.needed:
+            logarithm = statistic.quantity == "log_condition_number"
+            floor = statistic.floor.get(str(dataset), 0.0)  # however well a map does
+            if logarithm and group["value_baseline"].mean() - floor < statistic.needed:
                 note = NO_HEADROOM
             estimate = joint_estimate(fits["value"] - fits["value_baseline"], **_test(statistic))
             yield Effect(statistic, estimate, statistic.name, str(dataset), method, baseline, note)
