@@ -29,6 +29,7 @@ CLASSIFIERS = ("classifier-0", "classifier-1")
 DECODED = tuple(f"{space}-decoded" for space in CLASSIFIERS)
 DRAWS = 10  # of the floor
 REPLICATES = 20
+BANDS = 6
 
 
 def checkpoints(method: str, seed: int) -> tuple[int, ...]:
@@ -56,6 +57,7 @@ def frames(
         "reconstruction": reconstruction(dataset),
         "path_conditioning": path_conditioning(rng, seeds, methods, dataset),
         "recovery": recovery(rng, seeds, methods, dataset),
+        "radial": radial(seeds, methods, dataset),
         "preconditioners": preconditioners(rng, seeds, methods, dataset),
         "budgets": costs,
         "training": training(costs),
@@ -238,6 +240,21 @@ def recovery(rng, seeds, methods, dataset) -> pd.DataFrame:
                         (dataset, method, seed, step, index, reference[index], float(np.exp(logs[index])))
                     )
     return pd.DataFrame(rows, columns=list(FRAMES["recovery"].columns))
+
+
+def radial(seeds, methods, dataset) -> pd.DataFrame:
+    """Of maps of two channels; high frequencies have too much power in one and too little in the other."""
+    rng, rows = np.random.default_rng(13), []
+    for method in (*methods, *(f"alone:{m}" for m in methods if m != "none"), "floor"):
+        for seed in range(DRAWS if method == "floor" else seeds):
+            for step in checkpoints(method, seed)[-2:] if method in methods else (0,):
+                excess = 0.0 if method == "floor" else max(0.1, 0.7 + 2.2 * GAIN.get(method, 0.0))
+                for channel, sign in enumerate((1, -0.5)):
+                    logs = sign * excess * np.linspace(0, 1, BANDS) + 0.03 * rng.standard_normal(BANDS)
+                    for band, log in enumerate(logs):
+                        power = 4.0 / (1 + band)
+                        rows.append((dataset, method, seed, step, channel, band, power, float(np.exp(log))))
+    return pd.DataFrame(rows, columns=list(FRAMES["radial"].columns))
 
 
 def preconditioners(rng, seeds, methods, dataset) -> pd.DataFrame:

@@ -114,6 +114,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "path_conditioning": "precfm.report.figures.path_conditioning:draw",
         "metrics_vs_steps": "precfm.report.figures.metrics_vs_steps:draw",
         "recovery": "precfm.report.figures.recovery:draw",
+        "radial": "precfm.report.figures.radial:draw",
         "sample_grids": "precfm.report.figures.sample_grids:draw",
         "training_curves": "precfm.report.figures.training_curves:draw",
         "time_to_quality": "precfm.report.figures.time_to_quality:draw",

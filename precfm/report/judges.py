@@ -1,7 +1,8 @@
 """Which judges of images a data set has, and which metric of theirs stands for the Frechet distance.
 
 Two classifiers that were trained on a data set's own kind judge digits; networks of published weights, or pixels, judge
-photographs. Of sets too small for a Frechet distance there is the one in principal coordinates, and the KID.
+photographs. Where sets are too small, or features too many, for a Frechet distance of all features, there is the one in
+principal coordinates, and the KID.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,8 +14,10 @@ from precfm.core.metric_names import COMPONENTS, FRECHET_IN_COMPONENTS
 from precfm.report.vocabulary import decoded, is_decoded, is_judge, spaces_in_order, undecoded
 
 FRECHET = "frechet"
+WHITENED = "latent-whitened"
 DISTANCES = (FRECHET, FRECHET_IN_COMPONENTS)
 TRAINED = "classifier-"
+_WIDE = "1,024"  # features, as `precfm.metrics.principal.WIDE`
 _STANDING_IN = f", {COMPONENTS} components"
 
 Place: TypeAlias = tuple[str, str]
@@ -36,7 +39,7 @@ def meant(metric: str, spaces: Sequence[str], found: Collection[Place]) -> list[
     """Where a data set has what a claim asks for.
 
     Claims name the two trained classifiers. A data set with a fixed judge is judged by all that it has instead; and
-    where its sets are too small for a Frechet distance, by the one in principal coordinates.
+    where its sets are too small or its features too many for a Frechet distance, by the one in principal coordinates.
 
     Args:
         metric: that a claim asks for.
@@ -91,6 +94,22 @@ def judges_text(rows: pd.DataFrame, which: str = "") -> str:
     if FRECHET_IN_COMPONENTS not in set(rows["metric"]):
         return text
     return (
-        f"{text}, where it has more features than there are rows in the first {COMPONENTS} principal coordinates of "
-        "the train split (beside the unbiased KID)"
+        f"{text}, where it has more than {_WIDE} features, or at least as many as there are samples or held-out rows, "
+        f"in the first {COMPONENTS} principal coordinates of the train split (beside the unbiased KID)"
+    )
+
+
+def whitened_text(rows: pd.DataFrame) -> str:
+    """The Frechet distance in whitened latent coordinates in words: of which directions it is.
+
+    Args:
+        rows: with columns dataset, metric and space.
+    """
+    text = "Fréchet distance in whitened latent coordinates"
+    of_few = rows[(rows["metric"] == FRECHET_IN_COMPONENTS) & (rows["space"] == WHITENED)]
+    if of_few.empty:
+        return text
+    return (
+        f"{text} (of {', '.join(sorted(of_few['dataset'].unique()))} in the {COMPONENTS} principal directions of "
+        "largest variance alone, so that directions of low variance do not count in it)"
     )

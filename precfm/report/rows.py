@@ -15,6 +15,11 @@ RECORD_KEYS = ["dataset", "metric", "space", *PROTOCOL]
 ALL = "all"  # the scope of all classes together
 NO_EXTRACTOR = "none"  # how a latent space, which needs none, is written
 
+UNPRECONDITIONED = (
+    "none",
+    "scalar",
+)  # by no map or one scale: the first that there is stands for no preconditioning
+
 _ORDERS: Mapping[str, Callable[[Iterable[Any]], list[Any]]] = {
     "method": in_order,
     "metric": metrics_in_order,
@@ -39,6 +44,30 @@ def groups(rows: pd.DataFrame, *keys: str) -> Iterator[tuple[tuple[Any, ...], pd
     for value in _ORDERS.get(keys[0], sorted)(values):
         for inner, part in groups(rows[rows[keys[0]] == value], *keys[1:]):
             yield (value, *inner), part
+
+
+def baseline_of(rows: pd.DataFrame, names: Sequence[str]) -> str | None:
+    """The first of these methods that the rows have, or None.
+
+    Args:
+        rows: with a column method.
+        names: of methods, the preferred one first.
+
+    Example:
+        >>> baseline_of(pd.DataFrame({"method": ["scalar", "per_frequency"]}), ("none", "scalar"))
+        'scalar'
+    """
+    found = set(rows["method"])
+    return next((name for name in names if name in found), None)
+
+
+def baseline_text(method: str) -> str:
+    """How a caption calls a flow of `UNPRECONDITIONED`."""
+    return (
+        "flow without preconditioning"
+        if method == "none"
+        else f"flow behind '{method}' (one scale for all data)"
+    )
 
 
 def per_seed(records: pd.DataFrame) -> pd.DataFrame:

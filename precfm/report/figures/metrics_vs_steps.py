@@ -14,7 +14,7 @@ from precfm.report.figures.shown import COURSES, compared_text, of_first_setting
 from precfm.report.figures.style import Drawing, method_styles
 from precfm.report.formatting import count_text
 from precfm.report.frames import Frames
-from precfm.report.judges import DISTANCES, FRECHET, judges_text
+from precfm.report.judges import DISTANCES, FRECHET, judges_text, whitened_text
 from precfm.report.reads import LeftOutError, needed, reads
 from precfm.report.rows import groups, per_seed, with_a_course, with_common_end
 from precfm.report.vocabulary import FLOOR, LIKELIHOOD, decoded, is_flow, is_judge, judge_label, metric_text
@@ -65,8 +65,8 @@ def draw(frames: Frames) -> Drawing:
         f"The three sides of quality against the training steps of the flow: {compared_text(flows)}, "
         f"{count_text(flows['n_generated'].max())} samples against {count_text(flows['n_real'].max())} held-out "
         f"rows. Perceptual: {judges_text(flows)}, to held-out images that "
-        "have gone through encoder and decoder where it says 'decoded'. Second moments: Fréchet distance in whitened "
-        "latent coordinates, and mean |ln variance ratio| along the quarter of directions with the smallest "
+        "have gone through encoder and decoder where it says 'decoded'. Second moments: "
+        f"{whitened_text(flows)}, and mean |ln variance ratio| along the quarter of directions with the smallest "
         "variance. Likelihood: of held-out rows, in data space. Dashed: the floor, the train split against the same "
         f"reference. Each panel has its own value axis, fitted to the means: a wide band may leave it.{others}"
     )

@@ -2,6 +2,7 @@
 
 import itertools
 
+from precfm.report.bases import basis_text
 from precfm.report.figures.axes import curve, legend, letter, log_axes, method_entries, panels
 from precfm.report.figures.shown import GEOMETRY, compared_text, of_first_setting, of_own_map, that_fit
 from precfm.report.figures.style import Drawing, method_styles
@@ -42,6 +43,6 @@ def draw(frames: Frames) -> Drawing:
         f"method: {compared_text(paths)}. Condition number of Σ_t over all classes, that of the worst single class, "
         "and effective rank (exponential of the entropy of the eigenvalues); geometric mean over seeds (rank: mean). "
         "A preconditioner without randomness is the same for every seed. At t = 0 every path is white noise. κ(Σ_t) "
-        f"depends on the overall scale of the data, which 'scalar' alone fixes.{repeated}{others}"
+        f"depends on the overall scale of the data, which 'scalar' alone fixes.{basis_text(paths)}{repeated}{others}"
     )
     return Drawing(figure, caption)

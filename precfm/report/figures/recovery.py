@@ -1,5 +1,7 @@
 """Figure: variance of the samples over variance of the data, from the largest variance to the smallest."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
@@ -16,17 +18,16 @@ from precfm.report.figures.shown import by_family, compared_text, family, of_fir
 from precfm.report.figures.style import FLOOR_LINE, Drawing, method_styles
 from precfm.report.frames import Frames
 from precfm.report.reads import LeftOutError, needed, reads
-from precfm.report.rows import at_final
+from precfm.report.rows import UNPRECONDITIONED, at_final, baseline_of, baseline_text
 from precfm.report.summaries import logarithms, summarised
 from precfm.report.vocabulary import FLOOR, is_flow
 
 BINS = 16  # of neighbouring directions, whose single ratios scatter in the same way for all methods
-BASELINE = "none"
 
 
 @reads("recovery")
 def draw(frames: Frames) -> Drawing:
-    """One panel per family of methods, with the unpreconditioned flow repeated in each."""
+    """One panel per family of methods, with the flow without preconditioning repeated in each."""
     ratios = binned(of_first_setting(needed(frames, "recovery")))
     flows = ratios[ratios["method"].map(is_flow)]
     if flows.empty:
@@ -34,12 +35,14 @@ def draw(frames: Frames) -> Drawing:
     flows, others = that_fit(flows, flows["method"].map(family).nunique())
     floors = summarised(ratios[ratios["method"] == FLOOR], ["dataset", "x"], logarithmic=True)
     parts, styles = list(by_family(flows)), method_styles(frames)
+    baselines = {str(name): baseline_of(rows, UNPRECONDITIONED) for name, rows in flows.groupby("dataset")}
     figure, axes = panels(len(parts), height=2.5)
     for position, (ax, (dataset, name, rows)) in enumerate(zip(axes, parts, strict=True)):
         ax.axvspan(0.75, 1, color="#f0f0f0", linewidth=0, zorder=0)
-        baseline = flows[(flows["dataset"] == dataset) & (flows["method"] == BASELINE)]
+        name_of_baseline = baselines[dataset]
+        baseline = flows[(flows["dataset"] == dataset) & (flows["method"] == name_of_baseline)]
         method_curves(
-            ax, pd.concat([rows[rows["method"] != BASELINE], baseline]), styles, target=1.0, log=True
+            ax, pd.concat([rows[rows["method"] != name_of_baseline], baseline]), styles, target=1.0, log=True
         )
         floor = floors[floors["dataset"] == dataset]
         if len(floor):
@@ -51,13 +54,25 @@ def draw(frames: Frames) -> Drawing:
     caption = (
         "Variance of the samples over variance of the held-out data along the eigendirections of the data's "
         f"covariance, from the largest variance to the smallest: {compared_text(flows)}, at the final checkpoint. "
-        "Of feature maps with too few rows for a covariance they are those of the channels at each spatial frequency. "
+        "Of feature maps, whatever their rows, they are those of the channels at each spatial frequency. "
         f"Geometric means over {BINS} groups of neighbouring directions and over seeds. At one (dotted) the variance "
         "is recovered; above, the samples are too wide. Shaded: the lowest quarter of directions, by which recovery "
-        "is judged. The flow without preconditioning stands in every panel; dashed: the floor, the train split "
+        f"is judged. {_in_every_panel(baselines)}ashed: the floor, the train split "
         f"against the same reference. Each panel has its own value axis, fitted to the means.{others}"
     )
     return Drawing(figure, caption)
+
+
+def _in_every_panel(baselines: Mapping[str, str | None]) -> str:
+    """Which flow every panel of a data set has; up to the first letter of 'dashed'."""
+    texts = {name: baseline_text(method) for name, method in baselines.items() if method is not None}
+    kinds = sorted(set(texts.values()))
+    if not kinds:
+        return "D"
+    if len(texts) == len(baselines) and len(kinds) == 1:
+        return f"The {kinds[0]} stands in every panel; d"
+    of_each = [f"of {', '.join(name for name in texts if texts[name] == kind)} the {kind}" for kind in kinds]
+    return f"In every panel stands {', '.join(of_each)}; d"
 
 
 def binned(recovery: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import pandas as pd
 from matplotlib.axes import Axes
 
+from precfm.report.bases import basis_text, has_covariances
 from precfm.report.figures.axes import (
     RANK,
     curve,
@@ -29,6 +30,11 @@ from precfm.report.reads import needed, reads
 from precfm.report.rows import ALL
 from precfm.report.summaries import condition_number
 from precfm.report.vocabulary import in_order
+
+_SENSITIVITY = (
+    "Decoder sensitivity: how far the decoded image moves (sum of squared errors) per standard deviation along each "
+    "eigendirection of the data; a direction that the decoder ignores cannot count in an image metric."
+)
 
 
 @reads("spectra")
@@ -69,14 +75,17 @@ def draw(frames: Frames) -> Drawing:
     kappas = data[data["scope"] == ALL].groupby("dataset")["value"].apply(condition_number)
     compared = f"{compared_text(flow)}; geometric means" if len(flow) else ", ".join(kappas.index)
     texts = [f"{dataset} {number_text(kappa)}" for dataset, kappa in kappas.items()]
+    shown_rows = pd.concat([data, flow])
+    of_covariance, directions = "", "directions"
+    if has_covariances(shown_rows):
+        of_covariance, directions = " of the covariance", "eigendirections"
     caption = (
-        "Spectra of the covariance: which variances the data have along their "
-        f"eigendirections{', and which a flow meets behind the map of each method' if len(flow) else ''} "
+        f"Spectra{of_covariance}: which variances the data have along their "
+        f"{directions}{', and which a flow meets behind the map of each method' if len(flow) else ''} "
         f"({compared}). Condition numbers of the data: {', '.join(texts) or 'not measured'}. "
-        f"{'Grey: single classes. ' if len(texts) == 1 else ''}Decoder sensitivity: how far the decoded image moves "
-        "(sum of squared errors) per standard deviation along each eigendirection of the data; a direction that the "
-        f"decoder ignores cannot count in an image metric.{repeated}{others}"
+        f"{'Grey: single classes. ' if len(texts) == 1 else ''}{_SENSITIVITY if len(decoder) else ''}"
     )
+    caption = caption.rstrip() + basis_text(shown_rows) + repeated + others
     return Drawing(figure, caption)
 
 

@@ -16,8 +16,8 @@ from precfm.report.formatting import count_text
 from precfm.report.frames import Frames
 from precfm.report.judges import by_judges
 from precfm.report.reads import frame, needed, reads
-from precfm.report.rows import RECORD_KEYS, at_final, groups, per_seed, with_common_end
-from precfm.report.tables.time_to_quality import baseline_of, curves
+from precfm.report.rows import RECORD_KEYS, at_final, baseline_of, groups, per_seed, with_common_end
+from precfm.report.tables.time_to_quality import BASELINES, curves
 from precfm.report.vocabulary import FLOOR, metric_text, space_label
 
 
@@ -40,13 +40,13 @@ def draw(frames: Frames) -> Drawing:
     figure, axes = panels(len(parts), columns=2, height=2.4)
     for position, (ax, (about, group)) in enumerate(zip(axes, parts, strict=True)):
         dataset, metric, space, *_, extractor = about
-        baseline = at_final(group[group["method"] == baseline_of(group)])["value"]
+        baseline = at_final(group[group["method"] == baseline_of(group, BASELINES)])["value"]
         target = baseline.mean() if len(baseline) else None
         method_curves(ax, group, styles, floor=floors.get((dataset, space, extractor)), target=target)
         log_axes(ax, "x")
         ax.set(xlabel="training FLOPs, preconditioner included", ylabel=metric_text(metric).head)
         letter(ax, position, f"{dataset}, {space_label(space)}")
-    extra = ({"baseline at its end": TARGET_LINE} if baseline_of(rows) else {}) | (
+    extra = ({"baseline at its end": TARGET_LINE} if baseline_of(rows, BASELINES) else {}) | (
         FLOOR_ENTRY if len(floors) else {}
     )
     legend(figure, method_entries(list(rows["method"]), styles) | extra)

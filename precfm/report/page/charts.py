@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import pandas as pd
 
+from precfm.report.bases import basis_text
 from precfm.report.figures.shown import COURSES, GEOMETRY, of_first_setting
 from precfm.report.frames import Frames
 from precfm.report.page.vega import Chart, lines, points
@@ -35,6 +36,7 @@ def charts(frames: Frames, sides: pd.DataFrame | None) -> list[Chart]:
 def _spectra(frames: Frames) -> Chart:
     spectra = of_first_setting(needed(frames, "spectra"), GEOMETRY)
     spectra = spectra[(spectra["scope"] == ALL) & spectra["space"].isin(["data", "flow"])]
+    bases = basis_text(spectra)
     method = spectra["method"].where(spectra["space"] == "flow", DATA)
     rows = spectra.assign(
         method=method, value=spectra["eigenvalue"].astype(float), eigendirection=spectra["index"] + 1
@@ -42,7 +44,7 @@ def _spectra(frames: Frames) -> Chart:
     rows = summarised(rows, ["dataset", "method", "eigendirection"], logarithmic=True)
     caption = (
         "Eigenvalues of the covariance over all classes, in ascending order: of the data, and of the space in which "
-        "each method's flow is trained. Geometric mean over fits with its 95% interval."
+        f"each method's flow is trained. Geometric mean over fits with its 95% interval.{bases}"
     )
     return lines("figure spectra", caption, rows, frames, x=["eigendirection"], y="eigenvalue", log="y")
 
@@ -59,7 +61,7 @@ def _paths(frames: Frames) -> Chart:
     rows = summarised(pd.concat(both), ["dataset", "shown", "method", "t"], logarithmic=True)
     caption = (
         "Condition number κ(Σₜ) of the path from noise (t = 0) to data (t = 1) in the space in which each method's "
-        "flow is trained. Geometric mean over fits with its 95% interval."
+        f"flow is trained. Geometric mean over fits with its 95% interval.{basis_text(paths)}"
     )
     item = "figure path_conditioning"
     return lines(item, caption, rows, frames, x=["t"], y="κ(Σₜ)", log="y", choice="covariance of")

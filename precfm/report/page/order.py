@@ -15,7 +15,7 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
         "table training",
         "table plateaus",
     ),
-    "Variance along eigendirections": ("figure recovery", "table recovery"),
+    "Variance along eigendirections": ("figure recovery", "figure radial", "table recovery"),
     "Latents and conditioning": (
         "table latents",
         "figure spectra",
@@ -51,6 +51,7 @@ _TITLES = {
     "figure metrics_vs_steps": "Metrics against training steps",
     "figure training_curves": "Training curves",
     "figure recovery": "Recovery of variances",
+    "figure radial": "Recovery of radial power spectra",
     "table recovery": "Recovery of variances, in numbers",
     "table latents": "Latents",
     "figure spectra": "Spectra",

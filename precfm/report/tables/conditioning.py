@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from precfm.report.bases import basis_text, has_covariances
 from precfm.report.frames import Frames
 from precfm.report.reads import LeftOutError, frame, reads
 from precfm.report.rows import ALL, groups, one_per_artifact
@@ -22,6 +23,9 @@ _QUANTITIES = {
     "flops_per_fit": Quantity("FLOPs to fit", "count"),
 }
 _FIT = ["dataset", "method", "seed"]
+_FLOOR = (  # of the covariance of a class
+    ": a perfectly white sample of n rows in d dimensions is expected to have about ((1 + √(d/n)) / (1 − √(d/n)))²"
+)
 
 
 def tidy(frames: Frames) -> pd.DataFrame:
@@ -74,6 +78,9 @@ def build(frames: Frames) -> Table:
         for (dataset,), rows in groups(data, "dataset")
     ]
     fits = int(data["n"].max())
+    known = [frame(frames, name) for name in ("spectra", "path_conditioning")]
+    bases = pd.concat([rows.reindex(columns=["dataset", "scope", "basis"]) for rows in known])
+    floor = _FLOOR if has_covariances(bases[bases["scope"] != ALL]) else ""
     caption = (
         "The space in which each method's flow is trained, on the held-out split, against the data before any "
         "preconditioner, on the train split: "
@@ -81,9 +88,8 @@ def build(frames: Frames) -> Table:
         "mean of ln κ(Σₜ) over the times of the probability path, with the overall scale of every space set to "
         "mean variance one, on which κ(Σₜ) depends; effective rank (exponential of the entropy of the "
         "eigenvalues) at the data's end of the path; round-trip error on the data and in the tails, relative to "
-        "the smallest standard deviation of the data. κ of a class has a floor from sampling: a perfectly white "
-        "sample of n rows in d dimensions is expected to have about ((1 + √(d/n)) / (1 − √(d/n)))², so that a "
-        "small class cannot reach 1. Mean over "
+        f"the smallest standard deviation of the data.{basis_text(bases)} κ of a class has a floor from "
+        f"sampling{floor}, so that a small class cannot reach 1. Mean over "
         f"up to {fits} fit{'' if fits == 1 else 's'} with the 95% t interval, for condition numbers "
         "on the log scale in brackets; a preconditioner without randomness is one fit for every training seed "
         "and stands without an interval."

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from precfm.report.bases import basis_text
 from precfm.report.formatting import MISSING
 from precfm.report.frames import Frames
 from precfm.report.reads import Row, needed, reads
@@ -27,6 +28,12 @@ _QUANTITIES = {
     "lowest_sensitivity": Quantity("lowest sensitivity / error", "size"),
 }
 _LATENTS = ["dataset", "artifact"]
+_SENSITIVITY = (
+    " Last, of all directions the lowest decoder sensitivity (how far the decoded image moves, as a sum of squares, "
+    "when its latent moves by one standard deviation along an eigenvector) over the reconstruction error: far below 1, "
+    "what a flow does to the variance along that direction changes images by less than the decoder errs, and metrics "
+    "on images can hardly reward it."
+)
 
 
 def tidy(frames: Frames) -> pd.DataFrame:
@@ -92,10 +99,9 @@ def build(frames: Frames) -> Table:
         "the train split over all classes and for the best and worst single class (∞: some direction has no "
         "variance); effective rank (exponential of the entropy of the eigenvalues); mean squared error of a decoded "
         "held-out image, summed over its pixels and channels in units of [0, 1]; share of these numbers that the "
-        "decoder had to clamp into [0, 1] by more than half a grey level. Last, of all directions the lowest decoder "
-        "sensitivity (how far the decoded image moves, as a sum of squares, when its latent moves by one standard "
-        "deviation along an eigenvector) over the reconstruction error: far below 1, what a flow does to the variance "
-        "along that direction changes images by less than the decoder errs, and metrics on images can hardly reward it."
-        + several
+        "decoder had to clamp into [0, 1] by more than half a grey level."
     )
+    caption += _SENSITIVITY if "lowest_sensitivity" in set(data["quantity"]) else ""
+    spectra = needed(frames, "spectra")
+    caption += basis_text(spectra[spectra["space"] == "data"]) + several
     return Table(data, [Block("Latents", pd.DataFrame(rows, columns=["latents", *columns]))], caption)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from precfm.report.bases import residual_basis_text
 from precfm.report.formatting import seeds_text
 from precfm.report.frames import Frames
 from precfm.report.judges import DISTANCES
@@ -89,7 +90,7 @@ def build(frames: Frames) -> Table:
         "the pairing of optimal transport, a learned map's validation and the decoder's metric do not count. Moments "
         "that a skip holds are no parameters; those of a mixture are counted beside. FLOPs to train do not hold "
         "those to fit. Matched baselines have no preconditioner but the scaling."
-    )
+    ) + residual_basis_text(frame(frames, "preconditioners"))
     return Table(data, blocks, caption)
 
 

@@ -1,4 +1,4 @@
-"""The paired table: each method minus the unpreconditioned flow, seed by seed."""
+"""The paired table: each method minus the flow without preconditioning (`none`, else `scalar`), seed by seed."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -17,16 +17,26 @@ from precfm.report.formatting import (
 )
 from precfm.report.frames import Frames
 from precfm.report.reads import LeftOutError, Row, frame, needed, reads, with_baseline
-from precfm.report.rows import PROTOCOL, RECORD_KEYS, groups, pair, per_seed
+from precfm.report.rows import (
+    PROTOCOL,
+    RECORD_KEYS,
+    UNPRECONDITIONED,
+    baseline_of,
+    baseline_text,
+    groups,
+    pair,
+    per_seed,
+)
 from precfm.report.tables.blocks import Block, Table
 from precfm.report.tables.metrics import extractor_text
 from precfm.report.vocabulary import in_order, is_flow, method_label, metric_text, space_label
 
-BASELINE = "none"
-
 
 def tidy(frames: Frames) -> pd.DataFrame:
     """Paired differences to the baseline at the last checkpoint that both share (`precfm.report.rows.pair`).
+
+    One baseline serves the whole table: the first of `UNPRECONDITIONED` that the experiment has. A data set without it
+    is left out.
 
     Metrics whose best value is 1 are left out: a difference of such ratios has no good direction, and the
     table has their logarithmic errors instead.
@@ -40,18 +50,23 @@ def tidy(frames: Frames) -> pd.DataFrame:
     records = per_seed(needed(frames, "records"))
     values = records[records["method"].map(is_flow)]
     values = values[values["metric"].map(lambda metric: metric_text(metric).better != "one")]
+    baseline = baseline_of(values, UNPRECONDITIONED)
+    if baseline is None:
+        raise LeftOutError(
+            f"this experiment has none of the methods {' and '.join(UNPRECONDITIONED)} to compare with"
+        )
     bootstrap, rows = Bootstrap(frame(frames, "bootstrap")), []
     for method in in_order(values["method"]):
-        if method == BASELINE:
+        if method == baseline:
             continue
-        for key, group in pair(values, method, BASELINE, RECORD_KEYS).groupby(RECORD_KEYS, sort=True):
+        for key, group in pair(values, method, baseline, RECORD_KEYS).groupby(RECORD_KEYS, sort=True):
             about = dict(zip(RECORD_KEYS, key, strict=True))
-            estimate = bootstrap.difference(about, method, BASELINE, group)
+            estimate = bootstrap.difference(about, method, baseline, group)
             rows.append(
                 {
                     **about,
                     "method": method,
-                    "baseline": BASELINE,
+                    "baseline": baseline,
                     "step": round(group["step"].mean()),
                     **asdict(estimate),
                     "resolvable": smallest_resolvable(group["value"] - group["value_baseline"]),
@@ -60,7 +75,7 @@ def tidy(frames: Frames) -> pd.DataFrame:
             )
     if not rows:
         raise LeftOutError(
-            f"no training seed has both the method '{BASELINE}' and another one at a shared checkpoint"
+            f"no training seed has both the method '{baseline}' and another one at a shared checkpoint"
         )
     data = pd.DataFrame(rows)
     data["p_holm"] = holm(data["p"].tolist())
@@ -77,16 +92,17 @@ def _behind(row: Row, column: str) -> Iterable[Row]:
 def build(frames: Frames) -> Table:
     """The paired table as it is printed: one block per data set, feature space and extractor."""
     data = tidy(frames)
+    baseline = str(data["baseline"].iloc[0])
     blocks = [
         Block(
-            f"{dataset}: {space_label(space)}, method minus {method_label(BASELINE)}",
+            f"{dataset}: {space_label(space)}, method minus {method_label(baseline)}",
             _cells(rows),
             f"With {extractor_text(extractor)}.",
         )
         for (dataset, space, extractor), rows in groups(data, "dataset", "space", "extractor")
     ]
     caption = (
-        "Differences to the flow without preconditioning, paired by training seed "
+        f"Differences to the {baseline_text(baseline)}, paired by training seed "
         f"({seeds_text(data['n'])}): mean, 95% interval (the t interval over seeds, joined with the bootstrap of the "
         "held-out rows where there is one) and two-sided p, then p "
         f"adjusted by Holm over all {int(data['p'].notna().sum())} tests of this table. The last column is "

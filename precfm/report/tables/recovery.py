@@ -76,7 +76,7 @@ def build(frames: Frames) -> Table:
     flows = data[data["method"].map(is_flow)]
     caption = (
         "Variance of the samples over variance of the reference along each eigenvector of the train split's covariance "
-        "(of feature maps with too few rows for one, along those of the channels at each spatial frequency), "
+        "(of feature maps, whatever their rows, along those of the channels' covariance at each spatial frequency), "
         "summarised over directions: above 1 the samples are too wide, below 1 too narrow. The "
         "lowest quartile are the directions of smallest variance. Final checkpoint, mean over "
         f"{seeds_text((flows if len(flows) else data)['n'])} with the 95% t interval; ratios on the log "

@@ -9,7 +9,7 @@ from precfm.core.metric_names import COMPONENTS, FRECHET_IN_COMPONENTS
 from precfm.report.bootstrap import Bootstrap
 from precfm.report.formatting import number_text, seeds_text
 from precfm.report.frames import Frames
-from precfm.report.judges import FRECHET, Place, judges_text, places
+from precfm.report.judges import FRECHET, Place, judges_text, places, whitened_text
 from precfm.report.reads import LeftOutError, frame, needed, reads
 from precfm.report.rows import PROTOCOL, at_final, groups, per_seed, with_common_end
 from precfm.report.tables.blocks import Block, Columns, Table, estimate_column, method_cells, steps_and_seeds
@@ -106,7 +106,7 @@ def build(frames: Frames) -> Table:
         f"Three sides of quality, never merged. Perceptual: {judges_text(data, 'independent ')}, against held-out "
         "images, and against held-out images that have gone through encoder and decoder. Second moments: mean |ln "
         "variance ratio| along the quarter of directions with the smallest variance, "
-        "and the Fréchet distance in whitened latent coordinates. Likelihood: mean negative log-likelihood of held-out "
+        f"and the {whitened_text(data)}. Likelihood: mean negative log-likelihood of held-out "
         "latents, in nats, in the space before the map. Last, the share of samples nearer to a training than to a "
         "held-out row, of equally many. Training rows lie nearer to any smooth model that was fitted to them, so that "
         "a share above one half is no sign of copying by itself: compare it with whitenings alone, which hold moments "

@@ -9,7 +9,7 @@ from precfm.report.formatting import number_text, seeds_text
 from precfm.report.frames import Frames
 from precfm.report.judges import by_judges
 from precfm.report.reads import LeftOutError, needed, reads, with_baseline
-from precfm.report.rows import RECORD_KEYS, at_final, groups, per_seed, with_a_course
+from precfm.report.rows import RECORD_KEYS, at_final, baseline_of, groups, per_seed, with_a_course
 from precfm.report.summaries import with_training_flops
 from precfm.report.tables.blocks import Block, Table, by_method, method_cells
 from precfm.report.tables.metrics import extractor_text
@@ -35,11 +35,6 @@ def curves(frames: Frames) -> pd.DataFrame:
     return rows
 
 
-def baseline_of(rows: pd.DataFrame) -> str | None:
-    """Which of `BASELINES` these rows have."""
-    return next((name for name in BASELINES if (rows["method"] == name).any()), None)
-
-
 def tidy(frames: Frames) -> pd.DataFrame:
     """Training FLOPs until each method's metric is at most that of the baseline at its last checkpoint.
 
@@ -53,7 +48,7 @@ def tidy(frames: Frames) -> pd.DataFrame:
     """
     rows = []
     for key, group in curves(frames).groupby(RECORD_KEYS, sort=True):
-        baseline = baseline_of(group)
+        baseline = baseline_of(group, BASELINES)
         if baseline is None:
             continue
         times = _times(group, baseline)
