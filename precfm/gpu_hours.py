@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from precfm.core.errors import PrecfmError
 from precfm.core.options import validated
 from precfm.core.registry import build
 from precfm.flows.compute import flops_of
 from precfm.flows.settings import FlowSettings
 from precfm.pipeline.components import component
+from precfm.pipeline.networks import without_weights
 from precfm.pipeline.node import Node
 from precfm.pipeline.pinned import pinned_model
 from precfm.pipeline.plan import Plan
@@ -25,7 +27,6 @@ PRETRAINED = (
     4,
     8,
 )  # channels of latents, and images' side over theirs, of an autoencoder that is not on this machine
-CLASSES = 10  # of data whose classes only the files tell
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ def _frozen(value: Any) -> Any:
 @lru_cache(maxsize=64)
 def _operations(model: tuple[tuple[str, Any], ...], shape: tuple[int, ...]) -> tuple[float, float]:
     """Of one row, forward alone, and forward and backward; nothing is computed."""
+    network = without_weights(dict(model), shape)
     with torch.device("meta"):
-        network = build("models", dict(model), shape=shape, num_classes=CLASSES)
         points, labels = torch.empty(2, *shape), torch.zeros(2, dtype=torch.int64)
         times = torch.empty(2)
         network.checked_labels = lambda labels, batch: labels  # type: ignore[method-assign]  # which asks for values
@@ -122,10 +123,15 @@ def _latent_shape(plan: Plan, node: Node) -> tuple[int, ...]:
     (latents,) = node.parents["latents"]
     made = plan.node(latents)
     (data,) = made.parents["data"]
-    source = component("datasets", plan.node(data).params["dataset"]["source"]).made()
+    of_data = plan.node(data)
+    source = component("datasets", of_data.params["dataset"]["source"]).made()
     if "encoder" not in made.parents:
-        shape: tuple[int, ...] = tuple(source.shape)
-        return shape
+        if (shape := getattr(source, "shape", None)) is None:
+            raise PrecfmError(
+                f"datasets.{of_data.label}.source.shape: missing, of '{of_data.params['source']}'; that of a latent, "
+                "such as [4, 32, 32], is needed to count operations"
+            )
+        return tuple(shape)
     (encoder,) = made.parents["encoder"]
     params = plan.node(encoder).params
     if "pinned" in params:

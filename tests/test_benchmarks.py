@@ -6,6 +6,10 @@ import sys
 import pytest
 import torch
 
+from precfm.core.registry import build
+from precfm.flows.compute import num_parameters
+from precfm.pipeline.components import plain
+from precfm.pipeline.experiments import load_experiment
 from tests.workflow import ROOT
 
 
@@ -15,8 +19,16 @@ def test_what_measures_a_gpu_works_in_small_steps_on_the_processor(monkeypatch):
     script = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, script)
     spec.loader.exec_module(script)
+    for case, name in zip(script.cases(tiny=False), ("church256", "flowers256"), strict=True):
+        flow = load_experiment(name).settings["plain"].methods["scalar"].flow
+        with torch.device("meta"):
+            measured = case.build()
+            trained = build("models", plain(flow.model), shape=case.shape, num_classes=script.CLASSES)
+        assert type(measured) is type(trained)
+        assert num_parameters(measured) == num_parameters(trained)
+        assert case.batch == flow.training.batch_size
     report = script.measure(torch.device("cpu"), tiny=True)
-    assert report["agreement"]["largest_difference"] == 0
+    assert report["agreement"]["largest_differences"] == {"MLP": 0, "U-Net": 0}
     assert [each["name"] for each in report["networks"]] == ["DiT", "U-Net"]
     for each in report["networks"]:
         assert each["utilisation"] == pytest.approx(

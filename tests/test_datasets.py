@@ -422,6 +422,12 @@ def test_names_and_places_that_cannot_be_added(photos: Path, tmp_path: Path) -> 
     for name, place, message in cases:
         with pytest.raises(PrecfmError, match=message):
             add_source(name, place, sources_file)
+    damaged = zipped(photos, tmp_path / "damaged.zip")
+    damaged.write_bytes(
+        damaged.read_bytes().replace(b"PK\x01\x02", b"\0\0\0\0")
+    )  # of the directory, not of its end
+    with pytest.raises(PrecfmError, match=r"^path: '.*damaged\.zip' is no readable zip file \("):
+        add_source("mine", damaged, sources_file)
     whole = (photos / "red" / "b.png").read_bytes()
     (photos / "red" / "b.png").write_bytes(whole[: len(whole) // 2])
     for place in (photos, zipped(photos, tmp_path / "cut.zip")):

@@ -1,7 +1,14 @@
 """Estimated GPU-hours: operations as counted by hand, and what they depend on."""
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 
+from precfm.core.errors import PrecfmError
+from precfm.datasets.latents import add_latents
+from precfm.datasets.sources import SOURCES
 from precfm.gpu_hours import EVALUATIONS, PEAKS, SECONDS_PER_CALL, gpu_hours
 from precfm.pipeline.plan import load_plan
 
@@ -31,3 +38,30 @@ def test_a_large_network_is_bound_by_its_products(project):
     assert training.hours * 3600 == pytest.approx(training.operations / (0.3 * PEAKS["bfloat16"]))
     half, _ = gpu_hours(load_plan("church256"), 0.15)
     assert half.hours == pytest.approx(2 * training.hours)
+
+
+def test_own_latents_need_their_shape(project):
+    np.save("z.npy", np.random.default_rng(0).standard_normal((60, 2, 4, 4)).astype("float32"))
+    add_latents("sound", Path("z.npy"), SOURCES)
+
+    def plan(**source):
+        data = {"source": {"name": "latents", "source": "sound", **source}, "train": 40, "validation": 10}
+        content = {
+            "description": "latents",
+            "datasets": {"mine": {**data, "heldout": 10}},
+            "flow": {
+                "model": MLP,
+                "path": {"name": "linear"},
+                "training": TRAINING | {"learning_rate": 1e-3},
+            },
+            "methods": {"none": {"preconditioner": {"name": "none"}}},
+            "seeds": [0],
+            "settings": {"plain": {}},
+            "sampling": {"n": 8, "steps": 2},
+        }
+        (project / "config/mine.yaml").write_text(json.dumps(content))
+        return load_plan("mine")
+
+    assert gpu_hours(plan(shape=[2, 4, 4]))[0].operations > 0
+    with pytest.raises(PrecfmError, match=r"^datasets\.mine\.source\.shape: missing, of 'sound'; "):
+        gpu_hours(plan())

@@ -9,8 +9,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from precfm.core.errors import PrecfmError
+from precfm.datasets import image_names as data_sets
+from precfm.datasets.image_names import image_names, names_below
 from precfm.metrics.evaluate import evaluate_features
-from precfm.metrics.files import compare, image_batches, read_features
+from precfm.metrics.files import IMAGE_SUFFIXES, compare, image_batches, read_features
 
 
 def pictures(folder: Path, n: int, seed: int, *, size: int = 4, mode: str = "L") -> Path:
@@ -49,6 +51,17 @@ def test_folders_of_images(tmp_path: Path) -> None:
     assert values[0].protocol.extractor == "identity"
 
 
+def test_the_same_files_are_images_as_in_a_data_set(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "images", 2, 1, mode="RGB")
+    Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(folder / "still.gif")
+    (folder / "README.txt").write_text("not looked at")
+    (folder / "__MACOSX").mkdir()
+    (folder / "__MACOSX" / "000.png").write_bytes(b"not looked at")
+    (batch,) = image_batches(folder)
+    assert len(batch) == len(image_names(names_below(folder))) == 3
+    assert set(IMAGE_SUFFIXES) == data_sets.IMAGE_SUFFIXES
+
+
 def test_colour_images_are_read_as_they_are(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -84,8 +97,10 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     refused(broken, r"001.png")
     (broken / "001.png").write_bytes((broken / "000.png").read_bytes()[:60])
     refused(broken, r"001.png")
-    (broken / "001.png").rename(broken / "001.txt")
-    refused(broken, r"001.txt")
+    refused(real, r"^weights: got .*features.npy, but 'identity' has no weights", weights=file)
+    refused(
+        real, r"^weights: got .*features.npy, but 'pixels' has no weights", weights=file, extractor="pixels"
+    )
     deep = tmp_path / "deep"
     deep.mkdir()
     refused(deep, "deep: holds no images")

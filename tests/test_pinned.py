@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from precfm.datasets.manifest import add_source
 from precfm.datasets.mnist5k import MNIST5k
 from precfm.datasets.sources import fetch_raw
 from precfm.datasets.splits import make_splits
+from precfm.encoders.base import load
 from precfm.pipeline.artifact import Artifact
 from precfm.pipeline.build import build
 from precfm.pipeline.job import script_of
@@ -25,6 +28,7 @@ from precfm.pipeline.node import MODELS
 from precfm.pipeline.pinned import PinnedModel, as_text, pinned_model, read_record
 from precfm.pipeline.pinning import pin, rename_in_configurations, trained_models
 from precfm.pipeline.plan import load_plan
+from tests.workflow import ROOT
 
 SIZES = {"train": 600, "validation": 200, "heldout": 300}
 CLASSIFIER = {"name": "digit_classifier", "width": 2, "feature_dim": 4}
@@ -325,3 +329,17 @@ def test_what_was_trained_is_pinned_and_serves_another_split(planned, project):
 def test_an_experiment_that_trains_nothing_has_nothing_to_pin(planned):
     with pytest.raises(PrecfmError, match="theory: trains no encoder"):
         trained_models(load_plan("theory"))
+
+
+def test_the_pinned_autoencoder_of_photographs_serves_flowers(planned, project):
+    pytest.importorskip("diffusers")
+    page = (ROOT / "docs/how-to/images.md").read_text(encoding="utf-8")
+    (reference,) = re.findall(r"pinned: (flowers-kl8@\w+)", page)
+    plan = planned({"encoders": {"dct": None, "kl8": {"pinned": reference}}}, base="flowers")
+    assert [node.label for node in plan.of("encoders")] == ["flowers-kl8"]
+    shutil.copyfile(MODELS / "flowers-kl8.safetensors", project / "model.safetensors")
+    network = read_record("flowers-kl8").network.model_dump()
+    (project / "model.json").write_text(json.dumps(network))
+    images = load(project).decode(torch.zeros(2, 8, 8, 8))
+    assert images.shape == (2, 3, 64, 64)
+    assert 0.1 < float(images.mean()) < 0.9

@@ -57,15 +57,15 @@ def test_parents_come_before_children_and_exist(planned):
         ("mnist", (50_000, 10_000, 10_000), ""),
         ("mnist", (50_001, 10_000, 10_000), "train + validation: got 60001"),
         ("fashion_mnist", (500, 10, 10_001), "heldout: got 10001"),
-        ("own", (3, 1, 2), ""),
-        ("own", (3, 2, 2), "train + validation + heldout: got 7"),
+        ("own", (4, 2, 4), ""),
+        ("own", (5, 2, 4), "train + validation + heldout: got 11"),
         ("zipped", (1000, 1000, 1000), ""),  # how many images it holds, only the job can see
     ],
 )
 def test_splits_larger_than_the_source_are_refused(planned, project, source, sizes, sentence):
     for label in ("daisy", "tulip"):
         (project / "own" / label).mkdir(parents=True)
-        for index in range(3):
+        for index in range(5):
             Image.new("L", (4, 4), index).save(project / "own" / label / f"{index}.png")
     add_source("own", project / "own", project / "data/sources.yaml")
     with zipfile.ZipFile(project / "zipped.zip", "w") as archive:
@@ -85,6 +85,32 @@ def test_splits_larger_than_the_source_are_refused(planned, project, source, siz
     with pytest.raises(PrecfmError) as caught:
         planned(change)
     assert str(caught.value).startswith(f"datasets.mine: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("roses", "sizes", "sentence"),
+    [
+        (1, (20, 4, 8), "source: class 'rose' of 'own' has one image"),
+        (3, (4, 4, 30), "train: got 4, of which a class gets none; class 'rose' has 3 of 43 images"),
+        (2, (20, 4, 8), "heldout: got 8, of which class 'rose', 2 of 42 images, gets 0; at least 2 "),
+        (4, (20, 4, 8), "heldout: got 8, of which class 'rose', 4 of 44 images, gets 1; at least 2 "),
+        (4, (20, 4, 20), ""),
+    ],
+)
+def test_classes_that_are_too_rare_are_refused(planned, project, roses, sizes, sentence):
+    for label, images in {"daisy": 20, "rose": roses, "tulip": 20}.items():
+        (project / "own" / label).mkdir(parents=True)
+        for index in range(images):
+            Image.new("L", (4, 4), index).save(project / "own" / label / f"{index}.png")
+    add_source("own", project / "own", project / "data/sources.yaml")
+    counts = dict(zip(("train", "validation", "heldout"), sizes, strict=True))
+    mine = {"source": {"name": "imagefolder", "source": "own"}, **counts}
+    change = {"datasets": {"mnist5k": None, "mine": mine}, "sampling": {"n": 10}}
+    if not sentence:
+        assert planned(change).of("data")
+        return
+    with pytest.raises(PrecfmError, match=rf"^datasets\.mine\.{re.escape(sentence)}"):
+        planned(change)
 
 
 def test_a_changed_parameter_of_one_method_changes_that_method_alone(planned):
@@ -195,6 +221,42 @@ def test_a_rank_above_the_dimension_is_refused(planned, name):
             planned({"methods": {"x": method}})  # of a trained encoder
     stages["stages"][1]["rank"] = 16
     assert planned({"methods": {"x": {"preconditioner": stages}}}).nodes
+
+
+@pytest.mark.parametrize(
+    ("encoder", "model", "reason"),
+    [
+        ({"name": "pca", "components": 8}, {"name": "unet"}, r"\(8\): latents with another number of axes"),
+        (
+            {"name": "block_dct", "block": 7, "keep": 3},
+            {"name": "dit", "patch": 3},
+            r"\(3 x 4 x 4\): patch: got 3",
+        ),
+        (
+            {"name": "block_dct", "block": 14, "keep": 3},
+            {"name": "unet", "multipliers": [1, 2, 2]},
+            r"\(3 x 2 x 2\): multipliers: got 3 levels",
+        ),
+    ],
+)
+def test_a_network_that_does_not_fit_the_latents_is_refused(planned, encoder, model, reason):
+    pytest.importorskip("diffusers")
+    change = {
+        "encoders": {"L16": {"model": encoder, "training": None}},
+        "methods": {"none": {"preconditioner": {"name": "none"}, "flow": {"model": model}}},
+        "predict": [],
+    }
+    with pytest.raises(PrecfmError, match=rf"^methods\.none\.flow\.model: got '{model['name']}'.*{reason}"):
+        planned(change)
+    change["methods"]["none"]["flow"]["model"] = {
+        "name": "dit",
+        "patch": 2,
+        "width": 8,
+        "depth": 1,
+        "heads": 2,
+    }
+    if encoder["name"] != "pca":
+        assert planned(change).of("flows")
 
 
 @pytest.mark.parametrize(

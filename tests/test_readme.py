@@ -11,11 +11,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
 from typer.main import get_command
 
 from precfm.cli.command_line import app
 from precfm.core.registry import REGISTRY
+from precfm.datasets.manifest import SourceFile, register
+from precfm.datasets.sources import SOURCES
 from precfm.pipeline.experiments import load_experiment, read_recorded
 from precfm.pipeline.key_lists import KEYS, differences
 from precfm.pipeline.plan import load_plan
@@ -72,13 +73,16 @@ def test_the_examples_of_the_library_run(page):
     assert names["samples"].isfinite().all()
 
 
-def test_the_example_of_own_images_is_a_valid_configuration(tmp_path):
+def test_the_example_of_own_images_has_a_plan(project):
+    pytest.importorskip("diffusers")
     block, *_ = blocks("yaml", "docs/how-to/images.md")
-    for file in (ROOT / "config").glob("*.yaml"):
-        (tmp_path / file.name).write_text(file.read_text())
-    (tmp_path / "own.yaml").write_text("extends: quick\n" + block)
-    named = {name for name, spec in yaml.safe_load(block)["datasets"].items() if spec}
-    assert named == load_experiment("own", tmp_path).datasets.keys()
+    listed = [SourceFile(f"{'ab'[index % 2]}/{index}.jpg", 1, f"{index:064x}") for index in range(2200)]
+    register("photographs", listed, [project / "photographs"], "mine", SOURCES)
+    (project / "config/own.yaml").write_text(block)
+    plan = load_plan("own")
+    assert [node.label for node in plan.of("data")] == ["photographs"]
+    assert {node.label for node in plan.of("classifiers")} == {"imagenet", "pixels"}
+    assert plan.of("flows")
 
 
 def test_every_preconditioner_is_named():

@@ -227,13 +227,16 @@ def images_at(path: Path) -> list[str]:
     """The names of the images in a folder or a zip file, sorted.
 
     Raises:
-        PrecfmError: it is neither, or holds none.
+        PrecfmError: it is neither, is a damaged zip file, or holds none.
     """
     if path.is_dir():
         names = image_names(names_below(path))
     elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = image_names(archive.namelist())
+        try:  # is_zipfile has seen the last record alone
+            with zipfile.ZipFile(path) as archive:
+                names = image_names(archive.namelist())
+        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+            raise PrecfmError(f"path: '{path}' is no readable zip file ({error})") from None
     else:
         raise PrecfmError(f"path: '{path}' is neither a folder nor a zip file of images")
     if not names:

@@ -17,7 +17,8 @@ from precfm.metrics.evaluate import METRICS, evaluate_features
 from precfm.metrics.extractors.base import extract, weights_hash
 from precfm.metrics.values import MetricValue
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# As in precfm.datasets.image_names, beside which this stands in the layers.
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FEATURES_FILE = "features.safetensors"
 
 
@@ -55,7 +56,7 @@ def compare(
 
     Raises:
         PrecfmError: a path is missing or of a kind of its own, an image is unreadable or of another size, the
-            features are unusable; the error names the file or row.
+            features are unusable, the extractor has no weights; the error names the file, row or argument.
     """
     real, generated = Path(real), Path(generated)
     files = {path: _features_file(path) for path in (real, generated)}
@@ -66,7 +67,10 @@ def compare(
         y = read_features(of_real, tensor)
         x = read_features(of_generated, generated_tensor or tensor)
     else:
-        network = load("fixed_extractors", extractor)(*([] if weights is None else [Path(weights)]))
+        kind = load("fixed_extractors", extractor)
+        if weights is not None and not hasattr(kind, "weights"):
+            raise PrecfmError(f"weights: got {weights}, but '{extractor}' has no weights; none are needed")
+        network = kind(*([] if weights is None else [Path(weights)]))
         name, hashed = network.name, ""
         if isinstance(network, nn.Module):
             network, hashed = network.to(device), weights_hash(network)
@@ -106,13 +110,13 @@ def _groups(metrics: Sequence[str]) -> list[tuple[str, ...]]:
 def image_batches(folder: Path, batch_size: int = 50) -> Iterator[Tensor]:
     """The images below a folder in the order of their paths, as uint8 batches (n, channels, height, width).
 
-    Files whose names begin with a dot are left out.
+    Hidden files and files without an image's suffix are left aside, as by the data set `imagefolder`.
 
     Raises:
         PrecfmError: there is none, one cannot be read, or sizes or colour modes are mixed; names the file.
     """
     paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    files = [folder / path for path in paths if not any(part.startswith(".") for part in path.parts)]
+    files = [folder / path for path in paths if _is_image(path)]
     if not files:
         raise PrecfmError(f"{folder}: holds no images; images end in {', '.join(IMAGE_SUFFIXES)}")
     shape: torch.Size | None = None
@@ -159,10 +163,14 @@ def _features_file(path: Path) -> Path | None:
     return path
 
 
+def _is_image(path: Path) -> bool:
+    """Whether a path below a folder is that of an image, judged by its name."""
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
+
+
 def _read_image(file: Path) -> Tensor:
     """One image as uint8, shape (1 or 3, height, width)."""
-    if file.suffix.lower() not in IMAGE_SUFFIXES:
-        raise PrecfmError(f"{file}: is no image; images end in {', '.join(IMAGE_SUFFIXES)}")
     try:
         with Image.open(file) as image:
             mode, grey = image.mode, image.mode in ("1", "L")

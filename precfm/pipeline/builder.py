@@ -12,6 +12,7 @@ from precfm.pipeline.components import NESTED, Component, component
 from precfm.pipeline.experiments import CLAIMS, load_experiment, read_yaml
 from precfm.pipeline.fingerprints import foreign_modules
 from precfm.pipeline.keys import KeyedArtifacts
+from precfm.pipeline.networks import refuse_misfit
 from precfm.pipeline.node import Node
 from precfm.pipeline.plan import Plan
 from precfm.pipeline.processes import refuse_more_than, refuse_uncuttable
@@ -185,6 +186,7 @@ class _Builder:
         parts |= {f"{own}.through.{place}": each for place, each in enumerate(through)}
         parts |= {f"{own}.flow.wrappers.{place}": each for place, each in enumerate(flow.wrappers)}
         _refuse_more_than_the_data_have(space, parts)
+        refuse_misfit(f"{own}.flow.model", flow.model, space.label, space.shape)
         refuse_uncuttable(f"{own}.flow", flow, self.experiment.devices)
         run = replace(run.behind(self._preconditioner(run, component)), maps=tuple(component.targets))
         if flow.wrappers:

@@ -5,16 +5,17 @@ machine; its job (`workflow_scripts/pinned.py`) looks in any case.
 """
 
 import json
-import math
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from precfm.core.errors import PrecfmError
 from precfm.core.options import shortened
 from precfm.core.registry import build
-from precfm.datasets.image_names import image_names
+from precfm.datasets.image_names import class_name, image_names
 from precfm.datasets.manifest import SourceManifest, source_manifest
 from precfm.datasets.sources import SOURCES, fetch_raw, place_here
 from precfm.datasets.splits import make_splits
@@ -23,6 +24,8 @@ from precfm.pipeline.pinned import PinnedModel, pinned_model, refuse_overlap
 from precfm.pipeline.schema import Dataset, Encoder, Setting
 
 LARGEST_PIXELS = 2**28  # numbers of all images at once: 1 GB
+CLASS_FOLDERS = "imagefolder"  # the data set whose classes are the folders that its images lie in
+FEWEST_HELDOUT = 2  # rows of a class, of which the diagnostics take a covariance
 
 
 def check_counts(name: str, spec: Dataset, manifest: SourceManifest) -> None:
@@ -43,6 +46,48 @@ def check_counts(name: str, spec: Dataset, manifest: SourceManifest) -> None:
             )
 
 
+def check_classes(name: str, spec: Dataset, manifest: SourceManifest, *, judged: bool) -> None:
+    """Refuse classes that are too rare for the splits, where the manifest lists the images of each.
+
+    Args:
+        name: of the data set.
+        spec: how large its splits are.
+        manifest: of its source.
+        judged: whether flows are compared with its held-out split.
+
+    Raises:
+        PrecfmError: a class has a single image, none to train with, or fewer than two held-out ones; names the class.
+    """
+    of_images = [class_name(image) for image in image_names(file.name for file in manifest.files)]
+    if spec.source.name != CLASS_FOLDERS or not of_images:
+        return
+    counts = Counter(of_images)
+    classes = {label: index for index, label in enumerate(sorted(counts))}
+    rarest = min(classes, key=lambda label: counts[label])
+    if counts[rarest] == 1:
+        raise PrecfmError(
+            f"datasets.{name}.source: class '{rarest}' of '{manifest.name}' has one image; more, or a source without "
+            "that class, are needed, since every split takes its share of each class"
+        )
+    labels = torch.tensor([classes[label] for label in of_images])
+    sizes = {split: getattr(spec, split) for split in ("train", "validation", "heldout")}
+    try:
+        heldout = make_splits(labels, **sizes, seed=spec.seed)["heldout"]
+    except PrecfmError:  # the sizes are possible, so a class has no share
+        raise PrecfmError(
+            f"datasets.{name}.train: got {spec.train}, of which a class gets none; class '{rarest}' has "
+            f"{counts[rarest]} of {len(labels)} images, so more, or a source without that class, are needed"
+        ) from None
+    shares = torch.bincount(labels[heldout], minlength=len(classes)).tolist()
+    if judged and (fewest := min(shares)) < FEWEST_HELDOUT:
+        rare = [*classes][shares.index(fewest)]
+        raise PrecfmError(
+            f"datasets.{name}.heldout: got {spec.heldout}, of which class '{rare}', {counts[rare]} of {len(labels)} "
+            f"images, gets {fewest}; at least {FEWEST_HELDOUT} of each class are needed, so a larger heldout, or a "
+            "source without that class"
+        )
+
+
 def image_shape(spec: Dataset) -> tuple[int, int] | None:
     """Channels, and height and width, of a data set's images; None where its class does not say."""
     made = spec.source.made()
@@ -50,8 +95,8 @@ def image_shape(spec: Dataset) -> tuple[int, int] | None:
     return None if resolution is None else (made.channels, resolution)
 
 
-def latent_dimension(field: str, encoder: Encoder, dataset: str, spec: Dataset) -> int | None:
-    """How many numbers a latent of a data set's images has; None where the shape of the images is not known yet.
+def latent_shape(field: str, encoder: Encoder, dataset: str, spec: Dataset) -> tuple[int, ...] | None:
+    """The shape of a latent of a data set's images; None where that of the images is not known yet.
 
     Raises:
         PrecfmError: the encoder cannot take these images, cannot be fitted to so few, or is larger than memory; names
@@ -83,7 +128,7 @@ def latent_dimension(field: str, encoder: Encoder, dataset: str, spec: Dataset) 
             f"{field}.model: got {shortened(network)}, which torch cannot make in this machine's memory for images of "
             f"{channels} x {image_size} x {image_size}; smaller numbers are needed"
         ) from None
-    return int(math.prod(made.latent_shape))
+    return tuple(made.latent_shape)
 
 
 def check_pixels(field: str, dataset: str, spec: Dataset, settings: Mapping[str, Setting]) -> None:

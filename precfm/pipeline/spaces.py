@@ -1,5 +1,6 @@
 """The latent spaces of an experiment: data sets, classifiers and encoders, which all methods share."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from precfm.datasets.manifest import source_manifest
 from precfm.datasets.sources import SOURCES
 from precfm.metrics.extractors.judges import checksum
 from precfm.pipeline.components import component
-from precfm.pipeline.images import check_counts, check_pinned, check_pixels, latent_dimension
+from precfm.pipeline.images import check_classes, check_counts, check_pinned, check_pixels, latent_shape
 from precfm.pipeline.keys import KeyedArtifacts
 from precfm.pipeline.node import Node
 from precfm.pipeline.pinned import pinned_model
@@ -31,7 +32,7 @@ class Space:
         settings: the comparisons that are made here; none where an experiment trains models or shows latents alone.
         judged: by role, what samples are compared with.
         selecting: the classifier that chooses recipes; empty where none is chosen.
-        dimension: of a latent, all its numbers; None where the images' shape is not known yet.
+        shape: of a latent; None where only the files, or weights that are not here yet, tell it.
     """
 
     label: str
@@ -41,7 +42,12 @@ class Space:
     settings: Mapping[str, Setting]
     judged: Mapping[str, Node | tuple[Node, ...]]
     selecting: tuple[Node, ...]
-    dimension: int | None
+    shape: tuple[int, ...] | None
+
+    @property
+    def dimension(self) -> int | None:
+        """Numbers in a latent; None where the shape is not known."""
+        return None if self.shape is None else math.prod(self.shape)
 
 
 def spaces(experiment: Experiment, artifacts: KeyedArtifacts) -> Iterator[Space]:
@@ -82,7 +88,7 @@ class _DatasetSpaces:
             elsewhere = encoder.datasets is not None and self.name not in encoder.datasets
             if elsewhere or (self.experiment.settings and not settings):
                 continue
-            dimension = latent_dimension(f"encoders.{name}", encoder, self.name, self.spec)
+            shape = latent_shape(f"encoders.{name}", encoder, self.name, self.spec)
             label = f"{self.name}-{name}"
             made = self._encoder(name, encoder, label)
             encoded = {"encode": encoder.encode, "seed": encoder.seed}
@@ -93,7 +99,7 @@ class _DatasetSpaces:
             if settings:
                 judged["encoder"] = made
                 judged["features"] = self._features(label, settings, judged)
-            yield Space(label, self.data, made, latents, settings, judged, selecting, dimension)
+            yield Space(label, self.data, made, latents, settings, judged, selecting, shape)
 
     def _of_latents(self) -> Space:
         """Your own latents: nothing encodes them, and no judge looks at them."""
@@ -102,7 +108,8 @@ class _DatasetSpaces:
         judged: dict[str, Any] = {"latents": latents}
         if settings:
             judged["features"] = self._features(self.name, settings, judged)
-        return Space(self.name, self.data, None, latents, settings, judged, (), None)
+        shape = getattr(self.spec.source.made(), "shape", None)
+        return Space(self.name, self.data, None, latents, settings, judged, (), shape and tuple(shape))
 
     def _features(self, label: str, settings: Mapping[str, Setting], parents: Mapping[str, Any]) -> Node:
         """What samples are compared with; how many these are, where they are fewer than the held-out rows."""
@@ -113,6 +120,7 @@ class _DatasetSpaces:
     def _data(self) -> Node:
         spec, manifest = self.spec, source_manifest(self.spec.source_name, SOURCES)
         check_counts(self.name, spec, manifest)
+        check_classes(self.name, spec, manifest, judged=bool(self.experiment.settings))
         params: dict[str, Any] = {
             "dataset": spec.model_copy(update={"classifiers": None}),  # which change no image
             "source": spec.source_name,
