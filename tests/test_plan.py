@@ -290,9 +290,10 @@ def test_names_that_make_one_label_or_too_long_a_one_are_refused(planned):
 def test_guidance_has_a_null_class_in_skips_too_and_is_in_no_key_where_it_is_not_used(planned):
     neutral = {"sampling": {"guidance": 1.0}, "flow": {"model": {"label_dropout": 0.0}}}
     assert planned(neutral).nodes.keys() == planned().nodes.keys()
-    wrapper = {"name": "mixture_skip", "directions": "patches", "patch": 3}  # of feature maps
+    wrapper = {"name": "mixture_skip", "directions": "patches", "patch": 2}  # of feature maps
     plan = planned(
         {
+            "encoders": {"L16": {"model": {"name": "block_dct", "block": 7, "keep": 3}, "training": None}},
             "sampling": {"guidance": 2.0},
             "flow": {"model": {"name": "unet", "width": 8, "label_dropout": 0.1}},
             "methods": {"mixture_skip": {"flow": {"wrappers": [wrapper]}}},
