@@ -91,7 +91,7 @@ def test_every_number_of_the_findings_is_published(section):
     """In a table of its section, or as a number of a claim that its paragraph names."""
     shown = {number for table in SOURCE.finditer(section) for number in NUMBER.findall(table["table"])}
     for paragraph in re.split(r"\n\n|\n(?=- )", SOURCE.sub("", section.partition("\n")[2])):
-        claims = set(re.findall(r"\b(?:C\d+[abc]?(?:-score)?|S\d)\b", paragraph))
+        claims = set(re.findall(r"\b(?:C\d+[abc]?(?:-score|-photographs)?|S\d)\b", paragraph))
         prose = re.sub(
             r"\]\([^)]*\)|`[^`]*`|\$[^$]*\$|\b[CS]\d+[abc]?\b|\bv1\b|judge 0|\b64\b|95%", "", paragraph
         )
