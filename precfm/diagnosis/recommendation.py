@@ -6,7 +6,14 @@ from typing import Literal, TypeAlias
 
 from precfm.diagnosis.conditioning import Conditioning, rows_needed
 from precfm.diagnosis.decoder import DecoderUse
-from precfm.diagnosis.evidence import LARGEST_KAPPA, NAMES, PUBLISHED, gaussian_skip_quoted, quoted
+from precfm.diagnosis.evidence import (
+    LARGEST_KAPPA,
+    NAMES,
+    PUBLISHED,
+    gaussian_skip_quoted,
+    photographs_quoted,
+    quoted,
+)
 from precfm.diagnosis.maps import TRIED, MapReport
 from precfm.diagnosis.rendering import number
 from precfm.diagnosis.rows import Parts
@@ -16,8 +23,9 @@ from precfm.selection.standings import DEFAULT
 
 Action: TypeAlias = Literal["use", "leave", "too few rows"]
 
-# Just above the largest condition number at which this project has published flows on data: no map improved the Frechet
-# distance there, and samples of such data shall not fall on the other side by chance.
+# Just above the largest condition number of vectors with which this project has published flows: no map improved the
+# Frechet distance there, and samples of such data shall not fall on the other side by chance. That of the photographs,
+# 200 times as large, is far above; nothing is published between.
 LEAVE_BELOW = 1.2 * LARGEST_KAPPA
 # A map has to bring the condition number to a third: descent's steps fall as much, and less is lost beside what the
 # bracket between `at_least` and `kappa` leaves open.
@@ -142,8 +150,8 @@ def recommend(
             f"The condition number is at least {number(raw.at_least)}; behind {chosen.name} {behind}, and no "
             f"simpler map comes within a factor of {SIMPLER:g} of the best. By the theory of linear models the slowest "
             "direction then needs fewer steps in the same proportion. Whether samples get better is not known: "
-            f"{measured}; second moments improved behind some of the four maps, likelihood behind none; and at "
-            "condition numbers like yours no flow is published. `--train MINUTES` (minutes=) measures it on your rows.",
+            f"{measured}; second moments improved behind some of the four maps, likelihood behind none. But "
+            f"{photographs_quoted()}. `--train MINUTES` (minutes=) measures it on your rows.",
             chosen,
             or_skip=True,
         )
