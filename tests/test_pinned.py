@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -331,8 +332,10 @@ def test_an_experiment_that_trains_nothing_has_nothing_to_pin(planned):
         trained_models(load_plan("theory"))
 
 
-def test_the_pinned_autoencoder_of_photographs_serves_flowers(planned, project):
+def test_the_pinned_autoencoder_of_photographs_can_be_planned_and_loaded(planned, project, monkeypatch):
+    """On `flowers` without its photographs, so that the plan cannot look at them."""
     pytest.importorskip("diffusers")
+    monkeypatch.delenv("PRECFM_MIRROR", raising=False)
     page = (ROOT / "docs/how-to/images.md").read_text(encoding="utf-8")
     (reference,) = re.findall(r"pinned: (flowers-kl8@\w+)", page)
     plan = planned({"encoders": {"dct": None, "kl8": {"pinned": reference}}}, base="flowers")
@@ -343,3 +346,12 @@ def test_the_pinned_autoencoder_of_photographs_serves_flowers(planned, project):
     images = load(project).decode(torch.zeros(2, 8, 8, 8))
     assert images.shape == (2, 3, 64, 64)
     assert 0.1 < float(images.mean()) < 0.9
+
+
+def test_a_photograph_that_occurs_twice_keeps_the_pinned_autoencoder_from_flowers(planned):
+    pytest.importorskip("diffusers")
+    if not (Path(os.environ.get("PRECFM_MIRROR", "nowhere")) / "flowers256.zip").is_file():
+        pytest.skip("needs flowers256.zip in PRECFM_MIRROR")
+    reference = f"flowers-kl8@{read_record('flowers-kl8').sha256[:12]}"
+    with pytest.raises(PrecfmError, match=r"^encoders\.kl8\.pinned: flowers, heldout: 1 of 400"):
+        planned({"encoders": {"dct": None, "kl8": {"pinned": reference}}}, base="flowers")

@@ -140,7 +140,8 @@ def quoted() -> list[str]:
         "NLL of class whitening: by a few rows; of the Gaussian skip on MNIST: by one",
         "seed of five that diverged. The condition number of flowers is that of the",
         "channels at each frequency; its precision falls behind every map, by the",
-        "ImageNet network. Tables: results/published/NAME/tables/sides.md.",
+        "ImageNet network, and the low-capacity flow has its Frechet distance without",
+        "a flow behind it, too. Tables: results/published/NAME/tables/sides.md.",
     ]
 
 

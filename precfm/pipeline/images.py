@@ -158,6 +158,8 @@ def check_pinned(field: str, name: str, record: PinnedModel, dataset: str, spec:
             f"{size} x {size}, {channels} channels" for channels, size in (record.image_shape, shape)
         )
         raise PrecfmError(f"{field}: '{name}' takes images of {wanted}; those of {dataset} have {found}")
+    if not place_here(source_manifest(spec.source_name, SOURCES)):
+        return
     try:
         refuse_overlap(name, record, _evaluating(json.dumps(plain(spec))).items())
     except PrecfmError as error:
@@ -166,13 +168,10 @@ def check_pinned(field: str, name: str, record: PinnedModel, dataset: str, spec:
 
 @lru_cache(maxsize=4)  # the same for all models of a data set
 def _evaluating(text: str) -> dict[str, Tensor]:
-    """The validation and held-out images of a data set; none where its files cannot be had without a network."""
+    """The validation and held-out images of a data set whose files are here; none where these are wrong."""
     spec = Dataset.model_validate_json(text)
-    manifest = source_manifest(spec.source_name, SOURCES)
-    if not place_here(manifest):
-        return {}
     try:
-        images = build("datasets", plain(spec.source)).load(fetch_raw(manifest.name)[0])
+        images = build("datasets", plain(spec.source)).load(fetch_raw(spec.source_name)[0])
         sizes = {split: getattr(spec, split) for split in ("train", "validation", "heldout")}
         splits = make_splits(images.labels, **sizes, seed=spec.seed, official_split=images.official_split)
     except PrecfmError:  # what is wrong with the files, the job that splits them says
