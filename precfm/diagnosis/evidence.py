@@ -81,7 +81,7 @@ PUBLISHED = (
 )
 PHOTOGRAPHS = Evidence(
     "flowers",
-    "0bcc6ff1c12d",
+    "98ff6cd1075e",
     "flowers-dct",
     "photographs as block-DCT maps of 18 x 8 x 8, a U-Net, 1,000 steps, 3 seeds",
     48900.0,
