@@ -144,19 +144,22 @@ def test_two_runs_from_scratch_give_the_same_bytes(made, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("experiment", "comparisons"), [("mnist-vae16", 3), ("paper-mnist", 14)])
-def test_the_long_experiments_work_from_end_to_end(tmp_path, experiment, comparisons):
+@pytest.mark.parametrize(
+    ("experiment", "comparisons", "alone"),
+    [("mnist-vae16", 3, "whitening"), ("paper-mnist", 14, "whitening"), ("flowers256", 3, "per_frequency")],
+)
+def test_the_long_experiments_work_from_end_to_end(tmp_path, experiment, comparisons, alone):
     """Every method of every setting in a few steps, by the code that makes the long runs."""
     if "PRECFM_MIRROR" not in os.environ:
-        pytest.skip("MNIST is needed: set PRECFM_MIRROR to a folder that holds it")
+        pytest.skip("MNIST and flowers256.zip are needed: set PRECFM_MIRROR to a folder that holds them")
     copy = clone(ROOT, tmp_path / "copy")
-    config = copy / "config/paper-mnist.yaml"
+    config = copy / f"config/{experiment}.yaml"
     config.write_text(config.read_text().replace("cuda", "cpu"))
     run(copy, BIN / "precfm", "make", experiment, "--tiny")
     assert run(copy, BIN / "precfm", "ls", f"{experiment}-tiny", "--missing") == ""
     (metrics,) = (copy / f"results/{experiment}-tiny/table_files").glob("metrics-*/metrics.csv")
     table = pd.read_csv(metrics)
-    assert {"none", "whitening", "normalizing_flow-P", "normalizing_flow-F"} <= set(table["method"])
+    assert {alone, "normalizing_flow", "normalizing_flow-P", "normalizing_flow-F"} <= set(table["method"])
     assert table["dataset"].nunique() == comparisons
 
 
