@@ -123,9 +123,15 @@ def _make(plan: "Plan", wanted: "Sequence[Node]") -> None:
     from precfm.pipeline.plan import in_batches
 
     torch.set_num_threads(plan.threads)
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # so that both signals clean up on their way out
+    asked: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # so that both clean up on their way out
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
     count = itertools.count(1)
     try:
         for batch in in_batches(wanted):
@@ -136,7 +142,9 @@ def _make(plan: "Plan", wanted: "Sequence[Node]") -> None:
                 except PrecfmError as error:
                     raise PrecfmError(f"{node.id}: {error}") from error
                 typer.echo(f"[{next(count)}/{len(wanted)}] {'made' if new else 'kept'} {node.id}")
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt):
+        if not asked:  # compiled code that is interrupted may raise an error of its own
+            raise
         typer.echo("precfm: stopped; what is finished is kept; the same command goes on", err=True)
         raise typer.Exit(128 + signal.SIGINT) from None
 

@@ -15,8 +15,10 @@ from functools import partial
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
 import precfm.preconditioners.learned as learned
+from precfm.cli import app
 from precfm.core.errors import PrecfmError
 from precfm.pipeline.build import build
 from precfm.pipeline.job import script_of
@@ -170,7 +172,30 @@ def test_making_without_snakemake_stops_cleanly_and_says_how_to_go_on(project, n
         assert process.poll() is None
     process.send_signal(number)
     code, said = process.wait(), log.read_text()
-    assert code == 128 + signal.SIGINT
+    assert code == 128 + signal.SIGINT, said
     assert "the same command goes on" in said
     assert "Traceback" not in said
     assert not any((project / "results/.work/parts").glob("*"))
+
+
+@pytest.mark.parametrize(("asked", "code"), [(True, 128 + signal.SIGINT), (False, 1)])
+def test_an_interruption_that_compiled_code_turns_into_an_error_is_one_all_the_same(
+    project, monkeypatch, asked, code
+):
+    def built(node, script):
+        try:
+            if asked:
+                signal.raise_signal(signal.SIGTERM)
+        finally:
+            raise RuntimeError("KeyboardInterrupt:")
+
+    (project / f"config/{SMALL_NAME}.yaml").write_text(yaml.safe_dump(SMALL))
+    monkeypatch.setattr("precfm.pipeline.build.build", built)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        done = CliRunner().invoke(app, ["make", SMALL_NAME])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert done.exit_code == code
+    assert ("the same command goes on" in done.output) == asked
