@@ -1,6 +1,5 @@
 """Commands that ask whether what is there holds: files, numbers, lineage."""
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ import typer
 from typer.core import TyperCommand
 
 from precfm.cli.arguments import LARGEST_SEED
+from precfm.cli.stopping import stoppable
 from precfm.core.errors import PrecfmError
 
 app = typer.Typer()
@@ -122,28 +122,27 @@ def challenge(
     from precfm.audit.challenge import Challenge, exit_code, lines
     from precfm.audit.drawn_cells import challengeable, draw
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        tables, left_out = challengeable(experiment)
-        for reason in left_out:
-            typer.echo(f"left out: {reason}")
-        seed = secrets.randbelow(2**32) if seed is None else seed
-        drawn = draw(tables, count, seed)
-        typer.echo(f"drawn with --seed {seed}:")
-        for cell in drawn:
-            typer.echo(f"  {cell}")
-        challenged = Challenge.of(drawn)
-        for line in challenged.cost():
-            typer.echo(line)
-        if dry_run:
-            return
-        outcomes = challenged.outcomes(scratch, typer.echo)
+        with stoppable("stopped"):
+            tables, left_out = challengeable(experiment)
+            for reason in left_out:
+                typer.echo(f"left out: {reason}")
+            seed = secrets.randbelow(2**32) if seed is None else seed
+            drawn = draw(tables, count, seed)
+            typer.echo(f"drawn with --seed {seed}:")
+            for cell in drawn:
+                typer.echo(f"  {cell}")
+            challenged = Challenge.of(drawn)
+            for line in challenged.cost():
+                typer.echo(line)
+            if dry_run:
+                return
+            outcomes = challenged.outcomes(scratch, typer.echo)
     except (PrecfmError, OSError) as error:
         typer.echo(f"precfm: {error}", err=True)
         raise typer.Exit(MISUSE) from None
-    except KeyboardInterrupt:
-        typer.echo("precfm: stopped", err=True)
-        raise typer.Exit(128 + signal.SIGINT) from None
+    except typer.Exit:  # stopped
+        raise
     except Exception:  # a defect: no number was compared
         traceback.print_exc()
         raise typer.Exit(MISUSE) from None

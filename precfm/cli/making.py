@@ -2,13 +2,13 @@
 
 import itertools
 import os
-import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from precfm.cli.arguments import ExperimentName
+from precfm.cli.stopping import stoppable
 from precfm.core.errors import PrecfmError
 
 if TYPE_CHECKING:
@@ -123,17 +123,8 @@ def _make(plan: "Plan", wanted: "Sequence[Node]") -> None:
     from precfm.pipeline.plan import in_batches
 
     torch.set_num_threads(plan.threads)
-    asked: list[int] = []
-
-    def stop(number: int, _: object) -> None:
-        asked.append(number)
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):  # so that both clean up on their way out
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, stop)
     count = itertools.count(1)
-    try:
+    with stoppable("stopped; what is finished is kept; the same command goes on"):
         for batch in in_batches(wanted):
             made = {node.id for node in build_side_by_side(batch)}
             for node in batch:
@@ -142,11 +133,6 @@ def _make(plan: "Plan", wanted: "Sequence[Node]") -> None:
                 except PrecfmError as error:
                     raise PrecfmError(f"{node.id}: {error}") from error
                 typer.echo(f"[{next(count)}/{len(wanted)}] {'made' if new else 'kept'} {node.id}")
-    except (Exception, KeyboardInterrupt):
-        if not asked:  # compiled code that is interrupted may raise an error of its own
-            raise
-        typer.echo("precfm: stopped; what is finished is kept; the same command goes on", err=True)
-        raise typer.Exit(128 + signal.SIGINT) from None
 
 
 @app.command("pin")
